@@ -1,0 +1,282 @@
+"""Adapters as small directories that others can load, with or without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from scipy.signal import chirp
+from transformers import AutoFeatureExtractor
+
+from peft_audio.batching import collate, normalise
+from peft_audio.config import LoraRecipe, ModelConfig, UserError
+from peft_audio.models import Base, identify_base, load_classifier, resolve_base, versions
+
+RECORD = "peft_audio.json"
+WEIGHTS = "adapter_model.safetensors"
+SCHEMA_VERSION = 1
+PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What `peft_audio.json` says beside PEFT's own files: all that is needed to get the same answers again.
+
+    Attributes:
+        labels: Label names in the order of the logits.
+        base: The encoder that the adapter changes.
+        strategy: What was trained.
+        sampling_rate: Of the waveforms that the encoder takes, in hertz.
+        crop: Seconds of a clip in training (at random) and in evaluation (from the start).
+        mask: How padding is kept out, and the shortest input in samples.
+        normalisation: Whether a clip is brought to zero mean and unit variance, and when.
+        metrics: Of the run that made it.
+        versions: Of the packages that made it.
+        probes: The logits and top labels of the probe clips, once saved.
+        schema_version: Of this file.
+    """
+
+    labels: tuple[str, ...]
+    base: Base
+    strategy: str
+    sampling_rate: int
+    crop: dict[str, float]
+    mask: dict[str, Any]
+    normalisation: dict[str, Any]
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    probes: tuple[dict[str, Any], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter: the model in eval mode, how to feed it, and its record."""
+
+    model: Any
+    extractor: Any
+    record: AdapterRecord
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits."""
+        return self.record.labels
+
+    def logits(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        """Logits of a batch of clips, each as if it were alone.
+
+        Args:
+            waveforms: float32 of shape (samples,) each, mono, at `record.sampling_rate`.
+
+        Returns:
+            float32 of shape (clips, labels).
+        """
+        items = [
+            {"input_values": normalise(waveform, self.extractor), "label": 0, "index": i, "weight": 1.0}
+            for i, waveform in enumerate(waveforms)
+        ]
+        batch = collate(items, self.record.mask["minimum_samples"])
+        device = next(self.model.parameters()).device
+        inputs = {name: batch[name].to(device) for name in ("input_values", "attention_mask")}
+        with torch.inference_mode():
+            return self.model(**inputs).logits.float().cpu().numpy()
+
+
+def describe_adapter(
+    cfg: LoraRecipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
+) -> AdapterRecord:
+    """The record of a run's adapter, before its probes are measured."""
+    return AdapterRecord(
+        labels=tuple(labels),
+        base=base,
+        strategy=strategy,
+        sampling_rate=extractor.sampling_rate,
+        crop={"training_seconds": cfg.data.max_seconds, "evaluation_seconds": cfg.data.max_eval_seconds},
+        mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
+        normalisation={"do_normalize": bool(extractor.do_normalize), "when": "before padding"},
+        metrics=metrics,
+        versions=versions(),
+    )
+
+
+def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
+    """The fixed clips by which a loaded adapter is compared with the saved one: swept tones, swelling and fading.
+
+    Args:
+        sampling_rate: In hertz.
+
+    Returns:
+        Float32 of shape (samples,), 0.01 to 2.3 s; the first is shorter than what the encoder takes.
+    """
+    waveforms = []
+    for seconds in PROBE_SECONDS:
+        time = np.arange(round(seconds * sampling_rate)) / sampling_rate
+        tone = chirp(time, f0=150.0, t1=seconds, f1=3500.0) + 0.5 * chirp(time, f0=2000.0, t1=seconds, f1=300.0)
+        waveforms.append((0.4 * tone * np.cos(4 * np.pi * time)).astype(np.float32))
+    return waveforms
+
+
+def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
+    """Logits and top label of each probe clip, in float32 on the CPU, clip by clip."""
+    adapter.model.to("cpu").eval()
+    found = []
+    for seconds, waveform in zip(PROBE_SECONDS, probe_waveforms(adapter.record.sampling_rate), strict=True):
+        logits = adapter.logits([waveform])[0]
+        found.append({"seconds": seconds, "logits": logits.tolist(), "label": adapter.labels[int(logits.argmax())]})
+    return tuple(found)
+
+
+def save_adapter(folder: Path, model: Any, extractor: Any, record: AdapterRecord) -> AdapterRecord:
+    """Write the adapter directory, and let it stand only once a fresh process has got the same logits from a copy.
+
+    Args:
+        folder: The directory to make.
+        model: A trained PEFT model; it is left on the CPU, in eval mode.
+        extractor: The encoder's feature extractor.
+        record: What to say about it; probes are measured here.
+
+    Returns:
+        The record with its probes.
+
+    Raises:
+        RuntimeError: The copy did not reproduce the logits; what was written stays in `<folder>.partial`.
+    """
+    record = replace(record, probes=measure_probes(Adapter(model, extractor, record)))
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    peft_config = model.peft_config["default"]
+    peft_config.base_model_name_or_path, peft_config.revision = record.base.name, record.base.commit
+    # "auto" may ask the Hub whether the base's embeddings changed; an audio encoder has none.
+    model.save_pretrained(aside, save_embedding_layers=False)
+    _sort_config(aside / "adapter_config.json")
+    extractor.save_pretrained(aside)
+    (aside / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    (aside / "README.md").write_text(adapter_readme(record), encoding="utf-8")
+    _verify_copy(aside)
+    aside.rename(folder)
+    return record
+
+
+def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu") -> Adapter:
+    """Load an adapter directory onto its base.
+
+    Args:
+        path: A directory made by a recipe.
+        base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
+        device: Where to run, such as "cpu" or "cuda".
+
+    Raises:
+        UserError: A part is missing or damaged, or the base is not the one that it was trained on.
+    """
+    folder = Path(path).expanduser()
+    record = read_record(folder)
+    config = ModelConfig(name=base or record.base.name, revision=None if base else record.base.commit)
+    model = load_classifier(config, record.labels)
+    found = identify_base(config, model)
+    if found.sha256 != record.base.sha256:
+        raise UserError(
+            f"{folder}: the base {config.name} is not the one the adapter was trained on "
+            f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
+        )
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        keys = _stored_keys(folder / WEIGHTS)
+        model = PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({str(error).splitlines()[0]}).") from error
+    # PEFT only warns about missing keys, and the head would stay random.
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if wanted != keys:
+        wrong = sorted(wanted ^ keys)
+        raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
+    return Adapter(model.to(device).eval(), extractor, record)
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """What `peft_audio.json` says.
+
+    Raises:
+        UserError: It is missing, damaged or of a newer version.
+    """
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give runs/<name>/adapter.")
+    try:
+        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if stored["schema_version"] > SCHEMA_VERSION:
+            raise UserError(
+                f"{folder / RECORD}: schema version {stored['schema_version']} is newer than {SCHEMA_VERSION}; "
+                "upgrade peft-audio."
+            )
+        known = {field.name for field in fields(AdapterRecord)}
+        stored = {name: value for name, value in stored.items() if name in known}
+        return AdapterRecord(
+            **stored | {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / RECORD} is damaged ({error}); get the adapter again.") from error
+
+
+def adapter_readme(record: AdapterRecord) -> str:
+    """The adapter's README: what it is, and a snippet that loads it without this package."""
+    base = resolve_base(record.base.name)
+    local = Path(base).is_dir()
+    revision = f', revision="{record.base.commit}"' if record.base.commit and not local else ""
+    template = (Path(__file__).parent / "assets" / "adapter_readme.md").read_text(encoding="utf-8")
+    metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items())
+    return Template(template).substitute(
+        base=json.dumps(str(Path(base).resolve()) if local else base),
+        base_name=record.base.name,
+        labels=json.dumps(record.labels, ensure_ascii=False),
+        metrics=metrics,
+        minimum_samples=record.mask["minimum_samples"],
+        revision=revision,
+        sampling_rate=record.sampling_rate,
+        seconds=f"{record.crop['evaluation_seconds']:g}",
+        sha256=record.base.sha256,
+        strategy=record.strategy,
+    )
+
+
+def _sort_config(path: Path) -> None:
+    """PEFT writes sets in an order that changes from process to process."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    ordered = {key: sorted(value) if key in ("target_modules", "modules_to_save") else value for key, value in stored.items()}
+    path.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _stored_keys(path: Path) -> set[str]:
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return set(weights.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+
+
+def _verify_copy(folder: Path) -> None:
+    # The launcher's variables would make the child join its process group, and a GPU's arithmetic is not what the
+    # probes were measured with.
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
+    with tempfile.TemporaryDirectory() as elsewhere:
+        copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
+        child = subprocess.run(
+            [sys.executable, "-m", "peft_audio.verify", str(copy)],
+            env=clean | {"CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+    if child.returncode:
+        raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")

@@ -1,0 +1,233 @@
+"""Recordings as rows, and rows as train, validation and test splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from sklearn.model_selection import train_test_split
+
+from peft_audio.audio import AudioError, AudioInfo, read_info
+from peft_audio.config import DataConfig, UserError
+
+BUNDLED = Path(__file__).parent / "assets" / "digits"
+SPLITS = ("train", "validation", "test")
+SPLIT_FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"}
+UNREADABLE_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}
+MOST_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split.
+
+    A row has `id` (unique), `audio` (`path` or `bytes`), `label` (a number), `group` (speaker or source, "" if not
+    known), `num_frames` and `sampling_rate` in hertz as the file has them.
+
+    Attributes:
+        train: What is trained on.
+        validation: What settings and the best epoch are chosen on.
+        test: Read once, at the end.
+        labels: The label names, in the order of the label numbers.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    labels: tuple[str, ...]
+
+    def __getitem__(self, split: str) -> Dataset:
+        return getattr(self, split)
+
+    def table(self) -> pa.Table:
+        """Every clip's id, label, group and split, as the run saves them."""
+        parts = []
+        for split in SPLITS:
+            rows = self[split]
+            labels = [self.labels[i] for i in rows["label"]]
+            columns = {"id": rows["id"], "label": labels, "group": rows["group"], "split": [split] * len(rows)}
+            parts.append(pa.table({name: pa.array(list(values), pa.string()) for name, values in columns.items()}))
+        return pa.concat_tables(parts)
+
+    def dataset_sha256(self) -> str:
+        """A hash of every clip's id, label, frames and rate: changed, added or relabelled clips change it.
+
+        Audio content is not read for it, so an edit that keeps a clip's length is not seen.
+        """
+        rows = (
+            f"{row['id']}\t{self.labels[row['label']]}\t{row['num_frames']}\t{row['sampling_rate']}"
+            for split in SPLITS
+            for row in self[split].remove_columns("audio")
+        )
+        return _sha256(rows)
+
+    def split_sha256(self) -> str:
+        """A hash of which clip stands in which split."""
+        return _sha256(f"{row['id']}\t{row['split']}" for row in self.table().to_pylist())
+
+
+def load_splits(cfg: DataConfig) -> Splits:
+    """Find the clips and divide them; nothing is decoded yet.
+
+    Raises:
+        UserError: There is nothing to train on, a file cannot be read, or a class is too small to be divided.
+    """
+    return _bundled() if cfg.source == "bundled" else _from_folder(cfg)
+
+
+def _bundled() -> Splits:
+    tables = {split: pq.read_table(BUNDLED / f"{split}.parquet") for split in SPLITS}
+    labels = tuple(sorted(set(tables["train"]["label"].to_pylist())))
+    return _to_splits({split: table.to_pylist() for split, table in tables.items()}, labels)
+
+
+def _from_folder(cfg: DataConfig) -> Splits:
+    root = Path(cfg.source).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "does not exist"
+        raise UserError(
+            f'--data.source: {cfg.source} {what}; give "bundled" or a folder with one subfolder of recordings a class.'
+        )
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    given = bool(folders) and all(folder.name in SPLIT_FOLDERS for folder in folders)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for folder in folders if given else [root]:
+        rows[SPLIT_FOLDERS[folder.name] if given else "train"] += _find_clips(folder, root)
+    labels = _check_labels(rows, cfg.source)
+    _read_headers([row for split in SPLITS for row in rows[split]])
+    _make_missing_splits(rows, cfg)
+    return _to_splits(rows, labels)
+
+
+def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
+    """One row for each recording below each class folder; the label is the class folder's name."""
+    loose = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    if loose:
+        raise UserError(
+            f"--data.source: {folder} has recordings outside any class folder ({_listed(loose)}); "
+            "move each into a subfolder named by its label."
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    closed = [str(path.relative_to(root)) for path in files if path.suffix.lower() in UNREADABLE_SUFFIXES]
+    if closed:
+        raise UserError(
+            f"--data.source: cannot decode {_listed(closed)}; convert to one of {', '.join(sorted(AUDIO_SUFFIXES))}."
+        )
+    return [
+        {
+            "id": path.relative_to(root).as_posix(),
+            "audio": {"path": str(path), "bytes": None},
+            "label": path.relative_to(folder).parts[0],
+            "group": "",
+        }
+        for path in files
+        if path.suffix.lower() in AUDIO_SUFFIXES
+    ]
+
+
+def _check_labels(rows: dict[str, list[dict[str, Any]]], source: str) -> tuple[str, ...]:
+    labels = tuple(sorted({row["label"] for split in SPLITS for row in rows[split]}))
+    if not labels:
+        raise UserError(
+            f"--data.source: found no recordings in {source}; expected one subfolder a class with files of type "
+            f"{', '.join(sorted(AUDIO_SUFFIXES))}."
+        )
+    if len(labels) == 1:
+        raise UserError(
+            f"--data.source: {source} has one class, {labels[0]!r}; a classifier needs two or more. "
+            "Give the folder above the class folders, or add another class."
+        )
+    for split in SPLITS:
+        absent = sorted(set(labels) - {row["label"] for row in rows[split]})
+        if rows[split] and absent:
+            raise UserError(
+                f"--data.source: the {split} split of {source} has no clips of {_listed(absent)}; "
+                "add some, or put all clips in class folders and let the splits be made."
+            )
+    if not rows["train"]:
+        raise UserError(f"--data.source: {source} has no train folder with recordings; add one.")
+    return labels
+
+
+def _read_headers(rows: list[dict[str, Any]]) -> None:
+    """Add frames and rate to every row; all unreadable files are named at once, before anything trains."""
+
+    def header(row: dict[str, Any]) -> AudioInfo | str:
+        try:
+            return read_info(Path(row["audio"]["path"]))
+        except AudioError as error:
+            return f"{row['audio']['path']} {error}"
+
+    with ThreadPoolExecutor() as pool:
+        headers = list(pool.map(header, rows))
+    broken = [found for found in headers if isinstance(found, str)]
+    if broken:
+        more = f"\n  and {len(broken) - MOST_LISTED} more" if len(broken) > MOST_LISTED else ""
+        raise UserError(
+            f"--data.source: {len(broken)} of {len(rows)} files cannot be used; mend or remove them:\n  "
+            + "\n  ".join(broken[:MOST_LISTED])
+            + more
+        )
+    for row, found in zip(rows, headers, strict=True):
+        assert isinstance(found, AudioInfo)
+        row.update(num_frames=found.num_frames, sampling_rate=found.sampling_rate)
+
+
+def _make_missing_splits(rows: dict[str, list[dict[str, Any]]], cfg: DataConfig) -> None:
+    """Hold out what the folder does not give, stratified by label; in place."""
+    shares = {"test": cfg.test_share, "validation": cfg.validation_share}
+    whole = len(rows["train"])
+    for split, share in shares.items():
+        if rows[split]:
+            continue
+        counts = Counter(row["label"] for row in rows["train"])
+        count = max(round(share * whole), len(counts))
+        smallest, size = min(counts.items(), key=lambda item: item[1])
+        if size < 2 or len(rows["train"]) - count < len(counts):
+            raise UserError(
+                f"--data.source: class {smallest!r} has too few clips ({size} left) to hold out a {split} split; "
+                "add clips, or give the splits as folders train/, validation/ and test/."
+            )
+        rows["train"], rows[split] = train_test_split(
+            rows["train"],
+            test_size=count,
+            stratify=[row["label"] for row in rows["train"]],
+            random_state=cfg.split_seed,
+        )
+
+
+def _to_splits(rows: dict[str, list[dict[str, Any]]], labels: tuple[str, ...]) -> Splits:
+    schema = pa.schema(
+        {
+            "id": pa.string(),
+            "audio": pa.struct({"path": pa.string(), "bytes": pa.binary()}),
+            "label": pa.int64(),
+            "group": pa.string(),
+            "num_frames": pa.int64(),
+            "sampling_rate": pa.int32(),
+        }
+    )
+    number = {label: i for i, label in enumerate(labels)}
+    tables = {
+        split: Dataset(pa.Table.from_pylist([{**row, "label": number[row["label"]]} for row in rows[split]], schema))
+        for split in SPLITS
+    }
+    return Splits(**tables, labels=labels)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,282 @@
+"""A pretrained encoder with a fresh classification head, and batches whose padding changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.utils import logging
+
+from peft_audio.config import ModelConfig, UserError
+
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED_ENCODER = "wav2vec2-nano"
+PACKAGES = ("peft-audio", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of one encoder family are; every strategy reads them from here.
+
+    Attributes:
+        encoder: Attribute of the classifier that holds the encoder.
+        head: Modules of the fresh head, in order of use.
+        layers: The list of transformer layers, seen from the encoder.
+        attention: Linear layers of one transformer layer's attention, by the last part of their names.
+        feed_forward: Linear layers of its feed-forward block, likewise.
+    """
+
+    encoder: str
+    head: tuple[str, ...]
+    layers: str
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+
+
+ANATOMIES = {
+    "wav2vec2": Anatomy(
+        encoder="wav2vec2",
+        head=("projector", "classifier"),
+        layers="encoder.layers",
+        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
+        feed_forward=("intermediate_dense", "output_dense"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which encoder an adapter belongs to.
+
+    Attributes:
+        name: What the user gave: a Hub id, a folder, or the bundled encoder's name.
+        commit: The Hub's commit, None for a folder.
+        sha256: Of the encoder's weights, see `weights_sha256`.
+        model_type: Its family.
+        minimum_samples: The shortest input that it takes, see `minimum_samples`.
+    """
+
+    name: str
+    commit: str | None
+    sha256: str
+    model_type: str
+    minimum_samples: int
+
+
+def anatomy_of(model_type: str) -> Anatomy:
+    """The anatomy of a transformers `model_type`.
+
+    Raises:
+        UserError: The family is not known.
+    """
+    if model_type not in ANATOMIES:
+        raise UserError(
+            f"--model.name: encoders of type {model_type!r} are not supported; known types: "
+            f"{', '.join(sorted(ANATOMIES))}. Give a wav2vec2 checkpoint, for example facebook/wav2vec2-base."
+        )
+    return ANATOMIES[model_type]
+
+
+def resolve_base(name: str) -> str:
+    """Where transformers finds the encoder: the bundled one's folder, a local folder as it is, or a Hub id as it is.
+
+    Raises:
+        UserError: The name looks like a folder and no folder of transformers' form is there.
+    """
+    if name == BUNDLED_ENCODER:
+        return str(ASSETS / BUNDLED_ENCODER)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--model.name: {name} has no config.json; give a folder made by save_pretrained.")
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"--model.name: no folder {name}; give an existing folder, a Hub id or {BUNDLED_ENCODER}.")
+    return name
+
+
+def load_extractor(cfg: ModelConfig) -> Any:
+    """The feature extractor beside the encoder: its sampling rate in hertz and whether clips are normalised.
+
+    Raises:
+        UserError: None can be loaded from there.
+    """
+    base = resolve_base(cfg.name)
+    try:
+        anatomy_of(_load_config(base, cfg.revision).model_type)
+        return AutoFeatureExtractor.from_pretrained(base, revision=cfg.revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(cfg.name, error) from error
+
+
+def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
+    """The pretrained encoder in float32 under a fresh head, exact for padded batches.
+
+    The head is drawn from torch's global generator, so seed it first.
+
+    Args:
+        cfg: Which encoder.
+        labels: The label names in the order of the logits.
+
+    Returns:
+        A transformers `...ForSequenceClassification` in eval mode whose `forward` takes `input_values`, float32 of
+        shape (clips, samples), and `attention_mask` of the same shape, and gives `logits` of shape (clips, labels).
+
+    Raises:
+        UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
+    """
+    base = resolve_base(cfg.name)
+    # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    try:
+        config = _load_config(base, cfg.revision)
+        anatomy = anatomy_of(config.model_type)
+        config.update(classifier_settings(labels))
+        with _quiet_loading():
+            model, loading = AutoModelForAudioClassification.from_pretrained(
+                base, config=config, revision=cfg.revision, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(cfg.name, error) from error
+    absent = sorted(key for key in loading["missing_keys"] if not key.startswith(anatomy.head))
+    # Checkpoints saved by CTC models without SpecAugment lack the vector that only SpecAugment uses.
+    absent = [key for key in absent if not key.endswith("masked_spec_embed")]
+    if absent:
+        raise UserError(
+            f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder, {absent[0]} first; "
+            "training on random weights there would be silent, so give a complete checkpoint."
+        )
+    make_padding_exact(getattr(model, anatomy.encoder))
+    return model.eval()
+
+
+def identify_base(cfg: ModelConfig, model: Any) -> Base:
+    """Name, commit and hash of the encoder in a classifier that nothing has changed yet."""
+    encoder = getattr(model, anatomy_of(model.config.model_type).encoder)
+    # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
+    weights = {name: value for name, value in encoder.state_dict().items() if name != "masked_spec_embed"}
+    commit = getattr(model.config, "_commit_hash", None)
+    return Base(cfg.name, commit, weights_sha256(weights), model.config.model_type, minimum_samples(model.config))
+
+
+def classifier_settings(labels: Sequence[str]) -> dict[str, Any]:
+    """What the model's config must say about the labels and regularisation so that training and loading agree."""
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(labels),
+        # LayerDrop skips other layers on each process, which stops DDP, and SpecAugment crashes on short clips.
+        "layerdrop": 0.0,
+        "apply_spec_augment": False,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def minimum_samples(config: Any) -> int:
+    """The shortest input, in samples, that gives the convolutional encoder one frame; shorter clips are padded to it."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, shapes and float32 values, the same whatever file format or precision brought the same values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(json.dumps([name, list(values.shape)]).encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ValidGroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` with one channel a group, whose statistics skip each clip's padding.
+
+    wav2vec2-base normalises its first convolution over time, so padding shifts every clip's output (5e-3 on logits
+    of 1e-2). With `valid_frames` set, each clip is normalised as if it were alone; with None it is a plain group norm.
+    """
+
+    valid_frames: torch.Tensor | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise `input`, of shape (clips, channels, frames), over the valid frames of each clip."""
+        if self.valid_frames is None:
+            return super().forward(input)
+        count = self.valid_frames.view(-1, 1, 1)
+        valid = torch.arange(input.shape[-1], device=input.device) < count
+        values = input.float()
+        mean = values.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
+        centred = (values - mean).masked_fill(~valid, 0)
+        variance = centred.square().sum(-1, keepdim=True) / count
+        scaled = centred * torch.rsqrt(variance + self.eps)
+        return (scaled * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
+
+
+def make_padding_exact(encoder: nn.Module) -> None:
+    """Make a clip's output independent of its batch, in place.
+
+    Attention and pooling follow the attention mask already. What is left is the group norm of the first convolution
+    (`feat_extract_norm="group"`); encoders with layer norms need nothing.
+
+    Args:
+        encoder: A `Wav2Vec2Model`.
+    """
+    first: Any = encoder.feature_extractor.conv_layers[0]  # type: ignore[union-attr,index]
+    plain = getattr(first, "layer_norm", None)
+    if not isinstance(plain, nn.GroupNorm):
+        return
+    exact = ValidGroupNorm(plain.num_groups, plain.num_channels, plain.eps)
+    exact.weight, exact.bias = plain.weight, plain.bias
+    first.layer_norm = exact
+    encoder.register_forward_pre_hook(_tell_valid_frames, with_kwargs=True)
+
+
+def _tell_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    first = encoder.feature_extractor.conv_layers[0]
+    kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
+    first.layer_norm.valid_frames = None if mask is None else (mask.sum(-1) - kernel) // stride + 1
+
+
+def _load_config(base: str, revision: str | None) -> Any:
+    return AutoConfig.from_pretrained(base, revision=revision)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """transformers reports the fresh head and the unused pretraining heads at length; we check the keys ourselves."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _unloadable(name: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"--model.name: {name} cannot be loaded: {reason} "
+        f"Give a folder made by save_pretrained, a Hub id (needs a connection) or {BUNDLED_ENCODER}."
+    )

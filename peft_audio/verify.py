@@ -1,0 +1,55 @@
+"""Is this adapter whole, and does it answer as recorded?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from peft_audio.adapters import load_adapter, measure_probes
+from peft_audio.config import UserError
+
+TOLERANCE = 1e-5
+
+
+def check_probes(folder: Path, base: str | None = None) -> list[str]:
+    """What differs between the recorded and the measured answers to the probe clips.
+
+    Args:
+        folder: An adapter directory.
+        base: Where the base encoder is now, if not where the record says.
+
+    Returns:
+        One sentence a difference; none if logits agree within 1e-5 in float32 and top labels by name.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    adapter = load_adapter(folder, base)
+    if not adapter.record.probes:
+        return ["the record holds no probe clips"]
+    problems = []
+    for was, now in zip(adapter.record.probes, measure_probes(adapter), strict=True):
+        clip = f"probe of {was['seconds']:g} s"
+        difference = np.abs(np.array(was["logits"]) - np.array(now["logits"])).max()
+        # Written so that NaN, which is not greater than anything, is a difference too.
+        if not difference <= TOLERANCE:
+            problems.append(f"{clip}: logits differ by {difference:.1e}, more than {TOLERANCE:.0e}")
+        if was["label"] != now["label"]:
+            problems.append(f"{clip}: says {now['label']}, recorded {was['label']}")
+    return problems
+
+
+def main(folder: str) -> int:
+    """Print what is wrong with an adapter directory; the exit code says whether anything is."""
+    try:
+        problems = check_probes(Path(folder))
+    except UserError as error:
+        problems = [str(error)]
+    print("\n".join(problems) or "ok")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

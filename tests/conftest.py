@@ -1,0 +1,64 @@
+"""Tiny models and real audio files; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+
+def tiny_config(norm: str = "group", **overrides: object) -> Wav2Vec2Config:
+    """Two layers of width 32 with the CNN's usual kernels and strides; `norm` is "group" or "layer"."""
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+        "classifier_proj_size": 16,
+        "feat_extract_norm": norm,
+        "do_stable_layer_norm": norm == "layer",
+        "vocab_size": 12,
+    }
+    return Wav2Vec2Config(**settings | overrides)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained-encoder directory as save_pretrained makes it, with random weights and a group norm."""
+    return save_base(tmp_path_factory.mktemp("bases") / "tiny-group", "group")
+
+
+def save_base(folder: Path, norm: str) -> Path:
+    torch.manual_seed(0)
+    Wav2Vec2Model(tiny_config(norm)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=norm == "layer").save_pretrained(folder)
+    return folder
+
+
+def write_tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_000, seed: int = 0) -> Path:
+    """A noisy tone as a 16-bit file; the format follows the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(size=len(time))
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hertz * time) + 0.02 * noise, rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection in the audiofolder layout: classes "high" and "low", 12 clips each, 0.2 to 0.5 s at 16 kHz."""
+    root = tmp_path_factory.mktemp("tones")
+    for i in range(12):
+        write_tone(root / "low" / f"{i}.wav", 200 + 5 * i, 0.2 + 0.025 * i, seed=i)
+        write_tone(root / "high" / f"{i}.wav", 1500 + 30 * i, 0.5 - 0.025 * i, seed=100 + i)
+    return root
