@@ -1,0 +1,26 @@
+"""Parameter-efficient fine-tuning of audio classifiers.
+
+The public names are loaded when they are first used, so that importing the package is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft_audio.adapters import Adapter, load_adapter
+    from peft_audio.prediction import Prediction, predict
+
+__version__ = "0.1.0"
+__all__ = ["Adapter", "Prediction", "load_adapter", "predict"]
+
+_HOMES = {"Adapter": "adapters", "Prediction": "prediction", "load_adapter": "adapters", "predict": "prediction"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'peft_audio' has no attribute {name!r}")
+    return getattr(import_module(f"peft_audio.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

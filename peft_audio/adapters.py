@@ -23,7 +23,7 @@ from transformers import AutoFeatureExtractor
 
 from peft_audio.batching import collate, normalise
 from peft_audio.config import LoraRecipe, ModelConfig, UserError
-from peft_audio.models import Base, identify_base, load_classifier, resolve_base, versions
+from peft_audio.models import Base, identify_base, load_classifier, quiet_loading, resolve_base, versions
 
 RECORD = "peft_audio.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ class AdapterRecord:
         normalisation: Whether a clip is brought to zero mean and unit variance, and when.
         metrics: Of the run that made it.
         versions: Of the packages that made it.
-        probes: The logits and top labels of the probe clips, once saved.
+        probes: For each probe clip its top label and the logit of each label, by name, once saved.
         schema_version: Of this file.
     """
 
@@ -135,7 +135,8 @@ def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
     found = []
     for seconds, waveform in zip(PROBE_SECONDS, probe_waveforms(adapter.record.sampling_rate), strict=True):
         logits = adapter.logits([waveform])[0]
-        found.append({"seconds": seconds, "logits": logits.tolist(), "label": adapter.labels[int(logits.argmax())]})
+        by_name = dict(zip(adapter.labels, logits.tolist(), strict=True))
+        found.append({"seconds": seconds, "label": adapter.labels[int(logits.argmax())], "logits": by_name})
     return tuple(found)
 
 
@@ -162,6 +163,8 @@ def save_adapter(folder: Path, model: Any, extractor: Any, record: AdapterRecord
     # "auto" may ask the Hub whether the base's embeddings changed; an audio encoder has none.
     model.save_pretrained(aside, save_embedding_layers=False)
     _sort_config(aside / "adapter_config.json")
+    # safetensors makes its files readable by their owner alone; an adapter is made to be passed on.
+    shutil.copymode(aside / "adapter_config.json", aside / WEIGHTS)
     extractor.save_pretrained(aside)
     (aside / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(adapter_readme(record), encoding="utf-8")
@@ -194,7 +197,8 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder)
         keys = _stored_keys(folder / WEIGHTS)
-        model = PeftModel.from_pretrained(model, folder)
+        with quiet_loading():
+            model = PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({str(error).splitlines()[0]}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
@@ -220,11 +224,9 @@ def read_record(folder: Path) -> AdapterRecord:
                 f"{folder / RECORD}: schema version {stored['schema_version']} is newer than {SCHEMA_VERSION}; "
                 "upgrade peft-audio."
             )
-        known = {field.name for field in fields(AdapterRecord)}
-        stored = {name: value for name, value in stored.items() if name in known}
-        return AdapterRecord(
-            **stored | {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
-        )
+        known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
+        known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
+        return AdapterRecord(**known)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / RECORD} is damaged ({error}); get the adapter again.") from error
 
@@ -253,8 +255,9 @@ def adapter_readme(record: AdapterRecord) -> str:
 def _sort_config(path: Path) -> None:
     """PEFT writes sets in an order that changes from process to process."""
     stored = json.loads(path.read_text(encoding="utf-8"))
-    ordered = {key: sorted(value) if key in ("target_modules", "modules_to_save") else value for key, value in stored.items()}
-    path.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in ("target_modules", "modules_to_save"):
+        stored[name] = sorted(stored[name])
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _stored_keys(path: Path) -> set[str]:
@@ -277,6 +280,7 @@ def _verify_copy(folder: Path) -> None:
             env=clean | {"CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
+            check=False,
         )
     if child.returncode:
         raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")

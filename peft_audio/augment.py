@@ -44,7 +44,7 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
 
 @contextmanager
 def _seeded(seed: Sequence[int]) -> Iterator[None]:
-    """audiomentations draws from the two global generators: seed both, and put back what they were."""
+    """Audiomentations draws from the two global generators: seed both, and put back what they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])
     random.seed(number)

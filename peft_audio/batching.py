@@ -41,9 +41,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Loaders:
-    """This process's share of the batches of each split."""
+    """This process's share of the batches of each split, and the order of the training batches."""
 
     train: DataLoader
+    train_order: TrainingBatches
     validation: DataLoader
     test: DataLoader
 
@@ -222,8 +223,8 @@ def make_loaders(
             pin_memory=accelerator.device.type == "cuda",
         )
 
-    def seconds(rows: Dataset, limit: float) -> np.ndarray:
-        return np.minimum(np.array(rows["num_frames"]) / np.array(rows["sampling_rate"]), limit)
+    def seconds(rows: Dataset, limit: float) -> list[float]:
+        return np.minimum(np.array(rows["num_frames"]) / np.array(rows["sampling_rate"]), limit).tolist()
 
     micro_batch = -(-train.batch_size // parts)
     held_out = {
@@ -240,4 +241,4 @@ def make_loaders(
         train.gradient_accumulation_steps,
         **share,
     )
-    return Loaders(train=loader(splits.train, order, augment), **held_out)
+    return Loaders(train=loader(splits.train, order, augment), train_order=order, **held_out)

@@ -20,7 +20,7 @@ from peft_audio.config import DataConfig, UserError
 
 BUNDLED = Path(__file__).parent / "assets" / "digits"
 SPLITS = ("train", "validation", "test")
-SPLIT_FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+SPLIT_FOLDERS = {split: split for split in SPLITS} | {"valid": "validation", "val": "validation"}
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"}
 UNREADABLE_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}
 MOST_LISTED = 10

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 from transformers.utils import logging
@@ -143,20 +146,23 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
         config = _load_config(base, cfg.revision)
         anatomy = anatomy_of(config.model_type)
         config.update(classifier_settings(labels))
-        with _quiet_loading():
+        with quiet_loading():
             model, loading = AutoModelForAudioClassification.from_pretrained(
-                base, config=config, revision=cfg.revision, dtype=torch.float32, output_loading_info=True
+                base,
+                config=config,
+                revision=cfg.revision,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(cfg.name, error) from error
-    absent = sorted(key for key in loading["missing_keys"] if not key.startswith(anatomy.head))
-    # Checkpoints saved by CTC models without SpecAugment lack the vector that only SpecAugment uses.
-    absent = [key for key in absent if not key.endswith("masked_spec_embed")]
-    if absent:
-        raise UserError(
-            f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder, {absent[0]} first; "
-            "training on random weights there would be silent, so give a complete checkpoint."
-        )
+    _check_encoder(cfg.name, loading, anatomy)
+    for name in anatomy.head:
+        # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
+        module = getattr(model, name)
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        nn.init.zeros_(module.bias)
     make_padding_exact(getattr(model, anatomy.encoder))
     return model.eval()
 
@@ -188,7 +194,7 @@ def versions() -> dict[str, str]:
 
 
 def minimum_samples(config: Any) -> int:
-    """The shortest input, in samples, that gives the convolutional encoder one frame; shorter clips are padded to it."""
+    """The shortest input, in samples, that gives the convolutions one frame; shorter clips are padded to it."""
     samples = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -196,7 +202,7 @@ def minimum_samples(config: Any) -> int:
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """A hash of names, shapes and float32 values, the same whatever file format or precision brought the same values."""
+    """A hash of names, shapes and float32 values, whatever file format or precision they were stored in."""
     digest = hashlib.sha256()
     for name in sorted(state):
         values = state[name].detach().to("cpu", torch.float32).contiguous()
@@ -254,22 +260,40 @@ def _tell_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, An
     first.layer_norm.valid_frames = None if mask is None else (mask.sum(-1) - kernel) // stride + 1
 
 
-def _load_config(base: str, revision: str | None) -> Any:
-    return AutoConfig.from_pretrained(base, revision=revision)
-
-
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """transformers reports the fresh head and the unused pretraining heads at length; we check the keys ourselves."""
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' report of the fresh head and PEFT's use of a deprecated name from the user's screen.
+
+    The keys are checked by us, and the user can mend neither.
+    """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _load_config(base: str, revision: str | None) -> Any:
+    return AutoConfig.from_pretrained(base, revision=revision)
+
+
+def _check_encoder(name: str, loading: Mapping[str, Any], anatomy: Anatomy) -> None:
+    """Refuse a checkpoint that leaves a part of the encoder random; the head is meant to be."""
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
+    absent = set(loading["missing_keys"]) | mismatched
+    # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads.
+    absent = {key for key in absent if not key.startswith(anatomy.head) and not key.endswith("masked_spec_embed")}
+    if absent:
+        raise UserError(
+            f"--model.name: {name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
+            f"{min(absent)} first; they would stay random, so give a complete checkpoint."
+        )
 
 
 def _unloadable(name: str, error: Exception) -> UserError:

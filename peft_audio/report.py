@@ -30,7 +30,6 @@ from peft_audio.strategies import Trained
 from peft_audio.training import Evaluation, Result
 
 SCHEMA_VERSION = 1
-METRIC_FIELDS = [f"{split}_{name}" for split in ("validation", "test") for name in ("accuracy", "macro_f1", "loss")]
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,35 @@ def check_output_dir(cfg: TrainConfig) -> None:
         return
     if not cfg.overwrite:
         raise UserError(
-            f"--train.output_dir: {folder} exists already; give another folder, or --train.overwrite true to replace it."
+            f"--train.output_dir: {folder} exists already; give another, or --train.overwrite true to replace it."
         )
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.yaml").is_file()):
         raise UserError(f"--train.overwrite: {folder} was not made by a run (no config.yaml); remove it yourself.")
 
 
-def start_run(cfg: LoraRecipe, splits: Splits, accelerator: Accelerator) -> Path:
-    """Make the run's folder with the resolved settings and the splits."""
+@dataclass(frozen=True)
+class Run:
+    """A run under way: its folder, and what its report will say of where it started from.
+
+    Attributes:
+        folder: Of the run.
+        cfg: The recipe's settings.
+        splits: The rows.
+        base: The encoder.
+        accelerator: Where it runs.
+        began: `time.perf_counter()` at its start.
+    """
+
+    folder: Path
+    cfg: LoraRecipe
+    splits: Splits
+    base: Base
+    accelerator: Accelerator
+    began: float
+
+
+def start_run(cfg: LoraRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
+    """Make the run's folder, with the resolved settings and the splits in it."""
     folder = Path(cfg.train.output_dir)
     if accelerator.is_main_process:
         if folder.exists():
@@ -100,7 +120,7 @@ def start_run(cfg: LoraRecipe, splits: Splits, accelerator: Accelerator) -> Path
         (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
         pq.write_table(splits.table(), folder / "splits.parquet")
     accelerator.wait_for_everyone()
-    return folder
+    return Run(folder, cfg, splits, base, accelerator, began)
 
 
 def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int]:
@@ -140,61 +160,53 @@ def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
     return {f"{split}_{name}": value for split, found in evaluations.items() for name, value in found.metrics.items()}
 
 
-def finish_run(
-    folder: Path,
-    cfg: LoraRecipe,
-    splits: Splits,
-    base: Base,
-    trained: Trained,
-    result: Result,
-    evaluations: dict[str, Evaluation],
-    accelerator: Accelerator,
-    began: float,
-) -> RunReport:
-    """Write predictions and report into the run's folder and print the last screen; on the first process only.
+def finish_run(run: Run, trained: Trained, result: Result, evaluations: dict[str, Evaluation]) -> RunReport:
+    """Write predictions and report into the run's folder and print the last screen, on the first process.
 
     Args:
-        folder: Of the run, with `adapter/` in it.
-        cfg: The recipe's settings.
-        splits: The rows.
-        base: The encoder.
+        run: What `start_run` returned; `adapter/` is in its folder by now.
         trained: What the strategy trained.
         result: Of the training.
-        evaluations: Of the splits that were read.
-        accelerator: Where it ran.
-        began: `time.perf_counter()` at the start of the run.
+        evaluations: Of the splits that were read, by name.
     """
     trainable, total = count_parameters(result.model, trained.parameters)
+    validation = evaluations["validation"].metrics
+    test = evaluations["test"].metrics if "test" in evaluations else {}
     report = RunReport(
         strategy=trained.strategy,
-        **{name: split_metrics(evaluations).get(name) for name in METRIC_FIELDS},
+        test_accuracy=test.get("accuracy"),
+        test_macro_f1=test.get("macro_f1"),
+        test_loss=test.get("loss"),
+        validation_accuracy=validation["accuracy"],
+        validation_macro_f1=validation["macro_f1"],
+        validation_loss=validation["loss"],
         best_epoch=result.best_epoch,
         steps=result.steps,
         trainable_parameters=trainable,
         total_parameters=total,
-        adapter_bytes=(folder / "adapter" / WEIGHTS).stat().st_size,
+        adapter_bytes=(run.folder / "adapter" / WEIGHTS).stat().st_size,
         train_seconds=result.train_seconds,
-        total_seconds=time.perf_counter() - began,
+        total_seconds=time.perf_counter() - run.began,
         samples_per_second=result.samples_per_second,
-        peak_memory_bytes=peak_memory_bytes(accelerator),
-        num_processes=accelerator.num_processes,
-        mixed_precision=accelerator.mixed_precision,
-        device=str(accelerator.device),
-        seed=cfg.train.seed,
-        train_clips=len(splits.train),
-        validation_clips=len(splits.validation),
-        test_clips=len(splits.test),
-        dataset_sha256=splits.dataset_sha256(),
-        split_sha256=splits.split_sha256(),
-        base_sha256=base.sha256,
+        peak_memory_bytes=peak_memory_bytes(run.accelerator),
+        num_processes=run.accelerator.num_processes,
+        mixed_precision=run.accelerator.mixed_precision,
+        device=str(run.accelerator.device),
+        seed=run.cfg.train.seed,
+        train_clips=len(run.splits.train),
+        validation_clips=len(run.splits.validation),
+        test_clips=len(run.splits.test),
+        dataset_sha256=run.splits.dataset_sha256(),
+        split_sha256=run.splits.split_sha256(),
+        base_sha256=run.base.sha256,
         versions=versions(),
     )
-    if accelerator.is_main_process:
-        save_predictions(folder, splits, evaluations)
-        aside = folder / "report.json.partial"
+    if run.accelerator.is_main_process:
+        save_predictions(run.folder, run.splits, evaluations)
+        aside = run.folder / "report.json.partial"
         aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        aside.rename(folder / "report.json")
-        print_report(report, folder / "adapter", example_clip(splits))
+        aside.rename(run.folder / "report.json")
+        print_report(report, run.folder / "adapter", example_clip(run.splits))
     return report
 
 

@@ -13,7 +13,7 @@ import peft
 from torch import nn
 
 from peft_audio.config import LoraConfig, UserError
-from peft_audio.models import Anatomy, anatomy_of
+from peft_audio.models import Anatomy, anatomy_of, quiet_loading
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
         use_dora=cfg.use_dora,
         use_rslora=cfg.use_rslora,
     )
-    model = peft.get_peft_model(model, peft_config)
+    with quiet_loading():
+        model = peft.get_peft_model(model, peft_config)
     return model, _trained("lora", model, anatomy)
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from peft_audio.batching import Loaders, TrainingBatches
+from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.metrics import compute_metrics
 from peft_audio.strategies import Trained
@@ -100,7 +100,7 @@ def train(
     Raises:
         UserError: The loss stopped being a finite number.
     """
-    order: TrainingBatches = loaders.train.batch_sampler
+    order = loaders.train_order
     total = min(cfg.epochs * order.steps, cfg.max_steps or sys.maxsize)
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
@@ -127,15 +127,19 @@ def train(
             summary |= {f"validation_{name}": value for name, value in metrics.items()}
             if accelerator.is_main_process:
                 _append(log_file, [*lines, summary])
-                progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False)
+                progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False, soft_wrap=True)
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
             if step == total:
                 break
+    # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    if best.weights is None:
+        raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
     model.load_state_dict(best.weights, strict=False)
     return Result(model, best.epoch, step, seconds, clips / seconds)
 
 
-def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Evaluation:
+def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator) -> Evaluation:
     """Run a split through the model once, all processes together, and gather by clip.
 
     Args:
@@ -150,12 +154,11 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> 
     found = []
     with torch.inference_mode(), accelerator.autocast():
         for batch in loader:
-            batch = send_to_device(batch, accelerator.device)
-            logits = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
-            found.append(torch.cat([batch["index"][:, None], batch["label"][:, None], logits.float()], dim=1))
+            logits = _logits(model, send_to_device(batch, accelerator.device)).float().cpu()
+            found.append(torch.cat([batch["index"][:, None], batch["label"][:, None], logits], dim=1))
     # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
-    mine = torch.cat(found) if found else torch.zeros(0, 2 + model.config.num_labels, device=accelerator.device)
-    rows = accelerator.gather(accelerator.pad_across_processes(mine, pad_index=-1)).cpu()
+    mine = torch.cat(found) if found else torch.zeros(0, 2 + model.config.num_labels)
+    rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
     rows = rows[rows[:, 0] >= 0]
     rows = rows[rows[:, 0].argsort()]
     labels, logits = rows[:, 1].long(), rows[:, 2:]
@@ -177,7 +180,7 @@ def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torc
 
 def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then linear or cosine decay to zero at `total` steps."""
-    make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[cfg.schedule]
+    make = get_linear_schedule_with_warmup if cfg.schedule == "linear" else get_cosine_schedule_with_warmup
     return make(optimizer, num_warmup_steps=round(cfg.warmup_share * total), num_training_steps=total)
 
 
@@ -192,7 +195,8 @@ class Best:
     def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trained) -> Best:
         """Itself, or the given epoch where that is better by `metric`; the earlier one wins a tie."""
         score = -metrics["loss"] if metric == "loss" else metrics[metric]
-        if score <= self.score:
+        # Written so that NaN, which is not greater than anything, never is the best.
+        if not score > self.score:
             return self
         weights = dict(model.named_parameters())
         return Best(score, epoch, {name: weights[name].detach().cpu().clone() for name in trained.parameters})
@@ -219,8 +223,12 @@ def _steps(
 
 
 def _weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    logits = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
-    return (F.cross_entropy(logits.float(), batch["label"], reduction="none") * batch["weight"]).sum()
+    losses = F.cross_entropy(_logits(model, batch).float(), batch["label"], reduction="none")
+    return (losses * batch["weight"]).sum()
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
 
 
 def _gather_losses(lines: list[dict[str, Any]], accelerator: Accelerator) -> None:

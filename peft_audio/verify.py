@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from peft_audio.adapters import load_adapter, measure_probes
 from peft_audio.config import UserError
 
@@ -32,10 +30,14 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
     problems = []
     for was, now in zip(adapter.record.probes, measure_probes(adapter), strict=True):
         clip = f"probe of {was['seconds']:g} s"
-        difference = np.abs(np.array(was["logits"]) - np.array(now["logits"])).max()
-        # Written so that NaN, which is not greater than anything, is a difference too.
-        if not difference <= TOLERANCE:
-            problems.append(f"{clip}: logits differ by {difference:.1e}, more than {TOLERANCE:.0e}")
+        if set(was["logits"]) != set(now["logits"]):
+            problems.append(f"{clip}: the recorded logits are of other labels")
+            continue
+        # By name, so that labels in another order are noticed even where the top one is the same.
+        differences = [abs(was["logits"][label] - value) for label, value in now["logits"].items()]
+        # Written so that NaN, which is not smaller than anything either, is a difference too.
+        if not all(difference <= TOLERANCE for difference in differences):
+            problems.append(f"{clip}: logits differ by {max(differences):.1e}, more than {TOLERANCE:.0e}")
         if was["label"] != now["label"]:
             problems.append(f"{clip}: says {now['label']}, recorded {was['label']}")
     return problems

@@ -1,8 +1,8 @@
 """Fine-tune an audio classifier with LoRA adapters.
 
-    accelerate launch recipes/lora.py                                       # the bundled spoken digits
-    accelerate launch recipes/lora.py --data.source FOLDER --train.output_dir runs/mine
-    python recipes/lora.py --help
+accelerate launch recipes/lora.py                                       # the bundled spoken digits
+accelerate launch recipes/lora.py --data.source FOLDER --train.output_dir runs/mine
+python recipes/lora.py --help
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def main(cfg: LoraRecipe) -> RunReport:
     base = identify_base(cfg.model, model)
     loaders = make_loaders(splits, extractor, base.minimum_samples, cfg, accelerator)
     model, trained = apply_lora(model, cfg.lora)
-    run = start_run(cfg, splits, accelerator)
-    result = train(model, trained, loaders, cfg.train, accelerator, run / "metrics.jsonl")
+    run = start_run(cfg, splits, base, accelerator, began)
+    result = train(model, trained, loaders, cfg.train, accelerator, run.folder / "metrics.jsonl")
     evaluations = {"validation": evaluate(result.model, loaders.validation, accelerator)}
     if cfg.train.evaluate_test:
         evaluations["test"] = evaluate(result.model, loaders.test, accelerator)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
     if accelerator.is_main_process:
-        save_adapter(run / "adapter", result.model, extractor, record)
+        save_adapter(run.folder / "adapter", result.model, extractor, record)
     accelerator.wait_for_everyone()
-    return finish_run(run, cfg, splits, base, trained, result, evaluations, accelerator, began)
+    return finish_run(run, trained, result, evaluations)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Training batches hold clips of equal length, so nothing in them is padding and t
 each clip as it would be alone; evaluation pads, with `peft_audio.models.make_padding_exact`.
 
 The clock drives the learning rate, so a run ends when it was told to; the same seed on another machine makes another,
-equally good checkpoint.
+equally good checkpoint. On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that spin while they
+wait made a step five times slower once another process had one of two cores.
 """
 
 import argparse
@@ -19,11 +20,12 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from peft_audio.models import make_padding_exact
@@ -34,8 +36,9 @@ SHORTEST_SAMPLES = 4_000  # 12 frames: SpecAugment needs more than its mask's le
 TRACK_SECONDS = 0.005  # step of the stored phone labels
 IGNORED = -100  # PyTorch's "no label here"
 
-# No dropout: drawing its masks costs a CPU more than the layers do, and the augmentation regularises enough.
-ENCODER = {
+# No dropout: drawing its masks costs a CPU more than the layers do, and the augmentation regularises enough. Eager
+# attention trains faster than sdpa on a CPU at these lengths.
+ENCODER: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -54,10 +57,12 @@ ENCODER = {
     "mask_time_prob": 0.05,
     "mask_time_length": 5,
     "mask_time_min_masks": 0,
+    "attn_implementation": "eager",
 }
 PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1.5e-3, 400, 0.02
 WORD_WEIGHT, WORD_SMOOTHING = 0.5, 0.05
 BATCH_SAMPLES = 576_000  # 36 s a step: about 50 words, or 20 phrases
+SMALLEST_BATCH = 8  # clips
 HELD_OUT_CLIPS = 1_500
 UNSEEN_VARIANTS = ("+Gene", "+f4", "+steph")  # espeak-ng's speakers that never train, to see what a new voice costs
 
@@ -176,11 +181,11 @@ def training_batches(speech: Speech, clips: torch.Tensor, random: torch.Generato
         batches = []
         # Sorting thousands at a time leaves the companions of a clip to chance and makes lengths equal to a few ms.
         for chunk in torch.randperm(len(clips), generator=random).split(6_000):
-            chunk = chunk[samples[chunk].argsort(descending=True)]
-            while len(chunk) >= 8:  # the few left over wait for the next epoch
-                longest = int(samples[chunk[0]])
-                rows, chunk = chunk.split([n := min(BATCH_SAMPLES // longest, len(chunk)), len(chunk) - n])
-                batches.append(Batch(clips[rows], speed[rows], before[rows], torch.full((n,), longest)))
+            left = chunk[samples[chunk].argsort(descending=True)]
+            while len(left) >= SMALLEST_BATCH:  # the few left over wait for the next epoch
+                longest = int(samples[left[0]])
+                rows, left = left[: BATCH_SAMPLES // longest], left[BATCH_SAMPLES // longest :]
+                batches.append(Batch(clips[rows], speed[rows], before[rows], torch.full((len(rows),), longest)))
         for i in torch.randperm(len(batches), generator=random):
             yield batches[i]
 
@@ -287,10 +292,11 @@ Measures = dict[str, torch.Tensor]
 class Pretraining(nn.Module):
     """The encoder and the two heads that are thrown away."""
 
+    of_engine: torch.Tensor
+
     def __init__(self, speech: Speech) -> None:
         super().__init__()
-        # Eager attention trains faster than sdpa on a CPU at these lengths.
-        self.encoder = Wav2Vec2Model(Wav2Vec2Config(**ENCODER, attn_implementation="eager"))
+        self.encoder = Wav2Vec2Model(Wav2Vec2Config(**ENCODER))
         make_padding_exact(self.encoder)
         self.phone = nn.Linear(self.encoder.config.hidden_size, len(speech.phones))
         self.word = nn.Linear(self.encoder.config.hidden_size, int(speech.word.max()) + 1)
@@ -327,9 +333,9 @@ def measure(model: Pretraining, speech: Speech, batch: Batch, random: torch.Gene
         phone_logits, word_logits = model(normalise(waveforms, mask), mask, speech.engine[batch.clips])
     known, one_word = labels != IGNORED, words != IGNORED
     # A batch of phrases has no words; a sum over none is 0, where a mean would be NaN.
-    word_losses = F.cross_entropy(word_logits, words, label_smoothing=WORD_SMOOTHING, reduction="sum")
+    word_losses = cross_entropy(word_logits, words, label_smoothing=WORD_SMOOTHING, reduction="sum")
     return {
-        "phone_loss": F.cross_entropy(phone_logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED),
+        "phone_loss": cross_entropy(phone_logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED),
         "word_loss": word_losses / one_word.sum().clamp(min=1),
         "frames": known.sum(),
         "frames_right": (phone_logits.argmax(-1) == labels)[known].sum(),
@@ -393,7 +399,8 @@ def take_step(model: Pretraining, optimizer: torch.optim.Optimizer, losses: Meas
 def pretrain(model: Pretraining, speech: Speech, args: argparse.Namespace) -> None:
     """Train until the minutes are over; print every 100 steps, evaluate and save every ten minutes and at the end."""
     splits, random = split_speech(speech, args.seed), torch.Generator().manual_seed(args.seed)
-    optimizer, recent = make_optimizer(model), []
+    optimizer = make_optimizer(model)
+    recent: list[dict[str, float]] = []
     began = saved = time.monotonic()
     model.train()
     for step, batch in enumerate(training_batches(speech, splits["training"], random), start=1):

@@ -22,7 +22,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import Pool
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -36,143 +37,31 @@ SILENCE_LEVEL = 200  # int16 steps; both engines are silent well below it
 MAX_EDGE_SECONDS = 0.12  # silence left at either end of a clip
 SHORTEST_SAMPLES = 1_000
 
+
+def names(text: str) -> list[str]:
+    """Names written with spaces between them."""
+    return text.split()
+
+
 # The bundled task is spoken digits, so the encoder must never have heard one: not a digit, not another number, nothing
 # that sounds like one, no compound that ends in one. Homophones are also looked for by pronunciation (`sound_alikes`).
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "twenty",
-    "hundred",
-]
+NUMBERS = names("zero one two three four five six seven eight nine ten eleven twelve twenty hundred")
 NUMBER_STEMS = re.compile(
     "(zero|nought|naught|three|four|five|six|seven|eight|nine|eleven|twel[fv]|twent|thirt|fift|forty|fort(ie|y)"
     "|hundred|thousand|million|billion|trillion|dozen)"
 )
-NUMBER_WORDS = set(
-    [
-        "oh",
-        "owe",
-        "one",
-        "ones",
-        "once",
-        "won",
-        "wan",
-        "two",
-        "twos",
-        "twice",
-        "to",
-        "too",
-        "tue",
-        "for",
-        "fore",
-        "forth",
-        "ate",
-        "ten",
-        "tens",
-        "tenth",
-        "first",
-        "second",
-        "seconds",
-        "third",
-        "thirds",
-        "anyone",
-        "everyone",
-        "someone",
-        "noone",
-        "oneself",
-        "half",
-        "halves",
-        "quarter",
-        "quarters",
-        "double",
-        "triple",
-        "single",
-        "sic",
-        "sicks",
-        "sox",
-        "nein",
-        "weight",
-        "weights",
-        "freight",
-        "height",
-        "heights",
-    ]
+NUMBER_WORDS = names(
+    """oh owe one ones once won wan two twos twice to too tue for fore forth ate ten tens tenth first second seconds
+    third thirds anyone everyone someone noone oneself half halves quarter quarters double triple single sic sicks sox
+    nein weight weights freight height heights"""
 )
 
-ESPEAK_ACCENTS = ["en-us", "en-us", "en", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029"]
-ESPEAK_VARIANTS = [""] + [
-    "+" + name
-    for name in [
-        "m1",
-        "m2",
-        "m3",
-        "m4",
-        "m5",
-        "m6",
-        "m7",
-        "m8",
-        "f1",
-        "f2",
-        "f3",
-        "f4",
-        "f5",
-        "klatt",
-        "klatt2",
-        "klatt3",
-        "Andy",
-        "Annie",
-        "linda",
-        "Michael",
-        "steph",
-        "Lee",
-        "michel",
-        "Tweaky",
-        "Alex",
-        "Alicia",
-        "Andrea",
-        "Diogo",
-        "Gene",
-        "Jacky",
-        "Mario",
-        "Mike",
-        "adam",
-        "anika",
-        "antonio",
-        "boris",
-        "caleb",
-        "david",
-        "ed",
-        "grandma",
-        "gustave",
-        "john",
-        "marcelo",
-        "max",
-        "norbert",
-        "pablo",
-        "paul",
-        "shelby",
-        "travis",
-        "belinda",
-        "edward",
-        "iven",
-        "kaukovalta",
-        "quincy",
-        "rob",
-        "victor",
-        "zac",
-    ]
-]
+ESPEAK_ACCENTS = names("en-us en-us en en-gb-scotland en-gb-x-gbclan en-gb-x-rp en-gb-x-gbcwmd en-029")
+ESPEAK_VARIANTS = names(
+    """m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Andy Annie linda Michael steph Lee michel Tweaky Alex
+    Alicia Andrea Diogo Gene Jacky Mario Mike adam anika antonio boris caleb david ed grandma gustave john marcelo max
+    norbert pablo paul shelby travis belinda edward iven kaukovalta quincy rob victor zac"""
+)
 ESPEAK_RATE, ESPEAK_PITCH, ESPEAK_SPREAD = 1, 3, 4  # numbers of espeak-ng's parameters
 EVENT_LIST_END, EVENT_PHONEME = 0, 7
 FLITE_VOICES = ["slt", "rms", "awb", "kal16"]  # the voices made from recordings at 16 kHz
@@ -228,12 +117,13 @@ class Espeak:
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self.samples.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        for i in itertools.count():
-            if events[i].type == EVENT_LIST_END:
-                return 0  # go on speaking
+        i = 0
+        while events[i].type != EVENT_LIST_END:
             if events[i].type == EVENT_PHONEME:
                 name = events[i].id.string.decode("utf8", "replace")
                 self.phones.append((events[i].audio_position / 1000, name))
+            i += 1
+        return 0  # go on speaking
 
     def say(self, text: str, voice: str, rate: int, pitch: int, spread: int) -> tuple[np.ndarray, Phones]:
         """Speak one text.
@@ -290,7 +180,7 @@ def speak_with_espeak(job: tuple[list[str], int, int]) -> list[Clip]:
     texts, repeats, seed = job
     engine, rng, clips = Espeak(), random.Random(f"espeak-{seed}"), []
     for text in (text for text in texts for _ in range(repeats)):
-        voice = rng.choice(ESPEAK_ACCENTS) + rng.choice(ESPEAK_VARIANTS)
+        voice = rng.choice(ESPEAK_ACCENTS) + rng.choice(["", *(f"+{variant}" for variant in ESPEAK_VARIANTS)])
         try:
             spoken, phones = engine.say(text, voice, rng.randint(120, 260), rng.randint(15, 85), rng.randint(20, 80))
         except ValueError:
@@ -425,7 +315,8 @@ def main() -> None:
     words = choose_words(args.words)
     phrases = make_phrases(words, args.phrases, random.Random(args.seed))
     clips: list[Clip] = []
-    with Pool(args.processes) as pool:
+    # espeak-ng carries state from one text to the next, so a job's clips repeat only in a process of its own.
+    with get_context().Pool(args.processes, maxtasksperchild=1) as pool:
         for engine, speak, per_word in (
             ("espeak-ng", speak_with_espeak, args.espeak_per_word),
             ("flite", speak_with_flite, args.flite_per_word),

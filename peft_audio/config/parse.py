@@ -71,9 +71,9 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
     for group, kind in get_type_hints(recipe).items():
         hints = get_type_hints(kind)
         for field in fields(kind):
-            type_name = getattr(hints[field.name], "__name__", "") if isinstance(hints[field.name], type) else ""
-            type_name = type_name or str(hints[field.name]).replace("typing.", "").replace(" | None", "")
-            flags[f"{group}.{field.name}"] = type_name if field.default is None else f"{type_name}, such as {field.default}"
+            hint = hints[field.name]
+            name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace(" | None", "")
+            flags[f"{group}.{field.name}"] = name if field.default is None else f"{name}, such as {field.default}"
     return flags
 
 

@@ -1,0 +1,131 @@
+"""The `peft-audio` command."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_audio import __version__
+
+if TYPE_CHECKING:
+    from peft_audio.prediction import Prediction
+
+PACKAGE = Path(__file__).parent
+# A wheel carries the recipes inside the package; a checkout has them beside it.
+RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what the user can mend is said in one line, with exit code 2."""
+    options = make_parser().parse_args(arguments)
+    from peft_audio.config import UserError
+
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.
+        sys.stderr.close()
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="peft-audio",
+        description="Small adapters for audio classifiers. To train one: accelerate launch recipes/lora.py --help",
+    )
+    parser.add_argument("--version", action="version", version=f"peft-audio {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="label recordings with an adapter")
+    predict.add_argument("sources", nargs="+", metavar="CLIP_OR_FOLDER", help="a recording, or a folder of them")
+    predict.add_argument("--adapter", required=True, metavar="DIR", help="adapter directory, such as runs/lora/adapter")
+    predict.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
+    predict.add_argument("--device", default="cpu", help="where to run, such as cuda (default: %(default)s)")
+    predict.add_argument("--batch-size", type=int, default=16, help="recordings at once (default: %(default)s)")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON list with the probability of every label")
+    form.add_argument("--csv", action="store_true", help="a CSV table with the probability of every label")
+    predict.set_defaults(run=run_predict)
+
+    recipe = commands.add_parser("recipe", help="print a recipe to copy: peft-audio recipe lora > lora.py")
+    names = sorted(path.stem for path in RECIPES.glob("*.py"))
+    recipe.add_argument("name", choices=names, help=f"one of: {', '.join(names)}")
+    recipe.set_defaults(run=run_recipe_command)
+
+    base = commands.add_parser("base", help="copy the bundled encoder out as an ordinary transformers directory")
+    base.add_argument("folder", type=Path, metavar="DIR", help="a folder that does not exist yet")
+    base.set_defaults(run=run_base)
+    return parser
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """Label recordings; exit code 1 if one could not be used."""
+    from peft_audio.adapters import load_adapter
+    from peft_audio.config import UserError
+    from peft_audio.prediction import find_recordings, predict
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size: got {options.batch_size}, must be 1 or more. Try 16.")
+    paths = find_recordings(options.sources)
+    adapter = load_adapter(options.adapter, options.base, options.device)
+    found = predict(adapter, paths, options.batch_size)
+    if options.json:
+        print(json.dumps([asdict(prediction) for prediction in found], indent=2, ensure_ascii=False))
+    elif options.csv:
+        _print_csv(found, adapter.labels)
+    else:
+        for prediction in found:
+            if prediction.error is None:
+                print(f"{prediction.path}\t{prediction.label}\t{prediction.probability:.3f}")
+    return _report_on_stderr(found)
+
+
+def run_recipe_command(options: argparse.Namespace) -> int:
+    """Print a recipe's source."""
+    print((RECIPES / f"{options.name}.py").read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def run_base(options: argparse.Namespace) -> int:
+    """Copy the bundled encoder, its card included."""
+    from peft_audio.config import UserError
+
+    if options.folder.exists():
+        raise UserError(f"{options.folder} exists already; give a folder that does not.")
+    shutil.copytree(PACKAGE / "assets" / "wav2vec2-nano", options.folder)
+    print(f"{options.folder}: load it with transformers' AutoModel.from_pretrained")
+    return 0
+
+
+def _print_csv(found: Sequence[Prediction], labels: Sequence[str]) -> None:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["path", "label", "probability", *(f"probability_{label}" for label in labels), "error"])
+    for prediction in found:
+        row = [prediction.probabilities.get(label, "") for label in labels]
+        table.writerow([prediction.path, prediction.label, prediction.probability, *row, prediction.error])
+
+
+def _report_on_stderr(found: Sequence[Prediction]) -> int:
+    failed = [prediction for prediction in found if prediction.error is not None]
+    cut = [prediction for prediction in found if (prediction.seconds_used or 0) < (prediction.seconds or 0)]
+    if cut:
+        used = cut[0].seconds_used
+        print(f"note: {len(cut)} recordings are longer than {used:g} s; only that much was heard.", file=sys.stderr)
+    for prediction in failed:
+        print(f"skipped: {prediction.path} {prediction.error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Clips and folders to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from peft_audio.adapters import Adapter
+from peft_audio.audio import AudioError, load_audio, read_info
+from peft_audio.config import UserError
+from peft_audio.data import AUDIO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an adapter says of one recording.
+
+    Attributes:
+        path: The recording, as given or as found in a given folder.
+        label: The most probable label; None if the recording cannot be used.
+        probability: Of that label, 0 to 1.
+        probabilities: Of every label.
+        seconds: Length of the recording.
+        seconds_used: How much of it, from its start, the prediction rests on.
+        error: Why the recording cannot be used; None if it was.
+    """
+
+    path: str
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float]
+    seconds: float | None
+    seconds_used: float | None
+    error: str | None = None
+
+
+def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_size: int = 16) -> list[Prediction]:
+    """Label recordings.
+
+    A recording's answer does not depend on the others. Like evaluation, it rests on the first
+    `adapter.record.crop["evaluation_seconds"]` seconds; `seconds_used` says so for each.
+
+    Args:
+        adapter: What `load_adapter` gives.
+        sources: A recording or a folder, or several; folders are searched to any depth.
+        batch_size: Recordings that run through the model at once.
+
+    Returns:
+        One prediction a recording, in the order of `sources`, by name within a folder. A recording that cannot be
+        decoded is among them, with `label` None and the reason in `error`.
+
+    Raises:
+        UserError: A source does not exist, or a folder holds no recordings.
+    """
+    paths = find_recordings([sources] if isinstance(sources, (str, Path)) else sources)
+    found: dict[int, Prediction] = {}
+    lengths: dict[int, float] = {}
+    for i, path in enumerate(paths):
+        try:
+            info = read_info(path)
+            lengths[i] = info.num_frames / info.sampling_rate
+        except AudioError as error:
+            found[i] = _failed(path, str(error))
+    # Neighbours in length share a batch, which saves padding and changes no answer.
+    order = sorted(lengths, key=lambda i: lengths[i])
+    for at in range(0, len(order), batch_size):
+        found |= _predict_batch(adapter, {i: (paths[i], lengths[i]) for i in order[at : at + batch_size]})
+    return [found[i] for i in range(len(paths))]
+
+
+def find_recordings(sources: Iterable[str | Path]) -> list[Path]:
+    """Files as given, and every recording below the folders given, sorted.
+
+    Raises:
+        UserError: One does not exist, or a folder holds no recordings.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            if not inside:
+                raise UserError(f"{source}: no recordings ({', '.join(sorted(AUDIO_SUFFIXES))}) in this folder.")
+            paths += inside
+        elif source.exists():
+            paths.append(source)
+        else:
+            raise UserError(f"{source}: no such file or folder; give recordings or folders of recordings.")
+    return paths
+
+
+def _predict_batch(adapter: Adapter, clips: dict[int, tuple[Path, float]]) -> dict[int, Prediction]:
+    limit = adapter.record.crop["evaluation_seconds"]
+    found, waveforms = {}, {}
+    for i, (path, _) in clips.items():
+        try:
+            waveforms[i] = load_audio(path, adapter.record.sampling_rate, seconds=limit)
+        except AudioError as error:
+            found[i] = _failed(path, str(error))
+    if waveforms:
+        probabilities = softmax(adapter.logits(list(waveforms.values())), axis=1)
+        for i, row in zip(waveforms, probabilities, strict=True):
+            path, seconds = clips[i]
+            found[i] = _prediction(path, row, adapter.labels, seconds, min(seconds, limit))
+    return found
+
+
+def _prediction(path: Path, row: np.ndarray, labels: Sequence[str], seconds: float, used: float) -> Prediction:
+    best = int(row.argmax())
+    probabilities = {label: float(value) for label, value in zip(labels, row, strict=True)}
+    return Prediction(str(path), labels[best], float(row[best]), probabilities, seconds, used)
+
+
+def _failed(path: Path, reason: str) -> Prediction:
+    return Prediction(str(path), None, None, {}, None, None, reason)
