@@ -206,7 +206,7 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     if wanted != keys:
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
-    return Adapter(model.to(device).eval(), extractor, record)
+    return Adapter(_move(model, device).eval(), extractor, record)
 
 
 def read_record(folder: Path) -> AdapterRecord:
@@ -258,6 +258,14 @@ def _sort_config(path: Path) -> None:
     for name in ("target_modules", "modules_to_save"):
         stored[name] = sorted(stored[name])
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _move(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: got {device}, must be cpu, or cuda where there is one ({reason}).") from error
 
 
 def _stored_keys(path: Path) -> set[str]:

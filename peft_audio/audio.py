@@ -69,8 +69,10 @@ def load_audio(
         raise AudioError(f"holds no samples after {start_seconds:g} s")
     if not np.isfinite(waveform).all():
         raise AudioError("holds samples that are NaN or infinite")
-    # Resampling can shorten a few samples to none.
-    return soxr.resample(waveform, rate, sampling_rate) if rate != sampling_rate and waveform.size > 1 else waveform
+    if rate == sampling_rate:
+        return waveform
+    resampled = soxr.resample(waveform, rate, sampling_rate)
+    return resampled if resampled.size else waveform[:1]  # a few samples can be shortened to none
 
 
 def _open(source: Path | bytes) -> soundfile.SoundFile:

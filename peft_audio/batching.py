@@ -210,17 +210,19 @@ def make_loaders(
             f"{accelerator.num_processes} processes x {train.gradient_accumulation_steps} micro-batches. "
             "Raise it, or lower --train.gradient_accumulation_steps."
         )
+    on_gpu = accelerator.device.type == "cuda"
+    workers = (4 if on_gpu else 0) if cfg.data.num_workers is None else cfg.data.num_workers
     share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
     augment = make_augment(cfg.augment, extractor.sampling_rate)
 
     def loader(rows: Dataset, batches: Any, augment: Augment | None = None) -> DataLoader:
-        workers = cfg.data.num_workers
         return DataLoader(
             Clips(rows, extractor, cfg.data, train.seed, augment),
             batch_sampler=batches,
             collate_fn=partial(collate, minimum_samples=minimum_samples),
             num_workers=workers,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=on_gpu,
+            persistent_workers=workers > 0,
         )
 
     def seconds(rows: Dataset, limit: float) -> list[float]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from sklearn.model_selection import train_test_split
 
 from peft_audio.audio import AudioError, AudioInfo, read_info
 from peft_audio.config import DataConfig, UserError
@@ -99,6 +98,13 @@ def _from_folder(cfg: DataConfig) -> Splits:
         )
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     given = bool(folders) and all(folder.name in SPLIT_FOLDERS for folder in folders)
+    named = [folder.name for folder in folders if folder.name in SPLIT_FOLDERS and _has_class_folders(folder)]
+    if named and not given:
+        other = [folder.name for folder in folders if folder.name not in SPLIT_FOLDERS]
+        raise UserError(
+            f"--data.source: {root} has split folders ({_listed(named)}) beside other folders ({_listed(other)}); "
+            "move the others away, or put all clips in class folders."
+        )
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for folder in folders if given else [root]:
         rows[SPLIT_FOLDERS[folder.name] if given else "train"] += _find_clips(folder, root)
@@ -106,6 +112,16 @@ def _from_folder(cfg: DataConfig) -> Splits:
     _read_headers([row for split in SPLITS for row in rows[split]])
     _make_missing_splits(rows, cfg)
     return _to_splits(rows, labels)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return not any(path.suffix.lower() in AUDIO_SUFFIXES for path in folder.iterdir()) and any(
+        path.is_dir() for path in folder.iterdir()
+    )
 
 
 def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
@@ -116,7 +132,7 @@ def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
             f"--data.source: {folder} has recordings outside any class folder ({_listed(loose)}); "
             "move each into a subfolder named by its label."
         )
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
     closed = [str(path.relative_to(root)) for path in files if path.suffix.lower() in UNREADABLE_SUFFIXES]
     if closed:
         raise UserError(
@@ -185,24 +201,27 @@ def _read_headers(rows: list[dict[str, Any]]) -> None:
 def _make_missing_splits(rows: dict[str, list[dict[str, Any]]], cfg: DataConfig) -> None:
     """Hold out what the folder does not give, stratified by label; in place."""
     shares = {"test": cfg.test_share, "validation": cfg.validation_share}
-    whole = len(rows["train"])
-    for split, share in shares.items():
-        if rows[split]:
-            continue
-        counts = Counter(row["label"] for row in rows["train"])
-        count = max(round(share * whole), len(counts))
-        smallest, size = min(counts.items(), key=lambda item: item[1])
-        if size < 2 or len(rows["train"]) - count < len(counts):
-            raise UserError(
-                f"--data.source: class {smallest!r} has too few clips ({size} left) to hold out a {split} split; "
-                "add clips, or give the splits as folders train/, validation/ and test/."
-            )
-        rows["train"], rows[split] = train_test_split(
-            rows["train"],
-            test_size=count,
-            stratify=[row["label"] for row in rows["train"]],
-            random_state=cfg.split_seed,
+    absent = {split: share for split, share in shares.items() if not rows[split]}
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows["train"]:
+        by_label.setdefault(row["label"], []).append(row)
+    smallest = min(by_label, key=lambda label: len(by_label[label]))
+    if absent and len(by_label[smallest]) <= len(absent):
+        raise UserError(
+            f"--data.source: class {smallest!r} has too few clips ({len(by_label[smallest])}) to hold out "
+            f"{' and '.join(absent)}; add clips, or give the splits as folders train/, validation/ and test/."
         )
+    rng = np.random.default_rng(cfg.split_seed)
+    for label in sorted(by_label):
+        clips = [by_label[label][i] for i in rng.permutation(len(by_label[label]))]
+        whole = len(clips)
+        for split, share in absent.items():
+            others = len(absent) - list(absent).index(split)  # clips that later splits and training need
+            count = min(max(1, round(share * whole)), len(clips) - others)
+            rows[split] += clips[:count]
+            clips = clips[count:]
+        by_label[label] = clips
+    rows["train"] = [row for label in sorted(by_label) for row in by_label[label]]
 
 
 def _to_splits(rows: dict[str, list[dict[str, Any]]], labels: tuple[str, ...]) -> Splits:

@@ -6,14 +6,17 @@ every 20 ms frame, the other names the word of the whole clip from the mean of i
 Training batches hold clips of equal length, so nothing in them is padding and the first convolution's group norm sees
 each clip as it would be alone; evaluation pads, with `peft_audio.models.make_padding_exact`.
 
+Every core runs a process of one thread on its own share of the clips, and the gradients are averaged once a step.
+Threads would meet some thousand times a step, and each meeting waits for whoever else uses the machine.
+
 The clock drives the learning rate, so a run ends when it was told to; the same seed on another machine makes another,
-equally good checkpoint. On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that spin while they
-wait made a step five times slower once another process had one of two cores.
+equally good checkpoint.
 """
 
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -61,8 +64,8 @@ ENCODER: dict[str, Any] = {
 }
 PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1.5e-3, 400, 0.02
 WORD_WEIGHT, WORD_SMOOTHING = 0.5, 0.05
-BATCH_SAMPLES = 576_000  # 36 s a step: about 50 words, or 20 phrases
-SMALLEST_BATCH = 8  # clips
+BATCH_SAMPLES = 576_000  # 36 s a step, over all processes: about 50 words, or 20 phrases
+SMALLEST_BATCH = 4  # clips
 HELD_OUT_CLIPS = 1_500
 UNSEEN_VARIANTS = ("+Gene", "+f4", "+steph")  # espeak-ng's speakers that never train, to see what a new voice costs
 
@@ -145,7 +148,7 @@ def load_speech(folder: Path) -> Speech:
     lengths = np.array([len(track) for track in tracks])
     word = clips["word"].astype(np.int64)
     return Speech(
-        audio=torch.from_numpy(np.load(folder / "audio.npy")),
+        audio=torch.from_numpy(np.load(folder / "audio.npy", mmap_mode="c")),  # so that processes share it
         start=torch.from_numpy(clips["start"].astype(np.int64)),
         length=torch.from_numpy(clips["length"].astype(np.int64)),
         word=torch.from_numpy(np.where(word < 0, IGNORED, word)),
@@ -170,8 +173,18 @@ def split_speech(speech: Speech, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def training_batches(speech: Speech, clips: torch.Tensor, random: torch.Generator) -> Iterator[Batch]:
-    """Batches for ever: each epoch draws every clip's speed and silence anew, then joins clips of like length."""
+def training_batches(speech: Speech, clips: torch.Tensor, size: int, random: torch.Generator) -> Iterator[Batch]:
+    """Batches for ever: each epoch draws every clip's speed and silence anew, then joins clips of like length.
+
+    Args:
+        speech: all clips.
+        clips: indices of those to use.
+        size: samples of a batch, silence included.
+        random: draws everything.
+
+    Yields:
+        Batches of clips that all are as long as the longest.
+    """
     while True:
         speed = 0.8 + 0.45 * torch.rand(len(clips), generator=random)
         before = (0.12 * SAMPLING_RATE * torch.rand(len(clips), generator=random)).long()
@@ -184,7 +197,7 @@ def training_batches(speech: Speech, clips: torch.Tensor, random: torch.Generato
             left = chunk[samples[chunk].argsort(descending=True)]
             while len(left) >= SMALLEST_BATCH:  # the few left over wait for the next epoch
                 longest = int(samples[left[0]])
-                rows, left = left[: BATCH_SAMPLES // longest], left[BATCH_SAMPLES // longest :]
+                rows, left = left[: size // longest], left[size // longest :]
                 batches.append(Batch(clips[rows], speed[rows], before[rows], torch.full((len(rows),), longest)))
         for i in torch.randperm(len(batches), generator=random):
             yield batches[i]
@@ -386,49 +399,76 @@ def save_checkpoint(model: Pretraining, folder: Path, record: dict) -> None:
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def take_step(model: Pretraining, optimizer: torch.optim.Optimizer, losses: Measures, rate: float) -> None:
-    """One step down both losses."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def average_gradients(model: nn.Module, done: float) -> float:
+    """Average the gradients over the processes, and `done` with them, so that all agree on the time."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([torch.tensor([done]), *(gradient.flatten() for gradient in gradients)])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    averages = flat[1:].split([gradient.numel() for gradient in gradients])
+    for gradient, average in zip(gradients, averages, strict=True):
+        gradient.copy_(average.view_as(gradient))
+    return float(flat[0])
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Measures, step: int, done: float) -> float:
+    """One step down both losses; returns how much of the time is over, as all processes see it."""
+    optimizer.zero_grad(set_to_none=False)  # every process then averages the same list of gradients
     (losses["phone_loss"] + WORD_WEIGHT * losses["word_loss"]).backward()
+    done = average_gradients(model, done)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, done)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    optimizer.zero_grad()
+    return done
 
 
-def pretrain(model: Pretraining, speech: Speech, args: argparse.Namespace) -> None:
-    """Train until the minutes are over; print every 100 steps, evaluate and save every ten minutes and at the end."""
-    splits, random = split_speech(speech, args.seed), torch.Generator().manual_seed(args.seed)
+def pretrain(model: Pretraining, speech: Speech, rank: int, args: argparse.Namespace) -> None:
+        description="Pretrain wav2vec2-nano (2.85M parameters): a phone for every frame, a word for every clip.",
+    splits, random = split_speech(speech, args.seed), torch.Generator().manual_seed(1000 * args.seed + rank)
+    mine = splits["training"][rank :: args.processes]
     optimizer = make_optimizer(model)
     recent: list[dict[str, float]] = []
     began = saved = time.monotonic()
     model.train()
-    for step, batch in enumerate(training_batches(speech, splits["training"], random), start=1):
-        done = (time.monotonic() - began) / (60 * args.minutes)
-        rate = learning_rate(step, done)
+    for step, batch in enumerate(training_batches(speech, mine, BATCH_SAMPLES // args.processes, random), start=1):
         losses = measure(model, speech, batch, random)
-        take_step(model, optimizer, losses, rate)
+        done = take_step(model, optimizer, losses, step, (time.monotonic() - began) / (60 * args.minutes))
         recent = [*recent[-99:], {key: value.item() for key, value in losses.items()}]
-        if step % 100 == 0:
-            print(f"step {step}  {60 * args.minutes * done:.0f} s  rate {rate:.1e}  {summarise(recent)}", flush=True)
-        if done < 1 and time.monotonic() - saved < 60 * args.save_minutes:
-            continue
-        saved = time.monotonic()
-        record = {"steps": step, "minutes": round((saved - began) / 60, 1), "seed": args.seed}
-        record |= {"clips": {name: len(clips) for name, clips in splits.items()}, "phones": len(speech.phones)}
-        record |= {"training": summarise(recent)}
-        record |= {name: evaluate(model, speech, splits[name]) for name in ("held_out", "unseen_voices")}
-        save_checkpoint(model, args.checkpoint, record)
-        print(json.dumps(record), flush=True)
+        if rank == 0 and step % 100 == 0:
+            print(f"step {step}  {time.monotonic() - began:.0f} s  {summarise(recent)}", flush=True)
+        if rank == 0 and (done >= 1 or time.monotonic() - saved > 60 * args.save_minutes):
+            saved = time.monotonic()
+            record = {"steps": step, "minutes": round((saved - began) / 60, 1), "seed": args.seed}
+            record |= {"clips": {name: len(clips) for name, clips in splits.items()}, "phones": len(speech.phones)}
+            record |= {"training": summarise(recent)}
+            record |= {name: evaluate(model, speech, splits[name]) for name in ("held_out", "unseen_voices")}
+            save_checkpoint(model, args.checkpoint, record)
+            print(json.dumps(record), flush=True)
         if done >= 1:
             return
+
+
+def run_process(rank: int, meeting_point: str, args: argparse.Namespace) -> None:
+    """One of the processes, from reading the speech to the end of the training."""
+    torch.set_num_threads(1)
+    speech = load_speech(args.speech)
+    torch.manual_seed(args.seed)  # the same weights in every process
+    model = Pretraining(speech)
+    np.random.seed(1000 * args.seed + rank)  # transformers draws SpecAugment's masks from NumPy
+    distributed.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=args.processes)
+    if rank == 0:
+        size = sum(p.numel() for p in model.encoder.parameters())
+        print(f"{len(speech.start)} clips, {len(speech.phones)} phones, {size} parameters in the encoder", flush=True)
+    pretrain(model, speech, rank, args)
+    distributed.destroy_process_group()
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Pretrain wav2vec2-nano (2.85M parameters): the phone of every frame, the word of every clip.",
-        epilog="First: python scripts/synthesise_speech.py SPEECH. Two CPU cores take about three steps a second; "
+        epilog="First: python scripts/synthesise_speech.py SPEECH. Two CPU cores take two or three steps a second; "
         "more minutes make a better encoder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -439,22 +479,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--save-minutes", type=float, default=10, help="evaluate and save this often, and at the end")
     parser.add_argument("--seed", type=int, default=0, help="of weights, held-out clips and augmentation")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; the number of physical cores is best")
+    parser.add_argument("--processes", type=int, default=2, help="how many share a step; as many as cores is best")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Read the speech, make the model, train it."""
+    """Start the processes and wait for them."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)  # transformers draws SpecAugment's masks from NumPy
     args.checkpoint.mkdir(parents=True, exist_ok=True)
-    speech = load_speech(args.speech)
-    model = Pretraining(speech)
-    size = sum(p.numel() for p in model.encoder.parameters())
-    print(f"{len(speech.start)} clips, {len(speech.phones)} phones, an encoder of {size} parameters", flush=True)
-    pretrain(model, speech, args)
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(run_process, (f"{folder}/meeting", args), nprocs=args.processes)
 
 
 if __name__ == "__main__":

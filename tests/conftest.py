@@ -64,3 +64,25 @@ def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tone(root / "low" / f"{i}.wav", 200 + 5 * i, 0.2 + 0.025 * i, seed=i)
         write_tone(root / "high" / f"{i}.wav", 1500 + 30 * i, 0.5 - 0.025 * i, seed=100 + i)
     return root
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved LoRA adapter of the labels "a", "b", "c" on the tiny base, far from its zero start."""
+    from peft_audio.adapters import describe_adapter, save_adapter
+    from peft_audio.config import DataConfig, LoraConfig, LoraRecipe, ModelConfig
+    from peft_audio.models import identify_base, load_classifier, load_extractor
+    from peft_audio.strategies import apply_lora
+
+    torch.manual_seed(1)
+    cfg = LoraRecipe(data=DataConfig(max_eval_seconds=2.0), model=ModelConfig(name=str(tiny_base)))
+    model = load_classifier(cfg.model, ["a", "b", "c"])
+    base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
+    model, trained = apply_lora(model, LoraConfig())
+    for name, weight in model.named_parameters():
+        if name in trained.parameters:
+            torch.nn.init.normal_(weight, std=0.5)
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    record = describe_adapter(cfg, base, ["a", "b", "c"], extractor, "lora", {"test_accuracy": 0.5})
+    save_adapter(folder, model, extractor, record)
+    return folder

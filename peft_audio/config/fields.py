@@ -14,6 +14,10 @@ from typing import Any, Literal
 class UserError(ValueError):
     """Something the user can mend. The message says what, which value, what is allowed and how to fix it."""
 
+    def __init__(self, message: str):
+        # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
+        super().__init__(message.rpartition("UserError: ")[2].strip())
+
 
 def _require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
     if not holds:
@@ -40,7 +44,8 @@ class DataConfig:
         split_seed: Decides the splits that a folder without its own gets. Never changes with train.seed.
         validation_share: Share of the clips held out for validation where the folder has no validation/.
         test_share: Share of the clips held out for the test where the folder has no test/.
-        num_workers: Processes that decode ahead of training; 0 decodes in the training process.
+        num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
+            GPU, and 0 on a CPU, where they would take the cores that training needs.
     """
 
     source: str = "bundled"
@@ -49,7 +54,7 @@ class DataConfig:
     split_seed: int = 0
     validation_share: float = 0.15
     test_share: float = 0.2
-    num_workers: int = 0
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "data.source", "''", '"bundled" or a folder', "Give the folder of your recordings.")
@@ -67,8 +72,9 @@ class DataConfig:
             f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
             "Lower one of the two so that clips remain to train on.",
         )
-        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or more", "Try 0.")
-        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more", "Try 2.")
+        _require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
+        workers = self.num_workers
+        _require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class TrainConfig:
         _require(decays, "train.weight_decay", self.weight_decay, "a finite number, 0 or more", "Try 0.01.")
         _require(_share(self.warmup_share), "train.warmup_share", self.warmup_share, "0 or more, below 1", "Try 0.1.")
         _require(_positive(self.max_grad_norm), "train.max_grad_norm", self.max_grad_norm, "above 0", "Try 1.")
-        _require(self.seed >= 0, "train.seed", self.seed, "0 or more", "Try 0.")
+        _require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 4294967295", "Try 0.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -23,6 +25,7 @@ def make_parser(recipe: type[Any]) -> ArgumentParser:
         description=recipe.__doc__.splitlines()[0] if recipe.__doc__ else None,
         epilog="A YAML file holds the same names, nested: 'train: {epochs: 5}'. Flags given after --config win.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; flags after it override it.")
     parser.add_class_arguments(recipe, as_group=False)
@@ -42,7 +45,7 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
     """
     parser = make_parser(recipe)
     try:
-        parsed = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+        parsed = parser.parse_args(_check_files(sys.argv[1:] if arguments is None else arguments, recipe))
         parsed.pop("config", None)
         return recipe(**vars(parser.instantiate(parsed)))
     except UserError as error:
@@ -66,31 +69,77 @@ def to_yaml(cfg: Any) -> str:
 
 
 def flags_of(recipe: type[Any]) -> dict[str, str]:
-    """Every dotted name of a recipe with what it takes, as in `{"lora.r": "int, such as 8"}`."""
+    """Every dotted name of a recipe with what it takes, as in `{"lora.r": "a whole number, such as 8"}`."""
     flags = {}
     for group, kind in get_type_hints(recipe).items():
         hints = get_type_hints(kind)
         for field in fields(kind):
-            hint = hints[field.name]
-            name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace(" | None", "")
-            flags[f"{group}.{field.name}"] = name if field.default is None else f"{name}, such as {field.default}"
+            example = "" if field.default is None else f", such as {field.default}"
+            flags[f"{group}.{field.name}"] = _takes(hints[field.name]) + example
     return flags
+
+
+def _takes(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
+    if get_origin(hint) is list:
+        return "a list such as [0, 1]" if get_args(hint) == (int,) else "a list of names"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)
+
+
+def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
+    """The command line without the YAML files that hold nothing; the others hold settings of this recipe."""
+    kept: list[str] = []
+    # "--config=FILE" is the same as "--config FILE".
+    rest = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    for word in rest:
+        if kept and kept[-1] == "--config" and _read_yaml(Path(word), recipe) is None:
+            kept.pop()
+        else:
+            kept.append(word)
+    return kept
+
+
+def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"--config: {file} {what}; give a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())[:120]}).") from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
+    for section, settings in (content or {}).items():
+        if not isinstance(settings, dict):
+            raise UserError(f"--{section}: got {settings} in {file}, must be a section, as in 'train: {{epochs: 5}}'.")
+        for name in settings:
+            if f"{section}.{name}" not in flags_of(recipe):
+                raise UserError(_unknown(f"{section}.{name}", recipe) + f" It stands in {file}.")
+    return content
+
+
+def _unknown(name: str, recipe: type[Any]) -> str:
+    close = difflib.get_close_matches(name, flags_of(recipe), n=1, cutoff=0.5)
+    hint = f"Did you mean --{close[0]}? " if close else ""
+    return f"--{name}: no such setting. {hint}--help lists all of them."
 
 
 def _explain(message: str, recipe: type[Any]) -> str:
     """Say jsonargparse's complaint in our form: flag, value, what is allowed, the fix."""
     flags = flags_of(recipe)
-    wrong_value = re.search(r'Parser key "([\w.]+)":.*Got value: (.*)', message, re.DOTALL)
+    wrong_value = re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if wrong_value and wrong_value[1] in flags:
         name, value = wrong_value[1], wrong_value[2].strip().splitlines()[0]
         return f"--{name}: got {value}, must be {flags[name]}. See --help."
-    unknown = re.search(r"[Uu]nrecognized arguments: --?([\w.]+)|[Kk]ey '?\"?([\w.]+)'?\"? is not expected", message)
+    unknown = re.search(r"[Uu]nrecognized arguments: --?([\w.]+)", message)
     if unknown:
-        name = unknown[1] or unknown[2]
-        close = difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
-        hint = f"Did you mean --{close[0]}? " if close else ""
-        return f"--{name}: no such setting. {hint}--help lists all of them."
-    return " ".join(message.split()) + " See --help."
+        return _unknown(unknown[1], recipe)
+    located = re.match(r'Parser key "([\w.]+)":(.*)', message, re.DOTALL)
+    name, reason = (f"--{located[1]}: ", located[2]) if located else ("", message)
+    return f"{name}{' '.join(reason.split())}. See --help."
 
 
 def _fail(message: str) -> NoReturn:

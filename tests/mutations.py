@@ -1,0 +1,204 @@
+"""Break the package in named ways, one at a time, and show which test notices each.
+
+    python tests/mutations.py                # all of them, about ten minutes
+    python tests/mutations.py "no mask"      # those whose name holds the words
+
+Each mutation is made in a copy of the checkout, never in the checkout. The exit code is 1 if a mutation was not caught,
+or no longer applies because the code has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault: in which file what becomes what, and the test files that should notice."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "no mask: padding reaches attention and pooling",
+        "peft_audio/training.py",
+        'attention_mask=batch["attention_mask"]).logits',
+        "attention_mask=None).logits",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "group norm takes its statistics over the padding",
+        "peft_audio/models.py",
+        "if self.valid_frames is None:",
+        "if True:",
+        "tests/test_models.py",
+    ),
+    Mutation(
+        "normalisation after padding",
+        "peft_audio/batching.py",
+        '        "input_values": input_values,',
+        '        "input_values": torch.nn.functional.layer_norm(input_values, input_values.shape[1:]),',
+        "tests/test_batching.py",
+    ),
+    Mutation(
+        "CNN not frozen for real: autograd walks through it",
+        "peft_audio/strategies.py",
+        "    model.freeze_feature_encoder()",
+        "    next(iter(model.children())).feature_extractor.requires_grad_(False)",
+        "tests/test_strategies.py",
+    ),
+    Mutation(
+        "projector not saved",
+        "peft_audio/strategies.py",
+        "modules_to_save=list(anatomy.head)",
+        'modules_to_save=["classifier"]',
+        "tests/test_strategies.py tests/test_adapters.py",
+    ),
+    Mutation(
+        "labels reversed",
+        "peft_audio/prediction.py",
+        "labels[best]",
+        "labels[-1 - best]",
+        "tests/test_prediction.py",
+    ),
+    Mutation(
+        "labels reversed in the saved adapter",
+        "peft_audio/adapters.py",
+        "        labels=tuple(labels),",
+        "        labels=tuple(labels)[::-1],",
+        "tests/test_recipes.py tests/test_adapters.py",
+    ),
+    Mutation(
+        "test split used for selection",
+        "peft_audio/training.py",
+        "evaluate(model, loaders.validation, accelerator).metrics",
+        "evaluate(model, loaders.test, accelerator).metrics",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "last epoch kept instead of the best",
+        "peft_audio/training.py",
+        "if not score > self.score:",
+        "if False:",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "gradient is the mean over a micro-batch, not over the step",
+        "peft_audio/batching.py",
+        "1 / len(step)) for i in mine",
+        "1 / len(mine)) for i in mine",
+        "tests/test_batching.py tests/test_training.py",
+    ),
+    Mutation(
+        "frozen parts in train mode",
+        "peft_audio/training.py",
+        "    model.eval()\n    if training:",
+        "    model.train(training)\n    if training:",
+        "tests/test_strategies.py tests/test_training.py",
+    ),
+    Mutation(
+        "LoRA's scale ignored",
+        "peft_audio/strategies.py",
+        "lora_alpha=cfg.alpha",
+        "lora_alpha=cfg.r",
+        "tests/test_strategies.py",
+    ),
+    Mutation(
+        "every epoch sees the same crop",
+        "peft_audio/batching.py",
+        "default_rng([self.seed, epoch, index])",
+        "default_rng([self.seed, index])",
+        "tests/test_batching.py",
+    ),
+    Mutation(
+        "fp16 checkpoints stay fp16",
+        "peft_audio/models.py",
+        "dtype=torch.float32,",
+        'dtype="auto",',
+        "tests/test_models.py",
+    ),
+    Mutation(
+        "F1 over clips instead of over labels",
+        "peft_audio/metrics.py",
+        'average="macro"',
+        'average="micro"',
+        "tests/test_metrics.py",
+    ),
+    Mutation(
+        "predictions not put back in the order of the clips",
+        "peft_audio/training.py",
+        "    rows = rows[rows[:, 0].argsort()]\n",
+        "",
+        "tests/test_training.py tests/test_recipes.py",
+    ),
+    Mutation(
+        "another base accepted",
+        "peft_audio/adapters.py",
+        "if found.sha256 != record.base.sha256:",
+        "if False:",
+        "tests/test_adapters.py tests/test_prediction.py",
+    ),
+    Mutation(
+        "the test split is read although it was not to be",
+        "recipes/lora.py",
+        "if cfg.train.evaluate_test:",
+        "if True:",
+        "tests/test_recipes.py",
+    ),
+)
+
+
+def main() -> int:
+    """Print a row a mutation."""
+    wanted = " ".join(sys.argv[1:])
+    missed = 0
+    for mutation in MUTATIONS:
+        if wanted in mutation.name:
+            verdict = run(mutation)
+            missed += not verdict.startswith("caught")
+            print(f"{mutation.name:62} {verdict}", flush=True)
+    print(f"{missed} not caught" if missed else "all caught")
+    return int(missed > 0)
+
+
+def run(mutation: Mutation) -> str:
+    """Make the mutation in a copy and run its tests there."""
+    with tempfile.TemporaryDirectory() as folder:
+        ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", ".*_cache")
+        copy = Path(shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored))
+        target = copy / mutation.file
+        text = target.read_text(encoding="utf-8")
+        if text.count(mutation.before) != 1:
+            return f"NOT APPLICABLE: {mutation.before!r} is there {text.count(mutation.before)} times"
+        target.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+        tests = subprocess.run(
+            [*command, *mutation.tests.split()],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", tests.stdout, re.MULTILINE)
+    if tests.returncode == 1 and found:
+        return f"caught by {found[1]}"
+    return "NOT CAUGHT" if tests.returncode == 0 else f"TESTS DID NOT RUN: {tests.stdout[-300:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

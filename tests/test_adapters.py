@@ -1,0 +1,288 @@
+"""An adapter directory: what is in it, that others can load it, and that damage is seen."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import save_base, write_tone
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from peft_audio import verify
+from peft_audio.adapters import AdapterRecord, describe_adapter, load_adapter, measure_probes, save_adapter
+from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, UserError
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.strategies import apply_lora
+
+LABELS = ("low", "mid dle", "höher", "zed")
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
+
+
+@dataclass
+class Saved:
+    folder: Path
+    model: Any
+    extractor: Any
+    record: AdapterRecord
+
+
+def describe(base: Path) -> Saved:
+    """A LoRA model whose every trained weight matters, not yet saved."""
+    cfg = LoraRecipe(model=ModelConfig(name=str(base)), lora=LoraConfig(r=4))
+    torch.manual_seed(0)
+    model = load_classifier(cfg.model, LABELS)
+    identity = identify_base(cfg.model, model)
+    model, trained = apply_lora(model, cfg.lora)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in trained.parameters:
+                weight.normal_(std=0.2)
+    model.eval()
+    extractor = load_extractor(cfg.model)
+    record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
+    return Saved(base, model, extractor, record)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Saved for real: a fresh process has reproduced its logits."""
+    made = describe(tiny_base)
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    record = save_adapter(folder, made.model, made.extractor, made.record)
+    return Saved(folder, made.model, made.extractor, record)
+
+
+@pytest.fixture
+def adapter(saved: Saved, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return shutil.copytree(saved.folder, tmp_path / "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    folder = tmp_path_factory.mktemp("clips")
+    files = [write_tone(folder / f"{i}.wav", 200 + 700 * i, 0.3 + 0.4 * i, seed=i) for i in range(3)]
+    return [soundfile.read(file, dtype="float32")[0] for file in files]
+
+
+def test_the_directory_holds_the_promised_files_and_no_more(saved: Saved) -> None:
+    assert {path.name for path in saved.folder.iterdir()} == FILES
+    assert [path.name for path in saved.folder.parent.iterdir()] == ["adapter"]
+    modes = {path.stat().st_mode & 0o777 for path in saved.folder.iterdir()}
+    assert len(modes) == 1
+
+    with safe_open(saved.folder / "adapter_model.safetensors", framework="pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+        stored = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    trained = {name: weight for name, weight in saved.model.named_parameters() if "lora_" in name or "to_save" in name}
+    plain_names = {name.replace(".modules_to_save", "").replace(".default", "") for name in trained}
+    assert set(stored) == plain_names
+    head = {f"base_model.model.{part}.{kind}" for part in ("projector", "classifier") for kind in ("weight", "bias")}
+    assert head <= set(stored)
+    assert sum(value.numel() for value in stored.values()) == sum(weight.numel() for weight in trained.values())
+
+    config = json.loads((saved.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == saved.record.base.name
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert config["modules_to_save"] == ["classifier", "projector"]
+    record = json.loads((saved.folder / "peft_audio.json").read_text())
+    assert record["labels"] == list(LABELS)
+    assert record["base"]["sha256"] == saved.record.base.sha256
+    assert record["mask"]["minimum_samples"] == 400
+    assert len(record["probes"]) == 4
+
+
+def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: list[np.ndarray]) -> None:
+    loaded = load_adapter(adapter)
+    assert loaded.labels == LABELS
+    assert loaded.record == saved.record
+    assert not any(module.training for module in loaded.model.modules())
+    features = [saved.extractor(clip, sampling_rate=16_000, return_tensors="pt").input_values for clip in clips]
+    with torch.no_grad():
+        expected = torch.cat([saved.model(values).logits for values in features]).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.1, "the clips must have different answers"
+    np.testing.assert_allclose(loaded.logits(clips), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(loaded.logits(clips[:1]), expected[:1], rtol=0, atol=1e-5)
+    assert len({tuple(probe["logits"].values()) for probe in saved.record.probes}) == 4
+    assert verify.check_probes(adapter) == []
+
+
+def test_the_readme_loads_it_without_this_package(saved: Saved, adapter: Path, clips: list[np.ndarray]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    np.save(adapter / "clip.npy", clips[1])
+    more = """
+import json, sys
+answered = []
+for clip in (np.load("clip.npy"), np.load("clip.npy")[:8000]):
+    values = extractor(clip, sampling_rate=16000, return_tensors="pt").input_values
+    with torch.no_grad():
+        answered.append(model(values).logits[0].tolist())
+assert "peft_audio" not in sys.modules
+json.dump({"logits": answered, "names": model.config.id2label}, open("answers.json", "w"))
+"""
+    (adapter / "snippet.py").write_text(blocks[0] + more, encoding="utf-8")
+    child = subprocess.run([sys.executable, "snippet.py"], cwd=adapter, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    answers = json.loads((adapter / "answers.json").read_text())
+    expected = load_adapter(saved.folder).logits([clips[1], clips[1][:8000]])
+    np.testing.assert_allclose(answers["logits"], expected, rtol=0, atol=1e-5)
+    assert list(answers["names"].values()) == list(LABELS)
+    tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
+    assert child.stdout.strip() == LABELS[int(load_adapter(saved.folder).logits([tone])[0].argmax())]
+
+
+def edit_record(folder: Path, **changes: Any) -> None:
+    record = json.loads((folder / "peft_audio.json").read_text())
+    (folder / "peft_audio.json").write_text(json.dumps(record | changes))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def reversed_labels(folder: Path) -> None:
+    edit_record(folder, labels=LABELS[::-1])
+
+
+def two_unlikely_labels_swapped(folder: Path) -> None:
+    """No probe has either on top, so no top label changes."""
+    record = json.loads((folder / "peft_audio.json").read_text())
+    never = [label for label in LABELS if label not in {probe["label"] for probe in record["probes"]}]
+    assert len(never) >= 2
+    swap = {never[0]: never[1], never[1]: never[0]}
+    edit_record(folder, labels=[swap.get(label, label) for label in LABELS])
+
+
+def a_label_too_few(folder: Path) -> None:
+    edit_record(folder, labels=LABELS[:3])
+
+
+def no_projector(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.pop("base_model.model.projector.weight"))
+
+
+def no_lora_of_one_layer(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.pop(next(name for name in weights if "lora_B" in name)))
+
+
+def an_unknown_weight(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.update({"base_model.model.other.weight": torch.zeros(1)}))
+
+
+def a_nan(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights["base_model.model.classifier.bias"].__setitem__(0, torch.nan))
+
+
+def a_slightly_changed_weight(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights["base_model.model.classifier.bias"][2].add_(1e-4))
+
+
+def half_downloaded(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def no_extractor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def no_record(folder: Path) -> None:
+    (folder / "peft_audio.json").unlink()
+
+
+def cut_record(folder: Path) -> None:
+    file = folder / "peft_audio.json"
+    file.write_text(file.read_text()[:100])
+
+
+def newer_record(folder: Path) -> None:
+    edit_record(folder, schema_version=99)
+
+
+def no_probes(folder: Path) -> None:
+    edit_record(folder, probes=[])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (reversed_labels, "probe of 0.5 s"),
+        (two_unlikely_labels_swapped, "probe of 0.5 s"),
+        (a_label_too_few, "cannot be loaded as a PEFT adapter"),
+        (no_projector, r"missing.*base_model.model.projector.weight"),
+        (no_lora_of_one_layer, "1 weights are missing or unknown, .*lora_B"),
+        (an_unknown_weight, "1 weights are missing or unknown, base_model.model.other.weight"),
+        (a_nan, "probe of 1 s: logits differ by nan"),
+        (a_slightly_changed_weight, r"probe of 2.3 s: logits differ by (1.0e-04|9.9e-05)"),
+        (half_downloaded, "adapter_model.safetensors is damaged"),
+        (no_weights, "adapter_model.safetensors"),
+        (no_extractor, "cannot be loaded as a PEFT adapter"),
+        (no_record, "no peft_audio.json"),
+        (cut_record, "peft_audio.json is damaged"),
+        (newer_record, "newer.*upgrade peft-audio"),
+        (no_probes, "holds no probe clips"),
+    ],
+)
+def test_verify_sees_damage(
+    damage: Callable[[Path], None], words: str, adapter: Path, capsys: pytest.CaptureFixture
+) -> None:
+    damage(adapter)
+    assert verify.main(str(adapter)) == 1
+    said = capsys.readouterr().out
+    assert re.search(words, said), said
+    assert "Traceback" not in said
+
+
+def test_another_base_is_refused_and_a_moved_one_is_taken(
+    saved: Saved, adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(tiny_base, tmp_path / "moved")
+    assert verify.check_probes(adapter, base=str(moved)) == []
+    changed = load_file(moved / "model.safetensors")
+    changed["encoder.layers.1.feed_forward.output_dense.bias"][3] += 1e-3
+    save_file(changed, moved / "model.safetensors", metadata={"format": "pt"})
+    for other in (moved, save_base(tmp_path / "layer", "layer")):
+        with pytest.raises(UserError, match=r"is not the one the adapter was trained on.*--base"):
+            load_adapter(adapter, base=str(other))
+    edit_record(adapter, base=json.loads((adapter / "peft_audio.json").read_text())["base"] | {"name": str(moved)})
+    with pytest.raises(UserError, match=saved.record.base.sha256[:12]):
+        load_adapter(adapter)
+
+
+def test_a_save_that_does_not_reproduce_its_logits_is_none(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = describe(tiny_base)
+    real = made.model.save_pretrained
+
+    def corrupting(folder: Path, **settings: Any) -> None:
+        real(folder, **settings)
+        edit_weights(folder, lambda weights: weights["base_model.model.classifier.bias"].add_(1e-3))
+
+    monkeypatch.setattr(made.model, "save_pretrained", corrupting)
+    with pytest.raises(RuntimeError, match=r"did not reproduce its logits:\n.*logits differ by 1.0e-03"):
+        save_adapter(tmp_path / "adapter", made.model, made.extractor, made.record)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.partial"]
+
+
+def test_probes_are_measured_alike_whatever_the_batch(saved: Saved) -> None:
+    assert measure_probes(load_adapter(saved.folder)) == measure_probes(load_adapter(saved.folder))

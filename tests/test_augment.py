@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from peft_audio.augment import Augment, make_augment
+from peft_audio.config import AugmentConfig
+
+RATE = 16_000
+DRAWS = 200
+
+
+@pytest.fixture(scope="module")
+def light() -> Augment:
+    augment = make_augment(AugmentConfig(preset="light"), RATE)
+    assert augment is not None
+    return augment
+
+
+def tone(level: float = 0.3) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * 300 * np.arange(RATE) / RATE)).astype(np.float32)
+
+
+def gain_and_snr_db(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """The gain by projection on the clip, and the power of the clip so changed over that of what else was added."""
+    x, y = before.astype(np.float64), after.astype(np.float64)
+    gain = (x @ y) / (x @ x)
+    rest = y - gain * x
+    return 20 * np.log10(gain), 10 * np.log10((gain * x) @ (gain * x) / max(rest @ rest, 1e-30))
+
+
+@pytest.fixture(scope="module")
+def measured(light: Augment) -> np.ndarray:
+    """(gain, SNR) in dB of many draws on one clip."""
+    return np.array([gain_and_snr_db(tone(), light(tone(), [0, 1, i])) for i in range(DRAWS)])
+
+
+def test_none_is_none() -> None:
+    assert make_augment(AugmentConfig(preset="none"), RATE) is None
+
+
+def test_seed_decides_the_result(light: Augment) -> None:
+    seeds = [[seed, epoch, clip] for seed in (0, 1) for epoch in (0, 1, 2) for clip in (0, 1, 2)]
+    results = [light(tone(), seed) for seed in seeds]
+    random.seed(5)
+    np.random.seed(5)
+    for seed, result in zip(seeds, results, strict=True):
+        np.testing.assert_array_equal(light(tone(), seed), result)
+    # A quarter of all draws leaves the clip alone; among 18 seeds most results must differ from one another.
+    assert len({result.tobytes() for result in results}) > 9
+
+
+def test_global_generators_are_left_as_they_were(light: Augment) -> None:
+    before = random.getstate(), np.random.get_state()
+    light(tone(), [0, 0, 0])
+    with pytest.raises((TypeError, AttributeError)):
+        light(None, [0, 0, 1])  # type: ignore[arg-type]
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(was, now) for was, now in zip(before[1], np.random.get_state(), strict=True))
+
+
+def test_added_noise_lies_between_10_and_40_db(measured: np.ndarray) -> None:
+    snr = measured[:, 1]
+    noisy = snr[snr < 100]  # without noise what is left is rounding, below -100 dB
+    # 16,000 Gaussian samples have a power within 0.25 dB of the wanted one (five standard errors).
+    assert 10 - 0.25 < noisy.min() < 11.5 and 38.5 < noisy.max() < 40 + 0.25
+    assert kstest(noisy, "uniform", args=(10, 30)).pvalue > 1e-3
+    assert 0.35 < len(noisy) / DRAWS < 0.65
+
+
+def test_gain_lies_within_6_db_on_half_of_the_clips(measured: np.ndarray) -> None:
+    gain = measured[:, 0]
+    # The projection sees noise at 10 dB as up to 0.1 dB of gain.
+    changed = gain[np.abs(gain) > 0.1]
+    assert np.abs(gain).max() < 6.1
+    assert kstest(changed, "uniform", args=(-6, 12)).pvalue > 1e-3
+    assert 0.35 < len(changed) / DRAWS < 0.65
+
+
+@pytest.mark.parametrize("level", [0.003, 0.9])
+def test_snr_does_not_depend_on_the_level(light: Augment, measured: np.ndarray, level: float) -> None:
+    seeds = np.flatnonzero(measured[:, 1] < 41)[:10]
+    assert len(seeds) == 10
+    for i in seeds:
+        assert gain_and_snr_db(tone(level), light(tone(level), [0, 1, i])) == pytest.approx(measured[i], abs=0.02)
+
+
+@pytest.mark.parametrize("clip", [np.zeros(1), np.zeros(4000), np.ones(333)], ids=len)
+def test_length_dtype_and_input_are_kept(light: Augment, clip: np.ndarray) -> None:
+    clip = clip.astype(np.float32)
+    before = clip.copy()
+    for i in range(20):
+        result = light(clip, [0, 0, i])
+        assert result.shape == clip.shape and result.dtype == np.float32 and np.isfinite(result).all()
+    np.testing.assert_array_equal(clip, before)

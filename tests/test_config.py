@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peft_audio.config import LoraRecipe, TrainConfig, parse_config, run_recipe, to_yaml
+from peft_audio.config.parse import flags_of, make_parser
+
+ROOT = Path(__file__).parents[1]
+FLAGS = sorted(flags_of(LoraRecipe))
+
+# What each setting must refuse. A new setting fails `test_every_setting_has_values_that_it_refuses` until it is here.
+REFUSED = {
+    "data.source": [""],
+    "data.max_seconds": ["-1", "0", "nan", "inf", "long"],
+    "data.max_eval_seconds": ["-1", "0", "nan", "inf"],
+    "data.split_seed": ["-1", "4294967296", "1.5"],
+    "data.validation_share": ["0", "1", "nan"],
+    "data.test_share": ["0", "1", "0.9"],
+    "data.num_workers": ["-1", "two"],
+    "model.name": [""],
+    "augment.preset": ["heavy"],
+    "train.output_dir": [""],
+    "train.overwrite": ["perhaps"],
+    "train.epochs": ["0", "-3", "2.5"],
+    "train.max_steps": ["0", "soon"],
+    "train.batch_size": ["0"],
+    "train.gradient_accumulation_steps": ["0"],
+    "train.learning_rate": ["banana", "nan", "inf", "0", "-0.5"],
+    "train.head_learning_rate": ["0", "nan", "banana"],
+    "train.weight_decay": ["-0.1", "nan"],
+    "train.schedule": ["step"],
+    "train.warmup_share": ["1", "-0.1", "nan"],
+    "train.max_grad_norm": ["0", "inf"],
+    "train.seed": ["-1", "4294967296"],
+    "train.best_metric": ["auc"],
+    "train.evaluate_test": ["perhaps"],
+    "lora.r": ["0", "1.5"],
+    "lora.alpha": ["0"],
+    "lora.dropout": ["1", "-0.1", "nan"],
+    "lora.targets": ["[]", "3"],
+    "lora.layers": ["[]", "[-1]", "x"],
+    "lora.use_dora": ["perhaps"],
+    "lora.use_rslora": ["perhaps"],
+}
+TAKES_ANY_TEXT = {"model.revision"}
+PYTHON_WORDS = re.compile(r"Traceback|Parser key|Literal\[|<class|NoneType|Union")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line on stderr with which these arguments end the process."""
+    with pytest.raises(SystemExit) as stop:
+        parse_config(LoraRecipe, arguments)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert not printed.out
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and len(printed.err) < 300, printed.err
+    assert not PYTHON_WORDS.search(printed.err), printed.err
+    return printed.err.strip()
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_every_setting_has_values_that_it_refuses() -> None:
+    assert sorted(REFUSED.keys() | TAKES_ANY_TEXT) == FLAGS
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in REFUSED.items() for value in values])
+def test_refusal_names_flag_value_allowed_and_fix(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, [f"--{flag}", value])
+    parts = re.fullmatch(rf"error: --{re.escape(flag)}: got (.+?), must be (.+)\. (\S.+)", message)
+    assert parts, message
+    assert (value or "''") in parts[1]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_rate_that_is_no_number_is_told_it_must_be_finite(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "finite" in refusal(capsys, ["--train.learning_rate", value])
+
+
+@pytest.mark.parametrize("flag", ["train.schedule", "train.best_metric", "augment.preset"])
+def test_refused_choice_lists_the_choices(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    choices = {"train.schedule": "linear cosine", "train.best_metric": "macro_f1 accuracy loss"}
+    message = refusal(capsys, [f"--{flag}", "other"]).split("must be")[1]
+    assert all(choice in message for choice in choices.get(flag, "none light").split())
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("lorra.r", "lora.r"), ("train.learning_rat", "train.learning_rate")])
+def test_misspelt_flag_is_refused_with_the_right_one(
+    wrong: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, [f"--{wrong}", "4"])
+    assert f"--{wrong}:" in message and f"Did you mean --{right}?" in message
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("lorra: {r: 4}", "lora.r"), ("train: {epoch: 4}", "train.epochs")])
+def test_misspelt_key_in_yaml_is_refused_with_the_right_one(
+    wrong: str, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, ["--config", write(tmp_path / "run.yaml", wrong)])
+    section, key = re.match(r"(\w+): {(\w+)", wrong).groups()
+    assert f"{section}.{key}" in message and f"Did you mean --{right}?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "value"),
+    [
+        ("train: {epochs: many}", "train.epochs", "many"),
+        ("train: {epochs: [1, 2]}", "train.epochs", "[1, 2]"),
+        ("lora: {r: 0}", "lora.r", "0"),
+        ("lora: {layers: 3}", "lora.layers", "3"),
+        ("train: {learning_rate: .nan}", "train.learning_rate", "nan"),
+        ("data: {source: {class_path: os.mkdir}}", "data.source", "class_path"),
+    ],
+)
+def test_wrong_value_in_yaml_is_refused_like_a_flag(
+    text: str, flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, ["--config", write(tmp_path / "run.yaml", text)])
+    assert message.startswith(f"error: --{flag}: got ") and value in message
+
+
+@pytest.mark.parametrize("text", ["train: [1\n", "train: 5\n", "- train\n", "just words\n"])
+def test_yaml_of_the_wrong_shape_is_refused_by_name(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "shape.yaml", text)
+    message = refusal(capsys, ["--config", file])
+    assert "shape.yaml" in message or "--train" in message, message
+
+
+def test_missing_yaml_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, ["--config", str(tmp_path / "absent.yaml")])
+    assert "--config" in message and "absent.yaml" in message and "does not exist" in message.lower()
+
+
+def test_empty_yaml_changes_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path / "empty.yaml", "# nothing yet\n")
+    assert parse_config(LoraRecipe, ["--config", file]) == LoraRecipe()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora: {class_path: os.mkdir, init_args: {path: MARK}}",
+        "train: {output_dir: !!python/object/apply:os.mkdir [MARK]}",
+        "class_path: os.mkdir\ninit_args: {path: MARK}",
+    ],
+)
+def test_yaml_cannot_name_code_to_run(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "made-by-yaml"
+    refusal(capsys, ["--config", write(tmp_path / "run.yaml", text.replace("MARK", str(mark)))])
+    assert not mark.exists()
+
+
+def test_flags_after_yaml_win_and_the_rest_stays(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "train: {epochs: 3, learning_rate: 1e-3, seed: 7}\nlora: {layers: [0, 1]}\n")
+    second = write(tmp_path / "b.yaml", "train: {epochs: 4}\n")
+    cfg = parse_config(LoraRecipe, ["--config", first, "--config", second, "--train.seed", "9"])
+    assert (cfg.train.epochs, cfg.train.learning_rate, cfg.train.seed, cfg.lora.layers) == (4, 1e-3, 9, [0, 1])
+    assert cfg.train.batch_size == TrainConfig().batch_size
+
+
+def test_saved_yaml_is_read_back_equal(tmp_path: Path) -> None:
+    arguments = (
+        "--train.learning_rate 1e-5 --train.max_steps 3 --lora.layers [1,0] --lora.targets [q_proj] --data.source ü"
+    )
+    for given in ([], arguments.split()):
+        cfg = parse_config(LoraRecipe, given)
+        saved = write(tmp_path / "config.yaml", to_yaml(cfg))
+        assert parse_config(LoraRecipe, ["--config", saved]) == cfg
+        assert {f"{group}.{name}" for group, part in yaml.safe_load(to_yaml(cfg)).items() for name in part} == set(
+            FLAGS
+        )
+
+
+def test_every_setting_has_help() -> None:
+    texts = {action.dest: action.help or "" for action in make_parser(LoraRecipe)._actions}
+    short = [flag for flag in FLAGS if len(texts[flag]) < 15 or not texts[flag].rstrip().endswith(".")]
+    assert not short
+
+
+def test_error_inside_a_recipe_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lora.py"])
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(lambda cfg: TrainConfig(epochs=0), LoraRecipe)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: --train.epochs: got 0, must be 1 or more. Try 8.\n"
+
+
+def names_read(source: str) -> set[tuple[str, str]]:
+    """(owner, attribute) of each attribute that is read: `cfg.train.epochs` gives (train, epochs)."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            found.add((owner, node.attr))
+    return found
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    files = [*(ROOT / "recipes").glob("*.py"), *(ROOT / "peft_audio").rglob("*.py")]
+    files = [file for file in files if (ROOT / "peft_audio" / "config") not in file.parents]
+    read = set(itertools.chain.from_iterable(names_read(file.read_text(encoding="utf-8")) for file in files))
+    unread = [
+        flag for flag in FLAGS if not read & {(owner, flag.split(".")[1]) for owner in (flag.split(".")[0], "cfg")}
+    ]
+    assert not unread
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").rglob("*.y*ml")), ids=lambda file: file.name)
+def test_published_yaml_parses(file: Path) -> None:
+    assert file.suffix == ".yaml"
+    cfg = parse_config(LoraRecipe, ["--config", str(file)])
+    assert cfg != LoraRecipe()

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from peft_audio.audio import load_audio
+from peft_audio.config import DataConfig, UserError
+from peft_audio.data import BUNDLED, SPLITS, Splits, load_splits
+
+
+def make_clips(root: Path, counts: dict[str, int], shuffle: int | None = None) -> Path:
+    """Short WAV files, `counts["folder"]` in each folder, written in another order for each `shuffle`."""
+    files = [root / folder / f"{i:03}.wav" for folder, count in counts.items() for i in range(count)]
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(files)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, np.full(50, 0.1, np.float32), 16_000)
+    return root
+
+
+def load(root: Path, **settings: object) -> Splits:
+    return load_splits(DataConfig(source=str(root), **settings))
+
+
+def ids(splits: Splits) -> dict[str, set[str]]:
+    return {split: set(splits[split]["id"]) for split in SPLITS}
+
+
+def label_counts(splits: Splits, split: str) -> Counter[str]:
+    return Counter(splits.labels[number] for number in splits[split]["label"])
+
+
+def refusal(root: Path, **settings: object) -> str:
+    with pytest.raises(UserError) as error:
+        load(root, **settings)
+    assert str(error.value).startswith("--data.source: ")
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Splits:
+    return load_splits(DataConfig())
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clips(tmp_path_factory.mktemp("uneven"), {"cat": 40, "dog": 20, "emu": 10})
+
+
+def test_bundled_speakers_stand_in_one_split_each(bundled: Splits) -> None:
+    speakers = [set(bundled[split]["group"]) for split in SPLITS]
+    assert all(speakers) and "" not in set.union(*speakers)
+    assert len(set.union(*speakers)) == sum(len(part) for part in speakers)
+
+
+def test_bundled_splits_have_all_labels_and_unique_ids(bundled: Splits) -> None:
+    assert all(set(label_counts(bundled, split)) == set(bundled.labels) for split in SPLITS)
+    every = [name for split in SPLITS for name in bundled[split]["id"]]
+    assert len(every) == len(set(every)) == bundled.table().num_rows
+
+
+def test_bundled_header_columns_are_those_of_the_audio(bundled: Splits) -> None:
+    for split in SPLITS:
+        for row in bundled[split].select(range(5)):
+            clip = load_audio(row["audio"]["bytes"], row["sampling_rate"])
+            assert len(clip) == row["num_frames"] and np.abs(clip).max() > 0.01
+
+
+def test_bundled_data_is_small() -> None:
+    assert sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) <= 5_000_000
+
+
+def test_hashes_are_stable_and_see_a_changed_label(bundled: Splits, tmp_path: Path) -> None:
+    again = load_splits(DataConfig(split_seed=5))
+    assert (again.dataset_sha256(), again.split_sha256()) == (bundled.dataset_sha256(), bundled.split_sha256())
+
+    labels = list(bundled.train["label"])
+    labels[0] = (labels[0] + 1) % len(bundled.labels)
+    changed = replace(bundled, train=bundled.train.remove_columns("label").add_column("label", labels))
+    assert changed.dataset_sha256() != bundled.dataset_sha256()
+    assert replace(bundled, train=bundled.test, test=bundled.train).split_sha256() != bundled.split_sha256()
+
+
+def test_hash_does_not_depend_on_where_the_folder_lies(uneven: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(uneven, tmp_path / "elsewhere")
+    first, second = load(uneven), load(moved)
+    assert (first.dataset_sha256(), first.split_sha256()) == (second.dataset_sha256(), second.split_sha256())
+
+
+def test_made_splits_lose_nothing_and_share_nothing(uneven: Path) -> None:
+    splits = ids(load(uneven))
+    every = {file.relative_to(uneven).as_posix() for file in uneven.rglob("*.wav")}
+    assert set.union(*splits.values()) == every
+    assert sum(len(part) for part in splits.values()) == len(every) == 70
+
+
+def test_made_splits_are_stratified_and_of_the_wanted_size(uneven: Path) -> None:
+    splits = load(uneven, test_share=0.2, validation_share=0.1)
+    for split, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+        for label, whole in {"cat": 40, "dog": 20, "emu": 10}.items():
+            assert label_counts(splits, split)[label] == pytest.approx(share * whole, abs=1)
+
+
+def test_split_seed_decides_the_splits(uneven: Path) -> None:
+    assert ids(load(uneven, split_seed=3)) == ids(load(uneven, split_seed=3))
+    assert ids(load(uneven, split_seed=3))["test"] != ids(load(uneven, split_seed=4))["test"]
+
+
+def test_splits_do_not_depend_on_the_order_in_which_files_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"a": 9, "b": 9}
+    hashes = {load(make_clips(tmp_path / str(i), counts, shuffle=i)).split_sha256() for i in range(3)}
+    # A file system lists a folder in any order that it likes.
+    for name in ("iterdir", "glob", "rglob"):
+        find = getattr(Path, name)
+        monkeypatch.setattr(Path, name, lambda *given, find=find: iter(list(find(*given))[::-1]))
+    hashes.add(load(tmp_path / "0").split_sha256())
+    assert len(hashes) == 1
+
+
+def test_rare_class_stands_in_every_split(tmp_path: Path) -> None:
+    splits = load(make_clips(tmp_path, {"common": 60, "rare": 3}))
+    assert all(label_counts(splits, split)["rare"] == 1 for split in SPLITS)
+
+
+def test_deeper_folders_take_the_class_folders_label(tmp_path: Path) -> None:
+    splits = load(make_clips(tmp_path, {"a/s1/x": 4, "a/s2": 4, "b": 8}))
+    assert splits.labels == ("a", "b")
+    assert sum((label_counts(splits, split) for split in SPLITS), Counter()) == {"a": 8, "b": 8}
+    assert "a/s1/x/000.wav" in set.union(*ids(splits).values())
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    counts = {"train/a": 5, "train/b/deep": 4, "validation/a": 2, "validation/b": 2, "test/a": 1, "test/b": 3}
+    splits = load(make_clips(tmp_path, counts))
+    assert splits.labels == ("a", "b")
+    assert {split: dict(label_counts(splits, split)) for split in SPLITS} == {
+        "train": {"a": 5, "b": 4},
+        "validation": {"a": 2, "b": 2},
+        "test": {"a": 1, "b": 3},
+    }
+    assert all(name.startswith(split) for split, names in ids(splits).items() for name in names)
+
+
+def test_missing_validation_is_made_from_train_alone(tmp_path: Path) -> None:
+    counts = {"train/a": 20, "train/b": 20, "test/a": 6, "test/b": 6}
+    splits = ids(load(make_clips(tmp_path, counts), validation_share=0.25))
+    assert splits["test"] == {f"test/{label}/{i:03}.wav" for label in "ab" for i in range(6)}
+    assert len(splits["validation"]) == 10 and len(splits["train"]) == 30
+    assert all(name.startswith("train/") for name in splits["validation"] | splits["train"])
+
+
+def test_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    assert load(make_clips(tmp_path, {"bus": 6, "car": 6, "train": 6})).labels == ("bus", "car", "train")
+
+
+def test_split_folders_beside_another_folder_are_not_taken_for_classes(tmp_path: Path) -> None:
+    message = refusal(make_clips(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 6, "test/b": 6, "extra/a": 6}))
+    assert "extra" in message
+
+
+def test_hidden_folders_and_files_are_not_data(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 6, "b": 6, ".checkpoints": 6, "a/.cache": 2})
+    shutil.copy(root / "a" / "000.wav", root / "a" / "._000.wav")
+    splits = load(root)
+    assert splits.labels == ("a", "b")
+    assert splits.table().num_rows == 12
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "absent")
+    file = tmp_path / "file.wav"
+    file.touch()
+    assert "is a file" in refusal(file)
+
+
+def test_folder_without_recordings_or_with_one_class_is_refused(tmp_path: Path) -> None:
+    assert "found no recordings" in refusal(tmp_path)
+    message = refusal(make_clips(tmp_path, {"only": 9}))
+    assert "one class" in message and "'only'" in message
+
+
+def test_all_bad_files_are_told_at_once(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 6, "b": 6})
+    (root / "a" / "empty.wav").touch()
+    (root / "b" / "notes.wav").write_text("notes, not sound\n" * 99)
+    (root / "b" / "cut.flac").write_bytes(b"fLaC")
+    message = refusal(root)
+    assert "3 of 15 files" in message
+    assert f"{root / 'a' / 'empty.wav'} is empty" in message
+    assert f"{root / 'b' / 'notes.wav'} is not audio" in message
+    assert str(root / "b" / "cut.flac") in message
+    assert "000.wav" not in message
+
+
+def test_class_missing_from_a_given_split_is_refused(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 6, "validation/a": 2, "validation/b": 2})
+    message = refusal(root)
+    assert "test split" in message and "clips of b" in message
+
+
+def test_class_that_only_the_test_has_is_refused(tmp_path: Path) -> None:
+    message = refusal(make_clips(tmp_path, {"train/a": 6, "train/b": 6, "test/a": 6, "test/b": 6, "test/c": 6}))
+    assert "train split" in message and "clips of c" in message
+
+
+def test_class_too_small_to_divide_is_refused_by_name(tmp_path: Path) -> None:
+    message = refusal(make_clips(tmp_path, {"common": 30, "rare": 2}))
+    assert "'rare'" in message and "too few" in message
+
+
+def test_loose_files_are_refused_by_name(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 4, "b": 4, ".": 2})
+    message = refusal(root)
+    assert "000.wav" in message and "outside any class folder" in message
+
+
+def test_m4a_is_refused_with_what_can_be_read(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 4, "b": 4})
+    (root / "b" / "voice.M4A").write_bytes(b"\x00\x00\x00\x20ftypM4A ")
+    message = refusal(root)
+    assert "b/voice.M4A" in message and ".wav" in message and ".flac" in message

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "peft_audio"
+# What each module may import of the package (docs: the layout). A module that is not here may not exist.
+MAY_IMPORT = {
+    "__init__": "*",
+    "config": "",
+    "audio": "",
+    "augment": "config",
+    "data": "config audio",
+    "batching": "config data audio augment",
+    "models": "config",
+    "strategies": "config models",
+    "metrics": "",
+    "training": "config batching metrics strategies",
+    "adapters": "config models batching",
+    "verify": "adapters models config",
+    "report": "config data metrics training models strategies adapters",
+    "prediction": "adapters audio batching config data",
+    "cli": "*",
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "audiomentations", "evaluate", "sklearn"}
+
+
+def module_of(file: Path) -> str:
+    """The part of the package that a file belongs to: `config/parse.py` to config."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(file: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it: `from a.b import c` gives a.b.c."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = ["peft_audio", *file.relative_to(PACKAGE).parts[:-1]]
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{prefix}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_modules_import_only_what_lies_below_them(file: Path) -> None:
+    module = module_of(file)
+    allowed = MAY_IMPORT[module]
+    own = {name.split(".")[1] for name in imports_of(file) if name.startswith("peft_audio.")}
+    assert allowed == "*" or own <= {*allowed.split(), module}
+    assert "recipes" not in {name.split(".")[0] for name in imports_of(file)} | own
+
+
+def test_layout_has_no_circle() -> None:
+    below = {module: set(names.split()) for module, names in MAY_IMPORT.items() if names != "*"}
+    while below:
+        lowest = {module for module, names in below.items() if not names & below.keys()}
+        assert lowest, f"a circle among {sorted(below)}"
+        below = {module: names for module, names in below.items() if module not in lowest}
+
+
+def test_only_augment_imports_audiomentations() -> None:
+    users = {module_of(file) for file in FILES if any(name.startswith("audiomentations") for name in imports_of(file))}
+    assert users == {"augment"}
+
+
+@pytest.mark.parametrize("module", ["peft_audio", "peft_audio.config", "peft_audio.audio"])
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    code = f"import {module}, sys; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not done.stdout.split()

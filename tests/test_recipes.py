@@ -1,0 +1,294 @@
+"""The recipes as users run them: through `accelerate launch`, from recordings to a report and an adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from sklearn.metrics import accuracy_score, f1_score
+
+from peft_audio import adapters, verify
+from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig, UserError, parse_config, run_recipe
+from peft_audio.data import load_splits
+from peft_audio.report import RunReport
+
+ROOT = Path(__file__).parents[1]
+RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
+PROMISED = {
+    "strategy": str,
+    "test_accuracy": float,
+    "test_macro_f1": float,
+    "validation_accuracy": float,
+    "validation_macro_f1": float,
+    "trainable_parameters": int,
+    "total_parameters": int,
+    "adapter_bytes": int,
+    "train_seconds": float,
+    "total_seconds": float,
+    "samples_per_second": float,
+    "peak_memory_bytes": int,
+    "num_processes": int,
+    "seed": int,
+    "dataset_sha256": str,
+    "split_sha256": str,
+    "base_sha256": str,
+    "versions": dict,
+}
+
+
+def settings(data: Path, base: Path, output: Path) -> list[str]:
+    """12 clips to train on in steps of 5, 5 and 2; 5 to validate and 7 to test."""
+    flags = {
+        "data.source": data,
+        "data.validation_share": 0.2,
+        "data.test_share": 0.3,
+        "model.name": base,
+        "train.output_dir": output,
+        "train.epochs": 8,
+        "train.batch_size": 5,
+        "train.learning_rate": 0.01,
+        "train.best_metric": "loss",
+    }
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: str) -> str:
+    """What `accelerate launch recipes/lora.py` prints."""
+    command = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        *launcher,
+        str(ROOT / "recipes" / "lora.py"),
+    ]
+    child = subprocess.run(
+        [*command, *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    return child.stdout + child.stderr
+
+
+@pytest.fixture(scope="module")
+def launched(tone_folder: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run in one process, and what it printed."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    printed = launch([], settings(tone_folder, tiny_base, folder), folder.parent, PYTHONHASHSEED="1")
+    return folder, printed
+
+
+@pytest.fixture(scope="module")
+def lora() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lora_recipe", ROOT / "recipes" / "lora.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
+    launched: tuple[Path, str], tone_folder: Path, tiny_base: Path
+) -> None:
+    run, printed = launched
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    assert "Warning" not in printed
+    assert "Traceback" not in printed
+    assert str(run / "adapter") in printed
+
+    report = json.loads((run / "report.json").read_text())
+    assert set(report) == {field.name for field in fields(RunReport)}
+    assert {name: type(report[name]) for name in PROMISED} == PROMISED
+    assert report["strategy"] == "lora"
+    assert report["num_processes"] == 1
+    assert report["test_accuracy"] >= 0.85
+    assert (report["train_clips"], report["validation_clips"], report["test_clips"]) == (12, 5, 7)
+    assert report["steps"] == 24
+    weights = run / "adapter" / "adapter_model.safetensors"
+    assert report["adapter_bytes"] == weights.stat().st_size
+    # 12 layers of rank 8 between widths 32, 32 and 64, and a head of 32 x 16 and 16 x 2 with biases.
+    by_hand = 8 * 8 * (32 + 32) + 4 * 8 * (32 + 64) + (32 * 16 + 16) + (16 * 2 + 2)
+    assert report["trainable_parameters"] == by_hand
+    assert 0 < report["train_seconds"] < report["total_seconds"]
+    assert report["samples_per_second"] == pytest.approx(8 * 12 / report["train_seconds"])
+    assert len({report[f"{name}_sha256"] for name in ("dataset", "split", "base")}) == 3
+    assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
+
+    cfg = parse_config(LoraRecipe, ["--config", str(run / "config.yaml")])
+    assert cfg == parse_config(LoraRecipe, settings(tone_folder, tiny_base, run))
+    epochs = [line for line in read_lines(run) if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == list(range(1, 9))
+    assert report["validation_loss"] == pytest.approx(min(line["validation_loss"] for line in epochs), abs=1e-5)
+
+
+def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tone_folder: Path) -> None:
+    run, _ = launched
+    report = json.loads((run / "report.json").read_text())
+    table = pq.read_table(run / "predictions.parquet")
+    assert table.column_names == ["id", "group", "split", "label", "probability_high", "probability_low"]
+    rows = table.to_pylist()
+    for split, count in (("validation", 5), ("test", 7)):
+        of_split = [row for row in rows if row["split"] == split]
+        probabilities = np.array([[row["probability_high"], row["probability_low"]] for row in of_split])
+        assert probabilities.shape == (count, 2)
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=0, atol=1e-6)
+        said = np.array(["high", "low"])[probabilities.argmax(1)]
+        right = [row["label"] for row in of_split]
+        assert report[f"{split}_accuracy"] == pytest.approx(accuracy_score(right, said))
+        assert report[f"{split}_macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
+        assert all((tone_folder / row["id"]).is_file() and row["id"].startswith(row["label"]) for row in of_split)
+
+    splits = pq.read_table(run / "splits.parquet").to_pylist()
+    assert len(splits) == len({row["id"] for row in splits}) == 24
+    held_out = {(row["id"], row["split"]) for row in splits if row["split"] != "train"}
+    assert {(row["id"], row["split"]) for row in rows} == held_out
+    assert len(rows) == len(held_out)
+
+
+def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], tone_folder: Path) -> None:
+    run, _ = launched
+    assert verify.check_probes(run / "adapter") == []
+    adapter = adapters.load_adapter(run / "adapter")
+    rows = pq.read_table(run / "predictions.parquet").to_pylist()
+    logits = adapter.logits([soundfile.read(tone_folder / row["id"], dtype="float32")[0] for row in rows])
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = [[row[f"probability_{label}"] for label in adapter.labels] for row in rows]
+    np.testing.assert_allclose(odds, expected, rtol=0, atol=1e-5)
+
+
+def test_two_processes_do_what_one_does(
+    launched: tuple[Path, str], tone_folder: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    one, _ = launched
+    two = tmp_path / "run"
+    arguments = [*settings(tone_folder, tiny_base, two), "--train.gradient_accumulation_steps", "2"]
+    printed = launch(
+        ["--multi_gpu", "--num_processes", "2"],
+        arguments,
+        tmp_path,
+        ACCELERATE_USE_CPU="true",
+        PYTHONHASHSEED="2",
+    )
+    assert "Warning" not in printed
+    assert printed.count("epoch 8/8") == 1, "only the first process speaks"
+    assert {path.name for path in two.iterdir()} == RUN_FILES
+    reports = [json.loads((run / "report.json").read_text()) for run in (one, two)]
+    assert [report["num_processes"] for report in reports] == [1, 2]
+    for name in ("test_accuracy", "validation_macro_f1", "best_epoch", "steps", "trainable_parameters"):
+        assert reports[0][name] == reports[1][name]
+    for a, b in zip(read_lines(one), read_lines(two), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    tables = [pq.read_table(run / "predictions.parquet") for run in (one, two)]
+    assert tables[0]["id"].to_pylist() == tables[1]["id"].to_pylist()
+    probabilities = [table["probability_low"].to_numpy() for table in tables]
+    np.testing.assert_allclose(*probabilities, rtol=0, atol=1e-5)
+
+    # Sets of names are written in an order that does not depend on the process.
+    configs = [(run / "adapter" / "adapter_config.json").read_bytes() for run in (one, two)]
+    assert configs[0] == configs[1]
+    show = ["-Sc", f"print(list(set({sorted(json.loads(configs[0])['target_modules'])})))"]
+    orders = {
+        subprocess.run([sys.executable, *show], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        for seed in ("1", "2")
+    }
+    assert len(orders) == 2, "choose other seeds: these two order the set alike"
+
+
+def test_a_finished_run_is_left_as_it_is(
+    launched: tuple[Path, str],
+    lora: ModuleType,
+    tone_folder: Path,
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    run, _ = launched
+    before = contents(run)
+    monkeypatch.setattr(sys, "argv", ["lora.py", *settings(tone_folder, tiny_base, run)])
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(lora.main, LoraRecipe)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: --train.output_dir: {run} exists already")
+    assert "--train.overwrite true" in printed.err
+    assert printed.err.count("\n") == 1
+    assert contents(run) == before
+
+
+def recipe(data: Path, base: Path, output: Path, **train: Any) -> LoraRecipe:
+    return LoraRecipe(
+        data=DataConfig(source=str(data)),
+        model=ModelConfig(name=str(base)),
+        train=TrainConfig(output_dir=str(output), epochs=1, batch_size=8, **train),
+    )
+
+
+def test_overwrite_spares_what_no_run_made(
+    lora: ModuleType, tone_folder: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "note").write_text("a file")
+    for name in ("thesis", "note"):
+        before = contents(tmp_path)
+        with pytest.raises(UserError, match=r"--train.overwrite: .* was not made by a run"):
+            lora.main(recipe(tone_folder, tiny_base, tmp_path / name, overwrite=True))
+        assert contents(tmp_path) == before
+
+
+def test_without_evaluate_test_no_test_clip_is_read(
+    lora: ModuleType, tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "tones"
+
+    def without_test_clips(cfg: DataConfig) -> Any:
+        splits = load_splits(cfg)
+        for row in splits.test:
+            Path(row["audio"]["path"]).unlink()
+        return splits
+
+    monkeypatch.setattr(lora, "load_splits", without_test_clips)
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "stale.txt"):
+        (run / name).write_text("of an earlier run")
+
+    for clip in tone_folder.rglob("*.wav"):
+        copy = source / clip.relative_to(tone_folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(clip.read_bytes())
+    report = lora.main(recipe(source, tiny_base, run, overwrite=True, evaluate_test=False))
+    assert (report.test_accuracy, report.test_macro_f1, report.test_loss) == (None, None, None)
+    assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    assert set(pq.read_table(run / "predictions.parquet")["split"].to_pylist()) == {"validation"}
+    record = json.loads((run / "adapter" / "peft_audio.json").read_text())
+    assert not any(name.startswith("test") for name in record["metrics"])
+    assert {path.name for path in run.iterdir()} == RUN_FILES, "and what an earlier run left is gone"
+
+    for clip in tone_folder.rglob("*.wav"):
+        (source / clip.relative_to(tone_folder)).write_bytes(clip.read_bytes())
+    with pytest.raises(UserError, match="does not exist"):
+        lora.main(recipe(source, tiny_base, tmp_path / "reads-it"))

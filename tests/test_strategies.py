@@ -1,0 +1,293 @@
+"""What trains, what is frozen for real, and LoRA against its formula."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import save_base
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+from transformers import Wav2Vec2Model
+
+from peft_audio.batching import Loaders, TrainingBatches, collate
+from peft_audio.config import LoraConfig, ModelConfig, TrainConfig, UserError
+from peft_audio.models import load_classifier
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_convolutions_only
+from peft_audio.training import set_modes, train
+
+LABELS = ("a", "b", "c")
+ROOT = Path(__file__).parents[1]
+
+Strategy = Callable[[Any], tuple[Any, Trained]]
+STRATEGIES: dict[str, Strategy] = {
+    "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
+    "dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
+    "head_only": freeze_all_but_head,
+    "full": freeze_convolutions_only,
+}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {norm: save_base(tmp_path_factory.mktemp("bases") / norm, norm) for norm in ("group", "layer")}
+
+
+def classifier(base: Path) -> Any:
+    """With a head that tells clips apart by more than rounding errors."""
+    torch.manual_seed(0)
+    model = load_classifier(ModelConfig(name=str(base)), LABELS)
+    with torch.no_grad():
+        model.projector.weight.mul_(5)
+        model.classifier.weight.mul_(5)
+    return model
+
+
+def adapted(base: Path, **settings: Any) -> tuple[Any, Trained]:
+    """A LoRA model whose B is not zero, so that it changes something."""
+    model, trained = apply_lora(classifier(base), LoraConfig(**settings))
+    fill_b(model)
+    return model, trained
+
+
+def fill_b(model: Any) -> None:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+
+
+def changed_layers(model: Any) -> dict[str, Any]:
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+
+
+def batch(lengths: tuple[int, ...] = (8_000, 5_000, 2_000)) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(2)  # of its own, so that dropout draws on
+    items = [
+        {
+            "input_values": torch.randn(n, generator=draw).numpy(),
+            "label": i % len(LABELS),
+            "index": i,
+            "weight": 1 / len(lengths),
+        }
+        for i, n in enumerate(lengths)
+    ]
+    return collate(items, 400)
+
+
+def logits(model: Any) -> torch.Tensor:
+    inputs = batch()
+    return model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 12 / 4), (True, 12 / math.sqrt(4))])
+def test_lora_adds_scaled_b_a_x(bases: dict[str, Path], rslora: bool, scale: float) -> None:
+    model, _ = adapted(bases["group"], r=4, alpha=12, use_rslora=rslora)
+    plain = dict(Wav2Vec2Model.from_pretrained(bases["group"]).named_modules())
+    for name, layer in changed_layers(model.eval()).items():
+        before = plain[name.removeprefix("wav2vec2.")]
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        assert (a.shape, b.shape) == ((4, before.in_features), (before.out_features, 4))
+        x = torch.randn(3, 5, before.in_features)
+        unchanged = linear(x, before.weight, before.bias)
+        expected = unchanged + scale * (x @ a.T @ b.T)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
+        assert (expected - unchanged).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_merged_equals_unmerged(bases: dict[str, Path], settings: dict[str, Any]) -> None:
+    model, _ = adapted(bases["layer"], **settings)
+    with torch.no_grad():
+        adapted_logits = logits(model.eval())
+        with model.disable_adapter():
+            untouched = logits(model)
+        merged = logits(model.merge_and_unload())
+    torch.testing.assert_close(merged, adapted_logits, rtol=0, atol=1e-5)
+    assert (adapted_logits - untouched).abs().max() > 1e-3
+
+
+def test_a_fresh_adapter_changes_nothing(bases: dict[str, Path]) -> None:
+    with torch.no_grad():
+        before = logits(classifier(bases["group"]))
+        for use_dora in (False, True):
+            model, _ = apply_lora(classifier(bases["group"]), LoraConfig(use_dora=use_dora))
+            torch.testing.assert_close(logits(model.eval()), before, rtol=0, atol=1e-6)
+
+
+def test_lora_changes_all_linear_layers_of_the_transformer_and_no_other(bases: dict[str, Path]) -> None:
+    plain = Wav2Vec2Model.from_pretrained(bases["group"])
+    wanted = {
+        f"wav2vec2.encoder.{name}" for name, module in plain.encoder.named_modules() if isinstance(module, nn.Linear)
+    }
+    assert len(wanted) == 12
+    assert set(changed_layers(adapted(bases["group"])[0])) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"targets": "attention", "layers": [1]}, {f"1.attention.{p}_proj" for p in ("q", "k", "v", "out")}),
+        ({"targets": "feed-forward", "layers": [0]}, {f"0.feed_forward.{p}_dense" for p in ("intermediate", "output")}),
+        ({"targets": ["v_proj", "q_proj"]}, {f"{i}.attention.{p}_proj" for i in (0, 1) for p in ("q", "v")}),
+    ],
+)
+def test_lora_places_can_be_chosen(bases: dict[str, Path], settings: dict[str, Any], wanted: set[str]) -> None:
+    found = set(changed_layers(adapted(bases["group"], **settings)[0]))
+    assert found == {f"wav2vec2.encoder.layers.{name}" for name in wanted}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"targets": ["q_proj", "query"]}, r"--lora.targets: got query, must be among .*k_proj.*output_dense"),
+        ({"targets": ["projection"]}, r"--lora.targets: got projection"),
+        ({"targets": ["projector"]}, r"--lora.targets: got projector"),
+        ({"layers": [0, 2]}, r"--lora.layers: got 2, must be 0 to 1"),
+    ],
+)
+def test_lora_in_unknown_places_is_refused(bases: dict[str, Path], settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        apply_lora(classifier(bases["group"]), LoraConfig(**settings))
+
+
+@every_strategy
+@both_norms
+def test_exactly_what_trains_gets_a_gradient(bases: dict[str, Path], strategy: str, norm: str) -> None:
+    model, trained = STRATEGIES[strategy](classifier(bases[norm]))
+    fill_b(model)
+    set_modes(model, trained, training=True)
+    features = []
+    encoder = model.get_submodule(("base_model.model." if "ora" in strategy else "") + "wav2vec2")
+    encoder.feature_extractor.register_forward_hook(lambda module, args, output: features.append(output))
+    cross_entropy(logits(model), batch()["label"]).backward()
+
+    marked = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert list(trained.parameters) == marked
+    # A key's bias shifts all scores of a query alike, and softmax does not see it.
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert [name for name in without if not name.endswith("k_proj.bias")] == []
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == set(marked)
+    # Nothing walks back through the convolutions.
+    assert len(features) == 1
+    assert not features[0].requires_grad
+    assert features[0].grad_fn is None
+
+
+@every_strategy
+def test_the_head_trains_whole_and_is_named(bases: dict[str, Path], strategy: str) -> None:
+    plain = classifier(bases["group"])
+    size = sum(weight.numel() for head in (plain.projector, plain.classifier) for weight in head.parameters())
+    model, trained = STRATEGIES[strategy](plain)
+    weights = dict(model.named_parameters())
+    assert sum(weights[name].numel() for name in trained.head) == size
+    assert set(trained.head) <= set(trained.parameters)
+    if strategy == "head_only":
+        assert trained.head == trained.parameters
+    if strategy == "full":
+        frozen = {name for name in weights if name not in trained.parameters}
+        assert {name for name in frozen if ".feature_extractor." not in name} <= {"wav2vec2.masked_spec_embed"}
+    assert trained.strategy == {"dora": "lora"}.get(strategy, strategy)
+
+
+@every_strategy
+@both_norms
+def test_frozen_weights_are_bit_identical_after_three_steps(
+    bases: dict[str, Path], strategy: str, norm: str, tmp_path: Path
+) -> None:
+    model, trained = STRATEGIES[strategy](classifier(bases[norm]))
+    fill_b(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    order = TrainingBatches([1.0] * 9, 3, seed=0)
+    loaders = Loaders(train=[batch()] * 3, train_order=order, validation=[batch()], test=None)
+    cfg = TrainConfig(epochs=1, batch_size=3, learning_rate=1e-2, warmup_share=0.0)
+    result = train(model, trained, loaders, cfg, Accelerator(), tmp_path / "log.jsonl")
+
+    assert result.steps == 3
+    after = result.model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == set(trained.parameters)
+
+
+def training_modes(model: Any) -> set[str]:
+    return {name.removeprefix("base_model.model.") for name, module in model.named_modules() if module.training}
+
+
+@every_strategy
+def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], strategy: str) -> None:
+    model, trained = STRATEGIES[strategy](classifier(bases["layer"]))
+    set_modes(model, trained, training=True)
+    on = training_modes(model)
+    names = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
+    transformer = {name for name in names if name.startswith(("wav2vec2.encoder", "wav2vec2.feature_projection"))}
+    heads = {name for name in names if name.startswith(("projector", "classifier"))}
+    assert not any("feature_extractor" in name for name in on)
+    if strategy == "full":
+        assert on == transformer | heads
+        assert any(name.endswith("dropout") for name in on)
+    elif strategy == "head_only":
+        assert on == heads == {"projector", "classifier"}
+    else:
+        parts = {part for name in on & transformer for part in name.split(".")}
+        assert all("lora_" in name for name in on & transformer), parts
+        assert "wav2vec2.encoder.layers.0.attention.q_proj.lora_dropout" in on or strategy == "dora"
+        assert {"projector.modules_to_save.default", "classifier.modules_to_save.default"} <= on
+    set_modes(model, trained, training=False)
+    assert training_modes(model) == set()
+
+
+@pytest.mark.parametrize(("strategy", "noisy"), [("lora", True), ("dora", False), ("head_only", False), ("full", True)])
+def test_only_the_dropout_of_what_trains_is_drawn(bases: dict[str, Path], strategy: str, noisy: bool) -> None:
+    model, trained = STRATEGIES[strategy](classifier(bases["group"]))
+    fill_b(model)
+    assert model.config.hidden_dropout == model.config.attention_dropout == 0.1
+    with torch.no_grad():
+        set_modes(model, trained, training=True)
+        assert torch.equal(logits(model), logits(model)) is not noisy
+        set_modes(model, trained, training=False)
+        assert torch.equal(logits(model), logits(model))
+
+
+def sets_modes(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        return name == "train"
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Attribute) and target.attr == "training" for target in targets)
+
+
+def test_nothing_but_set_modes_switches_to_train_mode() -> None:
+    places = SimpleNamespace(allowed=0, others=[])
+    for path in [*ROOT.glob("peft_audio/**/*.py"), *ROOT.glob("recipes/**/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        allowed = [
+            line
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and (path.name, function.name) == ("training.py", "set_modes")
+            for line in range(function.lineno, function.end_lineno + 1)
+        ]
+        for node in ast.walk(tree):
+            if sets_modes(node) and node.lineno in allowed:
+                places.allowed += 1
+            elif sets_modes(node):
+                places.others.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert places.others == []
+    assert places.allowed >= 1, "the search itself finds nothing"
