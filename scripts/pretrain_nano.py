@@ -424,7 +424,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Measur
 
 
 def pretrain(model: Pretraining, speech: Speech, rank: int, args: argparse.Namespace) -> None:
-        description="Pretrain wav2vec2-nano (2.85M parameters): a phone for every frame, a word for every clip.",
+    """Train until the minutes are over; the first process prints, and now and then evaluates and saves."""
     splits, random = split_speech(speech, args.seed), torch.Generator().manual_seed(1000 * args.seed + rank)
     mine = splits["training"][rank :: args.processes]
     optimizer = make_optimizer(model)
