@@ -29,7 +29,8 @@ from peft_audio.audio import load_audio
 from peft_audio.batching import make_loaders
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.data import Splits, load_splits
-from peft_audio.models import load_classifier, load_extractor, make_padding_exact, minimum_samples
+from peft_audio.models import load_classifier, load_extractor, minimum_samples
+from peft_audio.padding import make_padding_exact
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_convolutions_only
 from peft_audio.training import evaluate, make_accelerator, train
 

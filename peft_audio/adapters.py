@@ -199,7 +199,9 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
         keys = _stored_keys(folder / WEIGHTS)
         with quiet_loading():
             model = PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"{folder}/{WEIGHTS}: weight {error.args[0]} is missing; get the adapter again.") from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({str(error).splitlines()[0]}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -1,4 +1,4 @@
-"""A pretrained encoder with a fresh classification head, and batches whose padding changes nothing."""
+"""A pretrained encoder with a fresh classification head: found, loaded whole, and named by its weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from transformers.utils import logging
 
 from peft_audio.config import ModelConfig, UserError
+from peft_audio.padding import make_padding_exact
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
@@ -211,55 +212,6 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-class ValidGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` with one channel a group, whose statistics skip each clip's padding.
-
-    wav2vec2-base normalises its first convolution over time, so padding shifts every clip's output (5e-3 on logits
-    of 1e-2). With `valid_frames` set, each clip is normalised as if it were alone; with None it is a plain group norm.
-    """
-
-    valid_frames: torch.Tensor | None = None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `input`, of shape (clips, channels, frames), over the valid frames of each clip."""
-        if self.valid_frames is None:
-            return super().forward(input)
-        count = self.valid_frames.view(-1, 1, 1)
-        valid = torch.arange(input.shape[-1], device=input.device) < count
-        values = input.float()
-        mean = values.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
-        centred = (values - mean).masked_fill(~valid, 0)
-        variance = centred.square().sum(-1, keepdim=True) / count
-        scaled = centred * torch.rsqrt(variance + self.eps)
-        return (scaled * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
-
-
-def make_padding_exact(encoder: nn.Module) -> None:
-    """Make a clip's output independent of its batch, in place.
-
-    Attention and pooling follow the attention mask already. What is left is the group norm of the first convolution
-    (`feat_extract_norm="group"`); encoders with layer norms need nothing.
-
-    Args:
-        encoder: A `Wav2Vec2Model`.
-    """
-    first: Any = encoder.feature_extractor.conv_layers[0]  # type: ignore[union-attr,index]
-    plain = getattr(first, "layer_norm", None)
-    if not isinstance(plain, nn.GroupNorm):
-        return
-    exact = ValidGroupNorm(plain.num_groups, plain.num_channels, plain.eps)
-    exact.weight, exact.bias = plain.weight, plain.bias
-    first.layer_norm = exact
-    encoder.register_forward_pre_hook(_tell_valid_frames, with_kwargs=True)
-
-
-def _tell_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    first = encoder.feature_extractor.conv_layers[0]
-    kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
-    first.layer_norm.valid_frames = None if mask is None else (mask.sum(-1) - kernel) // stride + 1
-
-
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Keep transformers' report of the fresh head and PEFT's use of a deprecated name from the user's screen.
@@ -272,6 +224,7 @@ def quiet_loading() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
             yield
     finally:
         logging.set_verbosity(verbosity)

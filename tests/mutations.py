@@ -42,7 +42,7 @@ MUTATIONS = (
     ),
     Mutation(
         "group norm takes its statistics over the padding",
-        "peft_audio/models.py",
+        "peft_audio/padding.py",
         "if self.valid_frames is None:",
         "if True:",
         "tests/test_models.py",

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from peft_audio.config import ModelConfig, UserError
-from peft_audio.models import ValidGroupNorm, identify_base, load_classifier, load_extractor, weights_sha256
+from peft_audio.models import identify_base, load_classifier, load_extractor, weights_sha256
+from peft_audio.padding import ValidGroupNorm
 
 LABELS = ("a", "b", "c")
 LENGTHS = (400, 3_000, 7_777, 16_000)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from sklearn.metrics import accuracy_score, f1_score
+from test_training import divide
 
 from peft_audio import adapters, verify
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig, UserError, parse_config, run_recipe
@@ -47,12 +48,17 @@ PROMISED = {
 }
 
 
+@pytest.fixture(scope="module")
+def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 clips to train on, 5 to validate, 7 to test: nothing divides evenly."""
+    counts = {"train": (6, 6), "validation": (3, 2), "test": (3, 4)}
+    return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
+
+
 def settings(data: Path, base: Path, output: Path) -> list[str]:
-    """12 clips to train on in steps of 5, 5 and 2; 5 to validate and 7 to test."""
+    """Steps of 5, 5 and 2 clips."""
     flags = {
         "data.source": data,
-        "data.validation_share": 0.2,
-        "data.test_share": 0.3,
         "model.name": base,
         "train.output_dir": output,
         "train.epochs": 8,
@@ -84,10 +90,10 @@ def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: 
 
 
 @pytest.fixture(scope="module")
-def launched(tone_folder: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    printed = launch([], settings(tone_folder, tiny_base, folder), folder.parent, PYTHONHASHSEED="1")
+    printed = launch([], settings(tones, tiny_base, folder), folder.parent, PYTHONHASHSEED="1")
     return folder, printed
 
 
@@ -109,7 +115,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
-    launched: tuple[Path, str], tone_folder: Path, tiny_base: Path
+    launched: tuple[Path, str], tones: Path, tiny_base: Path
 ) -> None:
     run, printed = launched
     assert {path.name for path in run.iterdir()} == RUN_FILES
@@ -136,13 +142,13 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
 
     cfg = parse_config(LoraRecipe, ["--config", str(run / "config.yaml")])
-    assert cfg == parse_config(LoraRecipe, settings(tone_folder, tiny_base, run))
+    assert cfg == parse_config(LoraRecipe, settings(tones, tiny_base, run))
     epochs = [line for line in read_lines(run) if "epoch" in line]
     assert [line["epoch"] for line in epochs] == list(range(1, 9))
     assert report["validation_loss"] == pytest.approx(min(line["validation_loss"] for line in epochs), abs=1e-5)
 
 
-def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tone_folder: Path) -> None:
+def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tones: Path) -> None:
     run, _ = launched
     report = json.loads((run / "report.json").read_text())
     table = pq.read_table(run / "predictions.parquet")
@@ -157,7 +163,9 @@ def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tone_
         right = [row["label"] for row in of_split]
         assert report[f"{split}_accuracy"] == pytest.approx(accuracy_score(right, said))
         assert report[f"{split}_macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
-        assert all((tone_folder / row["id"]).is_file() and row["id"].startswith(row["label"]) for row in of_split)
+        assert all(
+            (tones / row["id"]).is_file() and row["id"].startswith(f"{split}/{row['label']}/") for row in of_split
+        )
 
     splits = pq.read_table(run / "splits.parquet").to_pylist()
     assert len(splits) == len({row["id"] for row in splits}) == 24
@@ -166,23 +174,23 @@ def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tone_
     assert len(rows) == len(held_out)
 
 
-def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], tone_folder: Path) -> None:
+def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], tones: Path) -> None:
     run, _ = launched
     assert verify.check_probes(run / "adapter") == []
     adapter = adapters.load_adapter(run / "adapter")
     rows = pq.read_table(run / "predictions.parquet").to_pylist()
-    logits = adapter.logits([soundfile.read(tone_folder / row["id"], dtype="float32")[0] for row in rows])
+    logits = adapter.logits([soundfile.read(tones / row["id"], dtype="float32")[0] for row in rows])
     odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = [[row[f"probability_{label}"] for label in adapter.labels] for row in rows]
     np.testing.assert_allclose(odds, expected, rtol=0, atol=1e-5)
 
 
 def test_two_processes_do_what_one_does(
-    launched: tuple[Path, str], tone_folder: Path, tiny_base: Path, tmp_path: Path
+    launched: tuple[Path, str], tones: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     one, _ = launched
     two = tmp_path / "run"
-    arguments = [*settings(tone_folder, tiny_base, two), "--train.gradient_accumulation_steps", "2"]
+    arguments = [*settings(tones, tiny_base, two), "--train.gradient_accumulation_steps", "2"]
     printed = launch(
         ["--multi_gpu", "--num_processes", "2"],
         arguments,
@@ -218,14 +226,14 @@ def test_two_processes_do_what_one_does(
 def test_a_finished_run_is_left_as_it_is(
     launched: tuple[Path, str],
     lora: ModuleType,
-    tone_folder: Path,
+    tones: Path,
     tiny_base: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     run, _ = launched
     before = contents(run)
-    monkeypatch.setattr(sys, "argv", ["lora.py", *settings(tone_folder, tiny_base, run)])
+    monkeypatch.setattr(sys, "argv", ["lora.py", *settings(tones, tiny_base, run)])
     with pytest.raises(SystemExit) as ended:
         run_recipe(lora.main, LoraRecipe)
     assert ended.value.code == 2

@@ -54,15 +54,34 @@ class Setup:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
+def divide(tones: Path, folder: Path, counts: dict[str, tuple[int, int]]) -> Path:
+    """The same clips under train/, validation/ and test/, with so many clips of "high" and "low" in each."""
+    for i, label in enumerate(("high", "low")):
+        clips = sorted((tones / label).glob("*.wav"))
+        np.random.default_rng(0).shuffle(clips)
+        for split, count in counts.items():
+            (folder / split / label).mkdir(parents=True)
+            for _ in range(count[i]):
+                clip = clips.pop()
+                (folder / split / label / clip.name).write_bytes(clip.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def divided(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counts = {"train": (7, 6), "validation": (3, 2), "test": (2, 4)}
+    return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
+
+
 @pytest.fixture
-def set_up(tiny_base: Path, tone_folder: Path, tmp_path: Path) -> Any:
+def set_up(tiny_base: Path, divided: Path, tmp_path: Path) -> Any:
     """A recipe's parts up to the training: 13 clips to train on, 5 to validate, 6 to test."""
 
     def make(
         strategy: str = "lora", lora: LoraConfig | None = None, accelerator: Accelerator | None = None, **settings: Any
     ) -> Setup:
         cfg = LoraRecipe(
-            data=DataConfig(source=str(tone_folder), validation_share=0.2, test_share=0.25),
+            data=DataConfig(source=str(divided)),
             model=ModelConfig(name=str(tiny_base)),
             train=TrainConfig(**{"epochs": 1, "batch_size": 8, "learning_rate": 1e-2} | settings),
             lora=lora or LoraConfig(),
