@@ -228,7 +228,7 @@ def no_probes(folder: Path) -> None:
         (reversed_labels, "probe of 0.5 s"),
         (two_unlikely_labels_swapped, "probe of 0.5 s"),
         (a_label_too_few, "cannot be loaded as a PEFT adapter"),
-        (no_projector, r"missing.*base_model.model.projector.weight"),
+        (no_projector, r"base_model.model.projector.weight is missing"),
         (no_lora_of_one_layer, "1 weights are missing or unknown, .*lora_B"),
         (an_unknown_weight, "1 weights are missing or unknown, base_model.model.other.weight"),
         (a_nan, "probe of 1 s: logits differ by nan"),
