@@ -3,8 +3,8 @@
     python benchmarks/repeat.py                                            # LoRA on the bundled digits, five seeds
     python benchmarks/repeat.py --flag train.learning_rate --values 5e-4 1e-3 2e-3 --seeds 2 --validation-only
 
-Each run is the process that a user would start. A run whose report exists is not run again. Settings are chosen with
-`--validation-only`, which leaves the test split unread.
+Each run is the process that a user would start; earlier runs in the same folders are replaced. Settings are chosen
+with `--validation-only`, which leaves the test split unread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "lora.py"
 
 
 def main() -> None:
-    """Run what is not reported yet, and print the table."""
+    """Run them all, and print a row a value."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="train.seed goes from 0 to this minus 1 (default: 5)")
     parser.add_argument("--flag", help="a setting to vary, such as train.learning_rate")
@@ -42,13 +42,12 @@ def main() -> None:
 
 
 def run(folder: Path, seed: int, extra: list[str]) -> dict[str, Any]:
-    """One run's report, made if it is not there."""
-    if not (folder / "report.json").is_file():
-        flags = ["--train.output_dir", str(folder), "--train.overwrite", "true", "--train.seed", str(seed), *extra]
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", str(RECIPE)]
-        done = subprocess.run([*launch, *flags], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(flags)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    """Make one run; its report."""
+    flags = ["--train.output_dir", str(folder), "--train.overwrite", "true", "--train.seed", str(seed), *extra]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", str(RECIPE)]
+    done = subprocess.run([*launch, *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(flags)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return json.loads((folder / "report.json").read_text())
 
 

@@ -23,7 +23,17 @@ from transformers import AutoFeatureExtractor
 
 from peft_audio.batching import collate, normalise
 from peft_audio.config import LoraRecipe, ModelConfig, UserError
-from peft_audio.models import Base, identify_base, load_classifier, quiet_loading, resolve_base, versions
+from peft_audio.models import (
+    BUNDLED_ENCODER,
+    Base,
+    first_line,
+    identify_base,
+    load_classifier,
+    quiet_loading,
+    resolve_base,
+    use_exact_float32,
+    versions,
+)
 
 RECORD = "peft_audio.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -186,8 +196,7 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     """
     folder = Path(path).expanduser()
     record = read_record(folder)
-    config = ModelConfig(name=base or record.base.name, revision=None if base else record.base.commit)
-    model = load_classifier(config, record.labels)
+    model, config = _load_base(folder, record, base)
     found = identify_base(config, model)
     if found.sha256 != record.base.sha256:
         raise UserError(
@@ -202,13 +211,25 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     except KeyError as error:
         raise UserError(f"{folder}/{WEIGHTS}: weight {error.args[0]} is missing; get the adapter again.") from error
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if wanted != keys:
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     return Adapter(_move(model, device).eval(), extractor, record)
+
+
+def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+    name = base or record.base.name
+    # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
+    if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not Path(name).expanduser().is_dir():
+        raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
+    config = ModelConfig(name=name, revision=None if base else record.base.commit)
+    try:
+        return load_classifier(config, record.labels), config
+    except UserError as error:
+        raise UserError(str(error).replace("--model.name", "--base")) from error
 
 
 def read_record(folder: Path) -> AdapterRecord:
@@ -263,11 +284,12 @@ def _sort_config(path: Path) -> None:
 
 
 def _move(model: Any, device: str) -> Any:
+    use_exact_float32()
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device: got {device}, must be cpu, or cuda where there is one ({reason}).") from error
+        where = "cpu, or cuda where there is one"
+        raise UserError(f"--device: got {device}, must be {where} ({first_line(error)}).") from error
 
 
 def _stored_keys(path: Path) -> set[str]:
@@ -286,11 +308,13 @@ def _verify_copy(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
         copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
         child = subprocess.run(
-            [sys.executable, "-m", "peft_audio.verify", str(copy)],
+            # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
+            [sys.executable, "-P", "-m", "peft_audio.verify", str(copy)],
             env=clean | {"CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
             check=False,
+            timeout=900,
         )
     if child.returncode:
         raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +37,13 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
         ]
     )
 
-    def augment(waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:
-        with _seeded(seed):
-            return chain(samples=waveform, sample_rate=sampling_rate)
+    # A partial of a module's function can be pickled for worker processes that are spawned, a closure can not.
+    return partial(_apply, chain, sampling_rate)
 
-    return augment
+
+def _apply(chain: Any, sampling_rate: int, waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    with _seeded(seed):
+        return chain(samples=waveform, sample_rate=sampling_rate)
 
 
 @contextmanager

@@ -61,12 +61,12 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The clip of a draw, ready for `collate`."""
         row = self.rows[draw.index]
-        waveform = self._whole(row) if draw.epoch is None else self._training_view(row, draw.index, draw.epoch)
+        if draw.epoch is None:
+            waveform = self._load(row, 0.0, self.cfg.max_eval_seconds)
+        else:
+            waveform = self._training_view(row, draw.index, draw.epoch)
         values = normalise(waveform, self.extractor)
         return {"input_values": values, "label": row["label"], "index": draw.index, "weight": draw.weight}
-
-    def _whole(self, row: dict[str, Any]) -> np.ndarray:
-        return self._load(row, 0.0, self.cfg.max_eval_seconds)
 
     def _training_view(self, row: dict[str, Any], index: int, epoch: int) -> np.ndarray:
         spare = row["num_frames"] / row["sampling_rate"] - self.cfg.max_seconds

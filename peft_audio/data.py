@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Splits:
     """The rows of each split.
 
     A row has `id` (unique), `audio` (`path` or `bytes`), `label` (a number), `group` (speaker or source, "" if not
-    known), `num_frames` and `sampling_rate` in hertz as the file has them.
+    known), `num_frames`, `sampling_rate` in hertz and `num_bytes` as the file has them.
 
     Attributes:
         train: What is trained on.
@@ -58,16 +59,13 @@ class Splits:
         return pa.concat_tables(parts)
 
     def dataset_sha256(self) -> str:
-        """A hash of every clip's id, label, frames and rate: changed, added or relabelled clips change it.
+        """A hash of every clip's id, label, frames, rate and bytes: changed, added or relabelled clips change it.
 
-        Audio content is not read for it, so an edit that keeps a clip's length is not seen.
+        The bytes are counted, not read, so an edit that keeps length and size is not seen.
         """
-        rows = (
-            f"{row['id']}\t{self.labels[row['label']]}\t{row['num_frames']}\t{row['sampling_rate']}"
-            for split in SPLITS
-            for row in self[split].remove_columns("audio")
-        )
-        return _sha256(rows)
+        rows = (row for split in SPLITS for row in self[split].remove_columns("audio"))
+        facts = ("id", "num_frames", "sampling_rate", "num_bytes")
+        return _sha256("\t".join([self.labels[row["label"]], *(str(row[fact]) for fact in facts)]) for row in rows)
 
     def split_sha256(self) -> str:
         """A hash of which clip stands in which split."""
@@ -86,7 +84,10 @@ def load_splits(cfg: DataConfig) -> Splits:
 def _bundled() -> Splits:
     tables = {split: pq.read_table(BUNDLED / f"{split}.parquet") for split in SPLITS}
     labels = tuple(sorted(set(tables["train"]["label"].to_pylist())))
-    return _to_splits({split: table.to_pylist() for split, table in tables.items()}, labels)
+    rows = {split: table.to_pylist() for split, table in tables.items()}
+    for row in (row for split in SPLITS for row in rows[split]):
+        row["num_bytes"] = len(row["audio"]["bytes"])
+    return _to_splits(rows, labels)
 
 
 def _from_folder(cfg: DataConfig) -> Splits:
@@ -114,14 +115,24 @@ def _from_folder(cfg: DataConfig) -> Splits:
     return _to_splits(rows, labels)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, links to folders followed once, hidden ones left out; sorted by path."""
+    seen, files = set(), []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # A link back to a folder above would go round for ever.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files, key=lambda path: path.as_posix())
 
 
 def _has_class_folders(folder: Path) -> bool:
-    return not any(path.suffix.lower() in AUDIO_SUFFIXES for path in folder.iterdir()) and any(
-        path.is_dir() for path in folder.iterdir()
-    )
+    inside = list(folder.iterdir())
+    return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in AUDIO_SUFFIXES for path in inside)
 
 
 def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
@@ -132,11 +143,19 @@ def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
             f"--data.source: {folder} has recordings outside any class folder ({_listed(loose)}); "
             "move each into a subfolder named by its label."
         )
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    files = files_below(folder)
     closed = [str(path.relative_to(root)) for path in files if path.suffix.lower() in UNREADABLE_SUFFIXES]
     if closed:
         raise UserError(
             f"--data.source: cannot decode {_listed(closed)}; convert to one of {', '.join(sorted(AUDIO_SUFFIXES))}."
+        )
+    files = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+    classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    barren = sorted(classes - {path.relative_to(folder).parts[0] for path in files})
+    if files and barren:
+        raise UserError(
+            f"--data.source: no recordings in {_listed([str(folder / name) for name in barren])}; "
+            "add some, or move the folder away."
         )
     return [
         {
@@ -146,7 +165,6 @@ def _find_clips(folder: Path, root: Path) -> list[dict[str, Any]]:
             "group": "",
         }
         for path in files
-        if path.suffix.lower() in AUDIO_SUFFIXES
     ]
 
 
@@ -196,17 +214,20 @@ def _read_headers(rows: list[dict[str, Any]]) -> None:
     for row, found in zip(rows, headers, strict=True):
         assert isinstance(found, AudioInfo)
         row.update(num_frames=found.num_frames, sampling_rate=found.sampling_rate)
+        row["num_bytes"] = Path(row["audio"]["path"]).stat().st_size
 
 
 def _make_missing_splits(rows: dict[str, list[dict[str, Any]]], cfg: DataConfig) -> None:
     """Hold out what the folder does not give, stratified by label; in place."""
     shares = {"test": cfg.test_share, "validation": cfg.validation_share}
     absent = {split: share for split, share in shares.items() if not rows[split]}
+    if not absent:
+        return
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in rows["train"]:
         by_label.setdefault(row["label"], []).append(row)
     smallest = min(by_label, key=lambda label: len(by_label[label]))
-    if absent and len(by_label[smallest]) <= len(absent):
+    if len(by_label[smallest]) <= len(absent):
         raise UserError(
             f"--data.source: class {smallest!r} has too few clips ({len(by_label[smallest])}) to hold out "
             f"{' and '.join(absent)}; add clips, or give the splits as folders train/, validation/ and test/."
@@ -233,9 +254,13 @@ def _to_splits(rows: dict[str, list[dict[str, Any]]], labels: tuple[str, ...]) -
             "group": pa.string(),
             "num_frames": pa.int64(),
             "sampling_rate": pa.int32(),
+            "num_bytes": pa.int64(),
         }
     )
     number = {label: i for i, label in enumerate(labels)}
+    for split in SPLITS:
+        # Training draws by row number: the order of the rows must not depend on how the splits were made.
+        rows[split].sort(key=lambda row: row["id"])
     tables = {
         split: Dataset(pa.Table.from_pylist([{**row, "label": number[row["label"]]} for row in rows[split]], schema))
         for split in SPLITS

@@ -118,7 +118,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
     """
     base = resolve_base(cfg.name)
     try:
-        anatomy_of(_load_config(base, cfg.revision).model_type)
+        anatomy_of(AutoConfig.from_pretrained(base, revision=cfg.revision).model_type)
         return AutoFeatureExtractor.from_pretrained(base, revision=cfg.revision)
     except (OSError, ValueError) as error:
         raise _unloadable(cfg.name, error) from error
@@ -144,7 +144,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        config = _load_config(base, cfg.revision)
+        config = AutoConfig.from_pretrained(base, revision=cfg.revision)
         anatomy = anatomy_of(config.model_type)
         config.update(classifier_settings(labels))
         with quiet_loading():
@@ -194,6 +194,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 
+def use_exact_float32() -> None:
+    """Let float32 be float32 on NVIDIA GPUs: cuDNN's TF32 convolutions keep 10 bits of the mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, shortened to a line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def minimum_samples(config: Any) -> int:
     """The shortest input, in samples, that gives the convolutions one frame; shorter clips are padded to it."""
     samples = 1
@@ -232,10 +242,6 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_config(base: str, revision: str | None) -> Any:
-    return AutoConfig.from_pretrained(base, revision=revision)
-
-
 def _check_encoder(name: str, loading: Mapping[str, Any], anatomy: Anatomy) -> None:
     """Refuse a checkpoint that leaves a part of the encoder random; the head is meant to be."""
     mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
@@ -252,8 +258,7 @@ def _check_encoder(name: str, loading: Mapping[str, Any], anatomy: Anatomy) -> N
 def _unloadable(name: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    reason = str(error).strip().splitlines()[0]
     return UserError(
-        f"--model.name: {name} cannot be loaded: {reason} "
+        f"--model.name: {name} cannot be loaded: {first_line(error)} "
         f"Give a folder made by save_pretrained, a Hub id (needs a connection) or {BUNDLED_ENCODER}."
     )

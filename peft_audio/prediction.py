@@ -12,7 +12,7 @@ from scipy.special import softmax
 from peft_audio.adapters import Adapter
 from peft_audio.audio import AudioError, load_audio, read_info
 from peft_audio.config import UserError
-from peft_audio.data import AUDIO_SUFFIXES
+from peft_audio.data import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, files_below
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ def find_recordings(sources: Iterable[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            # What looks like audio but cannot be decoded is reported, not passed over.
+            inside = [
+                path for path in files_below(source) if path.suffix.lower() in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
+            ]
             if not inside:
                 raise UserError(f"{source}: no recordings ({', '.join(sorted(AUDIO_SUFFIXES))}) in this folder.")
             paths += inside

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import sys
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -30,6 +30,16 @@ from peft_audio.strategies import Trained
 from peft_audio.training import Evaluation, Result
 
 SCHEMA_VERSION = 1
+RUN_FILES = {
+    "adapter",
+    "adapter.partial",
+    "config.yaml",
+    "metrics.jsonl",
+    "predictions.parquet",
+    "report.json",
+    "report.json.partial",
+    "splits.parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -72,21 +82,35 @@ class RunReport:
     schema_version: int = SCHEMA_VERSION
 
 
-def check_output_dir(cfg: TrainConfig) -> None:
-    """Refuse a folder that exists, before any work is done.
+def check_output_dir(cfg: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuse a folder that exists, or that cannot be made, before any work is done.
 
     Raises:
-        UserError: It exists and may not, or must not, be replaced.
+        UserError: It exists and may not be replaced, holds what no run wrote, or its parent cannot be written to.
     """
-    folder = Path(cfg.output_dir)
-    if not folder.exists():
-        return
-    if not cfg.overwrite:
+    folder = output_folder(cfg)
+    if folder.exists() and not cfg.overwrite:
         raise UserError(
             f"--train.output_dir: {folder} exists already; give another, or --train.overwrite true to replace it."
         )
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.yaml").is_file()):
-        raise UserError(f"--train.overwrite: {folder} was not made by a run (no config.yaml); remove it yourself.")
+    if folder.exists() or folder.is_symlink():
+        foreign = [folder] if folder.is_symlink() or not folder.is_dir() else []
+        foreign += [path for path in folder.glob("*") if path.name not in RUN_FILES]
+        if foreign:
+            raise UserError(f"--train.overwrite: {foreign[0]} was not made by a run; move it away yourself.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--train.output_dir: cannot make {folder} ({error.strerror}); give another.") from error
+    if not os.access(folder.parent, os.W_OK):
+        raise UserError(f"--train.output_dir: {folder.parent} is not writable; give another folder.")
+    # No process may find the folder that the first one is about to make.
+    accelerator.wait_for_everyone()
+
+
+def output_folder(cfg: TrainConfig) -> Path:
+    """`train.output_dir`, with ~ as the user's home."""
+    return Path(cfg.output_dir).expanduser()
 
 
 @dataclass(frozen=True)
@@ -112,11 +136,11 @@ class Run:
 
 def start_run(cfg: LoraRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
     """Make the run's folder, with the resolved settings and the splits in it."""
-    folder = Path(cfg.train.output_dir)
+    folder = output_folder(cfg.train)
     if accelerator.is_main_process:
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
         pq.write_table(splits.table(), folder / "splits.parquet")
     accelerator.wait_for_everyone()
@@ -134,25 +158,31 @@ def peak_memory_bytes(accelerator: Accelerator) -> int:
     """The most memory that this process has held on its device so far, in bytes."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
     # Linux counts in kibibytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def save_predictions(folder: Path, splits: Splits, evaluations: dict[str, Evaluation]) -> None:
+def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
     """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a clip."""
+    if not run.accelerator.is_main_process:
+        return
     tables = []
     for split, evaluation in evaluations.items():
-        rows = splits[split]
+        rows = run.splits[split]
         columns: dict[str, Any] = {
             "id": list(rows["id"]),
             "group": list(rows["group"]),
             "split": [split] * len(rows),
-            "label": [splits.labels[i] for i in rows["label"]],
+            "label": [run.splits.labels[i] for i in rows["label"]],
         }
         probabilities = softmax(evaluation.logits, axis=1)
-        columns |= {f"probability_{label}": probabilities[:, i] for i, label in enumerate(splits.labels)}
+        columns |= {f"probability_{label}": probabilities[:, i] for i, label in enumerate(run.splits.labels)}
         tables.append(pa.table(columns))
-    pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+    pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
 
 
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
@@ -160,15 +190,21 @@ def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
     return {f"{split}_{name}": value for split, found in evaluations.items() for name, value in found.metrics.items()}
 
 
-def finish_run(run: Run, trained: Trained, result: Result, evaluations: dict[str, Evaluation]) -> RunReport:
-    """Write predictions and report into the run's folder and print the last screen, on the first process.
+def finish_run(run: Run, trained: Trained, result: Result, evaluations: dict[str, Evaluation]) -> RunReport | None:
+    """Write the report into the run's folder and print the last screen, on the first process.
 
     Args:
         run: What `start_run` returned; `adapter/` is in its folder by now.
         trained: What the strategy trained.
         result: Of the training.
         evaluations: Of the splits that were read, by name.
+
+    Returns:
+        The report; None on other processes, which may not see the folder.
     """
+    run.accelerator.end_training()
+    if not run.accelerator.is_main_process:
+        return None
     trainable, total = count_parameters(result.model, trained.parameters)
     validation = evaluations["validation"].metrics
     test = evaluations["test"].metrics if "test" in evaluations else {}
@@ -201,19 +237,17 @@ def finish_run(run: Run, trained: Trained, result: Result, evaluations: dict[str
         base_sha256=run.base.sha256,
         versions=versions(),
     )
-    if run.accelerator.is_main_process:
-        save_predictions(run.folder, run.splits, evaluations)
-        aside = run.folder / "report.json.partial"
-        aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        aside.rename(run.folder / "report.json")
-        print_report(report, run.folder / "adapter", example_clip(run.splits))
+    aside = run.folder / "report.json.partial"
+    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    aside.replace(run.folder / "report.json")
+    print_report(report, run.folder / "adapter", example_clip(run.splits))
     return report
 
 
 def example_clip(splits: Splits) -> str:
     """A recording to try the adapter on: the first test clip, or the bundled example."""
     path = splits.test[0]["audio"]["path"] or str(BUNDLED / "example.flac")
-    return shlex.quote(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def print_report(report: RunReport, adapter: Path, example: str) -> None:
@@ -235,5 +269,6 @@ def print_report(report: RunReport, adapter: Path, example: str) -> None:
     table.add_row("adapter", f"{report.adapter_bytes / 1000:,.0f} kB")
     console = Console()
     console.print(table)
-    console.print(f"adapter: {adapter}", highlight=False, soft_wrap=True)
-    console.print(f"try it:  peft-audio predict {example} --adapter {adapter}", highlight=False, soft_wrap=True)
+    console.print(f"adapter: {adapter}", highlight=False, soft_wrap=True, markup=False)
+    command = shlex.join(["peft-audio", "predict", example, "--adapter", str(adapter)])
+    console.print(f"try it:  {command}", highlight=False, soft_wrap=True, markup=False)

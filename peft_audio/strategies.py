@@ -80,11 +80,22 @@ def freeze_convolutions_only(model: Any) -> tuple[Any, Trained]:
     """Everything trains but the convolutional feature encoder, as wav2vec 2.0 is fine-tuned (Baevski et al., 2020)."""
     anatomy = anatomy_of(model.config.model_type)
     _freeze_convolutions(model)
+    _freeze_mask_vector(model)
+    return model, _trained("full", model, anatomy)
+
+
+def freeze_nothing(model: Any) -> tuple[Any, Trained]:
+    """Everything trains, the convolutional feature encoder too: what a network from random weights needs."""
+    anatomy = anatomy_of(model.config.model_type)
+    _freeze_mask_vector(model)
+    return model, _trained("full", model, anatomy)
+
+
+def _freeze_mask_vector(model: nn.Module) -> None:
     # Only SpecAugment reads this vector, and it is off: it would never get a gradient.
     for name, parameter in model.named_parameters():
         if name.endswith("masked_spec_embed"):
             parameter.requires_grad_(False)
-    return model, _trained("full", model, anatomy)
 
 
 def _freeze_convolutions(model: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import DistributedType, send_to_device, set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn import functional as F
@@ -26,7 +26,17 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.metrics import compute_metrics
+from peft_audio.models import use_exact_float32
 from peft_audio.strategies import Trained
+
+# What shards or steps by itself (FSDP, DeepSpeed, Megatron) would go around this loop.
+SUPPORTED = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_NPU,
+    DistributedType.MULTI_XPU,
+}
 
 
 @dataclass(frozen=True)
@@ -64,21 +74,30 @@ class Result:
 
 
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
-    """Accelerate as `accelerate launch` set it up, with every generator seeded."""
+    """Accelerate as `accelerate launch` set it up, with every generator seeded.
+
+    Raises:
+        UserError: The launcher asks for a way of training that this loop does not do.
+    """
     accelerator = Accelerator()
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate launch: got {accelerator.distributed_type.value}, must be one process, or several with "
+            "MULTI_GPU. Choose another with `accelerate config`, or pass --num_processes and --multi_gpu."
+        )
+    use_exact_float32()
     set_seed(cfg.seed)
     return accelerator
 
 
-def set_modes(model: nn.Module, trained: Trained, training: bool) -> None:
+def set_modes(model: nn.Module, trained: Trained) -> None:
     """Train mode for what trains, eval mode for what is frozen; the only place that decides.
 
     Dropout in a frozen part costs time and adds noise that the frozen weights cannot learn from.
     """
     model.eval()
-    if training:
-        for name in trained.modules:
-            model.get_submodule(name).training = True
+    for name in trained.modules:
+        model.get_submodule(name).training = True
 
 
 def train(
@@ -105,28 +124,34 @@ def train(
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # Each process draws dropout masks of its own.
+    torch.manual_seed(cfg.seed + accelerator.process_index)
     best = Best()
     step, clips, seconds = 0, 0, 0.0
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
             order.epoch, began = epoch, time.perf_counter()
-            set_modes(model, trained, training=True)
+            set_modes(model, trained)
             lines = []
             for loss in islice(_steps(wrapped, loaders.train, optimizer, cfg, accelerator), total - step):
                 step += 1
                 lines.append({"step": step, "learning_rate": schedule.get_last_lr()[0], "loss": loss})
-                schedule.step()
+                # fp16 skips steps until it has found its scale.
+                if not accelerator.optimizer_step_was_skipped:
+                    schedule.step()
                 progress.advance(bar)
             _gather_losses(lines, accelerator)
             seconds += time.perf_counter() - began
             clips += sum(len(indices) for indices in order.step_indices()[: len(lines)])
+            if accelerator.is_main_process:
+                _append(log_file, lines)
             _check_finite(lines, epoch)
             metrics = evaluate(model, loaders.validation, accelerator).metrics
             summary = {"epoch": epoch, "step": step, "train_loss": float(np.mean([line["loss"] for line in lines]))}
             summary |= {f"validation_{name}": value for name, value in metrics.items()}
             if accelerator.is_main_process:
-                _append(log_file, [*lines, summary])
+                _append(log_file, [summary])
                 progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False, soft_wrap=True)
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
             if step == total:
@@ -135,7 +160,8 @@ def train(
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     if best.weights is None:
         raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
-    model.load_state_dict(best.weights, strict=False)
+    unexpected = model.load_state_dict(best.weights, strict=False).unexpected_keys
+    assert not unexpected, unexpected
     return Result(model, best.epoch, step, seconds, clips / seconds)
 
 
@@ -257,7 +283,10 @@ def _epoch_line(summary: dict[str, Any], epochs: int) -> str:
 
 def _append(log_file: Path, lines: list[dict[str, Any]]) -> None:
     with log_file.open("a", encoding="utf-8") as log:
-        log.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            # JSON has no NaN.
+            known = {name: value if math.isfinite(value) else None for name, value in line.items()}
+            log.write(json.dumps(known) + "\n")
 
 
 def _progress(accelerator: Accelerator) -> Progress:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 
 import numpy as np
@@ -96,3 +97,9 @@ def test_length_dtype_and_input_are_kept(light: Augment, clip: np.ndarray) -> No
         result = light(clip, [0, 0, i])
         assert result.shape == clip.shape and result.dtype == np.float32 and np.isfinite(result).all()
     np.testing.assert_array_equal(clip, before)
+
+
+def test_it_reaches_worker_processes_that_are_spawned(light: Augment) -> None:
+    clip = np.sin(np.arange(1000, dtype=np.float32))
+    arrived = pickle.loads(pickle.dumps(light))
+    np.testing.assert_array_equal(arrived(clip, [1, 2]), light(clip, [1, 2]))

@@ -161,11 +161,13 @@ def test_yaml_cannot_name_code_to_run(text: str, tmp_path: Path, capsys: pytest.
     assert not mark.exists()
 
 
-def test_flags_after_yaml_win_and_the_rest_stays(tmp_path: Path) -> None:
+def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
     first = write(tmp_path / "a.yaml", "train: {epochs: 3, learning_rate: 1e-3, seed: 7}\nlora: {layers: [0, 1]}\n")
     second = write(tmp_path / "b.yaml", "train: {epochs: 4}\n")
-    cfg = parse_config(LoraRecipe, ["--config", first, "--config", second, "--train.seed", "9"])
-    assert (cfg.train.epochs, cfg.train.learning_rate, cfg.train.seed, cfg.lora.layers) == (4, 1e-3, 9, [0, 1])
+    files = ["--config", first, "--config", second]
+    for given in ([*files, "--train.seed", "9"], ["--train.seed", "9", *files]):
+        cfg = parse_config(LoraRecipe, given)
+        assert (cfg.train.epochs, cfg.train.learning_rate, cfg.train.seed, cfg.lora.layers) == (4, 1e-3, 9, [0, 1])
     assert cfg.train.batch_size == TrainConfig().batch_size
 
 

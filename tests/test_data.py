@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import write_tone
 
+from peft_audio import data
 from peft_audio.audio import load_audio
 from peft_audio.config import DataConfig, UserError
 from peft_audio.data import BUNDLED, SPLITS, Splits, load_splits
@@ -229,3 +231,28 @@ def test_m4a_is_refused_with_what_can_be_read(tmp_path: Path) -> None:
     (root / "b" / "voice.M4A").write_bytes(b"\x00\x00\x00\x20ftypM4A ")
     message = refusal(root)
     assert "b/voice.M4A" in message and ".wav" in message and ".flac" in message
+
+
+def test_linked_class_folders_count_and_a_loop_of_links_ends(tmp_path: Path) -> None:
+    for i in range(4):
+        write_tone(tmp_path / "elsewhere" / f"{i}.wav", 300, seconds=0.1)
+        write_tone(tmp_path / "data" / "a" / f"{i}.wav", 600, seconds=0.1)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data" / "a")
+    splits = load_splits(DataConfig(source=str(tmp_path / "data")))
+    assert splits.labels == ("a", "linked")
+    assert sum(len(splits[split]) for split in ("train", "validation", "test")) == 8
+
+
+def test_class_folder_without_recordings_is_named(tone_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tone_folder, tmp_path / "data"))
+    (folder / "forgotten").mkdir()
+    (folder / "forgotten" / "notes.txt").write_text("to do")
+    with pytest.raises(UserError, match=r"no recordings in .*forgotten"):
+        load_splits(DataConfig(source=str(folder)))
+
+
+def test_bundled_files_keep_to_their_sizes() -> None:
+    assets = Path(data.__file__).parent / "assets"
+    for name, limit in (("digits", 5_000_000), ("wav2vec2-nano", 8_000_000)):
+        assert 0 < sum(file.stat().st_size for file in (assets / name).iterdir()) <= limit

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "models": "config padding",
     "strategies": "config models",
     "metrics": "",
-    "training": "config batching metrics strategies",
+    "training": "config batching metrics models strategies",
     "adapters": "config models batching",
     "verify": "adapters models config",
     "report": "config data metrics training models strategies adapters",

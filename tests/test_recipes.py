@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import write_tone
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
@@ -69,11 +70,11 @@ def settings(data: Path, base: Path, output: Path) -> list[str]:
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: str) -> str:
-    """What `accelerate launch recipes/lora.py` prints."""
+def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: str) -> tuple[str, str]:
+    """What `accelerate launch recipes/lora.py` prints to stdout and stderr; the launcher has nothing to ask for."""
     command = [
         str(Path(sys.executable).with_name("accelerate")),
-        "launch",
+        *["launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
         *launcher,
         str(ROOT / "recipes" / "lora.py"),
     ]
@@ -86,14 +87,16 @@ def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: 
         check=False,
     )
     assert child.returncode == 0, child.stdout + child.stderr
-    return child.stdout + child.stderr
+    return child.stdout, child.stderr
 
 
 @pytest.fixture(scope="module")
 def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    printed = launch([], settings(tones, tiny_base, folder), folder.parent, PYTHONHASHSEED="1")
+    call = settings(tones, tiny_base, folder)
+    printed, warned = launch(["--num_processes", "1"], call, folder.parent, PYTHONHASHSEED="1")
+    assert warned == "", "a run has nothing to say on stderr"
     return folder, printed
 
 
@@ -119,8 +122,6 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
 ) -> None:
     run, printed = launched
     assert {path.name for path in run.iterdir()} == RUN_FILES
-    assert "Warning" not in printed
-    assert "Traceback" not in printed
     assert str(run / "adapter") in printed
 
     report = json.loads((run / "report.json").read_text())
@@ -191,14 +192,14 @@ def test_two_processes_do_what_one_does(
     one, _ = launched
     two = tmp_path / "run"
     arguments = [*settings(tones, tiny_base, two), "--train.gradient_accumulation_steps", "2"]
-    printed = launch(
+    printed, warned = launch(
         ["--multi_gpu", "--num_processes", "2"],
         arguments,
         tmp_path,
         ACCELERATE_USE_CPU="true",
         PYTHONHASHSEED="2",
     )
-    assert "Warning" not in printed
+    assert "Warning" not in warned
     assert printed.count("epoch 8/8") == 1, "only the first process speaks"
     assert {path.name for path in two.iterdir()} == RUN_FILES
     reports = [json.loads((run / "report.json").read_text()) for run in (one, two)]
@@ -258,6 +259,7 @@ def test_overwrite_spares_what_no_run_made(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "thesis" / "config.yaml").write_text("of another tool")
     (tmp_path / "note").write_text("a file")
     for name in ("thesis", "note"):
         before = contents(tmp_path)
@@ -281,7 +283,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
     monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.yaml", "stale.txt"):
+    for name in ("config.yaml", "adapter.partial"):
         (run / name).write_text("of an earlier run")
 
     for clip in tone_folder.rglob("*.wav"):
@@ -300,3 +302,48 @@ def test_without_evaluate_test_no_test_clip_is_read(
         (source / clip.relative_to(tone_folder)).write_bytes(clip.read_bytes())
     with pytest.raises(UserError, match="does not exist"):
         lora.main(recipe(source, tiny_base, tmp_path / "reads-it"))
+
+
+BAD_INPUTS = (
+    (["--data.source", "nowhere"], "--data.source: nowhere does not exist; give"),
+    (["--data.source", "ONE"], "has one class, 'dog'; a classifier needs two or more"),
+    (["--data.source", "EMPTY"], "empty.wav is empty (0 bytes)"),
+    (["--data.source", "TEXT"], "text.wav is not audio that can be read"),
+    (["--lora.r", "0"], "--lora.r: got 0, must be a rank of 1 or more. Try 8."),
+    (["--lorra.r", "4"], "--lorra.r: no such setting. Did you mean --lora.r?"),
+    (["--train.learning_rate", "banana"], "--train.learning_rate: got banana, must be a finite number"),
+    (["--train.learning_rate", "nan"], "--train.learning_rate: got nan, must be a finite number"),
+    (["--train.epochs", "0"], "--train.epochs: got 0, must be 1 or more."),
+    (["--train.batch_size", "0"], "--train.batch_size: got 0, must be 1 or more."),
+    (["--data.max_seconds", "-1"], "--data.max_seconds: got -1.0, must be a number of seconds above 0."),
+    (["--model.name", "BERT"], "encoders of type 'bert' are not supported; known types: wav2vec2."),
+    (["--train.output_dir", "ONE"], "exists already; give another, or --train.overwrite true"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_INPUTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_input_is_answered_in_words(
+    arguments: list[str],
+    words: str,
+    lora: ModuleType,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder, other in (("one", None), ("empty", "empty.wav"), ("text", "text.wav")):
+        write_tone(tmp_path / folder / "dog" / "a.wav", 440)
+        if other:
+            (tmp_path / folder / "cat").mkdir()
+            (tmp_path / folder / "cat" / other).write_text("" if folder == "empty" else "not audio")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    arguments = [str(tmp_path / word.lower()) if word.isupper() else word for word in arguments]
+    flags = ["--model.name", str(tiny_base), "--train.output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["lora.py", *flags, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(lora.main, LoraRecipe)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()

@@ -170,7 +170,7 @@ def test_lora_in_unknown_places_is_refused(bases: dict[str, Path], settings: dic
 def test_exactly_what_trains_gets_a_gradient(bases: dict[str, Path], strategy: str, norm: str) -> None:
     model, trained = STRATEGIES[strategy](classifier(bases[norm]))
     fill_b(model)
-    set_modes(model, trained, training=True)
+    set_modes(model, trained)
     features = []
     encoder = model.get_submodule(("base_model.model." if "ora" in strategy else "") + "wav2vec2")
     encoder.feature_extractor.register_forward_hook(lambda module, args, output: features.append(output))
@@ -233,7 +233,7 @@ def training_modes(model: Any) -> set[str]:
 @every_strategy
 def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], strategy: str) -> None:
     model, trained = STRATEGIES[strategy](classifier(bases["layer"]))
-    set_modes(model, trained, training=True)
+    set_modes(model, trained)
     on = training_modes(model)
     names = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
     transformer = {name for name in names if name.startswith(("wav2vec2.encoder", "wav2vec2.feature_projection"))}
@@ -249,7 +249,7 @@ def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], st
         assert all("lora_" in name for name in on & transformer), parts
         assert "wav2vec2.encoder.layers.0.attention.q_proj.lora_dropout" in on or strategy == "dora"
         assert {"projector.modules_to_save.default", "classifier.modules_to_save.default"} <= on
-    set_modes(model, trained, training=False)
+    model.eval()
     assert training_modes(model) == set()
 
 
@@ -259,9 +259,9 @@ def test_only_the_dropout_of_what_trains_is_drawn(bases: dict[str, Path], strate
     fill_b(model)
     assert model.config.hidden_dropout == model.config.attention_dropout == 0.1
     with torch.no_grad():
-        set_modes(model, trained, training=True)
+        set_modes(model, trained)
         assert torch.equal(logits(model), logits(model)) is not noisy
-        set_modes(model, trained, training=False)
+        model.eval()
         assert torch.equal(logits(model), logits(model))
 
 

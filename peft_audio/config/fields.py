@@ -39,11 +39,15 @@ class DataConfig:
     Args:
         source: "bundled" (spoken digits, six speakers) or a folder with one subfolder a class, optionally under
             train/, validation/ and test/.
-        max_seconds: A longer clip gives a random crop of this length in training, another one each epoch.
-        max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start.
+        max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
+            is a choice for memory: attention grows with the square of the length.
+        max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start. The
+            default is the length of GTZAN's clips.
         split_seed: Decides the splits that a folder without its own gets. Never changes with train.seed.
-        validation_share: Share of the clips held out for validation where the folder has no validation/.
-        test_share: Share of the clips held out for the test where the folder has no test/.
+        validation_share: Share of each class's clips held out for validation where the folder has no validation/; our
+            choice.
+        test_share: Share of each class's clips held out for the test where the folder has no test/; the 80/20 split
+            that is common for GTZAN.
         num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
             GPU, and 0 on a CPU, where they would take the cores that training needs.
     """
@@ -113,13 +117,14 @@ class TrainConfig:
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split; the best one on validation is kept. On the bundled digits validation
+            no longer improves after that many.
         max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
         batch_size: Clips per optimizer step, over all processes and micro-batches. 16 is the smaller of the two batch
             sizes of the LoRA paper (Hu et al., 2021, table 9).
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
-        learning_rate: Peak rate of AdamW for the adapter. The default was chosen on the bundled validation split
-            (benchmarks/learning_rates.py).
+        learning_rate: Peak rate of AdamW for the adapter. The default was chosen on the bundled validation split,
+            by `benchmarks/repeat.py --flag train.learning_rate --validation-only`.
         head_learning_rate: Peak rate for the fresh head; learning_rate when not given.
         weight_decay: Decoupled weight decay on matrices (not on biases and norms). 0.01 is AdamW's default in torch.
         schedule: "linear" or "cosine" decay to zero after the warm-up.
@@ -133,11 +138,11 @@ class TrainConfig:
 
     output_dir: str = "runs/lora"
     overwrite: bool = False
-    epochs: int = 12
+    epochs: int = 8
     max_steps: int | None = None
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     head_learning_rate: float | None = None
     weight_decay: float = 0.01
     schedule: Literal["linear", "cosine"] = "linear"
@@ -172,7 +177,7 @@ class LoraConfig:
     Args:
         r: Rank of the change. 8 is PEFT's default.
         alpha: The change is scaled by alpha / r (by alpha / sqrt(r) with rsLoRA). Twice the rank, as is common.
-        dropout: Dropout on the input of each change, in training only.
+        dropout: Dropout on the input of each change, in training only. 0 as PEFT's default.
         targets: Which linear layers of the encoder's transformer: "all-linear", "attention", "feed-forward", or a list
             of their names, such as [q_proj, v_proj]. All of them, as in QLoRA (Dettmers et al., 2023).
         layers: Numbers of the transformer layers to change, such as [4, 5]; all of them when not given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,11 +24,11 @@ def make_parser(recipe: type[Any]) -> ArgumentParser:
     """The parser of one recipe: `--config FILE.yaml`, then a dotted flag for each field."""
     parser = ArgumentParser(
         description=recipe.__doc__.splitlines()[0] if recipe.__doc__ else None,
-        epilog="A YAML file holds the same names, nested: 'train: {epochs: 5}'. Flags given after --config win.",
+        epilog="A YAML file holds the same names, nested: 'train: {epochs: 5}'. A flag wins over a file.",
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with settings; flags after it override it.")
+    parser.add_argument("--config", action="config", help="YAML file with settings; flags override it.")
     parser.add_class_arguments(recipe, as_group=False)
     return parser
 
@@ -90,16 +91,19 @@ def _takes(hint: Any) -> str:
 
 
 def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
-    """The command line without the YAML files that hold nothing; the others hold settings of this recipe."""
-    kept: list[str] = []
+    """The command line with its YAML files, checked, before its flags: a flag wins wherever it stands."""
+    files: list[str] = []
+    flags: list[str] = []
     # "--config=FILE" is the same as "--config FILE".
-    rest = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    for word in rest:
-        if kept and kept[-1] == "--config" and _read_yaml(Path(word), recipe) is None:
-            kept.pop()
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "--config":
+            # A file that holds nothing changes nothing; jsonargparse would refuse it.
+            files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
+            flags.pop()
         else:
-            kept.append(word)
-    return kept
+            flags.append(word)
+    return files + flags
 
 
 def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
@@ -143,5 +147,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    # All processes of a run meet the same error; one says it.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
