@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
@@ -110,16 +111,32 @@ def resolve_base(name: str) -> str:
     return name
 
 
+def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
+    """Where transformers finds the encoder, and for a Hub id the commit that its revision is now.
+
+    Raises:
+        UserError: There is no such folder, repository or revision, or no connection.
+    """
+    base = resolve_base(cfg.name)
+    if Path(base).is_dir():
+        return base, None
+    try:
+        # The Hub's cache keeps each commit's files in a folder of its name.
+        return base, Path(hf_hub_download(base, "config.json", revision=cfg.revision)).parent.name
+    except (OSError, ValueError) as error:
+        raise _unloadable(cfg.name, error) from error
+
+
 def load_extractor(cfg: ModelConfig) -> Any:
     """The feature extractor beside the encoder: its sampling rate in hertz and whether clips are normalised.
 
     Raises:
         UserError: None can be loaded from there.
     """
-    base = resolve_base(cfg.name)
+    base, commit = pin_base(cfg)
     try:
-        anatomy_of(AutoConfig.from_pretrained(base, revision=cfg.revision).model_type)
-        return AutoFeatureExtractor.from_pretrained(base, revision=cfg.revision)
+        anatomy_of(AutoConfig.from_pretrained(base, revision=commit).model_type)
+        return AutoFeatureExtractor.from_pretrained(base, revision=commit)
     except (OSError, ValueError) as error:
         raise _unloadable(cfg.name, error) from error
 
@@ -140,18 +157,18 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     Raises:
         UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
     """
-    base = resolve_base(cfg.name)
+    base, commit = pin_base(cfg)
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        config = AutoConfig.from_pretrained(base, revision=cfg.revision)
+        config = AutoConfig.from_pretrained(base, revision=commit)
         anatomy = anatomy_of(config.model_type)
         config.update(classifier_settings(labels))
         with quiet_loading():
             model, loading = AutoModelForAudioClassification.from_pretrained(
                 base,
                 config=config,
-                revision=cfg.revision,
+                revision=commit,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -173,8 +190,9 @@ def identify_base(cfg: ModelConfig, model: Any) -> Base:
     encoder = getattr(model, anatomy_of(model.config.model_type).encoder)
     # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
     weights = {name: value for name, value in encoder.state_dict().items() if name != "masked_spec_embed"}
-    commit = getattr(model.config, "_commit_hash", None)
-    return Base(cfg.name, commit, weights_sha256(weights), model.config.model_type, minimum_samples(model.config))
+    return Base(
+        cfg.name, pin_base(cfg)[1], weights_sha256(weights), model.config.model_type, minimum_samples(model.config)
+    )
 
 
 def classifier_settings(labels: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 
-from peft_audio.adapters import describe_adapter, save_adapter
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.adapters import save_adapter
 from peft_audio.batching import make_loaders
 from peft_audio.config import LoraRecipe, run_recipe
 from peft_audio.data import load_splits

@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "labels reversed in the saved adapter",
-        "peft_audio/adapters.py",
+        "peft_audio/adapter_record.py",
         "        labels=tuple(labels),",
         "        labels=tuple(labels)[::-1],",
         "tests/test_recipes.py tests/test_adapters.py",

@@ -21,13 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from peft_audio import verify
-from peft_audio.adapters import (
-    AdapterRecord,
-    describe_adapter,
-    load_adapter,
-    probe_waveforms,
-    save_adapter,
-)
+from peft_audio.adapter_record import AdapterRecord, describe_adapter
+from peft_audio.adapters import load_adapter, probe_waveforms, save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.strategies import apply_lora

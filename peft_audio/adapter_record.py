@@ -1,0 +1,107 @@
+"""What an adapter directory says of itself: `peft_audio.json` for programs, README.md for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from peft_audio.config import LoraRecipe, UserError
+from peft_audio.models import Base, resolve_base, versions
+
+RECORD = "peft_audio.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What `peft_audio.json` says beside PEFT's own files: all that is needed to get the same answers again.
+
+    Attributes:
+        labels: Label names in the order of the logits.
+        base: The encoder that the adapter changes.
+        strategy: What was trained.
+        sampling_rate: Of the waveforms that the encoder takes, in hertz.
+        crop: Seconds of a clip in training (at random) and in evaluation (from the start).
+        mask: How padding is kept out, and the shortest input in samples.
+        normalisation: Whether a clip is brought to zero mean and unit variance, and when.
+        metrics: Of the run that made it.
+        versions: Of the packages that made it.
+        probes: For each probe clip its top label and the logit of each label, by name, once saved.
+        schema_version: Of this file.
+    """
+
+    labels: tuple[str, ...]
+    base: Base
+    strategy: str
+    sampling_rate: int
+    crop: dict[str, float]
+    mask: dict[str, Any]
+    normalisation: dict[str, Any]
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    probes: tuple[dict[str, Any], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+def describe_adapter(
+    cfg: LoraRecipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
+) -> AdapterRecord:
+    """The record of a run's adapter, before its probes are measured."""
+    return AdapterRecord(
+        labels=tuple(labels),
+        base=base,
+        strategy=strategy,
+        sampling_rate=extractor.sampling_rate,
+        crop={"training_seconds": cfg.data.max_seconds, "evaluation_seconds": cfg.data.max_eval_seconds},
+        mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
+        normalisation={"do_normalize": bool(extractor.do_normalize), "when": "before padding"},
+        metrics=metrics,
+        versions=versions(),
+    )
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """What `peft_audio.json` says.
+
+    Raises:
+        UserError: It is missing, damaged or of a newer version.
+    """
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give runs/<name>/adapter.")
+    try:
+        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if stored["schema_version"] > SCHEMA_VERSION:
+            raise UserError(
+                f"{folder / RECORD}: schema version {stored['schema_version']} is newer than {SCHEMA_VERSION}; "
+                "upgrade peft-audio."
+            )
+        known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
+        known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
+        return AdapterRecord(**known)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / RECORD} is damaged ({error}); get the adapter again.") from error
+
+
+def adapter_readme(record: AdapterRecord) -> str:
+    """The adapter's README: what it is, and a snippet that loads it without this package."""
+    base = resolve_base(record.base.name)
+    local = Path(base).is_dir()
+    revision = f', revision="{record.base.commit}"' if record.base.commit and not local else ""
+    template = (Path(__file__).parent / "assets" / "adapter_readme.md").read_text(encoding="utf-8")
+    metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items())
+    return Template(template).substitute(
+        base=json.dumps(str(Path(base).resolve()) if local else base),
+        base_name=record.base.name,
+        labels=json.dumps(record.labels, ensure_ascii=False),
+        metrics=metrics,
+        minimum_samples=record.mask["minimum_samples"],
+        revision=revision,
+        sampling_rate=record.sampling_rate,
+        seconds=f"{record.crop['evaluation_seconds']:g}",
+        sha256=record.base.sha256,
+        strategy=record.strategy,
+    )
