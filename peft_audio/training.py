@@ -124,8 +124,7 @@ def train(
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    # Each process draws dropout masks of its own.
-    torch.manual_seed(cfg.seed + accelerator.process_index)
+    torch.manual_seed(cfg.seed + accelerator.process_index)  # each process draws dropout masks of its own
     best = Best()
     step, clips, seconds = 0, 0, 0.0
     with _progress(accelerator) as progress:
@@ -144,14 +143,13 @@ def train(
             _gather_losses(lines, accelerator)
             seconds += time.perf_counter() - began
             clips += sum(len(indices) for indices in order.step_indices()[: len(lines)])
-            if accelerator.is_main_process:
-                _append(log_file, lines)
+            _append(log_file, lines, accelerator)
             _check_finite(lines, epoch)
             metrics = evaluate(model, loaders.validation, accelerator).metrics
             summary = {"epoch": epoch, "step": step, "train_loss": float(np.mean([line["loss"] for line in lines]))}
             summary |= {f"validation_{name}": value for name, value in metrics.items()}
+            _append(log_file, [summary], accelerator)
             if accelerator.is_main_process:
-                _append(log_file, [summary])
                 progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False, soft_wrap=True)
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
             if step == total:
@@ -160,8 +158,7 @@ def train(
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     if best.weights is None:
         raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
-    unexpected = model.load_state_dict(best.weights, strict=False).unexpected_keys
-    assert not unexpected, unexpected
+    model.load_state_dict(best.weights, strict=False)
     return Result(model, best.epoch, step, seconds, clips / seconds)
 
 
@@ -281,7 +278,9 @@ def _epoch_line(summary: dict[str, Any], epochs: int) -> str:
     )
 
 
-def _append(log_file: Path, lines: list[dict[str, Any]]) -> None:
+def _append(log_file: Path, lines: list[dict[str, Any]], accelerator: Accelerator) -> None:
+    if not accelerator.is_main_process:
+        return
     with log_file.open("a", encoding="utf-8") as log:
         for line in lines:
             # JSON has no NaN.
