@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from peft_audio.config import LoraRecipe, UserError
-from peft_audio.models import Base, resolve_base, versions
+from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
 
 RECORD = "peft_audio.json"
 SCHEMA_VERSION = 1
@@ -96,6 +96,7 @@ def adapter_readme(record: AdapterRecord) -> str:
     return Template(template).substitute(
         base=json.dumps(str(Path(base).resolve()) if local else base),
         base_name=record.base.name,
+        hint=" now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else "",
         labels=json.dumps(record.labels, ensure_ascii=False),
         metrics=metrics,
         minimum_samples=record.mask["minimum_samples"],

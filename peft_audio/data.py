@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class Splits:
         validation: What settings and the best epoch are chosen on.
         test: Read once, at the end.
         labels: The label names, in the order of the label numbers.
+        ignored: Files in the folder that are not recordings by their names.
     """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     labels: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
     def __getitem__(self, split: str) -> Dataset:
         return getattr(self, split)
@@ -112,7 +114,8 @@ def _from_folder(cfg: DataConfig) -> Splits:
     labels = _check_labels(rows, cfg.source)
     _read_headers([row for split in SPLITS for row in rows[split]])
     _make_missing_splits(rows, cfg)
-    return _to_splits(rows, labels)
+    ignored = [path for path in files_below(root) if path.suffix.lower() not in AUDIO_SUFFIXES]
+    return replace(_to_splits(rows, labels), ignored=tuple(path.relative_to(root).as_posix() for path in ignored))
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -230,7 +233,8 @@ def _make_missing_splits(rows: dict[str, list[dict[str, Any]]], cfg: DataConfig)
     if len(by_label[smallest]) <= len(absent):
         raise UserError(
             f"--data.source: class {smallest!r} has too few clips ({len(by_label[smallest])}) to hold out "
-            f"{' and '.join(absent)}; add clips, or give the splits as folders train/, validation/ and test/."
+            f"{' and '.join(absent)}; it needs {len(absent) + 1} at least. "
+            "Add clips, or give the splits as folders train/, validation/ and test/."
         )
     rng = np.random.default_rng(cfg.split_seed)
     for label in sorted(by_label):

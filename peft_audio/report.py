@@ -24,7 +24,7 @@ from torch import nn
 
 from peft_audio.adapters import WEIGHTS
 from peft_audio.config import LoraRecipe, TrainConfig, UserError, to_yaml
-from peft_audio.data import BUNDLED, Splits
+from peft_audio.data import BUNDLED, SPLITS, Splits
 from peft_audio.models import Base, versions
 from peft_audio.strategies import Trained
 from peft_audio.training import Evaluation, Result
@@ -90,9 +90,9 @@ def check_output_dir(cfg: TrainConfig, accelerator: Accelerator) -> None:
     """
     folder = output_folder(cfg)
     if folder.exists() and not cfg.overwrite:
-        raise UserError(
-            f"--train.output_dir: {folder} exists already; give another, or --train.overwrite true to replace it."
-        )
+        unfinished = (folder / "config.yaml").exists() and not (folder / "report.json").exists()
+        what = "exists already, from a run that did not finish" if unfinished else "exists already"
+        raise UserError(f"--train.output_dir: {folder} {what}; give another, or --train.overwrite true to replace it.")
     if folder.exists() or folder.is_symlink():
         foreign = [folder] if folder.is_symlink() or not folder.is_dir() else []
         foreign += [path for path in folder.glob("*") if path.name not in RUN_FILES]
@@ -143,6 +143,10 @@ def start_run(cfg: LoraRecipe, splits: Splits, base: Base, accelerator: Accelera
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
         pq.write_table(splits.table(), folder / "splits.parquet")
+        counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
+        print(f"{len(splits.labels)} classes; clips: {counts}")
+        if splits.ignored:
+            print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
     accelerator.wait_for_everyone()
     return Run(folder, cfg, splits, base, accelerator, began)
 
@@ -262,6 +266,7 @@ def print_report(report: RunReport, adapter: Path, example: str) -> None:
     }
     for name, value in tested.items():
         table.add_row(name, "not read" if value is None else f"{value:.3f}")
+    table.add_row("kept epoch", str(report.best_epoch))
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     table.add_row("speed", f"{report.samples_per_second:.1f} clips per second")

@@ -42,12 +42,11 @@ class DataConfig:
         max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
             is a choice for memory: attention grows with the square of the length.
         max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start. The
-            default is the length of GTZAN's clips.
+            default is the length of a clip in GTZAN, the common music genre dataset.
         split_seed: Decides the splits that a folder without its own gets. Never changes with train.seed.
         validation_share: Share of each class's clips held out for validation where the folder has no validation/; our
             choice.
-        test_share: Share of each class's clips held out for the test where the folder has no test/; the 80/20 split
-            that is common for GTZAN.
+        test_share: Share of each class's clips held out for the test where the folder has no test/; our choice.
         num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
             GPU, and 0 on a CPU, where they would take the cores that training needs.
     """
@@ -117,14 +116,15 @@ class TrainConfig:
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        epochs: Passes over the training split; the best one on validation is kept. On the bundled digits validation
-            no longer improves after that many.
+        epochs: Passes over the training split. The best one on validation is kept, often an early one; the default
+            leaves the bundled digits room to show it.
         max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
         batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
             (Hu et al., 2021).
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
-        learning_rate: Peak rate of AdamW for the adapter. The default is the middle of 5e-4 to 2e-3, which hardly differ
-            on the bundled validation split (`benchmarks/repeat.py --flag train.learning_rate --validation-only`).
+        learning_rate: Peak rate of AdamW for the adapter. The default is the middle of 5e-4 to 2e-3, which hardly
+            differ on the bundled validation split (`benchmarks/repeat.py --flag train.learning_rate
+            --validation-only`).
         head_learning_rate: Peak rate for the fresh head; learning_rate when not given.
         weight_decay: Decoupled weight decay on matrices (not on biases and norms). 0.01 is AdamW's default in torch.
         schedule: "linear" or "cosine" decay to zero after the warm-up.
@@ -132,7 +132,7 @@ class TrainConfig:
             (Baevski et al., 2020).
         max_grad_norm: Gradients are scaled down to this norm; 1.0 as in transformers.
         seed: Decides the head, the order, the crops, augmentation and dropout.
-        best_metric: The epoch that is best on validation by this metric is kept.
+        best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
     """
 

@@ -56,12 +56,17 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
 
 
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
-    """Parse the command line, run `main` with it, and turn what the user can mend into one line and exit code 2."""
+    """Parse the command line and run `main` with it.
+
+    What the user can mend is said in one line, with exit code 2; an interrupt likewise, with 130 as shells have it.
+    """
     cfg = parse_config(recipe)
     try:
         main(cfg)
     except UserError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped before the end, no adapter was saved. Start again with --train.overwrite true.", 130)
 
 
 def to_yaml(cfg: Any) -> str:
@@ -146,8 +151,8 @@ def _explain(message: str, recipe: type[Any]) -> str:
     return f"{name}{' '.join(reason.split())}. See --help."
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     # All processes of a run meet the same error; one says it.
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
