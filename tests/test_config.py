@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,14 @@ def test_every_setting_is_read_somewhere() -> None:
         flag for flag in FLAGS if not read & {(owner, flag.split(".")[1]) for owner in (flag.split(".")[0], "cfg")}
     ]
     assert not unread
+
+
+def test_interrupt_ends_in_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(cfg: LoraRecipe) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["lora.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(interrupted, LoraRecipe)
+    assert ended.value.code == 130
+    assert "no adapter was saved" in capsys.readouterr().err

@@ -256,3 +256,11 @@ def test_bundled_files_keep_to_their_sizes() -> None:
     assets = Path(data.__file__).parent / "assets"
     for name, limit in (("digits", 5_000_000), ("wav2vec2-nano", 8_000_000)):
         assert 0 < sum(file.stat().st_size for file in (assets / name).iterdir()) <= limit
+
+
+def test_files_that_are_no_recordings_are_told(tone_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tone_folder, tmp_path / "data"))
+    (folder / "LICENCE.txt").write_text("free")
+    (folder / "low" / "notes.md").write_text("deep")
+    assert load(folder).ignored == ("LICENCE.txt", "low/notes.md")
+    assert load(tone_folder).ignored == ()
