@@ -27,14 +27,16 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForAudioClassification
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from peft_audio.accelerator import make_accelerator
 from peft_audio.audio import load_audio
 from peft_audio.batching import make_loaders
-from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.config import FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.data import Splits, load_splits
-from peft_audio.models import load_classifier, load_extractor, minimum_samples
+from peft_audio.models import load_classifier, load_extractor
 from peft_audio.padding import make_padding_exact
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_convolutions_only, freeze_nothing
-from peft_audio.training import evaluate, make_accelerator, train
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.tracking import Log
+from peft_audio.training import evaluate, train
 
 RATE = 16_000
 TUNING_SEED = 100
@@ -52,13 +54,23 @@ class Arm:
     epochs: tuple[int, ...] = (TrainConfig.epochs,)
 
 
+def _train_everything(model: Any) -> tuple[Any, Trained]:
+    return freeze_nothing(model, FullConfig(train_cnn=True))
+
+
 LONG = (TrainConfig.epochs, 3 * TrainConfig.epochs)
 ARMS = (
     Arm("pretrained, head-only", True, freeze_all_but_head, (1e-3, 3e-3, 1e-2)),
     Arm("pretrained, LoRA", True, lambda model: apply_lora(model, LoraConfig()), (5e-4, 1e-3, 2e-3)),
-    Arm("pretrained, full (CNN frozen)", True, freeze_convolutions_only, (1e-4, 3e-4, 1e-3)),
+    Arm("pretrained, full (CNN frozen)", True, lambda model: freeze_nothing(model, FullConfig()), (1e-4, 3e-4, 1e-3)),
     Arm("random weights, head-only", False, freeze_all_but_head, (1e-3, 3e-3, 1e-2), LONG),
-    Arm("random weights, full (all trained)", False, freeze_nothing, (3e-4, 1e-3), LONG),
+    Arm(
+        "random weights, full (all trained)",
+        False,
+        lambda model: freeze_nothing(model, FullConfig(train_cnn=True)),
+        (3e-4, 1e-3),
+        LONG,
+    ),
 )
 
 
@@ -101,10 +113,10 @@ def run_arm(arm: Arm, rate: float, epochs: int, seed: int, splits: Splits, test:
     cfg = LoraRecipe(train=TrainConfig(epochs=epochs, learning_rate=rate, seed=seed))
     accelerator = make_accelerator(cfg.train)
     model = load_classifier(cfg.model, splits.labels) if arm.pretrained else random_classifier(cfg.model, splits.labels)
-    loaders = make_loaders(splits, load_extractor(cfg.model), minimum_samples(model.config), cfg, accelerator)
+    loaders = make_loaders(splits, load_extractor(cfg.model), model.config, cfg, accelerator)
     model, trained = arm.strategy(model)
     with tempfile.TemporaryDirectory() as folder:
-        result = train(model, trained, loaders, cfg.train, accelerator, Path(folder) / "metrics.jsonl")
+        result = train(model, trained, loaders, cfg.train, accelerator, Log(Path(folder) / "metrics.jsonl"))
     validation = evaluate(result.model, loaders.validation, accelerator).metrics["accuracy"]
     return validation, evaluate(result.model, loaders.test, accelerator).metrics["accuracy"] if test else float("nan")
 

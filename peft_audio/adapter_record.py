@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from peft_audio.config import LoraRecipe, UserError
+from peft_audio.config import Recipe, UserError
 from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
 
 RECORD = "peft_audio.json"
@@ -23,7 +23,9 @@ class AdapterRecord:
     Attributes:
         labels: Label names in the order of the logits.
         base: The encoder that the adapter changes.
-        strategy: What was trained.
+        strategy: What was trained. "full" comes as a whole model, everything else as an adapter for the base.
+        layer_weighted_sum: Whether the head is fed a mixture of all layers.
+        quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
         sampling_rate: Of the waveforms that the encoder takes, in hertz.
         crop: Seconds of a clip in training (at random) and in evaluation (from the start).
         mask: How padding is kept out, and the shortest input in samples.
@@ -37,6 +39,8 @@ class AdapterRecord:
     labels: tuple[str, ...]
     base: Base
     strategy: str
+    layer_weighted_sum: bool
+    quantization: str
     sampling_rate: int
     crop: dict[str, float]
     mask: dict[str, Any]
@@ -48,13 +52,15 @@ class AdapterRecord:
 
 
 def describe_adapter(
-    cfg: LoraRecipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
+    cfg: Recipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
 ) -> AdapterRecord:
     """The record of a run's adapter, before its probes are measured."""
     return AdapterRecord(
         labels=tuple(labels),
         base=base,
         strategy=strategy,
+        layer_weighted_sum=cfg.model.layer_weighted_sum,
+        quantization=cfg.model.quantization,
         sampling_rate=extractor.sampling_rate,
         crop={"training_seconds": cfg.data.max_seconds, "evaluation_seconds": cfg.data.max_eval_seconds},
         mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
@@ -87,22 +93,32 @@ def read_record(folder: Path) -> AdapterRecord:
 
 
 def adapter_readme(record: AdapterRecord) -> str:
-    """The adapter's README: what it is, and a snippet that loads it without this package."""
-    base = resolve_base(record.base.name)
+    """The product's README: what it is, and a snippet that loads it without this package."""
+    whole = record.strategy == "full"
+    base = "." if whole else resolve_base(record.base.name)
     local = Path(base).is_dir()
-    revision = f', revision="{record.base.commit}"' if record.base.commit and not local else ""
-    template = (Path(__file__).parent / "assets" / "adapter_readme.md").read_text(encoding="utf-8")
     metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items())
-    return Template(template).substitute(
-        base=json.dumps(str(Path(base).resolve()) if local else base),
+    hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
+    return Template(_asset("adapter_readme.md")).substitute(
+        base=json.dumps(base if whole or not local else str(Path(base).resolve())),
         base_name=record.base.name,
-        hint=" now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else "",
+        kind="model" if whole else f"{record.strategy} adapter",
         labels=json.dumps(record.labels, ensure_ascii=False),
+        load=Template(_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
+        .substitute(
+            labels=json.dumps(record.labels, ensure_ascii=False),
+            layer_weighted_sum=record.layer_weighted_sum,
+            revision=f', revision="{record.base.commit}"' if record.base.commit and not local else "",
+        )
+        .strip(),
         metrics=metrics,
         minimum_samples=record.mask["minimum_samples"],
-        revision=revision,
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
         sha256=record.base.sha256,
-        strategy=record.strategy,
+        where="" if whole else f", with `BASE` set to where the base is{hint}",
     )
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")

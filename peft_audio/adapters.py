@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from scipy.signal import chirp
 from transformers import AutoFeatureExtractor
 
 from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme, read_record
+from peft_audio.anatomy import LAYER_WEIGHTS
 from peft_audio.batching import collate, normalise
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.models import (
@@ -27,11 +30,14 @@ from peft_audio.models import (
     first_line,
     identify_base,
     load_classifier,
+    load_tuned,
     quiet_loading,
     use_exact_float32,
 )
+from peft_audio.strategies import Trained, peft_weights
 
 WEIGHTS = "adapter_model.safetensors"
+WHOLE_WEIGHTS = "model.safetensors"
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 
 
@@ -96,44 +102,80 @@ def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def save_adapter(folder: Path, model: Any, extractor: Any, record: AdapterRecord) -> AdapterRecord:
-    """Write the adapter directory, and let it stand only once a fresh process has got the same logits from a copy.
+def saved_folder(run_folder: Path, trained: Trained) -> Path:
+    """Where a run's product stands: `adapter/`, or `model/` where everything was trained."""
+    return run_folder / ("model" if trained.peft_config is None else "adapter")
+
+
+def saved_weights(folder: Path) -> Path:
+    """The file of a product that holds its weights."""
+    return folder / (WEIGHTS if folder.name == "adapter" else WHOLE_WEIGHTS)
+
+
+def save_adapter(run_folder: Path, model: Any, trained: Trained, extractor: Any, record: AdapterRecord) -> Path:
+    """Write a run's product, and let it stand only once a fresh process has got the same logits from a copy.
+
+    What trained beside a frozen encoder is saved in PEFT's form, a whole model as transformers saves it.
 
     Args:
-        folder: The directory to make.
-        model: A trained PEFT model; it is left on the CPU, in eval mode.
+        run_folder: The directory goes there, see `saved_folder`.
+        model: A trained model; it is left on the CPU, in eval mode.
+        trained: What trained in it.
         extractor: The encoder's feature extractor.
         record: What to say about it; probes are measured here.
 
     Returns:
-        The record with its probes.
+        The directory.
 
     Raises:
-        RuntimeError: The copy did not reproduce the logits; what was written stays in `<folder>.partial`.
+        RuntimeError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
     """
+    folder = saved_folder(run_folder, trained)
     record = replace(record, probes=measure_probes(Adapter(model, extractor, record)))
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    peft_config = model.peft_config["default"]
-    peft_config.base_model_name_or_path, peft_config.revision = record.base.name, record.base.commit
-    # "auto" may ask the Hub whether the base's embeddings changed; an audio encoder has none.
-    model.save_pretrained(aside, save_embedding_layers=False)
-    _sort_config(aside / "adapter_config.json")
-    # safetensors makes its files readable by their owner alone; an adapter is made to be passed on.
-    shutil.copymode(aside / "adapter_config.json", aside / WEIGHTS)
+    aside.mkdir(parents=True)
+    if trained.peft_config is None:
+        with quiet_loading():
+            model.save_pretrained(aside)
+    else:
+        _save_peft(aside, model, trained, record)
+    for weights in aside.glob("*.safetensors"):
+        # safetensors makes its files readable by their owner alone; an adapter is made to be passed on.
+        weights.chmod(0o644)
     extractor.save_pretrained(aside)
     (aside / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(adapter_readme(record), encoding="utf-8")
     _verify_copy(aside)
     aside.rename(folder)
-    return record
+    return folder
+
+
+def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord) -> None:
+    """PEFT's two files, as `PeftModel.save_pretrained` writes them."""
+    assert trained.peft_config is not None
+    config = copy(trained.peft_config)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config.base_model_name_or_path, config.revision = record.base.name, record.base.commit
+    config.inference_mode = True
+    # By this AutoPeftModel finds the class of the base.
+    config.auto_mapping = {"base_model_class": type(plain).__name__, "parent_library": type(plain).__module__}
+    config.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "modules_to_save"):
+        # Sets are written in an order that changes from process to process.
+        stored[name] = sorted(stored[name]) if isinstance(stored[name], list) else stored[name]
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights = {name: value.contiguous().cpu() for name, value in peft_weights(model, trained).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu") -> Adapter:
-    """Load an adapter directory onto its base.
+    """Load an adapter directory onto its base, or a whole model as full fine-tuning saves it.
 
     Args:
-        path: A directory made by a recipe.
+        path: A directory made by a recipe: `adapter/` or `model/`.
         base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
         device: Where to run, such as "cpu" or "cuda".
 
@@ -142,6 +184,8 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     """
     folder = Path(path).expanduser()
     record = read_record(folder)
+    if record.strategy == "full":
+        return Adapter(_move(_load_whole(folder, record, base), device).eval(), _load_extractor(folder), record)
     model, config = _load_base(folder, record, base)
     found = identify_base(config, model)
     if found.sha256 != record.base.sha256:
@@ -150,7 +194,6 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
             f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
         )
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
         keys = _stored_keys(folder / WEIGHTS)
         with quiet_loading():
             model = PeftModel.from_pretrained(model, folder)
@@ -160,10 +203,27 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    wanted |= {f"base_model.model.{LAYER_WEIGHTS}"} if record.layer_weighted_sum else set()
     if wanted != keys:
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
-    return Adapter(_move(model, device).eval(), extractor, record)
+    return Adapter(_move(model, device).eval(), _load_extractor(folder), record)
+
+
+def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
+    if base is not None:
+        raise UserError(f"--base: got {base}, but {folder} is a whole model and needs none. Leave it out.")
+    try:
+        return load_tuned(folder, record.labels, record.layer_weighted_sum)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--model.name: ")) from error
+
+
+def _load_extractor(folder: Path) -> Any:
+    try:
+        return AutoFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its preprocessor cannot be loaded ({first_line(error)}).") from error
 
 
 def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
@@ -171,19 +231,12 @@ def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[A
     # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
     if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not Path(name).expanduser().is_dir():
         raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
-    config = ModelConfig(name=name, revision=None if base else record.base.commit)
+    revision = None if base else record.base.commit
+    config = ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)
     try:
         return load_classifier(config, record.labels), config
     except UserError as error:
         raise UserError(str(error).replace("--model.name", "--base")) from error
-
-
-def _sort_config(path: Path) -> None:
-    """PEFT writes sets in an order that changes from process to process."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("target_modules", "modules_to_save"):
-        stored[name] = sorted(stored[name])
-    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _move(model: Any, device: str) -> Any:

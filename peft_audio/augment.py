@@ -28,17 +28,42 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
     """
     if cfg.preset == "none":
         return None
-    from audiomentations import AddGaussianSNR, Compose, Gain
-
-    chain = Compose(
-        [
-            Gain(min_gain_db=-6.0, max_gain_db=6.0, p=0.5),
-            AddGaussianSNR(min_snr_db=10.0, max_snr_db=40.0, p=0.5),
-        ]
-    )
+    from audiomentations import Compose
 
     # A partial of a module's function can be pickled for worker processes that are spawned, a closure can not.
-    return partial(_apply, chain, sampling_rate)
+    return partial(_apply, Compose(_transforms(cfg.preset, sampling_rate)), sampling_rate)
+
+
+def _transforms(preset: str, sampling_rate: int) -> list[Any]:
+    """The preset's transforms, none of which changes a clip's length; strengths are our choice.
+
+    "light" is what a microphone and a room change. "speech" stays within what one speaker says on another day or over a
+    telephone. "environment" also moves events in time and drops parts, which would cut words.
+    """
+    import audiomentations as a
+
+    gain_and_noise = [
+        a.Gain(min_gain_db=-6.0, max_gain_db=6.0, p=0.5),
+        a.AddGaussianSNR(min_snr_db=10.0, max_snr_db=40.0, p=0.5),
+    ]
+    if preset == "light":
+        return gain_and_noise
+    if preset == "speech":
+        return [
+            a.TimeStretch(min_rate=0.9, max_rate=1.1, leave_length_unchanged=True, p=0.3),
+            a.PitchShift(min_semitones=-2.0, max_semitones=2.0, p=0.3),
+            a.LowPassFilter(min_cutoff_freq=0.15 * sampling_rate, max_cutoff_freq=0.45 * sampling_rate, p=0.3),
+            *gain_and_noise,
+        ]
+    return [
+        a.Shift(min_shift=-0.5, max_shift=0.5, rollover=True, p=0.5),
+        a.TimeMask(min_band_part=0.05, max_band_part=0.2, p=0.3),
+        a.TimeStretch(min_rate=0.8, max_rate=1.25, leave_length_unchanged=True, p=0.3),
+        a.PitchShift(min_semitones=-4.0, max_semitones=4.0, p=0.3),
+        a.SevenBandParametricEQ(min_gain_db=-6.0, max_gain_db=6.0, p=0.3),
+        a.AddColorNoise(min_snr_db=5.0, max_snr_db=40.0, p=0.3),
+        *gain_and_noise,
+    ]
 
 
 def _apply(chain: Any, sampling_rate: int, waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -80,7 +81,8 @@ def load_splits(cfg: DataConfig) -> Splits:
     Raises:
         UserError: There is nothing to train on, a file cannot be read, or a class is too small to be divided.
     """
-    return _bundled() if cfg.source == "bundled" else _from_folder(cfg)
+    splits = _bundled() if cfg.source == "bundled" else _from_folder(cfg)
+    return splits if cfg.max_train_clips is None else replace(splits, train=_fewer(splits, cfg.max_train_clips, cfg))
 
 
 def _bundled() -> Splits:
@@ -247,6 +249,20 @@ def _make_missing_splits(rows: dict[str, list[dict[str, Any]]], cfg: DataConfig)
             clips = clips[count:]
         by_label[label] = clips
     rows["train"] = [row for label in sorted(by_label) for row in by_label[label]]
+
+
+def _fewer(splits: Splits, wanted: int, cfg: DataConfig) -> Dataset:
+    """So many training clips, as evenly over the classes as they allow."""
+    if wanted < len(splits.labels):
+        raise UserError(
+            f"--data.max_train_clips: got {wanted}, must be {len(splits.labels)}, one of each class, or more. Raise it."
+        )
+    numbers, seen, rank = splits.train["label"], Counter[int](), {}
+    for i in np.random.default_rng(cfg.split_seed).permutation(len(numbers)).tolist():
+        rank[i] = seen[numbers[i]]
+        seen[numbers[i]] += 1
+    # Every class's first clip, then every class's second one, and so on.
+    return splits.train.select(sorted(sorted(rank, key=rank.__getitem__)[:wanted]))
 
 
 def _to_splits(rows: dict[str, list[dict[str, Any]]], labels: tuple[str, ...]) -> Splits:

@@ -9,7 +9,8 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,45 +20,16 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, BitsAndBytesConfig
 from transformers.utils import logging
 
+from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, encoder_of, minimum_samples
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.padding import make_padding_exact
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
 PACKAGES = ("peft-audio", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the parts of one encoder family are; every strategy reads them from here.
-
-    Attributes:
-        encoder: Attribute of the classifier that holds the encoder.
-        head: Modules of the fresh head, in order of use.
-        layers: The list of transformer layers, seen from the encoder.
-        attention: Linear layers of one transformer layer's attention, by the last part of their names.
-        feed_forward: Linear layers of its feed-forward block, likewise.
-    """
-
-    encoder: str
-    head: tuple[str, ...]
-    layers: str
-    attention: tuple[str, ...]
-    feed_forward: tuple[str, ...]
-
-
-ANATOMIES = {
-    "wav2vec2": Anatomy(
-        encoder="wav2vec2",
-        head=("projector", "classifier"),
-        layers="encoder.layers",
-        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
-        feed_forward=("intermediate_dense", "output_dense"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -77,20 +49,6 @@ class Base:
     sha256: str
     model_type: str
     minimum_samples: int
-
-
-def anatomy_of(model_type: str) -> Anatomy:
-    """The anatomy of a transformers `model_type`.
-
-    Raises:
-        UserError: The family is not known.
-    """
-    if model_type not in ANATOMIES:
-        raise UserError(
-            f"--model.name: encoders of type {model_type!r} are not supported; known types: "
-            f"{', '.join(sorted(ANATOMIES))}. Give a wav2vec2 checkpoint, for example facebook/wav2vec2-base."
-        )
-    return ANATOMIES[model_type]
 
 
 def resolve_base(name: str) -> str:
@@ -135,7 +93,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
     """
     base, commit = pin_base(cfg)
     try:
-        anatomy_of(AutoConfig.from_pretrained(base, revision=commit).model_type)
+        anatomy_of(AutoConfig.from_pretrained(base, revision=commit))
         return AutoFeatureExtractor.from_pretrained(base, revision=commit)
     except (OSError, ValueError) as error:
         raise _unloadable(cfg.name, error) from error
@@ -157,13 +115,49 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     Raises:
         UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
     """
+    model, absent = _load(cfg, labels)
+    config, anatomy = model.config, anatomy_of(model.config)
+    absent = {key for key in absent if not key.startswith((*anatomy.head, LAYER_WEIGHTS))}
+    if absent:
+        raise UserError(
+            f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
+            f"{min(absent)} first; they would stay random, so give a complete checkpoint."
+        )
+    for name in anatomy.head:
+        # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
+        module = getattr(model, name)
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        nn.init.zeros_(module.bias)
+        if cfg.head_dropout:
+            module.register_forward_pre_hook(partial(_drop_before, cfg.head_dropout))
+    if cfg.layer_weighted_sum:
+        nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
+    make_padding_exact(encoder_of(model))
+    return model.eval()
+
+
+def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) -> Any:
+    """A classifier that full fine-tuning saved, its head included; otherwise as `load_classifier`.
+
+    Raises:
+        UserError: It cannot be loaded, or lacks weights.
+    """
+    model, absent = _load(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
+    if absent:
+        raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
+    make_padding_exact(encoder_of(model))
+    return model.eval()
+
+
+def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
+    """The classifier as transformers loads it, and the names of the weights that the checkpoint did not bring."""
     base, commit = pin_base(cfg)
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         config = AutoConfig.from_pretrained(base, revision=commit)
-        anatomy = anatomy_of(config.model_type)
-        config.update(classifier_settings(labels))
+        anatomy = anatomy_of(config)
+        config.update(classifier_settings(cfg, labels))
         with quiet_loading():
             model, loading = AutoModelForAudioClassification.from_pretrained(
                 base,
@@ -172,39 +166,58 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **_quantization(cfg, anatomy),
             )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(cfg.name, error) from error
-    _check_encoder(cfg.name, loading, anatomy)
-    for name in anatomy.head:
-        # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
-        module = getattr(model, name)
-        nn.init.normal_(module.weight, std=config.initializer_range)
-        nn.init.zeros_(module.bias)
-    make_padding_exact(getattr(model, anatomy.encoder))
-    return model.eval()
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
+    # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads.
+    return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}
+
+
+def _quantization(cfg: ModelConfig, anatomy: Anatomy) -> dict[str, Any]:
+    """What tells transformers to hold the transformer's linear layers in 8 or 4 bits; nothing where it is not asked."""
+    if cfg.quantization == "none":
+        return {}
+    # The fresh head must keep its precision, and the feature projection is where SpecAugment writes.
+    keep = [*anatomy.head, f"{anatomy.encoder}.feature_projection"]
+    if not anatomy.lora_reaches_attention:
+        keep += [*anatomy.attention, "gru_rel_pos_linear"]
+    bits = (
+        {"load_in_8bit": True} if cfg.quantization == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    )
+    return {"quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=keep)}
+
+
+def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (nn.functional.dropout(args[0], share, module.training), *args[1:])
 
 
 def identify_base(cfg: ModelConfig, model: Any) -> Base:
     """Name, commit and hash of the encoder in a classifier that nothing has changed yet."""
-    encoder = getattr(model, anatomy_of(model.config.model_type).encoder)
+    if cfg.quantization != "none":
+        # What the adapter is saved for is the encoder as published.
+        model = load_classifier(replace(cfg, quantization="none"), ["any", "other"])
     # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
-    weights = {name: value for name, value in encoder.state_dict().items() if name != "masked_spec_embed"}
+    weights = {name: value for name, value in encoder_of(model).state_dict().items() if name != MASK_VECTOR}
     return Base(
         cfg.name, pin_base(cfg)[1], weights_sha256(weights), model.config.model_type, minimum_samples(model.config)
     )
 
 
-def classifier_settings(labels: Sequence[str]) -> dict[str, Any]:
-    """What the model's config must say about the labels and regularisation so that training and loading agree."""
+def classifier_settings(cfg: ModelConfig, labels: Sequence[str]) -> dict[str, Any]:
+    """What the model's config must say about labels, head and regularisation so that training and loading agree."""
+    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
     return {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
         "num_labels": len(labels),
-        # LayerDrop skips other layers on each process, which stops DDP, and SpecAugment crashes on short clips.
+        "use_weighted_layer_sum": cfg.layer_weighted_sum,
+        # LayerDrop skips other layers on each process, which stops DDP; SpecAugment draws by batch and crashes on short
+        # clips, so ours is in spec_augment.py.
         "layerdrop": 0.0,
         "apply_spec_augment": False,
-    }
+    } | ({} if cfg.dropout is None else dict.fromkeys(dropouts, cfg.dropout))
 
 
 def versions() -> dict[str, str]:
@@ -220,14 +233,6 @@ def use_exact_float32() -> None:
 def first_line(error: Exception) -> str:
     """What an exception says, shortened to a line; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def minimum_samples(config: Any) -> int:
-    """The shortest input, in samples, that gives the convolutions one frame; shorter clips are padded to it."""
-    samples = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -258,19 +263,6 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _check_encoder(name: str, loading: Mapping[str, Any], anatomy: Anatomy) -> None:
-    """Refuse a checkpoint that leaves a part of the encoder random; the head is meant to be."""
-    mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
-    absent = set(loading["missing_keys"]) | mismatched
-    # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads.
-    absent = {key for key in absent if not key.startswith(anatomy.head) and not key.endswith("masked_spec_embed")}
-    if absent:
-        raise UserError(
-            f"--model.name: {name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
-            f"{min(absent)} first; they would stay random, so give a complete checkpoint."
-        )
 
 
 def _unloadable(name: str, error: Exception) -> UserError:

@@ -6,14 +6,18 @@ feature encoder is frozen for real, without a graph through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peft
+import torch
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from peft_audio.config import LoraConfig, UserError
-from peft_audio.models import Anatomy, anatomy_of, quiet_loading
+from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, encoder_of
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
+from peft_audio.models import load_classifier, quiet_loading
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,18 @@ class Trained:
     """What a strategy left trainable, and how it is to be run and saved.
 
     Attributes:
-        strategy: Its name in reports: "lora", "head_only", "full".
+        strategy: Its name in reports: "lora", "head_only", "last_n_layers", "full".
         parameters: Names of the parameters that train.
         head: Those of them that belong to the fresh head, which may learn at a rate of its own.
         modules: Modules that run in train mode while training; all others stay in eval mode.
+        peft_config: In whose form what trains is saved; None where the whole model is saved in transformers' form.
     """
 
     strategy: str
     parameters: tuple[str, ...]
     head: tuple[str, ...]
     modules: tuple[str, ...]
+    peft_config: peft.LoraConfig | None
 
 
 def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
@@ -48,7 +54,7 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
     Raises:
         UserError: The encoder has no such linear layers, or not so many transformer layers.
     """
-    anatomy = anatomy_of(model.config.model_type)
+    anatomy = anatomy_of(model.config)
     _freeze_convolutions(model)
     peft_config = peft.LoraConfig(
         # SEQ_CLS would save `classifier` and lose `projector`; naming both keeps the whole head.
@@ -64,38 +70,100 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
         use_rslora=cfg.use_rslora,
     )
     with quiet_loading():
-        model = peft.get_peft_model(model, peft_config)
-    return model, _trained("lora", model, anatomy)
+        adapted = peft.get_peft_model(model, peft_config)
+    if hasattr(model, LAYER_WEIGHTS):
+        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
+        model.layer_weights.requires_grad_(True)
+    return adapted, _trained("lora", adapted, anatomy, peft_config)
 
 
 def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
     """Only the fresh head trains, on a fixed encoder (a linear probe with one hidden projection)."""
-    anatomy = anatomy_of(model.config.model_type)
+    anatomy = anatomy_of(model.config)
     _freeze_convolutions(model)
-    getattr(model, anatomy.encoder).requires_grad_(False)
-    return model, _trained("head_only", model, anatomy)
+    encoder_of(model).requires_grad_(False)
+    return model, _trained("head_only", model, anatomy, _whole_modules(anatomy.head))
 
 
-def freeze_convolutions_only(model: Any) -> tuple[Any, Trained]:
-    """Everything trains but the convolutional feature encoder, as wav2vec 2.0 is fine-tuned (Baevski et al., 2020)."""
-    anatomy = anatomy_of(model.config.model_type)
+def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trained]:
+    """The last layers of the transformer and the head train.
+
+    Args:
+        model: What `load_classifier` gives.
+        cfg: How many layers, and whether the whole of each or its attention.
+
+    Returns:
+        The model, and what trains in it. The layer norm after the last layer, where there is one, stays frozen.
+
+    Raises:
+        UserError: The encoder has not so many layers.
+    """
+    anatomy = anatomy_of(model.config)
+    count = model.config.num_hidden_layers
+    if cfg.n > count:
+        raise UserError(
+            f"--last_n_layers.n: got {cfg.n}, must be 1 to {count}: the encoder has {count} layers. "
+            "Lower it, or use recipes/full.py."
+        )
     _freeze_convolutions(model)
-    _freeze_mask_vector(model)
-    return model, _trained("full", model, anatomy)
+    encoder = encoder_of(model)
+    encoder.requires_grad_(False)
+    names = [f"{anatomy.layers}.{i}" for i in range(count - cfg.n, count)]
+    if cfg.part == "attention":
+        names = [f"{name}.{anatomy.attention_block}" for name in names]
+    for name in names:
+        encoder.get_submodule(name).requires_grad_(True)
+    return model, _trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
 
 
-def freeze_nothing(model: Any) -> tuple[Any, Trained]:
-    """Everything trains, the convolutional feature encoder too: what a network from random weights needs."""
-    anatomy = anatomy_of(model.config.model_type)
-    _freeze_mask_vector(model)
-    return model, _trained("full", model, anatomy)
+def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
+    """Everything trains; the convolutional feature encoder only if `cfg` says so.
 
-
-def _freeze_mask_vector(model: nn.Module) -> None:
-    # Only SpecAugment reads this vector, and it is off: it would never get a gradient.
+    Frozen convolutions are how wav2vec 2.0 is fine-tuned (Baevski et al., 2020); a network from random weights needs
+    them trained.
+    """
+    anatomy = anatomy_of(model.config)
+    if not cfg.train_cnn:
+        _freeze_convolutions(model)
+    # Only SpecAugment reads this vector, and only in some steps: DDP stops at weights that a step did not use.
     for name, parameter in model.named_parameters():
-        if name.endswith("masked_spec_embed"):
+        if name.endswith(MASK_VECTOR):
             parameter.requires_grad_(False)
+    return model, _trained("full", model, anatomy, None)
+
+
+def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
+    """What trains, under the names that it has in PEFT's files.
+
+    Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each.
+    """
+    weights = dict(model.named_parameters())
+    if trained.strategy != "lora":
+        return {f"base_model.model.{name}": weights[name].detach() for name in trained.parameters}
+    mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
+    return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
+
+
+def on_float32_encoder(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> Any:
+    """What is measured and saved: the trained weights on the encoder as published, never on a quantised one.
+
+    Args:
+        model: A trained model.
+        trained: What trains in it.
+        cfg: How it was loaded.
+        labels: The label names in the order of the logits.
+
+    Returns:
+        The model itself where the encoder was not quantised.
+    """
+    if cfg.quantization == "none":
+        return model
+    plain = load_classifier(replace(cfg, quantization="none"), labels)
+    with quiet_loading():
+        plain = peft.get_peft_model(plain, model.peft_config["default"])
+    weights = dict(model.named_parameters())
+    plain.load_state_dict({name: weights[name] for name in trained.parameters}, strict=False)
+    return plain.to(next(model.parameters()).device).eval()
 
 
 def _freeze_convolutions(model: Any) -> None:
@@ -104,10 +172,16 @@ def _freeze_convolutions(model: Any) -> None:
     model.freeze_feature_encoder()
 
 
-def _trained(strategy: str, model: nn.Module, anatomy: Anatomy) -> Trained:
+def _whole_modules(names: Sequence[str]) -> peft.LoraConfig:
+    """PEFT's form for modules that are saved as they are, without LoRA in any layer."""
+    # PEFT wants a target to change, and lets pass that this one matches nothing.
+    return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names))
+
+
+def _trained(strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None) -> Trained:
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    head = tuple(name for name in parameters if set(name.split(".")) & set(anatomy.head))
-    return Trained(strategy, parameters, head, _train_mode_modules(model))
+    head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
+    return Trained(strategy, parameters, head, _train_mode_modules(model), peft_config)
 
 
 def _train_mode_modules(model: nn.Module) -> tuple[str, ...]:
@@ -123,19 +197,19 @@ def _train_mode_modules(model: nn.Module) -> tuple[str, ...]:
 
 def _targets(anatomy: Anatomy, cfg: LoraConfig) -> list[str]:
     groups = {
-        "all-linear": anatomy.attention + anatomy.feed_forward,
+        "all-linear": anatomy.lora_targets,
         "attention": anatomy.attention,
         "feed-forward": anatomy.feed_forward,
     }
-    if isinstance(cfg.targets, str):
-        return sorted(groups[cfg.targets])
-    unknown = sorted(set(cfg.targets) - set(groups["all-linear"]))
+    wanted = set(groups[cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)
+    unknown = sorted(wanted - set(anatomy.lora_targets))
     if unknown:
+        why = "" if anatomy.lora_reaches_attention else f" ({anatomy.examples}'s attention ignores LoRA)"
         raise UserError(
-            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(groups['all-linear'])}, "
-            "or one of all-linear, attention, feed-forward. Correct the list."
+            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(anatomy.lora_targets)}{why}, "
+            "or a group of them such as all-linear. Correct the list."
         )
-    return sorted(set(cfg.targets))
+    return sorted(wanted)
 
 
 def _layer_numbers(count: int, cfg: LoraConfig) -> list[int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -10,33 +9,25 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device, set_seed
+from accelerate.utils import send_to_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from peft_audio.accelerator import seed_dropout
 from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.metrics import compute_metrics
-from peft_audio.models import use_exact_float32
+from peft_audio.optimizer import make_optimizer, make_schedule, shrink
+from peft_audio.spec_augment import masked
 from peft_audio.strategies import Trained
-
-# What shards or steps by itself (FSDP, DeepSpeed, Megatron) would go around this loop.
-SUPPORTED = {
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_NPU,
-    DistributedType.MULTI_XPU,
-}
+from peft_audio.tracking import Log
 
 
 @dataclass(frozen=True)
@@ -73,40 +64,28 @@ class Result:
     samples_per_second: float
 
 
-def make_accelerator(cfg: TrainConfig) -> Accelerator:
-    """Accelerate as `accelerate launch` set it up, with every generator seeded.
-
-    Raises:
-        UserError: The launcher asks for a way of training that this loop does not do.
-    """
-    accelerator = Accelerator()
-    if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(
-            f"accelerate launch: got {accelerator.distributed_type.value}, must be one process, or several with "
-            "MULTI_GPU. Choose another with `accelerate config`, or pass --num_processes and --multi_gpu."
-        )
-    use_exact_float32()
-    set_seed(cfg.seed)
-    return accelerator
-
-
-def set_modes(model: nn.Module, trained: Trained) -> None:
+def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
     """Train mode for what trains, eval mode for what is frozen; the only place that decides.
 
     Dropout in a frozen part costs time and adds noise that the frozen weights cannot learn from.
+
+    Args:
+        model: What a strategy returned.
+        trained: What trains in it.
+        frozen_dropout: Train mode for all of it, as transformers' Trainer does.
     """
-    model.eval()
+    model.train(frozen_dropout)
     for name in trained.modules:
         model.get_submodule(name).training = True
 
 
 def train(
-    model: Any, trained: Trained, loaders: Loaders, cfg: TrainConfig, accelerator: Accelerator, log_file: Path
+    model: Any, trained: Trained, loaders: Loaders, cfg: TrainConfig, accelerator: Accelerator, log: Log
 ) -> Result:
     """Train, validate after each epoch, and keep the best epoch's weights.
 
-    The gradient of a step is the mean over exactly its `cfg.batch_size` clips, however processes and micro-batches
-    split them.
+    The gradient of a step is the mean over exactly its `cfg.batch_size` clips, weighted where class weights are on,
+    however processes and micro-batches split them.
 
     Args:
         model: What a strategy returned.
@@ -114,7 +93,7 @@ def train(
         loaders: The batches; the test split is not touched.
         cfg: Rates, epochs, schedule.
         accelerator: Where it runs.
-        log_file: Gets a JSON line a step and a line an epoch.
+        log: Gets a line a step and a line an epoch.
 
     Raises:
         UserError: The loss stopped being a finite number.
@@ -124,16 +103,17 @@ def train(
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    torch.manual_seed(cfg.seed + accelerator.process_index)  # each process draws dropout masks of its own
+    seed_dropout(cfg, accelerator)
     best = Best()
     step, clips, seconds = 0, 0, 0.0
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
             order.epoch, began = epoch, time.perf_counter()
-            set_modes(model, trained)
+            set_modes(model, trained, cfg.frozen_dropout)
             lines = []
-            for loss in islice(_steps(wrapped, loaders.train, optimizer, cfg, accelerator), total - step):
+            steps = _steps(model, wrapped, loaders.train, optimizer, cfg, accelerator)
+            for loss in islice(steps, total - step):
                 step += 1
                 lines.append({"step": step, "learning_rate": schedule.get_last_lr()[0], "loss": loss})
                 # fp16 skips steps until it has found its scale.
@@ -143,16 +123,16 @@ def train(
             _gather_losses(lines, accelerator)
             seconds += time.perf_counter() - began
             clips += sum(len(indices) for indices in order.step_indices()[: len(lines)])
-            _append(log_file, lines, accelerator)
+            log.write(lines)
             _check_finite(lines, epoch)
             metrics = evaluate(model, loaders.validation, accelerator).metrics
             summary = {"epoch": epoch, "step": step, "train_loss": float(np.mean([line["loss"] for line in lines]))}
             summary |= {f"validation_{name}": value for name, value in metrics.items()}
-            _append(log_file, [summary], accelerator)
+            log.write([summary])
             if accelerator.is_main_process:
                 progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False, soft_wrap=True)
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
-            if step == total:
+            if step == total or epoch - best.epoch >= (cfg.early_stopping_patience or sys.maxsize):
                 break
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -190,23 +170,6 @@ def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator) -> Evalua
     return Evaluation(logits.numpy(), labels.numpy(), metrics)
 
 
-def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a rate for the head, and weight decay on matrices only."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    weights = dict(model.named_parameters())
-    for name in trained.parameters:
-        rate = cfg.head_learning_rate if name in trained.head and cfg.head_learning_rate else cfg.learning_rate
-        decay = cfg.weight_decay if weights[name].ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(weights[name])
-    return torch.optim.AdamW([{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()])
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then linear or cosine decay to zero at `total` steps."""
-    make = get_linear_schedule_with_warmup if cfg.schedule == "linear" else get_cosine_schedule_with_warmup
-    return make(optimizer, num_warmup_steps=round(cfg.warmup_share * total), num_training_steps=total)
-
-
 @dataclass(frozen=True)
 class Best:
     """The best epoch so far: its score (higher is better), number and trained weights."""
@@ -226,27 +189,31 @@ class Best:
 
 
 def _steps(
-    model: nn.Module, loader: DataLoader, optimizer: Any, cfg: TrainConfig, accelerator: Accelerator
+    model: Any, wrapped: nn.Module, loader: DataLoader, optimizer: Any, cfg: TrainConfig, accelerator: Accelerator
 ) -> Iterator[torch.Tensor]:
     """Make the optimizer steps of an epoch; gives this process's part of each step's mean loss."""
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # As many micro-batches a step as the sampler makes: reading one iterator several times groups its items.
     for batches in zip(*[iter(loader)] * cfg.gradient_accumulation_steps, strict=True):
         parts = []
-        for i, batch in enumerate(batches, 1):
-            with nullcontext() if i == len(batches) else accelerator.no_sync(model):
-                loss = _weighted_loss(model, send_to_device(batch, accelerator.device))
+        for i, cpu_batch in enumerate(batches, 1):
+            batch = send_to_device(cpu_batch, accelerator.device)
+            with nullcontext() if i == len(batches) else accelerator.no_sync(wrapped), masked(model, batch):
+                loss = _weighted_loss(wrapped, batch, cfg.label_smoothing)
                 # DDP takes the mean over processes; the weights already make the sum over them the mean over clips.
                 accelerator.backward(loss * accelerator.num_processes)
             parts.append(loss.detach())
         accelerator.clip_grad_norm_(weights, cfg.max_grad_norm)
         optimizer.step()
+        if cfg.l1 and not accelerator.optimizer_step_was_skipped:
+            shrink(optimizer, cfg.l1)
         optimizer.zero_grad()
         yield torch.stack(parts).sum()
 
 
-def _weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    losses = F.cross_entropy(_logits(model, batch).float(), batch["label"], reduction="none")
+def _weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float) -> torch.Tensor:
+    logits = _logits(model, batch).float()
+    losses = F.cross_entropy(logits, batch["label"], reduction="none", label_smoothing=label_smoothing)
     return (losses * batch["weight"]).sum()
 
 
@@ -276,16 +243,6 @@ def _epoch_line(summary: dict[str, Any], epochs: int) -> str:
         f"validation loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
         f"macro-F1 {summary['validation_macro_f1']:.3f}"
     )
-
-
-def _append(log_file: Path, lines: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    if not accelerator.is_main_process:
-        return
-    with log_file.open("a", encoding="utf-8") as log:
-        for line in lines:
-            # JSON has no NaN.
-            known = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            log.write(json.dumps(known) + "\n")
 
 
 def _progress(accelerator: Accelerator) -> Progress:

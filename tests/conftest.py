@@ -83,7 +83,5 @@ def adapter_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name, weight in model.named_parameters():
         if name in trained.parameters:
             torch.nn.init.normal_(weight, std=0.5)
-    folder = tmp_path_factory.mktemp("saved") / "adapter"
     record = describe_adapter(cfg, base, ["a", "b", "c"], extractor, "lora", {"test_accuracy": 0.5})
-    save_adapter(folder, model, extractor, record)
-    return folder
+    return save_adapter(tmp_path_factory.mktemp("saved"), model, trained, extractor, record)

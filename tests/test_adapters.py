@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,12 +21,12 @@ from conftest import save_base, write_tone
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from peft_audio import verify
-from peft_audio.adapter_record import AdapterRecord, describe_adapter
+from peft_audio import adapters, verify
+from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
 from peft_audio.adapters import load_adapter, probe_waveforms, save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.strategies import apply_lora
+from peft_audio.strategies import Trained, apply_lora
 
 LABELS = ("low", "mid dle", "höher", "zed")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
@@ -35,6 +36,7 @@ FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_
 class Saved:
     folder: Path
     model: Any
+    trained: Trained
     extractor: Any
     record: AdapterRecord
 
@@ -53,16 +55,15 @@ def describe(base: Path) -> Saved:
     model.eval()
     extractor = load_extractor(cfg.model)
     record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
-    return Saved(base, model, extractor, record)
+    return Saved(base, model, trained, extractor, record)
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Saved for real: a fresh process has reproduced its logits."""
     made = describe(tiny_base)
-    folder = tmp_path_factory.mktemp("run") / "adapter"
-    record = save_adapter(folder, made.model, made.extractor, made.record)
-    return Saved(folder, made.model, made.extractor, record)
+    folder = save_adapter(tmp_path_factory.mktemp("run"), made.model, made.trained, made.extractor, made.record)
+    return dataclasses.replace(made, folder=folder, record=read_record(folder))
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def no_probes(folder: Path) -> None:
         (a_slightly_changed_weight, r"probe of 2.3 s: logits differ by (1.0e-04|9.9e-05)"),
         (half_downloaded, "adapter_model.safetensors is damaged"),
         (no_weights, "adapter_model.safetensors"),
-        (no_extractor, "cannot be loaded as a PEFT adapter"),
+        (no_extractor, "preprocessor cannot be loaded"),
         (no_record, "no peft_audio.json"),
         (cut_record, "peft_audio.json is damaged"),
         (newer_record, "newer.*upgrade peft-audio"),
@@ -273,15 +274,15 @@ def test_a_save_that_does_not_reproduce_its_logits_is_none(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = describe(tiny_base)
-    real = made.model.save_pretrained
+    real = adapters.save_file
 
-    def corrupting(folder: Path, **settings: Any) -> None:
-        real(folder, **settings)
-        edit_weights(folder, lambda weights: weights["base_model.model.classifier.bias"].add_(1e-3))
+    def corrupting(weights: dict[str, torch.Tensor], path: Path, **settings: Any) -> None:
+        weights["base_model.model.classifier.bias"] = weights["base_model.model.classifier.bias"] + 1e-3
+        real(weights, path, **settings)
 
-    monkeypatch.setattr(made.model, "save_pretrained", corrupting)
+    monkeypatch.setattr(adapters, "save_file", corrupting)
     with pytest.raises(RuntimeError, match=r"did not reproduce its logits:\n.*logits differ by 1.0e-03"):
-        save_adapter(tmp_path / "adapter", made.model, made.extractor, made.record)
+        save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.partial"]
 
 

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import tiny_config
 from scipy.stats import kstest
 from transformers import Wav2Vec2FeatureExtractor
 
-from peft_audio.batching import Clips, Draw, TrainingBatches, collate, evaluation_batches, make_loaders, normalise
+from peft_audio.batching import Clips, collate, make_loaders, normalise
 from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
+from peft_audio.sampler import Draw, TrainingBatches, evaluation_batches
 
 RATE = 16_000
+ENCODER = tiny_config()
 RAW = Wav2Vec2FeatureExtractor(do_normalize=False)
 NORMALISING = Wav2Vec2FeatureExtractor(do_normalize=True)
 RAMP_SECONDS = 4.0
@@ -217,7 +220,7 @@ def test_evaluation_takes_the_start_and_short_clips_whole(tmp_path: Path) -> Non
 
 
 def test_worker_processes_change_nothing(tones: Splits) -> None:
-    plain, workers = (make_loaders(tones, NORMALISING, 400, recipe(num_workers=n), process()) for n in (0, 2))
+    plain, workers = (make_loaders(tones, NORMALISING, ENCODER, recipe(num_workers=n), process()) for n in (0, 2))
     for split in ("train", "validation"):
         pairs = list(zip(getattr(plain, split), getattr(workers, split), strict=True))
         assert pairs
@@ -227,8 +230,8 @@ def test_worker_processes_change_nothing(tones: Splits) -> None:
 
 
 def test_processes_and_micro_batches_see_the_same_clips(tones: Splits) -> None:
-    alone = [make_loaders(tones, NORMALISING, 400, recipe(), process())]
-    divided = [make_loaders(tones, NORMALISING, 400, recipe(parts=2), process(i, 2)) for i in range(2)]
+    alone = [make_loaders(tones, NORMALISING, ENCODER, recipe(), process())]
+    divided = [make_loaders(tones, NORMALISING, ENCODER, recipe(parts=2), process(i, 2)) for i in range(2)]
     for split in ("train", "validation", "test"):
         clips = by_clip(alone, split)
         assert clips == by_clip(divided, split)
@@ -236,7 +239,7 @@ def test_processes_and_micro_batches_see_the_same_clips(tones: Splits) -> None:
 
 
 def test_only_training_clips_are_augmented_and_anew_each_epoch(tones: Splits) -> None:
-    light, none = (make_loaders(tones, RAW, 400, recipe(augment), process()) for augment in ("light", "none"))
+    light, none = (make_loaders(tones, RAW, ENCODER, recipe(augment), process()) for augment in ("light", "none"))
     assert by_clip([light], "validation") == by_clip([none], "validation")
     epochs = [by_clip([light], "train")]
     light.train.batch_sampler.epoch = 1
@@ -246,7 +249,7 @@ def test_only_training_clips_are_augmented_and_anew_each_epoch(tones: Splits) ->
 
 
 def test_loaders_give_normalised_clips(tones: Splits) -> None:
-    loaders = make_loaders(tones, NORMALISING, 400, recipe("none"), process())
+    loaders = make_loaders(tones, NORMALISING, ENCODER, recipe("none"), process())
     for split in ("train", "validation", "test"):
         for values, _ in by_clip([loaders], split).values():
             clip = np.frombuffer(values, np.float32)
@@ -255,7 +258,7 @@ def test_loaders_give_normalised_clips(tones: Splits) -> None:
 
 def test_step_with_fewer_clips_than_parts_is_refused(tones: Splits) -> None:
     with pytest.raises(UserError, match=r"--train.batch_size: got 3, must be at least 4.*accumulation_steps"):
-        make_loaders(tones, RAW, 400, recipe(batch_size=3, parts=2), process(0, 2))
+        make_loaders(tones, RAW, ENCODER, recipe(batch_size=3, parts=2), process(0, 2))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -264,7 +267,7 @@ def test_file_that_vanished_is_named_in_one_line(tmp_path: Path, num_workers: in
         (tmp_path / name).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / f"{name}.wav", np.full(800, 0.1), RATE)
     splits = load_splits(DataConfig(source=str(tmp_path)))
-    loaders = make_loaders(splits, RAW, 400, recipe(num_workers=num_workers), process())
+    loaders = make_loaders(splits, RAW, ENCODER, recipe(num_workers=num_workers), process())
     gone = Path(splits.train[0]["audio"]["path"])
     gone.unlink()
     with pytest.raises(UserError) as error:

@@ -32,8 +32,8 @@ model = load_classifier(cfg.model, ["a", "b"])
 base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
 model, trained = apply_lora(model, LoraConfig())
 record = describe_adapter(cfg, base, ["a", "b"], extractor, "lora", {})
-save_adapter(Path(sys.argv[1]), model, extractor, record)
-print(json.dumps({"name": base.name, "commit": base.commit, "loaded": load_adapter(sys.argv[1]).record.base.commit}))
+folder = save_adapter(Path(sys.argv[1]), model, trained, extractor, record)
+print(json.dumps({"name": base.name, "commit": base.commit, "loaded": load_adapter(folder).record.base.commit}))
 """
 
 

@@ -270,7 +270,7 @@ def an_encoder_weight_less(folder: Path) -> None:
     ("damage", "words"),
     [
         (no_folder, "no folder"),
-        (another_family, "'bert' are not supported; known types: wav2vec2"),
+        (another_family, "'bert' are not supported; known types: hubert"),
         (no_config, "no config.json"),
         (no_weights, "cannot be loaded"),
         (half_downloaded, "cannot be loaded"),

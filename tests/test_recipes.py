@@ -316,7 +316,10 @@ BAD_INPUTS = (
     (["--train.epochs", "0"], "--train.epochs: got 0, must be 1 or more."),
     (["--train.batch_size", "0"], "--train.batch_size: got 0, must be 1 or more."),
     (["--data.max_seconds", "-1"], "--data.max_seconds: got -1.0, must be a number of seconds above 0."),
-    (["--model.name", "BERT"], "encoders of type 'bert' are not supported; known types: wav2vec2."),
+    (
+        ["--model.name", "BERT"],
+        "encoders of type 'bert' are not supported; known types: hubert (HuBERT",
+    ),
     (["--train.output_dir", "ONE"], "exists already; give another, or --train.overwrite true"),
 )
 

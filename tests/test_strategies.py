@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import Wav2Vec2Model
 
 from peft_audio.batching import Loaders, TrainingBatches, collate
-from peft_audio.config import LoraConfig, ModelConfig, TrainConfig, UserError
+from peft_audio.config import FullConfig, LoraConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.models import load_classifier
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_convolutions_only
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.tracking import Log
 from peft_audio.training import set_modes, train
 
 LABELS = ("a", "b", "c")
@@ -31,7 +32,7 @@ STRATEGIES: dict[str, Strategy] = {
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
     "dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
     "head_only": freeze_all_but_head,
-    "full": freeze_convolutions_only,
+    "full": lambda model: freeze_nothing(model, FullConfig()),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
@@ -216,9 +217,9 @@ def test_frozen_weights_are_bit_identical_after_three_steps(
     fill_b(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     order = TrainingBatches([1.0] * 9, 3, seed=0)
-    loaders = Loaders(train=[batch()] * 3, train_order=order, validation=[batch()], test=None)
+    loaders = Loaders(train=[batch()] * 3, train_order=order, train_whole=None, validation=[batch()], test=None)
     cfg = TrainConfig(epochs=1, batch_size=3, learning_rate=1e-2, warmup_share=0.0)
-    result = train(model, trained, loaders, cfg, Accelerator(), tmp_path / "log.jsonl")
+    result = train(model, trained, loaders, cfg, Accelerator(), Log(tmp_path / "log.jsonl"))
 
     assert result.steps == 3
     after = result.model.state_dict()

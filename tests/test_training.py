@@ -20,17 +20,20 @@ from accelerate.state import AcceleratorState
 from torch.nn.functional import cross_entropy
 
 from peft_audio import training
+from peft_audio.accelerator import make_accelerator
 from peft_audio.batching import Loaders, make_loaders
-from peft_audio.config import DataConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig, UserError
+from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_convolutions_only
-from peft_audio.training import Result, evaluate, make_accelerator, make_optimizer, make_schedule, train
+from peft_audio.models import load_classifier, load_extractor
+from peft_audio.optimizer import make_optimizer, make_schedule
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.tracking import Log
+from peft_audio.training import Result, evaluate, train
 
 STRATEGIES = {
     "lora": lambda model, cfg: apply_lora(model, cfg.lora),
     "head_only": lambda model, cfg: freeze_all_but_head(model),
-    "full": lambda model, cfg: freeze_convolutions_only(model),
+    "full": lambda model, cfg: freeze_nothing(model, FullConfig()),
 }
 
 
@@ -45,7 +48,7 @@ class Setup:
     log: Path
 
     def train(self) -> Result:
-        return train(self.model, self.trained, self.loaders, self.cfg.train, self.accelerator, self.log)
+        return train(self.model, self.trained, self.loaders, self.cfg.train, self.accelerator, Log(self.log))
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -91,8 +94,7 @@ def set_up(tiny_base: Path, divided: Path, tmp_path: Path) -> Any:
         splits = load_splits(cfg.data)
         assert [len(splits[name]) for name in ("train", "validation", "test")] == [13, 5, 6]
         model = load_classifier(cfg.model, splits.labels)
-        base = identify_base(cfg.model, model)
-        loaders = make_loaders(splits, load_extractor(cfg.model), base.minimum_samples, cfg, accelerator)
+        loaders = make_loaders(splits, load_extractor(cfg.model), model.config, cfg, accelerator)
         model, trained = STRATEGIES[strategy](model, cfg)
         log = tmp_path / "metrics.jsonl"
         log.unlink(missing_ok=True)
@@ -225,7 +227,7 @@ def test_evaluate_answers_clip_by_clip_in_the_order_of_the_rows(set_up: Any) -> 
     rows = setup.splits.train.select(range(7))
     cfg = dataclasses.replace(setup.cfg, train=dataclasses.replace(setup.cfg.train, batch_size=3))
     splits = dataclasses.replace(setup.splits, validation=rows)
-    loader = make_loaders(splits, load_extractor(cfg.model), 400, cfg, setup.accelerator).validation
+    loader = make_loaders(splits, load_extractor(cfg.model), setup.model.config, cfg, setup.accelerator).validation
     seen = torch.cat([batch["index"] for batch in loader]).tolist()
     assert len(list(loader)) == 3
     assert seen != sorted(seen), "the loader itself must go another way round"

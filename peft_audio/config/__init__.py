@@ -1,22 +1,30 @@
 """What a run is told: frozen dataclasses, read from YAML files and then flags."""
 
-from peft_audio.config.fields import (
-    AugmentConfig,
-    DataConfig,
+from peft_audio.config.fields import AugmentConfig, DataConfig, ModelConfig, TrainConfig, UserError
+from peft_audio.config.parse import parse_config, run_recipe, to_yaml
+from peft_audio.config.recipes import (
+    FullConfig,
+    FullRecipe,
+    HeadOnlyRecipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
     LoraConfig,
     LoraRecipe,
-    ModelConfig,
-    TrainConfig,
-    UserError,
+    Recipe,
 )
-from peft_audio.config.parse import parse_config, run_recipe, to_yaml
 
 __all__ = [
     "AugmentConfig",
     "DataConfig",
+    "FullConfig",
+    "FullRecipe",
+    "HeadOnlyRecipe",
+    "LastNLayersConfig",
+    "LastNLayersRecipe",
     "LoraConfig",
     "LoraRecipe",
     "ModelConfig",
+    "Recipe",
     "TrainConfig",
     "UserError",
     "parse_config",

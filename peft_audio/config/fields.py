@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 
@@ -19,16 +20,25 @@ class UserError(ValueError):
         super().__init__(message.rpartition("UserError: ")[2].strip())
 
 
-def _require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
+def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
+    """Refuse a value, in the one form that all refusals have."""
     if not holds:
         raise UserError(f"--{flag}: got {value}, must be {allowed}. {fix}")
 
 
-def _positive(value: float) -> bool:
+def require_package(flag: str, value: str, package: str) -> None:
+    """Refuse a setting whose package is an extra that is not installed, before any work is done."""
+    fix = f"Install it (pip install {package}), or leave the setting out."
+    require(find_spec(package) is not None, flag, value, f"something that works without the package {package}", fix)
+
+
+def positive(value: float) -> bool:
+    """Whether it is a number above 0."""
     return math.isfinite(value) and value > 0
 
 
-def _share(value: float) -> bool:
+def share(value: float) -> bool:
+    """Whether it is 0 or more and below 1."""
     return 0 <= value < 1
 
 
@@ -47,6 +57,8 @@ class DataConfig:
         validation_share: Share of each class's clips held out for validation where the folder has no validation/; our
             choice.
         test_share: Share of each class's clips held out for the test where the folder has no test/; our choice.
+        max_train_clips: Train on this many clips only, as many of each class as can be, drawn by split_seed: for asking
+            what fewer recordings would do. All of them when not given.
         num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
             GPU, and 0 on a CPU, where they would take the cores that training needs.
     """
@@ -57,61 +69,100 @@ class DataConfig:
     split_seed: int = 0
     validation_share: float = 0.15
     test_share: float = 0.2
+    max_train_clips: int | None = None
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.source), "data.source", "''", '"bundled" or a folder', "Give the folder of your recordings.")
+        require(bool(self.source), "data.source", "''", '"bundled" or a folder', "Give the folder of your recordings.")
         for name in ("max_seconds", "max_eval_seconds"):
             value = getattr(self, name)
-            _require(_positive(value), f"data.{name}", value, "a number of seconds above 0", "Try 10.")
+            require(positive(value), f"data.{name}", value, "a number of seconds above 0", "Try 10.")
         for name in ("validation_share", "test_share"):
             value = getattr(self, name)
-            _require(0 < value < 1, f"data.{name}", value, "between 0 and 1", "Try 0.2.")
+            require(0 < value < 1, f"data.{name}", value, "between 0 and 1", "Try 0.2.")
         total = self.validation_share + self.test_share
-        _require(
+        require(
             total < 1,
             "data.test_share",
             self.test_share,
             f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
             "Lower one of the two so that clips remain to train on.",
         )
-        _require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
+        require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
+        clips = self.max_train_clips
+        require(clips is None or clips >= 1, "data.max_train_clips", clips, "1 or more", "Leave it out for all clips.")
         workers = self.num_workers
-        _require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
+        require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which pretrained encoder.
+    """Which pretrained encoder, and what is done to it before a strategy decides what trains.
 
     Args:
-        name: "wav2vec2-nano" (bundled, English synthetic speech), a Hub id such as facebook/wav2vec2-base, or a folder
-            made by save_pretrained.
+        name: "wav2vec2-nano" (bundled, English synthetic speech), a Hub id such as facebook/wav2vec2-base or
+            ntu-spml/distilhubert (a smaller one), or a folder made by save_pretrained.
         revision: Branch, tag or commit of a Hub id; the commit that was used is recorded either way.
+        layer_weighted_sum: Feed the head a learned mixture of all layers' outputs instead of the last layer's (Yang et
+            al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
+        dropout: Dropout inside the encoder's transformer, in the parts that train; the checkpoint's own when not given
+            (0.1 in wav2vec2-base, 0 in wav2vec2-nano).
+        head_dropout: Dropout before each linear layer of the head, in training only. 0 as in transformers' head.
+        quantization: "int8" (Dettmers et al., 2022, arXiv 2208.07339) or "nf4" (Dettmers et al., 2023, arXiv
+            2305.14314) holds the frozen transformer in 8 or 4 bits while LoRA trains; needs the extra `bitsandbytes`.
+            The adapter is measured and saved on the float32 encoder.
     """
 
     name: str = "wav2vec2-nano"
     revision: str | None = None
+    layer_weighted_sum: bool = False
+    dropout: float | None = None
+    head_dropout: float = 0.0
+    quantization: Literal["none", "int8", "nf4"] = "none"
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "model.name", "''", "an encoder", "Try wav2vec2-nano or facebook/wav2vec2-base.")
+        require(bool(self.name), "model.name", "''", "an encoder", "Try wav2vec2-nano or facebook/wav2vec2-base.")
+        for name in ("dropout", "head_dropout"):
+            value = getattr(self, name)
+            require(value is None or share(value), f"model.{name}", value, "0 or more, below 1", "Try 0.1.")
+        if self.quantization != "none":
+            require_package("model.quantization", self.quantization, "bitsandbytes")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to training clips, never to others.
+    """What happens to training clips, never to others. Every draw depends on train.seed, the epoch and the clip alone.
 
     Args:
-        preset: "none", or "light": gain of -6 to 6 dB on half of the clips and Gaussian noise at 10 to 40 dB SNR on
-            half of them, drawn anew each epoch.
+        preset: "none"; "light": gain and faint noise; "speech": those, and small changes of pitch, pace and band;
+            "environment": those, and shifts in time, gaps and wider changes. `peft_audio/augment.py` has the numbers.
+        mask_time_share: SpecAugment over time (Park et al., 2019, arXiv 1904.08779): this share of a clip's frames is
+            replaced in training by the encoder's mask vector, in spans. 0, our default, turns it off; transformers has
+            0.05.
+        mask_time_frames: Length of a span, in frames of 20 ms; 10 as in transformers. Halved on clips too short for it.
+        mask_feature_share: SpecAugment over features: this share of the channels that the transformer is fed is set to
+            zero for a whole clip, in spans. 0 turns it off, as in transformers.
+        mask_feature_channels: Length of a span, in channels; 10 as in transformers.
     """
 
-    preset: Literal["none", "light"] = "none"
+    preset: Literal["none", "light", "speech", "environment"] = "none"
+    mask_time_share: float = 0.0
+    mask_time_frames: int = 10
+    mask_feature_share: float = 0.0
+    mask_feature_channels: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("mask_time_share", "mask_feature_share"):
+            value = getattr(self, name)
+            require(share(value), f"augment.{name}", value, "0 or more, below 1", "Try 0.05.")
+        for name in ("mask_time_frames", "mask_feature_channels"):
+            value = getattr(self, name)
+            require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the training goes.
+    """How the training goes. Rates and epochs shown are this recipe's own.
 
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
@@ -119,104 +170,83 @@ class TrainConfig:
         epochs: Passes over the training split. The best one on validation is kept, often an early one; the default
             leaves the bundled digits room to show it.
         max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
+        early_stopping_patience: Stop after this many epochs without a new best; never when not given.
         batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
             (Hu et al., 2021).
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
-        learning_rate: Peak rate of AdamW for the adapter. The default is the middle of 5e-4 to 2e-3, which hardly
-            differ on the bundled validation split (`benchmarks/repeat.py --flag train.learning_rate
-            --validation-only`).
+        mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits and keeps what trains in 32; "no" is float32.
+            This decides, not the launcher's setting.
+        optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), which keeps its state in a
+            quarter of the memory; it pays for full fine-tuning and needs the extra `bitsandbytes`.
+        learning_rate: Peak rate for what the strategy trains. LORA_SOURCE
         head_learning_rate: Peak rate for the fresh head; learning_rate when not given.
-        weight_decay: Decoupled weight decay on matrices (not on biases and norms). 0.01 is AdamW's default in torch.
+        weight_decay: Decoupled L2: matrices that train shrink by this times the rate in each step (not biases and
+            norms). 0.01 is AdamW's default in torch.
+        l1: Decoupled L1: entries of matrices that train move towards zero by this times the rate in each step, and
+            stay there (soft thresholding; Tibshirani, 1996, as a proximal step). 0 turns it off.
+        label_smoothing: This share of each target is spread over all labels (Szegedy et al., 2016). 0 turns it off.
+        class_weights: "balanced" weighs a clip by the inverse frequency of its class in training, as scikit-learn
+            does; the gradient is then the weighted mean over the step's clips.
         schedule: "linear" or "cosine" decay to zero after the warm-up.
         warmup_share: Share of the steps over which the rate rises to its peak; 0.1 as in wav2vec 2.0's fine-tuning
             (Baevski et al., 2020).
         max_grad_norm: Gradients are scaled down to this norm; 1.0 as in transformers.
+        frozen_dropout: Run frozen parts in train mode, with their dropout, as transformers' Trainer does. Off by
+            default: it costs time and adds noise that frozen weights cannot learn from.
         seed: Decides the head, the order, the crops, augmentation and dropout.
         best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
+        evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
+        log_with: Trackers that get every step and epoch beside metrics.jsonl: tensorboard, wandb, trackio. Each is an
+            extra of this package. One that fails is reported once and never stops a run.
     """
 
-    output_dir: str = "runs/lora"
+    output_dir: str = "runs/run"
     overwrite: bool = False
     epochs: int = 8
     max_steps: int | None = None
+    early_stopping_patience: int | None = None
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-3
     head_learning_rate: float | None = None
     weight_decay: float = 0.01
+    l1: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     schedule: Literal["linear", "cosine"] = "linear"
     warmup_share: float = 0.1
     max_grad_norm: float = 1.0
+    frozen_dropout: bool = False
     seed: int = 0
     best_metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"
+    evaluate_train: bool = False
     evaluate_test: bool = True
+    log_with: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/lora.")
+        require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/mine.")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name}", value, "1 or more", "Try 8.")
-        if self.max_steps is not None:
-            _require(self.max_steps >= 1, "train.max_steps", self.max_steps, "1 or more", "Leave it out for no limit.")
-        rates = {"learning_rate": self.learning_rate, "head_learning_rate": self.head_learning_rate}
-        for name, rate in rates.items():
-            if rate is not None:
-                _require(_positive(rate), f"train.{name}", rate, "a finite number above 0", "Try 1e-3.")
-        decays = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        _require(decays, "train.weight_decay", self.weight_decay, "a finite number, 0 or more", "Try 0.01.")
-        _require(_share(self.warmup_share), "train.warmup_share", self.warmup_share, "0 or more, below 1", "Try 0.1.")
-        _require(_positive(self.max_grad_norm), "train.max_grad_norm", self.max_grad_norm, "above 0", "Try 1.")
-        _require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 4294967295", "Try 0.")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """LoRA: low-rank changes of linear layers (Hu et al., 2021, arXiv 2106.09685).
-
-    Args:
-        r: Rank of the change. 8 is PEFT's default.
-        alpha: The change is scaled by alpha / r (by alpha / sqrt(r) with rsLoRA). Twice the rank, as is common.
-        dropout: Dropout on the input of each change, in training only. 0 as PEFT's default.
-        targets: Which linear layers of the encoder's transformer: "all-linear", "attention", "feed-forward", or a list
-            of their names, such as [q_proj, v_proj]. All of them, as in QLoRA (Dettmers et al., 2023).
-        layers: Numbers of the transformer layers to change, such as [4, 5]; all of them when not given.
-        use_dora: Learn magnitudes apart from directions (Liu et al., 2024, arXiv 2402.09353).
-        use_rslora: Scale by alpha / sqrt(r) (Kalajdzievski, 2023, arXiv 2312.03732).
-    """
-
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-    targets: Literal["all-linear", "attention", "feed-forward"] | list[str] = "all-linear"
-    layers: list[int] | None = None
-    use_dora: bool = False
-    use_rslora: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self.r >= 1, "lora.r", self.r, "a rank of 1 or more", "Try 8.")
-        _require(self.alpha >= 1, "lora.alpha", self.alpha, "1 or more", "Try twice lora.r.")
-        _require(_share(self.dropout), "lora.dropout", self.dropout, "0 or more, below 1", "Try 0.1.")
-        _require(bool(self.targets), "lora.targets", "[]", "at least one layer name", "Try all-linear.")
-        if self.layers is not None:
-            usable = bool(self.layers) and min(self.layers) >= 0
-            _require(usable, "lora.layers", self.layers, "layer numbers from 0", "Leave it out for all layers.")
-
-
-@dataclass(frozen=True)
-class LoraRecipe:
-    """Fine-tune an audio classifier with LoRA adapters.
-
-    Args:
-        data: Which recordings, and how much of each.
-        model: Which pretrained encoder.
-        augment: What happens to training clips.
-        train: How the training goes.
-        lora: What LoRA changes.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
+            require(value >= 1, f"train.{name}", value, "1 or more", "Try 8.")
+        for name in ("max_steps", "early_stopping_patience"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}", value, "1 or more", "Leave it out for no limit.")
+        for name in ("learning_rate", "head_learning_rate"):
+            value = getattr(self, name)
+            require(value is None or positive(value), f"train.{name}", value, "a finite number above 0", "Try 1e-3.")
+        for name in ("weight_decay", "l1"):
+            value = getattr(self, name)
+            usable = math.isfinite(value) and value >= 0
+            require(usable, f"train.{name}", value, "a finite number, 0 or more", "Try 0.01.")
+        for name in ("warmup_share", "label_smoothing"):
+            value = getattr(self, name)
+            require(share(value), f"train.{name}", value, "0 or more, below 1", "Try 0.1.")
+        require(positive(self.max_grad_norm), "train.max_grad_norm", self.max_grad_norm, "above 0", "Try 1.")
+        if self.optimizer == "adamw_8bit":
+            require_package("train.optimizer", self.optimizer, "bitsandbytes")
+        for tracker in self.log_with:
+            require_package("train.log_with", tracker, tracker)
+        require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 4294967295", "Try 0.")

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -80,7 +80,7 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
     for group, kind in get_type_hints(recipe).items():
         hints = get_type_hints(kind)
         for field in fields(kind):
-            example = "" if field.default is None else f", such as {field.default}"
+            example = "" if field.default is None or field.default is MISSING else f", such as {field.default}"
             flags[f"{group}.{field.name}"] = _takes(hints[field.name]) + example
     return flags
 
@@ -89,7 +89,10 @@ def _takes(hint: Any) -> str:
     """A type in words."""
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
     if get_origin(hint) is list:
-        return "a list such as [0, 1]" if get_args(hint) == (int,) else "a list of names"
+        (item,) = get_args(hint)
+        if get_origin(item) is Literal:
+            return f"a list such as [{', '.join(get_args(item))}]"
+        return "a list such as [0, 1]" if item is int else "a list of names"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)

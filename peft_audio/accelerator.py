@@ -1,0 +1,65 @@
+"""Accelerate as `accelerate launch` set it up, held against what the run was told."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+
+from peft_audio.config import TrainConfig, UserError
+from peft_audio.models import first_line, use_exact_float32
+
+# What shards or steps by itself (FSDP, DeepSpeed, Megatron) would go around our loop.
+SUPPORTED = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_NPU,
+    DistributedType.MULTI_XPU,
+}
+
+
+def make_accelerator(cfg: TrainConfig) -> Accelerator:
+    """The processes of this run and their device, with every generator seeded.
+
+    Raises:
+        UserError: The launcher asks for a way of training that our loop does not do, or for another precision than
+            `cfg`, or the device has no such precision.
+    """
+    # The launcher exports "no" when nothing was asked, so only another value can be a choice.
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", cfg.mixed_precision):
+        raise UserError(
+            f"--train.mixed_precision: got {cfg.mixed_precision}, must be {launched}, which accelerate launch was "
+            "given. Give both the same, or take it out of the launcher's flags and config file."
+        )
+    try:
+        accelerator = Accelerator(mixed_precision=cfg.mixed_precision)
+    except ValueError as error:
+        raise UserError(
+            f"--train.mixed_precision: got {cfg.mixed_precision}, which this device cannot do ({first_line(error)}); "
+            "try bf16 or no."
+        ) from error
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate launch: got {accelerator.distributed_type.value}, must be one process, or several with "
+            "MULTI_GPU. Choose another with `accelerate config`, or pass --num_processes and --multi_gpu."
+        )
+    # What the launcher exports for several processes, without what it gives to each of them.
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        print(
+            "note: one process runs. If you asked accelerate launch for several on a CPU, it started one all the same: "
+            "set ACCELERATE_USE_CPU=true and use --config_file recipes/accelerate/two_cpu_processes.yaml.",
+            file=sys.stderr,
+        )
+    use_exact_float32()
+    set_seed(cfg.seed)
+    return accelerator
+
+
+def seed_dropout(cfg: TrainConfig, accelerator: Accelerator) -> None:
+    """Let each process draw dropout masks of its own."""
+    torch.manual_seed(cfg.seed + accelerator.process_index)

@@ -1,0 +1,155 @@
+"""What each strategy is told, and each recipe's settings as a whole, with its own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft_audio.config.fields import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    require,
+    share,
+)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA: low-rank changes of linear layers (Hu et al., 2021, arXiv 2106.09685).
+
+    Args:
+        r: Rank of the change. 8 is PEFT's default.
+        alpha: The change is scaled by alpha / r (by alpha / sqrt(r) with rsLoRA). Twice the rank, as is common.
+        dropout: Dropout on the input of each change, in training only. 0 as PEFT's default.
+        targets: Which linear layers of the encoder's transformer: "all-linear", "attention", "feed-forward", or a list
+            of their names, such as [q_proj, v_proj]. All of them, as in QLoRA (Dettmers et al., 2023).
+        layers: Numbers of the transformer layers to change, such as [4, 5]; all of them when not given.
+        use_dora: Learn magnitudes apart from directions (Liu et al., 2024, arXiv 2402.09353).
+        use_rslora: Scale by alpha / sqrt(r) (Kalajdzievski, 2023, arXiv 2312.03732).
+    """
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: Literal["all-linear", "attention", "feed-forward"] | list[str] = "all-linear"
+    layers: list[int] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.r >= 1, "lora.r", self.r, "a rank of 1 or more", "Try 8.")
+        require(self.alpha >= 1, "lora.alpha", self.alpha, "1 or more", "Try twice lora.r.")
+        require(share(self.dropout), "lora.dropout", self.dropout, "0 or more, below 1", "Try 0.1.")
+        require(bool(self.targets), "lora.targets", "[]", "at least one layer name", "Try all-linear.")
+        if self.layers is not None:
+            usable = bool(self.layers) and min(self.layers) >= 0
+            require(usable, "lora.layers", self.layers, "layer numbers from 0", "Leave it out for all layers.")
+
+
+@dataclass(frozen=True)
+class LastNLayersConfig:
+    """Unfreezing the last layers of the encoder's transformer.
+
+    Args:
+        n: How many layers train, counted from the last. A choice: a third of the bundled encoder, a sixth of
+            wav2vec2-base.
+        part: "layer" trains the whole of each, "attention" its attention only.
+    """
+
+    n: int = 2
+    part: Literal["layer", "attention"] = "layer"
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "last_n_layers.n", self.n, "1 or more", "Try 2, or recipes/head_only.py for none.")
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning.
+
+    Args:
+        train_cnn: Train the convolutional feature encoder too, as the tutorial that this project grew from did. Off by
+            default, as wav2vec 2.0 was fine-tuned (Baevski et al., 2020); comparisons take the default as the
+            reference.
+    """
+
+    train_cnn: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all recipes share.
+
+    Args:
+        data: Which recordings, and how much of each.
+        model: Which pretrained encoder.
+        augment: What happens to training clips.
+        train: How the training goes.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.quantization != "none":
+            raise UserError(
+                f"--model.quantization: got {self.model.quantization}, must be none: only recipes/lora.py trains "
+                "on a quantised encoder. Use that recipe, or leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class LoraRecipe(Recipe):
+    """Fine-tune an audio classifier with LoRA adapters.
+
+    Args:
+        lora: What LoRA changes.
+    """
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/lora", learning_rate=1e-3))
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        """Allow quantisation: LoRA alone trains no weight of the encoder."""
+
+
+@dataclass(frozen=True)
+class HeadOnlyRecipe(Recipe):
+    """Train a classification head on a frozen encoder."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/head_only", learning_rate=1e-2))
+
+
+@dataclass(frozen=True)
+class LastNLayersRecipe(Recipe):
+    """Fine-tune the last layers of an audio classifier.
+
+    Args:
+        last_n_layers: How many layers, and what of them.
+    """
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            output_dir="runs/last_n_layers", learning_rate=1e-4, head_learning_rate=1e-3
+        )
+    )
+    last_n_layers: LastNLayersConfig = field(default_factory=LastNLayersConfig)
+
+
+@dataclass(frozen=True)
+class FullRecipe(Recipe):
+    """Fine-tune a whole audio classifier.
+
+    Args:
+        full: What is left frozen.
+    """
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=1e-4, head_learning_rate=1e-3)
+    )
+    full: FullConfig = field(default_factory=FullConfig)

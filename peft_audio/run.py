@@ -1,0 +1,127 @@
+"""A run's folder, and what is written into it before the report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from scipy.special import softmax
+
+from peft_audio.config import Recipe, TrainConfig, UserError, to_yaml
+from peft_audio.data import SPLITS, Splits
+from peft_audio.models import Base
+from peft_audio.tracking import Log, start_log
+from peft_audio.training import Evaluation
+
+RUN_FILES = {
+    "adapter",
+    "adapter.partial",
+    "config.yaml",
+    "metrics.jsonl",
+    "model",
+    "model.partial",
+    "predictions.parquet",
+    "report.json",
+    "report.json.partial",
+    "splits.parquet",
+    "tensorboard",
+    "wandb",
+}
+
+
+def check_output_dir(cfg: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuse a folder that exists, or that cannot be made, before any work is done.
+
+    Raises:
+        UserError: It exists and may not be replaced, holds what no run wrote, or its parent cannot be written to.
+    """
+    folder = output_folder(cfg)
+    if folder.exists() and not cfg.overwrite:
+        unfinished = (folder / "config.yaml").exists() and not (folder / "report.json").exists()
+        what = "exists already, from a run that did not finish" if unfinished else "exists already"
+        raise UserError(f"--train.output_dir: {folder} {what}; give another, or --train.overwrite true to replace it.")
+    if folder.exists() or folder.is_symlink():
+        foreign = [folder] if folder.is_symlink() or not folder.is_dir() else []
+        foreign += [path for path in folder.glob("*") if path.name not in RUN_FILES]
+        if foreign:
+            raise UserError(f"--train.overwrite: {foreign[0]} was not made by a run; move it away yourself.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--train.output_dir: cannot make {folder} ({error.strerror}); give another.") from error
+    if not os.access(folder.parent, os.W_OK):
+        raise UserError(f"--train.output_dir: {folder.parent} is not writable; give another folder.")
+    # No process may find the folder that the first one is about to make.
+    accelerator.wait_for_everyone()
+
+
+def output_folder(cfg: TrainConfig) -> Path:
+    """`train.output_dir`, with ~ as the user's home."""
+    return Path(cfg.output_dir).expanduser()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: its folder, and what its report will say of where it started from.
+
+    Attributes:
+        folder: Of the run.
+        cfg: The recipe's settings.
+        splits: The rows.
+        base: The encoder.
+        accelerator: Where it runs.
+        began: `time.perf_counter()` at its start.
+        log: Of its steps and epochs.
+    """
+
+    folder: Path
+    cfg: Recipe
+    splits: Splits
+    base: Base
+    accelerator: Accelerator
+    began: float
+    log: Log
+
+
+def start_run(cfg: Recipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
+    """Make the run's folder, with the resolved settings and the splits in it."""
+    folder = output_folder(cfg.train)
+    if accelerator.is_main_process:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
+        pq.write_table(splits.table(), folder / "splits.parquet")
+        counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
+        print(f"{len(splits.labels)} classes; clips: {counts}")
+        if splits.ignored:
+            print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
+    accelerator.wait_for_everyone()
+    settings = {f"{group}.{name}": value for group, values in asdict(cfg).items() for name, value in values.items()}
+    log = start_log(folder, cfg.train.log_with, settings, accelerator.is_main_process)
+    return Run(folder, cfg, splits, base, accelerator, began, log)
+
+
+def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
+    """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a clip."""
+    if not run.accelerator.is_main_process:
+        return
+    tables = []
+    for split, evaluation in evaluations.items():
+        rows = run.splits[split]
+        columns: dict[str, Any] = {
+            "id": list(rows["id"]),
+            "group": list(rows["group"]),
+            "split": [split] * len(rows),
+            "label": [run.splits.labels[i] for i in rows["label"]],
+        }
+        probabilities = softmax(evaluation.logits, axis=1)
+        columns |= {f"probability_{label}": probabilities[:, i] for i, label in enumerate(run.splits.labels)}
+        tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")

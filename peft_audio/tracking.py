@@ -1,0 +1,87 @@
+"""What happens in a run, line by line: metrics.jsonl always, and trackers beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+PROJECT = "peft-audio"
+
+
+@dataclass
+class Log:
+    """Where a run's lines go. Processes other than the first write nothing.
+
+    Attributes:
+        file: Gets a JSON object a line.
+        writes: Whether this process is the one that writes.
+        trackers: Get the same numbers by step; one that fails is dropped.
+    """
+
+    file: Path
+    writes: bool = True
+    trackers: list[GeneralTracker] = field(default_factory=list)
+
+    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines of numbers, each with its `step`."""
+        if not self.writes:
+            return
+        with self.file.open("a", encoding="utf-8") as log:
+            for line in lines:
+                # JSON has no NaN.
+                known = {name: value if math.isfinite(value) else None for name, value in line.items()}
+                log.write(json.dumps(known) + "\n")
+                values = {name: value for name, value in known.items() if name != "step" and value is not None}
+                self._tell("log", values, step=line["step"])
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self._tell("finish")
+
+    def _tell(self, method: str, *args: Any, **kwargs: Any) -> None:
+        for tracker in list(self.trackers):
+            try:
+                getattr(tracker, method)(*args, **kwargs)
+            except Exception as error:  # whatever a tracker does, the run goes on
+                self.trackers.remove(tracker)
+                _report(tracker.name, error)
+
+
+def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], writes: bool) -> Log:
+    """Open a run's log and its trackers.
+
+    Args:
+        folder: Of the run; files of trackers go there too.
+        names: Of the trackers, as accelerate knows them.
+        settings: Of the run by dotted name, for the trackers.
+        writes: Whether this process is the one that writes.
+    """
+    log = Log(folder / "metrics.jsonl", writes)
+    places: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+        "tensorboard": (("tensorboard", str(folder)), {}),
+        "wandb": ((PROJECT,), {"name": folder.name, "dir": str(folder)}),
+        "trackio": ((PROJECT,), {"name": folder.name}),
+    }
+    for name in names if writes else ():
+        try:
+            tracker = LOGGER_TYPE_TO_CLASS[name](*places[name][0], **places[name][1])
+            tracker.start()
+            tracker.store_init_configuration(
+                {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
+            )
+            log.trackers.append(tracker)
+        except Exception as error:  # whatever a tracker does, the run goes on
+            _report(name, error)
+    return log
+
+
+def _report(name: str, error: Exception) -> None:
+    what = " ".join(str(error).split())[:200] or type(error).__name__
+    print(f"note: the tracker {name} failed and gets no more ({what}); metrics.jsonl goes on.", file=sys.stderr)
