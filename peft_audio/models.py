@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from logging import getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -170,6 +171,8 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
             )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(cfg.name, error) from error
+    # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
     # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads.
     return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}

@@ -125,9 +125,13 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
     anatomy = anatomy_of(model.config)
     if not cfg.train_cnn:
         _freeze_convolutions(model)
-    # Only SpecAugment reads this vector, and only in some steps: DDP stops at weights that a step did not use.
-    for name, parameter in model.named_parameters():
-        if name.endswith(MASK_VECTOR):
+    # DDP stops at weights that a step does not use. Only SpecAugment reads the mask vector, and only in some steps; a
+    # mixture of layers is taken before the norm that follows the last one.
+    unused = [MASK_VECTOR]
+    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
+        unused += ["encoder.layer_norm.weight", "encoder.layer_norm.bias"]
+    for name, parameter in encoder_of(model).named_parameters():
+        if name in unused:
             parameter.requires_grad_(False)
     return model, _trained("full", model, anatomy, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Models this small lose more to handing work to a second thread than they gain.
@@ -13,10 +14,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import (
+    AutoModel,
+    HubertConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+)
 
 
-def tiny_config(norm: str = "group", **overrides: object) -> Wav2Vec2Config:
+def tiny_config(norm: str = "group", kind: type[Any] = Wav2Vec2Config, **overrides: object) -> Any:
     """Two layers of width 32 with the CNN's usual kernels and strides; `norm` is "group" or "layer"."""
     settings = {
         "hidden_size": 32,
@@ -31,7 +39,21 @@ def tiny_config(norm: str = "group", **overrides: object) -> Wav2Vec2Config:
         "do_stable_layer_norm": norm == "layer",
         "vocab_size": 12,
     }
-    return Wav2Vec2Config(**settings | overrides)
+    return kind(**settings | overrides)
+
+
+# The architectures that people use, small: what their published configs set apart is set here too.
+ENCODERS = {
+    "wav2vec2-base": tiny_config("group"),
+    "wav2vec2-large, XLS-R": tiny_config("layer", conv_bias=True),
+    "hubert-base": tiny_config("group", HubertConfig),
+    "hubert-large": tiny_config("layer", HubertConfig, conv_bias=True),
+    "distilhubert": tiny_config("group", HubertConfig, feat_proj_layer_norm=False),
+    "wavlm-base": tiny_config("group", WavLMConfig),
+    "wavlm-large": tiny_config("layer", WavLMConfig),
+    "unispeech-sat-base": tiny_config("group", UniSpeechSatConfig),
+    "unispeech-sat-large": tiny_config("layer", UniSpeechSatConfig, conv_bias=True),
+}
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +63,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_base(folder: Path, norm: str) -> Path:
+    return save_encoder(folder, tiny_config(norm))
+
+
+def save_encoder(folder: Path, config: Any) -> Path:
     torch.manual_seed(0)
-    Wav2Vec2Model(tiny_config(norm)).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=norm == "layer").save_pretrained(folder)
+    AutoModel.from_config(config).save_pretrained(folder)
+    mask = config.feat_extract_norm == "layer"
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=mask).save_pretrained(folder)
     return folder
 
 

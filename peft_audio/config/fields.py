@@ -28,8 +28,8 @@ def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
 
 def require_package(flag: str, value: str, package: str) -> None:
     """Refuse a setting whose package is an extra that is not installed, before any work is done."""
-    fix = f"Install it (pip install {package}), or leave the setting out."
-    require(find_spec(package) is not None, flag, value, f"something that works without the package {package}", fix)
+    installed = find_spec(package) is not None
+    require(installed, flag, value, f"left out while {package} is not installed", f"Try pip install {package}.")
 
 
 def positive(value: float) -> bool:

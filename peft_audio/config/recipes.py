@@ -150,6 +150,6 @@ class FullRecipe(Recipe):
     """
 
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=1e-4, head_learning_rate=1e-3)
+        default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=3e-4, head_learning_rate=1e-3)
     )
     full: FullConfig = field(default_factory=FullConfig)
