@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from logging import getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any

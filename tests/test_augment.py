@@ -21,6 +21,16 @@ def light() -> Augment:
     return augment
 
 
+PRESETS = ("light", "speech", "environment")
+every_preset = pytest.mark.parametrize("preset", PRESETS)
+
+
+def make(preset: str) -> Augment:
+    augment = make_augment(AugmentConfig(preset=preset), RATE)
+    assert augment is not None
+    return augment
+
+
 def tone(level: float = 0.3) -> np.ndarray:
     return (level * np.sin(2 * np.pi * 300 * np.arange(RATE) / RATE)).astype(np.float32)
 
@@ -43,7 +53,9 @@ def test_none_is_none() -> None:
     assert make_augment(AugmentConfig(preset="none"), RATE) is None
 
 
-def test_seed_decides_the_result(light: Augment) -> None:
+@every_preset
+def test_seed_decides_the_result(preset: str) -> None:
+    light = make(preset)
     seeds = [[seed, epoch, clip] for seed in (0, 1) for epoch in (0, 1, 2) for clip in (0, 1, 2)]
     results = [light(tone(), seed) for seed in seeds]
     random.seed(5)
@@ -54,7 +66,9 @@ def test_seed_decides_the_result(light: Augment) -> None:
     assert len({result.tobytes() for result in results}) > 9
 
 
-def test_global_generators_are_left_as_they_were(light: Augment) -> None:
+@every_preset
+def test_global_generators_are_left_as_they_were(preset: str) -> None:
+    light = make(preset)
     before = random.getstate(), np.random.get_state()
     light(tone(), [0, 0, 0])
     with pytest.raises((TypeError, AttributeError)):
@@ -89,8 +103,10 @@ def test_snr_does_not_depend_on_the_level(light: Augment, measured: np.ndarray, 
         assert gain_and_snr_db(tone(level), light(tone(level), [0, 1, i])) == pytest.approx(measured[i], abs=0.02)
 
 
+@every_preset
 @pytest.mark.parametrize("clip", [np.zeros(1), np.zeros(4000), np.ones(333)], ids=len)
-def test_length_dtype_and_input_are_kept(light: Augment, clip: np.ndarray) -> None:
+def test_length_dtype_and_input_are_kept(preset: str, clip: np.ndarray) -> None:
+    light = make(preset)
     clip = clip.astype(np.float32)
     before = clip.copy()
     for i in range(20):
@@ -99,7 +115,37 @@ def test_length_dtype_and_input_are_kept(light: Augment, clip: np.ndarray) -> No
     np.testing.assert_array_equal(clip, before)
 
 
-def test_it_reaches_worker_processes_that_are_spawned(light: Augment) -> None:
+@every_preset
+def test_it_reaches_worker_processes_that_are_spawned(preset: str) -> None:
+    light = make(preset)
     clip = np.sin(np.arange(1000, dtype=np.float32))
     arrived = pickle.loads(pickle.dumps(light))
     np.testing.assert_array_equal(arrived(clip, [1, 2]), light(clip, [1, 2]))
+
+
+def pitch(clip: np.ndarray) -> float:
+    """Frequency in hertz of the strongest of a second's Fourier components."""
+    return float(np.abs(np.fft.rfft(clip * np.hanning(len(clip)), 16 * len(clip))).argmax() / 16)
+
+
+def test_speech_keeps_within_two_semitones_and_environment_within_four() -> None:
+    found = {}
+    for preset in ("speech", "environment"):
+        augment = make(preset)
+        semitones = [12 * np.log2(pitch(augment(tone(), [0, i])) / 300) for i in range(DRAWS)]
+        found[preset] = max(map(abs, semitones))
+    assert 1 < found["speech"] < 2.1
+    assert 2.5 < found["environment"] < 4.2
+
+
+def test_only_environment_moves_what_is_heard_in_time() -> None:
+    click = np.zeros(RATE, np.float32)
+    click[2_000:2_200] = 0.5 * np.sin(np.arange(200))
+    moved = {}
+    for preset in PRESETS:
+        augment = make(preset)
+        places = [int((np.abs(augment(click, [0, i])) > 0.1).argmax()) for i in range(60)]
+        moved[preset] = sum(abs(place - 2_000) > 1_000 for place in places)
+    # A change of pace by a tenth moves the click by 200 samples at most.
+    assert moved["light"] == moved["speech"] == 0
+    assert 20 < moved["environment"] < 50

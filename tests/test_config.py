@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import re
 import sys
@@ -9,11 +10,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peft_audio.config import LoraRecipe, TrainConfig, parse_config, run_recipe, to_yaml
+from peft_audio.config import (
+    FullRecipe,
+    HeadOnlyRecipe,
+    LastNLayersRecipe,
+    LoraRecipe,
+    TrainConfig,
+    parse_config,
+    run_recipe,
+    to_yaml,
+)
 from peft_audio.config.parse import flags_of, make_parser
 
 ROOT = Path(__file__).parents[1]
-FLAGS = sorted(flags_of(LoraRecipe))
+RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe)
+FLAGS = sorted({flag for recipe in RECIPES for flag in flags_of(recipe)})
+
+
+def recipe_of(flag: str) -> type:
+    """A recipe that has the flag."""
+    return next(recipe for recipe in RECIPES if flag.lstrip("-") in flags_of(recipe))
+
 
 # What each setting must refuse. A new setting fails `test_every_setting_has_values_that_it_refuses` until it is here.
 REFUSED = {
@@ -23,24 +40,42 @@ REFUSED = {
     "data.split_seed": ["-1", "4294967296", "1.5"],
     "data.validation_share": ["0", "1", "nan"],
     "data.test_share": ["0", "1", "0.9"],
+    "data.max_train_clips": ["0", "-1", "some"],
     "data.num_workers": ["-1", "two"],
     "model.name": [""],
+    "model.layer_weighted_sum": ["perhaps"],
+    "model.dropout": ["1", "-0.1", "nan"],
+    "model.head_dropout": ["1", "-0.1", "nan"],
+    "model.quantization": ["int4"],
     "augment.preset": ["heavy"],
+    "augment.mask_time_share": ["1", "-0.1", "nan"],
+    "augment.mask_time_frames": ["0", "1.5"],
+    "augment.mask_feature_share": ["1", "-0.1", "nan"],
+    "augment.mask_feature_channels": ["0"],
     "train.output_dir": [""],
     "train.overwrite": ["perhaps"],
     "train.epochs": ["0", "-3", "2.5"],
     "train.max_steps": ["0", "soon"],
+    "train.early_stopping_patience": ["0", "soon"],
     "train.batch_size": ["0"],
     "train.gradient_accumulation_steps": ["0"],
+    "train.mixed_precision": ["fp8", "16"],
+    "train.optimizer": ["sgd"],
     "train.learning_rate": ["banana", "nan", "inf", "0", "-0.5"],
     "train.head_learning_rate": ["0", "nan", "banana"],
     "train.weight_decay": ["-0.1", "nan"],
+    "train.l1": ["-0.1", "nan"],
+    "train.label_smoothing": ["1", "-0.1", "nan"],
+    "train.class_weights": ["some"],
     "train.schedule": ["step"],
     "train.warmup_share": ["1", "-0.1", "nan"],
     "train.max_grad_norm": ["0", "inf"],
+    "train.frozen_dropout": ["perhaps"],
     "train.seed": ["-1", "4294967296"],
     "train.best_metric": ["auc"],
+    "train.evaluate_train": ["perhaps"],
     "train.evaluate_test": ["perhaps"],
+    "train.log_with": ["mlflow", "wandb"],
     "lora.r": ["0", "1.5"],
     "lora.alpha": ["0"],
     "lora.dropout": ["1", "-0.1", "nan"],
@@ -48,15 +83,18 @@ REFUSED = {
     "lora.layers": ["[]", "[-1]", "x"],
     "lora.use_dora": ["perhaps"],
     "lora.use_rslora": ["perhaps"],
+    "last_n_layers.n": ["0", "1.5"],
+    "last_n_layers.part": ["half"],
+    "full.train_cnn": ["perhaps"],
 }
 TAKES_ANY_TEXT = {"model.revision"}
 PYTHON_WORDS = re.compile(r"Traceback|Parser key|Literal\[|<class|NoneType|Union")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str], recipe: type = LoraRecipe) -> str:
     """The one line on stderr with which these arguments end the process."""
     with pytest.raises(SystemExit) as stop:
-        parse_config(LoraRecipe, arguments)
+        parse_config(recipe, arguments)
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert not printed.out
@@ -76,7 +114,7 @@ def test_every_setting_has_values_that_it_refuses() -> None:
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in REFUSED.items() for value in values])
 def test_refusal_names_flag_value_allowed_and_fix(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal(capsys, [f"--{flag}", value])
+    message = refusal(capsys, [f"--{flag}", value], recipe_of(flag))
     parts = re.fullmatch(rf"error: --{re.escape(flag)}: got (.+?), must be (.+)\. (\S.+)", message)
     assert parts, message
     assert (value or "''") in parts[1]
@@ -180,15 +218,15 @@ def test_saved_yaml_is_read_back_equal(tmp_path: Path) -> None:
         cfg = parse_config(LoraRecipe, given)
         saved = write(tmp_path / "config.yaml", to_yaml(cfg))
         assert parse_config(LoraRecipe, ["--config", saved]) == cfg
-        assert {f"{group}.{name}" for group, part in yaml.safe_load(to_yaml(cfg)).items() for name in part} == set(
-            FLAGS
-        )
+        stored = yaml.safe_load(to_yaml(cfg))
+        assert {f"{group}.{name}" for group, part in stored.items() for name in part} == set(flags_of(LoraRecipe))
 
 
 def test_every_setting_has_help() -> None:
-    texts = {action.dest: action.help or "" for action in make_parser(LoraRecipe)._actions}
-    short = [flag for flag in FLAGS if len(texts[flag]) < 15 or not texts[flag].rstrip().endswith(".")]
-    assert not short
+    for recipe in RECIPES:
+        texts = {action.dest: str(action.help or "") for action in make_parser(recipe)._actions}
+        short = [flag for flag in flags_of(recipe) if len(texts[flag]) < 15 or not texts[flag].rstrip().endswith(".")]
+        assert not short
 
 
 def test_error_inside_a_recipe_is_one_line_too(
@@ -230,3 +268,36 @@ def test_interrupt_ends_in_a_sentence(capsys: pytest.CaptureFixture[str], monkey
         run_recipe(interrupted, LoraRecipe)
     assert ended.value.code == 130
     assert "no adapter was saved" in capsys.readouterr().err
+
+
+def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "train: {epochs: 3}\n")
+    for recipe in RECIPES:
+        own = recipe().train
+        for given in (["--config", file], ["--train.epochs", "3"]):
+            assert parse_config(recipe, given).train == dataclasses.replace(own, epochs=3)
+    assert len({recipe().train.output_dir for recipe in RECIPES}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", [HeadOnlyRecipe, LastNLayersRecipe, FullRecipe])
+def test_a_quantised_encoder_is_for_lora_alone(recipe: type, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, ["--model.quantization", "nf4"], recipe)
+    assert message.startswith("error: --model.quantization: got nf4, must be none") and "recipes/lora.py" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"),
+    [
+        (["--model.quantization", "int8"], "bitsandbytes"),
+        (["--train.optimizer", "adamw_8bit"], "bitsandbytes"),
+        (["--train.log_with", "[tensorboard, wandb]"], "wandb"),
+    ],
+)
+def test_a_missing_package_is_told_before_any_work(
+    setting: list[str], package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_audio.config.fields.find_spec", lambda name: None if name == package else object())
+    message = refusal(capsys, setting)
+    assert f"while {package} is not installed. Try pip install {package}." in message
+    monkeypatch.setattr("peft_audio.config.fields.find_spec", lambda name: object())
+    parse_config(LoraRecipe, setting)

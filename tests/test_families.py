@@ -268,7 +268,7 @@ def test_lora_on_attention_that_ignores_it_is_refused(tmp_path: Path) -> None:
 
 def test_an_encoder_whose_padding_cannot_be_kept_out_is_refused(tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "hubert", tiny_config("group", HubertConfig, conv_pos_batch_norm=True))
-    with pytest.raises(UserError, match="batch norm.*conv_pos_batch_norm"):
+    with pytest.raises(UserError, match=r"batch norm.*conv_pos_batch_norm"):
         load_classifier(ModelConfig(name=str(base)), LABELS)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -16,12 +19,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from conftest import write_tone
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
 from peft_audio import adapters, verify
-from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig, UserError, parse_config, run_recipe
+from peft_audio.config import (
+    DataConfig,
+    FullRecipe,
+    HeadOnlyRecipe,
+    LastNLayersRecipe,
+    LoraRecipe,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    parse_config,
+    run_recipe,
+)
 from peft_audio.data import load_splits
 from peft_audio.report import RunReport
 
@@ -70,14 +88,16 @@ def settings(data: Path, base: Path, output: Path) -> list[str]:
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def launch(launcher: list[str], arguments: list[str], cwd: Path, **environment: str) -> tuple[str, str]:
+ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
+ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+TWO_PROCESSES = ["--config_file", str(ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml")]
+
+
+def launch(
+    launcher: list[str], arguments: list[str], cwd: Path, strategy: str = "lora", **environment: str
+) -> tuple[str, str]:
     """What `accelerate launch recipes/lora.py` prints to stdout and stderr; the launcher has nothing to ask for."""
-    command = [
-        str(Path(sys.executable).with_name("accelerate")),
-        *["launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
-        *launcher,
-        str(ROOT / "recipes" / "lora.py"),
-    ]
+    command = [ACCELERATE, "launch", *launcher, str(ROOT / "recipes" / f"{strategy}.py")]
     child = subprocess.run(
         [*command, *arguments],
         cwd=cwd,
@@ -95,17 +115,21 @@ def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFact
     """A finished run in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("one") / "run"
     call = settings(tones, tiny_base, folder)
-    printed, warned = launch(["--num_processes", "1"], call, folder.parent, PYTHONHASHSEED="1")
+    printed, warned = launch(ONE_PROCESS, call, folder.parent, PYTHONHASHSEED="1")
     assert warned == "", "a run has nothing to say on stderr"
     return folder, printed
 
 
-@pytest.fixture(scope="module")
-def lora() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lora_recipe", ROOT / "recipes" / "lora.py")
+def load_recipe(strategy: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{strategy}_recipe", ROOT / "recipes" / f"{strategy}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def lora() -> ModuleType:
+    return load_recipe("lora")
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -186,42 +210,129 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
     np.testing.assert_allclose(odds, expected, rtol=0, atol=1e-5)
 
 
+RECIPES = {"lora": LoraRecipe, "head_only": HeadOnlyRecipe, "last_n_layers": LastNLayersRecipe, "full": FullRecipe}
+STRATEGIES = tuple(RECIPES)
+
+
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    (product,) = {path for path in run.iterdir() if path.name in ("adapter", "model")}
+    return load_file(adapters.saved_weights(product))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_do_what_one_does(
-    launched: tuple[Path, str], tones: Path, tiny_base: Path, tmp_path: Path
+    strategy: str,
+    launched: tuple[Path, str],
+    tones: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one, _ = launched
-    two = tmp_path / "run"
-    arguments = [*settings(tones, tiny_base, two), "--train.gradient_accumulation_steps", "2"]
+    one, two = launched[0], tmp_path / "two"
+    more = settings(tones, tiny_base, two)
+    if strategy != "lora":
+        # LoRA alone runs without drawing dropout, whose masks are each process's own.
+        more += ["--model.dropout", "0", "--train.head_learning_rate", "0.01", "--train.learning_rate", "0.003"]
+        one, recipe = tmp_path / "one", load_recipe(strategy)
+        monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+        recipe.main(parse_config(RECIPES[strategy], [*more, "--train.output_dir", str(one)]))
     printed, warned = launch(
-        ["--multi_gpu", "--num_processes", "2"],
-        arguments,
+        TWO_PROCESSES,
+        [*more, "--train.gradient_accumulation_steps", "2"],
         tmp_path,
+        strategy,
         ACCELERATE_USE_CPU="true",
         PYTHONHASHSEED="2",
     )
     assert "Warning" not in warned
     assert printed.count("epoch 8/8") == 1, "only the first process speaks"
-    assert {path.name for path in two.iterdir()} == RUN_FILES
+    product = "model" if strategy == "full" else "adapter"
+    assert {path.name for path in two.iterdir()} == (RUN_FILES - {"adapter"}) | {product}
     reports = [json.loads((run / "report.json").read_text()) for run in (one, two)]
     assert [report["num_processes"] for report in reports] == [1, 2]
-    for name in ("test_accuracy", "validation_macro_f1", "best_epoch", "steps", "trainable_parameters"):
+    for name in ("strategy", "test_accuracy", "validation_macro_f1", "best_epoch", "steps", "trainable_parameters"):
         assert reports[0][name] == reports[1][name]
-    for a, b in zip(read_lines(one), read_lines(two), strict=True):
+    assert reports[0]["strategy"] == strategy
+    lines = [read_lines(run) for run in (one, two)]
+    for a, b in zip(*lines, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
+    losses = [line["loss"] for line in lines[0] if "loss" in line]
+    assert np.mean(losses[-3:]) < losses[0] - 0.05, "something was learned"
     tables = [pq.read_table(run / "predictions.parquet") for run in (one, two)]
     assert tables[0]["id"].to_pylist() == tables[1]["id"].to_pylist()
     probabilities = [table["probability_low"].to_numpy() for table in tables]
     np.testing.assert_allclose(*probabilities, rtol=0, atol=1e-5)
+    weights = [read_weights(run) for run in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        # AdamW turns a gradient of nothing but rounding, as a key's bias has it, into a whole step.
+        allowed = 0.05 if name.endswith("k_proj.bias") else 2e-4
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=allowed)
 
-    # Sets of names are written in an order that does not depend on the process.
-    configs = [(run / "adapter" / "adapter_config.json").read_bytes() for run in (one, two)]
-    assert configs[0] == configs[1]
-    show = ["-Sc", f"print(list(set({sorted(json.loads(configs[0])['target_modules'])})))"]
+
+def test_sets_of_names_are_saved_in_one_order(launched: tuple[Path, str], tmp_path: Path) -> None:
+    stored = json.loads((launched[0] / "adapter" / "adapter_config.json").read_text())
+    for name in ("target_modules", "modules_to_save"):
+        assert stored[name] == sorted(stored[name])
+    show = ["-Sc", f"print(list(set({stored['target_modules']})))"]
     orders = {
         subprocess.run([sys.executable, *show], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
         for seed in ("1", "2")
     }
     assert len(orders) == 2, "choose other seeds: these two order the set alike"
+
+
+def test_two_machines_on_loopback(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [*settings(tones, tiny_base, tmp_path / "run"), "--train.max_steps", "4"]
+    config = str(ROOT / "recipes" / "accelerate" / "several_machines.yaml")
+    recipe = [str(ROOT / "recipes" / "head_only.py"), *arguments]
+    shared = [ACCELERATE, "launch", "--config_file", config, "--main_process_port", str(port)]
+    machines = [
+        subprocess.Popen(
+            [*shared, "--machine_rank", str(rank), *recipe],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [machine.communicate(timeout=200) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "adapter: " in said[0][0] and said[1][0] == "", "the first machine speaks and writes"
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["num_processes"] == 2
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_launch_configs_are_what_accelerate_takes(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert config.mixed_precision == "no", "the recipe decides the precision"
+    several = config.num_processes > 1
+    assert (config.distributed_type == DistributedType.MULTI_GPU) is several
+    assert (config.num_machines > 1) is (file.stem == "several_machines")
+    named = re.findall(r"--config_file (\S+)", file.read_text(encoding="utf-8"))
+    assert named == [str(file.relative_to(ROOT))], "the comment says how to use this very file"
+
+
+def body_of_main(strategy: str) -> tuple[list[str], str]:
+    """The statements of a recipe's `main`, unparsed, and the annotation of its settings."""
+    tree = ast.parse((ROOT / "recipes" / f"{strategy}.py").read_text(encoding="utf-8"))
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    return [ast.unparse(statement) for statement in main.body[1:]], ast.unparse(main.args.args[0].annotation)
+
+
+def test_the_mains_differ_in_one_line_and_their_settings() -> None:
+    bodies = {strategy: body_of_main(strategy) for strategy in STRATEGIES}
+    assert set(STRATEGIES) == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    assert len({settings for _, settings in bodies.values()}) == len(STRATEGIES)
+    lines = list(zip(*(body for body, _ in bodies.values()), strict=True))
+    different = [set(line) for line in lines if len(set(line)) > 1]
+    assert len(different) == 1
+    assert len(different[0]) == len(STRATEGIES)
+    assert all(line.startswith("(model, trained) = ") or line.startswith("model, trained = ") for line in different[0])
 
 
 def test_a_finished_run_is_left_as_it_is(

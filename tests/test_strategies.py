@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import save_base
 from torch import nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
 
-from peft_audio.batching import Loaders, TrainingBatches, collate
-from peft_audio.config import FullConfig, LoraConfig, ModelConfig, TrainConfig, UserError
+from peft_audio.batching import collate
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
 from peft_audio.models import load_classifier
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
-from peft_audio.tracking import Log
-from peft_audio.training import set_modes, train
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers, freeze_nothing
+from peft_audio.training import set_modes
 
 LABELS = ("a", "b", "c")
 ROOT = Path(__file__).parents[1]
@@ -32,6 +30,7 @@ STRATEGIES: dict[str, Strategy] = {
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
     "dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
     "head_only": freeze_all_but_head,
+    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -200,6 +199,10 @@ def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], st
         assert any(name.endswith("dropout") for name in on)
     elif strategy == "head_only":
         assert on == heads == {"projector", "classifier"}
+    elif strategy == "last_n_layers":
+        last = {name for name in names if name.startswith("wav2vec2.encoder.layers.1")}
+        assert on == heads | last
+        assert "wav2vec2.encoder.layers.1.dropout" in on
     else:
         parts = {part for name in on & transformer for part in name.split(".")}
         assert all("lora_" in name for name in on & transformer), parts
@@ -207,6 +210,25 @@ def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], st
         assert {"projector.modules_to_save.default", "classifier.modules_to_save.default"} <= on
     model.eval()
     assert training_modes(model) == set()
+
+
+@every_strategy
+def test_frozen_dropout_brings_the_documented_modes_back(bases: dict[str, Path], strategy: str) -> None:
+    model, trained = STRATEGIES[strategy](classifier(bases["layer"]))
+    set_modes(model, trained, frozen_dropout=True)
+    everything = {name.removeprefix("base_model.model.") for name, _ in model.named_modules()}
+    assert training_modes(model) == everything
+    with torch.no_grad():
+        assert not torch.equal(logits(model), logits(model))
+
+
+def test_encoder_dropout_is_what_was_asked_for(bases: dict[str, Path]) -> None:
+    for share, expected in ((None, 0.1), (0.0, 0.0), (0.4, 0.4)):
+        model = load_classifier(ModelConfig(name=str(bases["group"]), dropout=share), LABELS)
+        config = model.config
+        found = {config.hidden_dropout, config.attention_dropout, config.activation_dropout}
+        assert found == {expected}
+        assert {module.p for module in model.wav2vec2.encoder.modules() if isinstance(module, nn.Dropout)} == {expected}
 
 
 @pytest.mark.parametrize(("strategy", "noisy"), [("lora", True), ("dora", False), ("head_only", False), ("full", True)])

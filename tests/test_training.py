@@ -25,7 +25,7 @@ from peft_audio.batching import Loaders, make_loaders
 from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
 from peft_audio.models import load_classifier, load_extractor
-from peft_audio.optimizer import make_optimizer, make_schedule
+from peft_audio.optimizer import make_optimizer, make_schedule, shrink
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.tracking import Log
 from peft_audio.training import Result, evaluate, train
@@ -152,13 +152,32 @@ class OneOfTwo(Accelerator):
     process_index = property(lambda self: self.index)
 
 
+# Each remedy as torch's own cross-entropy has it: 13 clips, 7 of the first class and 6 of the second.
+REMEDIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "": ({}, {}),
+    "class weights": ({"class_weights": "balanced"}, {"weight": torch.tensor([13 / (2 * 7), 13 / (2 * 6)])}),
+    "label smoothing": ({"label_smoothing": 0.2}, {"label_smoothing": 0.2}),
+}
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
-    ("batch_size", "micro_batches", "processes"), [(8, 1, 1), (8, 4, 1), (10, 4, 1), (8, 1, 2), (10, 2, 2)]
+    ("batch_size", "micro_batches", "processes", "remedy"),
+    [
+        *((8, 1, 1, ""), (8, 4, 1, ""), (10, 4, 1, ""), (8, 1, 2, ""), (10, 2, 2, "")),
+        *((10, 2, 2, "class weights"), (8, 1, 1, "class weights"), (10, 4, 1, "label smoothing")),
+    ],
 )
 def test_a_step_follows_the_mean_over_its_clips(
-    set_up: Any, strategy: str, batch_size: int, micro_batches: int, processes: int, monkeypatch: pytest.MonkeyPatch
+    set_up: Any,
+    strategy: str,
+    batch_size: int,
+    micro_batches: int,
+    processes: int,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    settings, reference = REMEDIES[remedy]
     gradients, losses = [], []
     for index in range(processes):
         accelerator = Accelerator() if processes == 1 else OneOfTwo()
@@ -172,6 +191,7 @@ def test_a_step_follows_the_mean_over_its_clips(
             learning_rate=1e-30,
             weight_decay=0.0,
             max_grad_norm=1e9,
+            **settings,
         )
         _without_dropout(setup.model)
         with torch.no_grad():
@@ -189,7 +209,7 @@ def test_a_step_follows_the_mean_over_its_clips(
     for found, indices, logged in zip(zip(*gradients, strict=True), clips, zip(*losses, strict=True), strict=True):
         setup.model.zero_grad()
         rows = setup.splits.train.select(indices)
-        loss = cross_entropy(plain_logits(setup.model.eval(), rows), torch.tensor(rows["label"]), reduction="mean")
+        loss = cross_entropy(plain_logits(setup.model.eval(), rows), torch.tensor(rows["label"]), **reference)
         loss.backward()
         expected = {name: weight.grad for name, weight in setup.model.named_parameters() if weight.requires_grad}
         assert set(found[0]) == set(expected) == set(setup.trained.parameters)
@@ -286,6 +306,71 @@ def test_training_learns_and_what_is_returned_is_what_was_measured(set_up: Any) 
     for line in epochs:
         of_epoch = [step["loss"] for step in steps if line["step"] - 2 < step["step"] <= line["step"]]
         assert line["train_loss"] == pytest.approx(np.mean(of_epoch))
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "epochs"),
+    [
+        (2, [0.3, 0.8, 0.8, 0.5, 0.9], 4),
+        (1, [0.3, 0.2, 0.9], 2),
+        (3, [0.1, 0.2, 0.3, 0.4], 4),
+        (None, [0.9] + [0] * 5, 6),
+    ],
+)
+def test_patience_ends_training_after_so_many_epochs_without_a_new_best(
+    set_up: Any, patience: int | None, scores: list[float], epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, script = set_up(epochs=len(scores), best_metric="accuracy", early_stopping_patience=patience), iter(scores)
+
+    def scripted(*args: Any) -> training.Evaluation:
+        metrics = {"loss": 1.0, "accuracy": next(script), "macro_f1": 0.0}
+        return training.Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
+
+    monkeypatch.setattr(training, "evaluate", scripted)
+    result = setup.train()
+    assert [line["epoch"] for line in setup.lines() if "epoch" in line] == list(range(1, epochs + 1))
+    assert result.best_epoch == 1 + max(range(epochs), key=lambda i: (scores[i], -i))
+
+
+def test_l1_moves_matrices_towards_zero_and_stops_there() -> None:
+    matrix = torch.nn.Parameter(torch.tensor([[0.5, -0.5, 0.004, -0.004]]))
+    bias = torch.nn.Parameter(torch.tensor([0.004]))
+    optimizer = torch.optim.SGD([{"params": [matrix], "lr": 0.1}, {"params": [bias], "lr": 0.1}])
+    shrink(optimizer, l1=0.1)
+    assert torch.equal(matrix, torch.tensor([[0.5 - 0.01, -0.5 + 0.01, 0.0, 0.0]]))
+    assert torch.equal(bias, torch.tensor([0.004]))
+
+
+def test_l1_reaches_what_trains_and_nothing_else(set_up: Any) -> None:
+    zeros = {}
+    for l1 in (0.0, 0.3):
+        setup = set_up("full", epochs=4, l1=l1, learning_rate=1e-3)
+        before = setup.weights()
+        setup.train()
+        after = setup.weights()
+        frozen = set(after) - set(setup.trained.parameters)
+        assert all(torch.equal(after[name], before[name]) for name in frozen)
+        matrices = [after[name] for name in setup.trained.parameters if after[name].ndim > 1]
+        zeros[l1] = sum(int((matrix == 0).sum()) for matrix in matrices) / sum(m.numel() for m in matrices)
+    assert zeros[0.0] == 0
+    assert zeros[0.3] > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["lora", "head_only"])
+def test_head_dropout_is_drawn_in_training_only(strategy: str, set_up: Any, tiny_base: Path) -> None:
+    torch.manual_seed(0)
+    model = load_classifier(ModelConfig(name=str(tiny_base), head_dropout=0.5), ("high", "low"))
+    setup = set_up(strategy)
+    model, trained = STRATEGIES[strategy](model, setup.cfg)
+    clip = {"input_values": waveform(setup.splits.train[0])}
+    with torch.no_grad():
+        training.set_modes(model, trained)
+        drawn = torch.cat([model(**clip).logits for _ in range(2000)])
+        still = model.eval()(**clip).logits
+        assert torch.equal(model(**clip).logits, still)
+    assert drawn.std(0).min() > 0
+    # Dropout keeps the mean of what a linear layer gives.
+    assert ((drawn.mean(0) - still[0]).abs() < 5 * drawn.std(0) / math.sqrt(2000)).all()
 
 
 @pytest.mark.parametrize(("max_steps", "epochs", "steps"), [(3, 4, 3), (100, 2, 4), (None, 2, 4)])

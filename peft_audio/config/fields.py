@@ -178,7 +178,9 @@ class TrainConfig:
             This decides, not the launcher's setting.
         optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), which keeps its state in a
             quarter of the memory; it pays for full fine-tuning and needs the extra `bitsandbytes`.
-        learning_rate: Peak rate for what the strategy trains. LORA_SOURCE
+        learning_rate: Peak rate for what the strategy trains. The recipes' defaults were chosen on the bundled
+            validation split (docs/results.md). Full fine-tuning of wav2vec2-base is published with 3e-5 (transformers'
+            audio classification example) to 1e-4: lower it there.
         head_learning_rate: Peak rate for the fresh head; learning_rate when not given.
         weight_decay: Decoupled L2: matrices that train shrink by this times the rate in each step (not biases and
             norms). 0.01 is AdamW's default in torch.

@@ -1,0 +1,51 @@
+"""The recipe decides precision; a launcher that disagrees is told so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from peft_audio.accelerator import make_accelerator
+from peft_audio.config import TrainConfig, UserError
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state() -> Iterator[None]:
+    """Accelerate keeps the first choice of precision for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("launched", "asked"), [(None, "bf16"), ("no", "bf16"), ("bf16", "bf16"), ("no", "no")])
+def test_the_recipe_decides_the_precision(launched: str | None, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert make_accelerator(TrainConfig(mixed_precision=asked)).mixed_precision == asked
+
+
+@pytest.mark.parametrize(("launched", "asked"), [("bf16", "no"), ("fp16", "bf16"), ("fp8", "no")])
+def test_a_launcher_that_disagrees_is_refused(launched: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(UserError, match=rf"--train.mixed_precision: got {asked}, must be {launched}, which accelerate"):
+        make_accelerator(TrainConfig(mixed_precision=asked))
+
+
+def test_fp16_on_a_cpu_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    with pytest.raises(UserError, match=r"--train.mixed_precision: got fp16, must be bf16 or no on a CPU"):
+        make_accelerator(TrainConfig(mixed_precision="fp16"))
+
+
+def test_one_process_where_several_were_asked_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_accelerator(TrainConfig())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
+    make_accelerator(TrainConfig())
+    assert capsys.readouterr().err.startswith("note: one process runs.")
