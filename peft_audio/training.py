@@ -126,13 +126,13 @@ def train(
             log.write(lines)
             _check_finite(lines, epoch)
             metrics = evaluate(model, loaders.validation, accelerator).metrics
-            summary = {"epoch": epoch, "step": step, "train_loss": float(np.mean([line["loss"] for line in lines]))}
-            summary |= {f"validation_{name}": value for name, value in metrics.items()}
+            summary = _summary(epoch, lines, metrics)
             log.write([summary])
-            if accelerator.is_main_process:
-                progress.console.print(_epoch_line(summary, cfg.epochs), highlight=False, soft_wrap=True)
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
-            if step == total or epoch - best.epoch >= (cfg.early_stopping_patience or sys.maxsize):
+            patient = epoch - best.epoch < (cfg.early_stopping_patience or sys.maxsize)
+            if accelerator.is_main_process:
+                progress.console.print(_epoch_line(summary, cfg.epochs, patient), highlight=False, soft_wrap=True)
+            if step == total or not patient:
                 break
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -237,11 +237,17 @@ def _check_finite(lines: list[dict[str, Any]], epoch: int) -> None:
             )
 
 
-def _epoch_line(summary: dict[str, Any], epochs: int) -> str:
+def _summary(epoch: int, lines: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
+    loss = float(np.mean([line["loss"] for line in lines]))
+    validation = {f"validation_{name}": value for name, value in metrics.items()}
+    return {"epoch": epoch, "step": lines[-1]["step"], "train_loss": loss} | validation
+
+
+def _epoch_line(summary: dict[str, Any], epochs: int, patient: bool) -> str:
     return (
         f"epoch {summary['epoch']:>{len(str(epochs))}}/{epochs}  train loss {summary['train_loss']:.3f}  "
         f"validation loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
-        f"macro-F1 {summary['validation_macro_f1']:.3f}"
+        f"macro-F1 {summary['validation_macro_f1']:.3f}" + ("" if patient else "  (patience is at its end)")
     )
 
 

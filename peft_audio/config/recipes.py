@@ -122,7 +122,7 @@ class LoraRecipe(Recipe):
 class HeadOnlyRecipe(Recipe):
     """Train a classification head on a frozen encoder."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/head_only", learning_rate=1e-2))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/head_only", learning_rate=1e-3))
 
 
 @dataclass(frozen=True)
