@@ -89,7 +89,7 @@ def test_a_base_from_the_hub_is_pinned_to_its_commit(hub: tuple[str, list[str]],
     address, requests = hub
     environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     child = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "adapter")],
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
         env=os.environ | environment | {"HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
