@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from peft_audio import adapters, verify
 from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
 from peft_audio.adapters import load_adapter, probe_waveforms, save_adapter
-from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, UserError
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.strategies import Trained, apply_lora
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_last_n_layers, freeze_nothing
 
 LABELS = ("low", "mid dle", "höher", "zed")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
@@ -41,13 +41,13 @@ class Saved:
     record: AdapterRecord
 
 
-def describe(base: Path) -> Saved:
-    """A LoRA model whose every trained weight matters, not yet saved."""
-    cfg = LoraRecipe(model=ModelConfig(name=str(base)), lora=LoraConfig(r=4))
+def describe(base: Path, strategy: Callable[[Any], tuple[Any, Trained]] | None = None, **model_settings: Any) -> Saved:
+    """A model whose every trained weight matters, LoRA's unless another strategy is given, not yet saved."""
+    cfg = LoraRecipe(model=ModelConfig(name=str(base), **model_settings))
     torch.manual_seed(0)
     model = load_classifier(cfg.model, LABELS)
     identity = identify_base(cfg.model, model)
-    model, trained = apply_lora(model, cfg.lora)
+    model, trained = (strategy or PRODUCTS["lora"])(model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in trained.parameters:
@@ -121,14 +121,29 @@ def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: l
     assert verify.check_probes(adapter) == []
 
 
-def test_the_readme_loads_it_without_this_package(saved: Saved, adapter: Path, clips: list[np.ndarray]) -> None:
+PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
+    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
+    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "full": lambda model: freeze_nothing(model, FullConfig()),
+}
+
+
+@pytest.mark.parametrize("strategy", PRODUCTS)
+def test_the_readme_loads_it_without_this_package(
+    strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    made = describe(tiny_base, PRODUCTS[strategy], layer_weighted_sum=strategy == "last_n_layers")
+    folder = save_adapter(tmp_path / "run", made.model, made.trained, made.extractor, made.record)
+    adapter = shutil.copytree(folder, tmp_path / "elsewhere")
     blocks = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1
-    np.save(adapter / "clip.npy", clips[1])
+    assert blocks[0].startswith('BASE = "')
+    np.savez(adapter / "clips.npz", *clips)
     more = """
 import json, sys
 answered = []
-for clip in (np.load("clip.npy"), np.load("clip.npy")[:8000]):
+for clip in np.load("clips.npz").values():
     values = extractor(clip, sampling_rate=16000, return_tensors="pt").input_values
     with torch.no_grad():
         answered.append(model(values).logits[0].tolist())
@@ -139,11 +154,39 @@ json.dump({"logits": answered, "names": model.config.id2label}, open("answers.js
     child = subprocess.run([sys.executable, "snippet.py"], cwd=adapter, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     answers = json.loads((adapter / "answers.json").read_text())
-    expected = load_adapter(saved.folder).logits([clips[1], clips[1][:8000]])
-    np.testing.assert_allclose(answers["logits"], expected, rtol=0, atol=1e-5)
+    loaded = load_adapter(folder)
+    np.testing.assert_allclose(answers["logits"], loaded.logits(clips), rtol=0, atol=1e-5)
+    assert np.ptp(answers["logits"], axis=0).max() > 1e-3, "the clips must have different answers"
     assert list(answers["names"].values()) == list(LABELS)
     tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
-    assert child.stdout.strip() == LABELS[int(load_adapter(saved.folder).logits([tone])[0].argmax())]
+    assert child.stdout.strip() == LABELS[int(loaded.logits([tone])[0].argmax())]
+
+
+def test_a_whole_model_is_an_ordinary_directory_that_needs_no_base(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    made = describe(tiny_base, PRODUCTS["full"])
+    folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
+    assert folder == tmp_path / "model"
+    files = {path.name for path in folder.iterdir()}
+    assert files == (FILES - {"adapter_config.json", "adapter_model.safetensors"}) | {
+        "config.json",
+        "model.safetensors",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(LABELS)
+    assert verify.check_probes(folder) == []
+    with pytest.raises(UserError, match=r"--base: got .* is a whole model and needs none"):
+        load_adapter(folder, base=str(tiny_base))
+
+    weights = load_file(folder / "model.safetensors")
+    head = weights.pop("classifier.bias")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing, classifier.bias first"):
+        load_adapter(folder)
+    save_file({**weights, "classifier.bias": head + 1e-3}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert any("logits differ by" in problem for problem in verify.check_probes(folder))
 
 
 def edit_record(folder: Path, **changes: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ import soundfile
 import torch
 from conftest import tiny_config
 from scipy.stats import kstest
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
+from peft_audio.anatomy import count_frames
 from peft_audio.batching import Clips, collate, make_loaders, normalise
 from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
@@ -246,6 +249,55 @@ def test_only_training_clips_are_augmented_and_anew_each_epoch(tones: Splits) ->
     epochs.append(by_clip([light], "train"))
     assert epochs[0] != epochs[1]
     assert epochs[0] != by_clip([none], "train")
+
+
+def test_only_training_clips_are_masked_and_anew_each_epoch(tones: Splits) -> None:
+    cfg = recipe("none")
+    cfg = replace(cfg, augment=AugmentConfig(mask_time_share=0.5, mask_time_frames=2, mask_feature_share=0.2))
+    loaders = make_loaders(tones, RAW, ENCODER, cfg, process())
+    for held_out in (loaders.train_whole, loaders.validation, loaders.test):
+        assert not any("time_mask" in batch for batch in held_out)
+    epochs = []
+    for epoch in (0, 1, 0):
+        loaders.train_order.epoch = epoch
+        masks = {}
+        for batch in loaders.train:
+            frames = batch["attention_mask"].sum(1).tolist()
+            for i, index in enumerate(batch["index"].tolist()):
+                hidden = batch["time_mask"][i]
+                assert not hidden[count_frames(ENCODER, frames[i]) :].any(), "padding needs no hiding"
+                masks[index] = (hidden.nonzero().tolist(), batch["feature_mask"][i].tolist())
+        epochs.append(masks)
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert sorted(epochs[0]) == list(range(len(tones.train)))
+
+
+def test_class_weights_are_scikit_learns_and_sum_to_one_in_each_step() -> None:
+    labels = np.array([0] * 9 + [1] * 3 + [2])
+    balanced = compute_class_weight("balanced", classes=np.arange(3), y=labels)[labels]
+    batches = TrainingBatches(np.ones(13), 5, 0, micro_batches=2, clip_weights=balanced)
+    for step in steps_of_one(batches):
+        assert sum(draw.weight for draw in step) == pytest.approx(1)
+        clips = [draw for draw in step if draw.weight]
+        ratios = {draw.weight / balanced[draw.index] for draw in clips}
+        assert max(ratios) == pytest.approx(min(ratios))
+
+
+def steps_of_one(batches: TrainingBatches) -> list[list[Draw]]:
+    micro = list(batches)
+    return [micro[i] + micro[i + 1] for i in range(0, len(micro), 2)]
+
+
+def test_whole_training_clips_are_what_evaluation_sees(tones: Splits) -> None:
+    cfg = replace(recipe("light"), data=DataConfig(max_seconds=0.1))
+    loaders = make_loaders(tones, RAW, ENCODER, cfg, process())
+    clips = {
+        i: batch["attention_mask"].sum(1)[at]
+        for batch in loaders.train_whole
+        for at, i in enumerate(batch["index"].tolist())
+    }
+    lengths = {i: row["num_frames"] for i, row in enumerate(tones.train)}
+    assert {i: int(n) for i, n in clips.items()} == lengths
 
 
 def test_loaders_give_normalised_clips(tones: Splits) -> None:

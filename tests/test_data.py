@@ -264,3 +264,24 @@ def test_files_that_are_no_recordings_are_told(tone_folder: Path, tmp_path: Path
     (folder / "low" / "notes.md").write_text("deep")
     assert load(folder).ignored == ("LICENCE.txt", "low/notes.md")
     assert load(tone_folder).ignored == ()
+
+
+def test_fewer_training_clips_are_spread_over_the_classes(uneven: Path, bundled: Splits) -> None:
+    whole = load(uneven)
+    some = load(uneven, max_train_clips=20)
+    assert ids(some)["train"] < ids(whole)["train"]
+    assert all(ids(some)[split] == ids(whole)[split] for split in ("validation", "test"))
+    # emu has 6 or 7 clips to give; the others make up for what it lacks.
+    counts = label_counts(some, "train")
+    assert sum(counts.values()) == 20 and max(counts.values()) - min(counts.values()) <= 1
+    assert ids(load(uneven, max_train_clips=20)) == ids(some)
+    assert ids(load(uneven, max_train_clips=10))["train"] < ids(some)["train"]
+    assert ids(load(uneven, max_train_clips=10_000)) == ids(whole)
+    hundred = load_splits(DataConfig(max_train_clips=100))
+    assert set(label_counts(hundred, "train").values()) == {10}
+    assert hundred.split_sha256() != bundled.split_sha256()
+
+
+def test_fewer_training_clips_than_classes_are_refused(uneven: Path) -> None:
+    with pytest.raises(UserError, match=r"--data.max_train_clips: got 2, must be 3, one of each class, or more"):
+        load(uneven, max_train_clips=2)
