@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="label recordings with an adapter")
     predict.add_argument("sources", nargs="+", metavar="CLIP_OR_FOLDER", help="a recording, or a folder of them")
-    predict.add_argument("--adapter", required=True, metavar="DIR", help="adapter directory, such as runs/lora/adapter")
+    predict.add_argument("--adapter", required=True, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
     predict.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
     predict.add_argument("--device", default="cpu", help="where to run, such as cuda (default: %(default)s)")
     predict.add_argument("--batch-size", type=int, default=16, help="recordings at once (default: %(default)s)")
@@ -58,8 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="a CSV table with the probability of every label")
     predict.set_defaults(run=run_predict)
 
-    recipe = commands.add_parser("recipe", help="print a recipe to copy: peft-audio recipe lora > lora.py")
-    names = sorted(path.stem for path in RECIPES.glob("*.py"))
+    recipe = commands.add_parser(
+        "recipe", help="print a recipe, or a launch config, to copy: peft-audio recipe lora > lora.py"
+    )
+    names = sorted(recipe_files())
     recipe.add_argument("name", choices=names, help=f"one of: {', '.join(names)}")
     recipe.set_defaults(run=run_recipe_command)
 
@@ -67,6 +69,11 @@ def make_parser() -> argparse.ArgumentParser:
     base.add_argument("folder", type=Path, metavar="DIR", help="a folder that does not exist yet")
     base.set_defaults(run=run_base)
     return parser
+
+
+def recipe_files() -> dict[str, Path]:
+    """The recipes, and accelerate's launch configs for them, by name."""
+    return {path.stem: path for path in [*RECIPES.glob("*.py"), *RECIPES.glob("accelerate/*.yaml")]}
 
 
 def run_predict(options: argparse.Namespace) -> int:
@@ -92,8 +99,8 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_recipe_command(options: argparse.Namespace) -> int:
-    """Print a recipe's source."""
-    print((RECIPES / f"{options.name}.py").read_text(encoding="utf-8"), end="")
+    """Print a recipe or a launch config."""
+    print(recipe_files()[options.name].read_text(encoding="utf-8"), end="")
     return 0
 
 

@@ -17,11 +17,15 @@ from torch.nn.functional import group_norm
 from transformers import (
     AutoModelForAudioClassification,
     BertConfig,
+    HubertForCTC,
+    HubertModel,
+    UniSpeechSatForPreTraining,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2ForPreTraining,
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
+    WavLMModel,
 )
 
 from peft_audio.config import ModelConfig, UserError
@@ -151,17 +155,24 @@ def published(folder: Path, model: Any, do_normalize: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [Wav2Vec2ForPreTraining, Wav2Vec2ForCTC, Wav2Vec2Model])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Wav2Vec2ForPreTraining, Wav2Vec2ForCTC, Wav2Vec2Model),
+        *(HubertModel, HubertForCTC, WavLMModel, UniSpeechSatForPreTraining),
+    ],
+)
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_an_old_published_checkpoint_arrives_whole(
     kind: type, norm: str, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)
-    source = kind(tiny_config(norm))
+    source = kind(tiny_config(norm, kind.config_class))
+    prefix = source.base_model_prefix
     folder = published(tmp_path / "published", source, do_normalize=norm == "group")
     stored = torch.load(folder / "pytorch_model.bin")
     assert any(key.endswith("pos_conv_embed.conv.weight_g") for key in stored)
-    expected = {name: value.half().float() for name, value in getattr(source, "wav2vec2", source).state_dict().items()}
+    expected = {name: value.half().float() for name, value in getattr(source, prefix, source).state_dict().items()}
     started = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread))[1])
@@ -174,7 +185,7 @@ def test_an_old_published_checkpoint_arrives_whole(
     assert capfd.readouterr() == ("", "")
     assert not any("auto_conversion" in name for name in started)
     assert sorted(path.name for path in folder.glob("*model*")) == ["pytorch_model.bin"]
-    found = model.wav2vec2.state_dict()
+    found = getattr(model, prefix).state_dict()
     assert found.keys() == expected.keys()
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
