@@ -7,7 +7,7 @@ import sys
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.models import use_exact_float32
@@ -36,7 +36,9 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
             f"--train.mixed_precision: got {cfg.mixed_precision}, must be {launched}, which accelerate launch was "
             "given. Give both the same, or take it out of the launcher's flags and config file."
         )
-    accelerator = Accelerator(mixed_precision=cfg.mixed_precision)
+    # The loop weighs its micro-batches itself; a number from the environment would scale every loss once more.
+    one = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(mixed_precision=cfg.mixed_precision, gradient_accumulation_plugin=one)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would compute in float32 and report fp16.
         raise UserError("--train.mixed_precision: got fp16, must be bf16 or no on a CPU. Try bf16.")

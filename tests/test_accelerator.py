@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from peft_audio.accelerator import make_accelerator
@@ -39,6 +40,14 @@ def test_fp16_on_a_cpu_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     with pytest.raises(UserError, match=r"--train.mixed_precision: got fp16, must be bf16 or no on a CPU"):
         make_accelerator(TrainConfig(mixed_precision="fp16"))
+
+
+def test_a_number_of_micro_batches_in_the_environment_scales_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = make_accelerator(TrainConfig(gradient_accumulation_steps=2))
+    weight = torch.nn.Parameter(torch.ones(1))
+    accelerator.backward(3 * weight.sum())
+    assert weight.grad.item() == 3
 
 
 def test_one_process_where_several_were_asked_for_is_told(
