@@ -67,7 +67,7 @@ class Result:
 def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
     """Train mode for what trains, eval mode for what is frozen; the only place that decides.
 
-    Dropout in a frozen part costs time and adds noise that the frozen weights cannot learn from.
+    Dropout in a frozen part costs time, and what it disturbs cannot adapt to it.
 
     Args:
         model: What a strategy returned.

@@ -105,8 +105,8 @@ class ModelConfig:
         revision: Branch, tag or commit of a Hub id; the commit that was used is recorded either way.
         layer_weighted_sum: Feed the head a learned mixture of all layers' outputs instead of the last layer's (Yang et
             al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
-        dropout: Dropout inside the encoder's transformer, in the parts that train; the checkpoint's own when not given
-            (0.1 in wav2vec2-base, 0 in wav2vec2-nano).
+        dropout: Dropout inside the encoder's transformer, in the parts that train (in all with train.frozen_dropout);
+            the checkpoint's own when not given (0.1 in wav2vec2-base, 0 in wav2vec2-nano).
         head_dropout: Dropout before each linear layer of the head, in training only. 0 as in transformers' head.
         quantization: "int8" (Dettmers et al., 2022, arXiv 2208.07339) or "nf4" (Dettmers et al., 2023, arXiv
             2305.14314) holds the frozen transformer in 8 or 4 bits while LoRA trains; needs the extra `bitsandbytes`.
@@ -194,7 +194,7 @@ class TrainConfig:
             (Baevski et al., 2020).
         max_grad_norm: Gradients are scaled down to this norm; 1.0 as in transformers.
         frozen_dropout: Run frozen parts in train mode, with their dropout, as transformers' Trainer does. Off by
-            default: it costs time and adds noise that frozen weights cannot learn from.
+            default, because it costs time and memory; it is noise that can regularise, see docs/results.md.
         seed: Decides the head, the order, the crops, augmentation and dropout.
         best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
         evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
