@@ -44,7 +44,8 @@ def main() -> None:
                 if options.validation_only:
                     extra += ["--train.evaluate_test", "false"]
                 name = f"{recipe}, {options.flag} {value}" if options.flag else recipe
-                folders = [options.out / recipe / (value or "defaults") / str(seed) for seed in range(options.seeds)]
+                place = options.out / recipe / (f"{options.flag}={value}" if options.flag else "defaults")
+                folders = [place / str(seed) for seed in range(options.seeds)]
                 reports = list(pool.map(lambda at: run(*at), [(recipe, f, int(f.name), extra) for f in folders]))
                 print(table_row(name, reports), flush=True)
 

@@ -8,6 +8,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from huggingface_hub.utils import disable_progress_bars
 
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.models import use_exact_float32
@@ -54,6 +55,8 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
             "set ACCELERATE_USE_CPU=true and use --config_file recipes/accelerate/two_cpu_processes.yaml.",
             file=sys.stderr,
         )
+    if not accelerator.is_local_main_process:
+        disable_progress_bars()
     use_exact_float32()
     set_seed(cfg.seed)
     return accelerator

@@ -38,6 +38,8 @@ from peft_audio.strategies import Trained, peft_weights
 
 WEIGHTS = "adapter_model.safetensors"
 WHOLE_WEIGHTS = "model.safetensors"
+# The other processes of a run wait for this one, ten minutes at most where they speak NCCL.
+VERIFY_SECONDS = 500
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 
 
@@ -261,16 +263,23 @@ def _verify_copy(folder: Path) -> None:
     # probes were measured with.
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
+    # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
+    command = [sys.executable, "-P", "-m", "peft_audio.verify"]
     with tempfile.TemporaryDirectory() as elsewhere:
-        copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
-        child = subprocess.run(
-            # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
-            [sys.executable, "-P", "-m", "peft_audio.verify", str(copy)],
-            env=clean | {"CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
+        elsewhere_copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
+        try:
+            child = subprocess.run(
+                [*command, str(elsewhere_copy)],
+                env=clean | {"CUDA_VISIBLE_DEVICES": ""},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=VERIFY_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"loading a copy of {folder} took more than {VERIFY_SECONDS} s; it stays there, unverified. "
+                f"Check it with: {' '.join([*command, str(folder)])}"
+            ) from error
     if child.returncode:
         raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")

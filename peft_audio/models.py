@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from logging import getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
@@ -172,8 +174,15 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
         raise _unloadable(cfg.name, error) from error
     # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, for a product without gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    absent_vector = [key for key in loading["missing_keys"] if key.endswith(MASK_VECTOR)]
+    if absent_vector:
+        # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads: no random one, but zeros.
+        nn.init.zeros_(model.get_parameter(absent_vector[0]))
     mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
-    # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads.
     return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}
 
 
@@ -185,10 +194,16 @@ def _quantization(cfg: ModelConfig, anatomy: Anatomy) -> dict[str, Any]:
     keep = [*anatomy.head, f"{anatomy.encoder}.feature_projection"]
     if not anatomy.lora_reaches_attention:
         keep += [*anatomy.attention, "gru_rel_pos_linear"]
-    bits = (
-        {"load_in_8bit": True} if cfg.quantization == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    )
-    return {"quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=keep)}
+    # bitsandbytes says at every product of every step that it computes in float16.
+    getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")
+    eight = cfg.quantization == "int8"
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=keep
+        ),
+        # Accelerate moves no quantised model, and transformers would take the first GPU whatever was launched.
+        "device_map": {"": PartialState().device},
+    }
 
 
 def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -198,8 +213,9 @@ def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]
 def identify_base(cfg: ModelConfig, model: Any) -> Base:
     """Name, commit and hash of the encoder in a classifier that nothing has changed yet."""
     if cfg.quantization != "none":
-        # What the adapter is saved for is the encoder as published.
-        model = load_classifier(replace(cfg, quantization="none"), ["any", "other"])
+        # What the adapter is saved for is the encoder as published. LoRA starts as it would without this second head.
+        with torch.random.fork_rng():
+            model = load_classifier(replace(cfg, quantization="none"), ["any", "other"])
     # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
     weights = {name: value for name, value in encoder_of(model).state_dict().items() if name != MASK_VECTOR}
     return Base(

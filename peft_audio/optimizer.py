@@ -21,13 +21,17 @@ def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torc
         trained: What trains, and which of it is the head.
         cfg: Rates, decay, and whether the state is kept in 8 bits.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     weights = dict(model.named_parameters())
     for name in trained.parameters:
-        rate = cfg.head_learning_rate if name in trained.head and cfg.head_learning_rate else cfg.learning_rate
+        part = "head" if name in trained.head else "body"
         decay = cfg.weight_decay if weights[name].ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(weights[name])
-    settings = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+        groups.setdefault((part, decay), []).append(weights[name])
+    rates = {"head": cfg.head_learning_rate or cfg.learning_rate, "body": cfg.learning_rate}
+    settings = [
+        {"params": parameters, "lr": rates[part], "weight_decay": decay, "part": part}
+        for (part, decay), parameters in groups.items()
+    ]
     if cfg.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -39,6 +43,12 @@ def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int
     """Linear warm-up, then linear or cosine decay to zero at `total` steps."""
     make = get_linear_schedule_with_warmup if cfg.schedule == "linear" else get_cosine_schedule_with_warmup
     return make(optimizer, num_warmup_steps=round(cfg.warmup_share * total), num_training_steps=total)
+
+
+def current_rates(optimizer: Any) -> dict[str, float]:
+    """`learning_rate`, the head's where nothing else trains, and `head_learning_rate`."""
+    rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
+    return {"learning_rate": rates.get("body", rates["head"]), "head_learning_rate": rates["head"]}
 
 
 @torch.no_grad()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -76,18 +72,6 @@ def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int
     return sum(weights[name].numel() for name in names), total
 
 
-def peak_memory_bytes(accelerator: Accelerator) -> int:
-    """The most memory that this process has held on its device so far, in bytes."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # not there on Windows
-
-    # Linux counts in kibibytes, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
     """`validation_accuracy`, `test_macro_f1` and so on, for the splits that were read."""
     return {f"{split}_{name}": value for split, found in evaluations.items() for name, value in found.metrics.items()}
@@ -134,7 +118,7 @@ def finish_run(
         train_seconds=result.train_seconds,
         total_seconds=time.perf_counter() - run.began,
         samples_per_second=result.samples_per_second,
-        peak_memory_bytes=peak_memory_bytes(run.accelerator),
+        peak_memory_bytes=result.peak_memory_bytes,
         num_processes=run.accelerator.num_processes,
         mixed_precision=run.accelerator.mixed_precision,
         device=str(run.accelerator.device),

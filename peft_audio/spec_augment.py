@@ -17,6 +17,8 @@ import torch
 from peft_audio.anatomy import MASK_VECTOR, count_frames, encoder_of, minimum_samples
 from peft_audio.config import AugmentConfig
 
+# Crops are drawn from the same seed: another stream keeps where a clip is cut and what is hidden apart.
+STREAM = 1
 Masks = Callable[[int, Sequence[int]], dict[str, np.ndarray]]
 
 
@@ -36,7 +38,7 @@ def make_masks(cfg: AugmentConfig, encoder: Any) -> Masks | None:
 
 
 def _draw(cfg: AugmentConfig, encoder: Any, samples: int, seed: Sequence[int]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([*seed, STREAM])
     frames = count_frames(encoder, max(samples, minimum_samples(encoder)))
     return {
         "time_mask": _spans(frames, cfg.mask_time_share, cfg.mask_time_frames, rng),

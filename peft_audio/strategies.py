@@ -127,13 +127,13 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
         _freeze_convolutions(model)
     # DDP stops at weights that a step does not use. Only SpecAugment reads the mask vector, and only in some steps; a
     # mixture of layers is taken before the norm that follows the last one.
-    unused = [MASK_VECTOR]
+    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
     if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
-        unused += ["encoder.layer_norm.weight", "encoder.layer_norm.bias"]
-    for name, parameter in encoder_of(model).named_parameters():
+        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+    for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
-    return model, _trained("full", model, anatomy, None)
+    return model, _trained("full", model, anatomy, None, unused)
 
 
 def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
@@ -182,19 +182,25 @@ def _whole_modules(names: Sequence[str]) -> peft.LoraConfig:
     return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names))
 
 
-def _trained(strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None) -> Trained:
+def _trained(
+    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None, unused: Sequence[str] = ()
+) -> Trained:
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
-    return Trained(strategy, parameters, head, _train_mode_modules(model), peft_config)
+    return Trained(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)
 
 
-def _train_mode_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules whose weights all train, with all that is inside (a dropout owns no weights), and LoRA's dropouts."""
+def _train_mode_modules(model: nn.Module, unused: Sequence[str]) -> tuple[str, ...]:
+    """Modules whose weights all train, and layers with LoRA, each with all that is inside: a dropout owns no weights.
+
+    The frozen linear layer inside a LoRA layer has no mode of its own; a quantised one then takes its training path,
+    and DoRA asks the whole layer whether to drop out.
+    """
     trains = set()
     for name, module in model.named_modules():
-        weights = list(module.parameters())
+        weights = [weight for path, weight in module.named_parameters() if f"{name}.{path}" not in unused]
         whole = bool(weights) and all(weight.requires_grad for weight in weights)
-        if whole or "lora_dropout" in name.split(".") or name.rpartition(".")[0] in trains:
+        if whole or hasattr(module, "lora_dropout") or name.rpartition(".")[0] in trains:
             trains.add(name)
     return tuple(sorted(trains))
 

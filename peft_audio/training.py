@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -24,7 +25,7 @@ from peft_audio.accelerator import seed_dropout
 from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.metrics import compute_metrics
-from peft_audio.optimizer import make_optimizer, make_schedule, shrink
+from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
 from peft_audio.spec_augment import masked
 from peft_audio.strategies import Trained
 from peft_audio.tracking import Log
@@ -55,6 +56,8 @@ class Result:
         steps: Optimizer steps made.
         train_seconds: Time in training steps, decoding included, validation not.
         samples_per_second: Clips trained on in each of those seconds, over all processes.
+        peak_memory_bytes: The most that the first process held by the end of the training: on its device on CUDA, the
+            whole process, libraries included, on a CPU.
     """
 
     model: Any
@@ -62,6 +65,7 @@ class Result:
     steps: int
     train_seconds: float
     samples_per_second: float
+    peak_memory_bytes: int
 
 
 def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
@@ -115,7 +119,7 @@ def train(
             steps = _steps(model, wrapped, loaders.train, optimizer, cfg, accelerator)
             for loss in islice(steps, total - step):
                 step += 1
-                lines.append({"step": step, "learning_rate": schedule.get_last_lr()[0], "loss": loss})
+                lines.append({"step": step, "loss": loss} | current_rates(optimizer))
                 # fp16 skips steps until it has found its scale.
                 if not accelerator.optimizer_step_was_skipped:
                     schedule.step()
@@ -125,7 +129,7 @@ def train(
             clips += sum(len(indices) for indices in order.step_indices()[: len(lines)])
             log.write(lines)
             _check_finite(lines, epoch)
-            metrics = evaluate(model, loaders.validation, accelerator).metrics
+            metrics = evaluate(model, loaders.validation, accelerator, mixed_precision=True).metrics
             summary = _summary(epoch, lines, metrics)
             log.write([summary])
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
@@ -134,28 +138,27 @@ def train(
                 progress.console.print(_epoch_line(summary, cfg.epochs, patient), highlight=False, soft_wrap=True)
             if step == total or not patient:
                 break
+    peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
-    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    if best.weights is None:
-        raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
-    model.load_state_dict(best.weights, strict=False)
-    return Result(model, best.epoch, step, seconds, clips / seconds)
+    model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
+    return Result(model, best.epoch, step, seconds, clips / seconds, peak)
 
 
-def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator) -> Evaluation:
+def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_precision: bool = False) -> Evaluation:
     """Run a split through the model once, all processes together, and gather by clip.
 
     Args:
         model: Gives `logits`; unwrapped.
         loader: This process's share of the split.
         accelerator: Where it runs.
+        mixed_precision: Compute as training does, which is faster; in float32, as what is saved, when false.
 
     Returns:
         The logits of every clip, in the order of the split's rows, the same on every process.
     """
     model.eval()
     found = []
-    with torch.inference_mode(), accelerator.autocast():
+    with torch.inference_mode(), accelerator.autocast() if mixed_precision else nullcontext():
         for batch in loader:
             logits = _logits(model, send_to_device(batch, accelerator.device)).float().cpu()
             found.append(torch.cat([batch["index"][:, None], batch["label"][:, None], logits], dim=1))
@@ -181,11 +184,18 @@ class Best:
     def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trained) -> Best:
         """Itself, or the given epoch where that is better by `metric`; the earlier one wins a tie."""
         score = -metrics["loss"] if metric == "loss" else metrics[metric]
-        # Written so that NaN, which is not greater than anything, never is the best.
-        if not score > self.score:
+        # NaN logits have a label on top too, and so an accuracy.
+        if not math.isfinite(metrics["loss"]) or not score > self.score:
             return self
         weights = dict(model.named_parameters())
         return Best(score, epoch, {name: weights[name].detach().cpu().clone() for name in trained.parameters})
+
+    def restore(self, model: Any) -> Any:
+        """The model with these weights."""
+        if self.weights is None:
+            raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
+        model.load_state_dict(self.weights, strict=False)
+        return model
 
 
 def _steps(
@@ -254,3 +264,15 @@ def _epoch_line(summary: dict[str, Any], epochs: int, patient: bool) -> str:
 def _progress(accelerator: Accelerator) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, transient=True, disable=not accelerator.is_main_process)
+
+
+def peak_memory_bytes(accelerator: Accelerator) -> int:
+    """The most memory that this process has held on its device so far, in bytes."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
+    # Linux counts in kibibytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

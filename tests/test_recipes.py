@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import write_tone
 from safetensors.torch import load_file
@@ -333,6 +336,94 @@ def test_the_mains_differ_in_one_line_and_their_settings() -> None:
     assert len(different) == 1
     assert len(different[0]) == len(STRATEGIES)
     assert all(line.startswith("(model, trained) = ") or line.startswith("model, trained = ") for line in different[0])
+
+
+@pytest.fixture(scope="module")
+def short_runs(
+    tones: Path, tiny_base: Path, lora: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Make a run of LoRA's recipe in this process with some settings; its folder."""
+    root = tmp_path_factory.mktemp("short")
+    patch = pytest.MonkeyPatch()
+
+    def make(name: str, *flags: str) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        patch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+        arguments = [*settings(tones, tiny_base, root / name), "--train.epochs", "2", *flags]
+        lora.main(parse_config(LoraRecipe, arguments))
+        patch.undo()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return root / name
+
+    return make
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(run) if "loss" in line]
+
+
+def test_each_switch_reaches_the_training(short_runs: Callable[..., Path]) -> None:
+    dropout = ("--model.dropout", "0.3")
+    plain, again, quiet = (losses_of(short_runs(*flags)) for flags in (("plain",), ("again",), ("quiet", *dropout)))
+    assert plain == again == quiet, "frozen parts draw no dropout"
+    switches = {
+        "time": ("--augment.mask_time_share", "0.4", "--augment.mask_time_frames", "3"),
+        "features": ("--augment.mask_feature_share", "0.4"),
+        "preset": ("--augment.preset", "environment"),
+        "frozen": (*dropout, "--train.frozen_dropout", "true"),
+        "smoothing": ("--train.label_smoothing", "0.1"),
+        "mixture": ("--model.layer_weighted_sum", "true"),
+        "int8": ("--model.quantization", "int8"),
+        "bf16": ("--train.mixed_precision", "bf16"),
+    }
+    for name, flags in switches.items():
+        found = losses_of(short_runs(name, *flags))
+        assert np.abs(np.subtract(found, plain)).max() > 1e-4, name
+
+
+@pytest.mark.parametrize("flags", [("--model.quantization", "nf4"), ("--train.mixed_precision", "bf16")])
+def test_what_is_reported_is_what_the_saved_adapter_says_in_float32(
+    flags: tuple[str, str], short_runs: Callable[..., Path], tones: Path
+) -> None:
+    run = short_runs("-".join(flags).replace("-", "").replace(".", ""), *flags, "--train.learning_rate", "0.05")
+    adapter = adapters.load_adapter(run / "adapter")
+    rows = pq.read_table(run / "predictions.parquet").to_pylist()
+    logits = adapter.logits([soundfile.read(tones / row["id"], dtype="float32")[0] for row in rows])
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = [[row[f"probability_{label}"] for label in adapter.labels] for row in rows]
+    np.testing.assert_allclose(odds, expected, rtol=0, atol=1e-5)
+    assert verify.check_probes(run / "adapter") == []
+
+
+def test_training_clips_are_evaluated_and_trackers_written_when_asked_for(short_runs: Callable[..., Path]) -> None:
+    run = short_runs("asked", "--train.evaluate_train", "true", "--train.log_with", "[tensorboard]")
+    report = json.loads((run / "report.json").read_text())
+    rows = [row for row in pq.read_table(run / "predictions.parquet").to_pylist() if row["split"] == "train"]
+    assert len(rows) == report["train_clips"] == 12
+    right = [row["label"] for row in rows]
+    said = ["high" if row["probability_high"] > row["probability_low"] else "low" for row in rows]
+    assert report["train_accuracy"] == pytest.approx(accuracy_score(right, said))
+    assert report["train_macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_what_one_process_alone_meets_is_said(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tones, tmp_path / "data")
+    held_out = sorted(data.glob("validation/*/*.wav"), key=lambda path: path.stat().st_size)
+    # By length, the second process takes the second clip; its header is as it should be.
+    samples, rate = soundfile.read(held_out[1], dtype="float32")
+    samples[100] = np.nan
+    soundfile.write(held_out[1], samples, rate, subtype="FLOAT")
+    command = [ACCELERATE, "launch", *TWO_PROCESSES, str(ROOT / "recipes" / "head_only.py")]
+    child = subprocess.run(
+        [*command, *settings(data, tiny_base, tmp_path / "run")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode != 0
+    assert re.search(rf"error \(process 1\): \S*{held_out[1].name} holds samples that are NaN", child.stderr)
 
 
 def test_a_finished_run_is_left_as_it_is(

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 Strategy = Callable[[Any], tuple[Any, Trained]]
 STRATEGIES: dict[str, Strategy] = {
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
-    "dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
+    "dora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_dora=True)),
     "head_only": freeze_all_but_head,
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
@@ -204,9 +204,10 @@ def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], st
         assert on == heads | last
         assert "wav2vec2.encoder.layers.1.dropout" in on
     else:
-        parts = {part for name in on & transformer for part in name.split(".")}
-        assert all("lora_" in name for name in on & transformer), parts
-        assert "wav2vec2.encoder.layers.0.attention.q_proj.lora_dropout" in on or strategy == "dora"
+        changed = set(changed_layers(model))
+        assert all(name.startswith(tuple(changed)) for name in on & transformer)
+        assert changed <= on
+        assert not any(name.endswith("dropout") and "lora_dropout" not in name for name in on)
         assert {"projector.modules_to_save.default", "classifier.modules_to_save.default"} <= on
     model.eval()
     assert training_modes(model) == set()
@@ -222,6 +223,19 @@ def test_frozen_dropout_brings_the_documented_modes_back(bases: dict[str, Path],
         assert not torch.equal(logits(model), logits(model))
 
 
+def test_full_fine_tuning_drops_out_everywhere_beside_a_mixture_too(bases: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    plain, mixture = (
+        load_classifier(ModelConfig(name=str(bases["layer"]), layer_weighted_sum=on), LABELS) for on in (False, True)
+    )
+    modes = []
+    for classifier_ in (plain, mixture):
+        model, trained = freeze_nothing(classifier_, FullConfig())
+        set_modes(model, trained)
+        modes.append({name for name, module in model.named_modules() if module.training and "dropout" in name})
+    assert modes[0] == modes[1] and "wav2vec2.encoder.dropout" in modes[0]
+
+
 def test_encoder_dropout_is_what_was_asked_for(bases: dict[str, Path]) -> None:
     for share, expected in ((None, 0.1), (0.0, 0.0), (0.4, 0.4)):
         model = load_classifier(ModelConfig(name=str(bases["group"]), dropout=share), LABELS)
@@ -231,7 +245,7 @@ def test_encoder_dropout_is_what_was_asked_for(bases: dict[str, Path]) -> None:
         assert {module.p for module in model.wav2vec2.encoder.modules() if isinstance(module, nn.Dropout)} == {expected}
 
 
-@pytest.mark.parametrize(("strategy", "noisy"), [("lora", True), ("dora", False), ("head_only", False), ("full", True)])
+@pytest.mark.parametrize(("strategy", "noisy"), [("lora", True), ("dora", True), ("head_only", False), ("full", True)])
 def test_only_the_dropout_of_what_trains_is_drawn(bases: dict[str, Path], strategy: str, noisy: bool) -> None:
     model, trained = STRATEGIES[strategy](classifier(bases["group"]))
     fill_b(model)

@@ -267,7 +267,7 @@ def test_the_best_epoch_on_validation_is_kept(set_up: Any, monkeypatch: pytest.M
     setup = set_up(epochs=4, best_metric="accuracy")
     setup = dataclasses.replace(setup, loaders=dataclasses.replace(setup.loaders, test=Poisoned()))
 
-    def scripted(model: Any, loader: Any, accelerator: Accelerator) -> training.Evaluation:
+    def scripted(model: Any, loader: Any, *args: Any, **kwargs: Any) -> training.Evaluation:
         assert loader is setup.loaders.validation
         snapshots.append(setup.weights())
         metrics = {"loss": 1.0, "accuracy": next(scores), "macro_f1": 0.0}
@@ -322,7 +322,7 @@ def test_patience_ends_training_after_so_many_epochs_without_a_new_best(
 ) -> None:
     setup, script = set_up(epochs=len(scores), best_metric="accuracy", early_stopping_patience=patience), iter(scores)
 
-    def scripted(*args: Any) -> training.Evaluation:
+    def scripted(*args: Any, **kwargs: Any) -> training.Evaluation:
         metrics = {"loss": 1.0, "accuracy": next(script), "macro_f1": 0.0}
         return training.Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
 
@@ -416,6 +416,39 @@ def test_the_schedule_is_transformers_own(schedule: str) -> None:
     reference = rates(lambda optimizer: transformers.get_scheduler(schedule, optimizer, 5, 20))
     assert rates(lambda optimizer: make_schedule(optimizer, cfg, 20)) == pytest.approx(reference)
     assert max(reference) == reference[5] == 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_each_process_draws_dropout_of_its_own(dropout: float, set_up: Any) -> None:
+    losses = []
+    (batch,) = set_up("full").loaders.validation
+    for index in (0, 1):
+        accelerator = OneOfTwo()
+        accelerator.index = index
+        setup = set_up("full", accelerator=accelerator, batch_size=13)
+        _without_dropout(setup.model)
+        setup.model.wav2vec2.encoder.dropout.p = dropout
+        # The same batch for both, so that nothing else can differ.
+        setup = dataclasses.replace(setup, loaders=dataclasses.replace(setup.loaders, train=[batch]))
+        setup.train()
+        losses.append([line["loss"] for line in setup.lines() if "loss" in line])
+    assert (losses[0] == losses[1]) is (dropout == 0)
+
+
+def test_a_model_of_nan_is_never_the_best(set_up: Any) -> None:
+    setup = set_up()
+    best = training.Best().better_of({"loss": math.nan, "macro_f1": 0.5}, "macro_f1", 1, setup.model, setup.trained)
+    assert best.epoch == 0
+    with pytest.raises(UserError, match=r"never a finite number; lower --train.learning_rate"):
+        best.restore(setup.model)
+
+
+def test_the_rates_of_body_and_head_are_logged_by_name(set_up: Any) -> None:
+    for strategy, expected in (("full", (1e-2, 1e-3)), ("head_only", (1e-3, 1e-3))):
+        setup = set_up(strategy, head_learning_rate=1e-3, warmup_share=0.0)
+        setup.train()
+        first = setup.lines()[0]
+        assert (first["learning_rate"], first["head_learning_rate"]) == pytest.approx(expected)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(set_up: Any) -> None:

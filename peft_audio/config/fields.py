@@ -139,7 +139,7 @@ class AugmentConfig:
         mask_time_share: SpecAugment over time (Park et al., 2019, arXiv 1904.08779): this share of a clip's frames is
             replaced in training by the encoder's mask vector, in spans. 0, our default, turns it off; transformers has
             0.05.
-        mask_time_frames: Length of a span, in frames of 20 ms; 10 as in transformers. Halved on clips too short for it.
+        mask_time_frames: Length of a span, in frames of 20 ms; 10 as in transformers. At most half of the clip.
         mask_feature_share: SpecAugment over features: this share of the channels that the transformer is fed is set to
             zero for a whole clip, in spans. 0 turns it off, as in transformers.
         mask_feature_channels: Length of a span, in channels; 10 as in transformers.
@@ -167,8 +167,8 @@ class TrainConfig:
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        epochs: Passes over the training split. The best one on validation is kept, often an early one; the default
-            leaves the bundled digits room to show it.
+        epochs: Passes over the training split; the same default in every recipe, so that all see the clips equally
+            often. The best one on validation is kept; 8 leave the bundled digits room to show which.
         max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
         early_stopping_patience: Stop after this many epochs without a new best; never when not given.
         batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
@@ -181,7 +181,8 @@ class TrainConfig:
         learning_rate: Peak rate for what the strategy trains. The recipes' defaults were chosen on the bundled
             validation split (docs/results.md). Full fine-tuning of wav2vec2-base is published with 3e-5 (transformers'
             audio classification example) to 1e-4: lower it there.
-        head_learning_rate: Peak rate for the fresh head; learning_rate when not given.
+        head_learning_rate: Peak rate for the fresh head; learning_rate when not given. Where pretrained weights train
+            at a lower one, the default is head-only tuning's 1e-3.
         weight_decay: Decoupled L2: matrices that train shrink by this times the rate in each step (not biases and
             norms). 0.01 is AdamW's default in torch.
         l1: Decoupled L1: entries of matrices that train move towards zero by this times the rate in each step, and

@@ -64,7 +64,10 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     try:
         main(cfg)
     except UserError as error:
-        _fail(str(error))
+        # Perhaps only this process met it, in a clip of its own share: each says what it met.
+        process = os.environ.get("RANK", "0")
+        print(f"error{'' if process == '0' else f' (process {process})'}: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         _fail("stopped before the end, no adapter was saved. Start again with --train.overwrite true.", 130)
 
@@ -155,7 +158,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    # All processes of a run meet the same error; one says it.
+    # All processes of a run are given the same settings; one says what is wrong with them.
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
