@@ -77,7 +77,9 @@ def read_record(folder: Path) -> AdapterRecord:
         UserError: It is missing, damaged or of a newer version.
     """
     if not (folder / RECORD).is_file():
-        raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give runs/<name>/adapter.")
+        inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
+        hint = str(inside[0]) if inside else "runs/<name>/adapter, or runs/full/model"
+        raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give {hint}.")
     try:
         stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if stored["schema_version"] > SCHEMA_VERSION:

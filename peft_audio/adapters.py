@@ -148,6 +148,7 @@ def save_adapter(run_folder: Path, model: Any, trained: Trained, extractor: Any,
     extractor.save_pretrained(aside)
     (aside / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(adapter_readme(record), encoding="utf-8")
+    print("loading a copy in a fresh process, to compare its answers ...", flush=True)
     _verify_copy(aside)
     aside.rename(folder)
     return folder

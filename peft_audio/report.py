@@ -146,7 +146,8 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
         for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
             value = getattr(report, f"{split}_{metric}")
             if value is not None or split == "test":
-                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}")
+                of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
+                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
     table.add_row("kept epoch", str(report.best_epoch))
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")

@@ -100,6 +100,8 @@ def start_run(cfg: Recipe, splits: Splits, base: Base, accelerator: Accelerator,
         pq.write_table(splits.table(), folder / "splits.parquet")
         counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
         print(f"{len(splits.labels)} classes; clips: {counts}")
+        if cfg.model.quantization != "none":
+            print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
         if splits.ignored:
             print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
     accelerator.wait_for_everyone()

@@ -134,9 +134,10 @@ def train(
             log.write([summary])
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
             patient = epoch - best.epoch < (cfg.early_stopping_patience or sys.maxsize)
+            ended = "" if (patient and step < total) or epoch == cfg.epochs else "max_steps" if patient else "patience"
             if accelerator.is_main_process:
-                progress.console.print(_epoch_line(summary, cfg.epochs, patient), highlight=False, soft_wrap=True)
-            if step == total or not patient:
+                progress.console.print(_epoch_line(summary, cfg.epochs, ended), highlight=False, soft_wrap=True)
+            if ended:
                 break
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
@@ -253,11 +254,11 @@ def _summary(epoch: int, lines: list[dict[str, Any]], metrics: dict[str, float])
     return {"epoch": epoch, "step": lines[-1]["step"], "train_loss": loss} | validation
 
 
-def _epoch_line(summary: dict[str, Any], epochs: int, patient: bool) -> str:
+def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
     return (
         f"epoch {summary['epoch']:>{len(str(epochs))}}/{epochs}  train loss {summary['train_loss']:.3f}  "
         f"validation loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
-        f"macro-F1 {summary['validation_macro_f1']:.3f}" + ("" if patient else "  (patience is at its end)")
+        f"macro-F1 {summary['validation_macro_f1']:.3f}" + (f"  (ends here: {ended})" if ended else "")
     )
 
 

@@ -152,7 +152,7 @@ json.dump({"logits": answered, "names": model.config.id2label}, open("answers.js
 """
     (adapter / "snippet.py").write_text(blocks[0] + more, encoding="utf-8")
     child = subprocess.run([sys.executable, "snippet.py"], cwd=adapter, capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stderr
+    assert (child.returncode, child.stderr) == (0, "")
     answers = json.loads((adapter / "answers.json").read_text())
     loaded = load_adapter(folder)
     np.testing.assert_allclose(answers["logits"], loaded.logits(clips), rtol=0, atol=1e-5)
@@ -187,6 +187,11 @@ def test_a_whole_model_is_an_ordinary_directory_that_needs_no_base(
         load_adapter(folder)
     save_file({**weights, "classifier.bias": head + 1e-3}, folder / "model.safetensors", metadata={"format": "pt"})
     assert any("logits differ by" in problem for problem in verify.check_probes(folder))
+
+
+def test_the_folder_of_a_run_is_answered_with_what_is_in_it(saved: Saved) -> None:
+    with pytest.raises(UserError, match=rf"it has no peft_audio.json. Give {re.escape(str(saved.folder))}"):
+        load_adapter(saved.folder.parent)
 
 
 def edit_record(folder: Path, **changes: Any) -> None:

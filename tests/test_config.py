@@ -301,3 +301,17 @@ def test_a_missing_package_is_told_before_any_work(
     assert f"while {package} is not installed. Try pip install {package}." in message
     monkeypatch.setattr("peft_audio.config.fields.find_spec", lambda name: object())
     parse_config(LoraRecipe, setting)
+
+
+@pytest.mark.parametrize("given", [["--lora.r", "4"], ["--lora.rank", "4"], ["--config", "YAML"]])
+def test_a_setting_of_another_recipe_names_that_recipe(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "of-lora.yaml", "lora: {r: 4}\n")
+    message = refusal(capsys, [file if word == "YAML" else word for word in given], FullRecipe)
+    assert "no such setting here; it belongs to recipes/lora.py" in message
+
+
+def test_broken_yaml_is_told_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, ["--config", write(tmp_path / "run.yaml", "train:\n  epochs: 3\n  rates: [1,\n")])
+    assert re.search(r"run.yaml is not plain YAML \(line \d: .+\); mend it\.$", message)

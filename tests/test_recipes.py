@@ -378,7 +378,7 @@ def test_each_switch_reaches_the_training(short_runs: Callable[..., Path]) -> No
     }
     for name, flags in switches.items():
         found = losses_of(short_runs(name, *flags))
-        assert np.abs(np.subtract(found, plain)).max() > 1e-4, name
+        assert found != plain, f"{name} is read and changes nothing"
 
 
 @pytest.mark.parametrize("flags", [("--model.quantization", "nf4"), ("--train.mixed_precision", "bf16")])

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_audio.config.fields import UserError
+from peft_audio.config.recipes import OWN_SECTIONS
 
 Recipe = TypeVar("Recipe")
 
@@ -83,7 +84,8 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
     for group, kind in get_type_hints(recipe).items():
         hints = get_type_hints(kind)
         for field in fields(kind):
-            example = "" if field.default is None or field.default is MISSING else f", such as {field.default}"
+            # A choice is its own example.
+            example = f", such as {field.default}" if type(field.default) in (int, float) else ""
             flags[f"{group}.{field.name}"] = _takes(hints[field.name]) + example
     return flags
 
@@ -95,7 +97,7 @@ def _takes(hint: Any) -> str:
         (item,) = get_args(hint)
         if get_origin(item) is Literal:
             return f"a list such as [{', '.join(get_args(item))}]"
-        return "a list such as [0, 1]" if item is int else "a list of names"
+        return "a list such as [0, 1]" if item is int else "a list such as [q_proj, v_proj]"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)
@@ -123,8 +125,11 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"--config: {file} {what}; give a YAML file.") from error
+    except yaml.MarkedYAMLError as error:
+        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"--config: {file} is not plain YAML ({at}{error.problem}); mend it.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())[:120]}).") from error
+        raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())}); mend it.") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
     for section, settings in (content or {}).items():
@@ -137,6 +142,9 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
 
 
 def _unknown(name: str, recipe: type[Any]) -> str:
+    home = OWN_SECTIONS.get(name.partition(".")[0])
+    if home and not any(flag.startswith(name.partition(".")[0]) for flag in flags_of(recipe)):
+        return f"--{name}: no such setting here; it belongs to {home}. Leave it out, or use that recipe."
     close = difflib.get_close_matches(name, flags_of(recipe), n=1, cutoff=0.5)
     hint = f"Did you mean --{close[0]}? " if close else ""
     return f"--{name}: no such setting. {hint}--help lists all of them."

@@ -15,6 +15,13 @@ from peft_audio.config.fields import (
     share,
 )
 
+# Which recipe a section that is not everybody's belongs to.
+OWN_SECTIONS = {
+    "lora": "recipes/lora.py",
+    "last_n_layers": "recipes/last_n_layers.py",
+    "full": "recipes/full.py",
+}
+
 
 @dataclass(frozen=True)
 class LoraConfig:
