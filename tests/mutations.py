@@ -1,6 +1,6 @@
 """Break the package in named ways, one at a time, and show which test notices each.
 
-    python tests/mutations.py                # all of them, about ten minutes
+    python tests/mutations.py                # all of them, about half an hour on two cores
     python tests/mutations.py "no mask"      # those whose name holds the words
 
 Each mutation is made in a copy of the checkout, never in the checkout. The exit code is 1 if a mutation was not caught,
@@ -201,13 +201,6 @@ MUTATIONS = (
         "peft_audio/batching.py",
         "self.masks(len(values), [self.seed, draw.epoch, draw.index])",
         "self.masks(len(values), [self.seed, draw.index])",
-        "tests/test_batching.py",
-    ),
-    Mutation(
-        "SpecAugment reaches evaluation",
-        "peft_audio/batching.py",
-        "if draw.epoch is not None and self.masks:",
-        "if self.masks:",
         "tests/test_batching.py",
     ),
     Mutation(
