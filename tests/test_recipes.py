@@ -93,7 +93,18 @@ def settings(data: Path, base: Path, output: Path) -> list[str]:
 
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-TWO_PROCESSES = ["--config_file", str(ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml")]
+LAUNCH_CONFIGS = ROOT / "recipes" / "accelerate"
+
+
+def two_processes() -> list[str]:
+    """On a port that nothing else listens on."""
+    return ["--config_file", str(LAUNCH_CONFIGS / "two_cpu_processes.yaml"), "--main_process_port", free_port()]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def launch(
@@ -240,7 +251,7 @@ def test_two_processes_do_what_one_does(
         monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
         recipe.main(parse_config(RECIPES[strategy], [*more, "--train.output_dir", str(one)]))
     printed, warned = launch(
-        TWO_PROCESSES,
+        two_processes(),
         [*more, "--train.gradient_accumulation_steps", "2"],
         tmp_path,
         strategy,
@@ -286,13 +297,10 @@ def test_sets_of_names_are_saved_in_one_order(launched: tuple[Path, str], tmp_pa
 
 
 def test_two_machines_on_loopback(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     arguments = [*settings(tones, tiny_base, tmp_path / "run"), "--train.max_steps", "4"]
-    config = str(ROOT / "recipes" / "accelerate" / "several_machines.yaml")
+    config = str(LAUNCH_CONFIGS / "several_machines.yaml")
     recipe = [str(ROOT / "recipes" / "head_only.py"), *arguments]
-    shared = [ACCELERATE, "launch", "--config_file", config, "--main_process_port", str(port)]
+    shared = [ACCELERATE, "launch", "--config_file", config, "--main_process_port", free_port()]
     machines = [
         subprocess.Popen(
             [*shared, "--machine_rank", str(rank), *recipe],
@@ -309,7 +317,7 @@ def test_two_machines_on_loopback(tones: Path, tiny_base: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "run" / "report.json").read_text())["num_processes"] == 2
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(LAUNCH_CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_launch_configs_are_what_accelerate_takes(file: Path) -> None:
     config = load_config_from_file(str(file))
     assert config.mixed_precision == "no", "the recipe decides the precision"
@@ -414,7 +422,7 @@ def test_what_one_process_alone_meets_is_said(tones: Path, tiny_base: Path, tmp_
     samples, rate = soundfile.read(held_out[1], dtype="float32")
     samples[100] = np.nan
     soundfile.write(held_out[1], samples, rate, subtype="FLOAT")
-    command = [ACCELERATE, "launch", *TWO_PROCESSES, str(ROOT / "recipes" / "head_only.py")]
+    command = [ACCELERATE, "launch", *two_processes(), str(ROOT / "recipes" / "head_only.py")]
     child = subprocess.run(
         [*command, *settings(data, tiny_base, tmp_path / "run")],
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
