@@ -96,7 +96,7 @@ def test_a_base_from_the_hub_is_pinned_to_its_commit(hub: tuple[str, list[str]],
         check=False,
     )
     assert child.returncode == 0, child.stderr
-    assert json.loads(child.stdout) == {"name": "org/tiny", "commit": COMMIT, "loaded": COMMIT}
+    assert json.loads(child.stdout.splitlines()[-1]) == {"name": "org/tiny", "commit": COMMIT, "loaded": COMMIT}
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] == COMMIT
     readme = (tmp_path / "adapter" / "README.md").read_text()
     assert 'BASE = "org/tiny"' in readme and f'revision="{COMMIT}"' in readme
