@@ -1,7 +1,8 @@
-"""Run recipes for several seeds, and perhaps several values of one setting, and print mean and spread.
+r"""Run recipes for several seeds or folds, and perhaps several values of one setting, and print mean and spread.
 
     python benchmarks/repeat.py                                            # the four recipes' defaults, five seeds
     python benchmarks/repeat.py --recipes full --flag train.learning_rate --values 1e-4 3e-4 --seeds 2 --validation-only
+    python benchmarks/repeat.py --recipes lora --folds 5 -- --data.source FOLDER --data.group_pattern "^(\d)-"
 
 Each run is the process that a user would start; earlier runs in the same folders are replaced. Settings are chosen
 with `--validation-only`, which leaves the test split unread. `--jobs` runs several at once, which makes the seconds of
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", choices=NAMES, default=NAMES, help="which (default: all four)")
     parser.add_argument("--seeds", type=int, default=5, help="train.seed goes from 0 to this minus 1 (default: 5)")
+    parser.add_argument("--folds", type=int, help="instead of seeds: hold out each of so many folds once, with seed 0")
     parser.add_argument("--flag", help="a setting to vary, such as train.learning_rate")
     parser.add_argument("--values", nargs="+", default=[""], help="its values")
     parser.add_argument("--validation-only", action="store_true", help="do not read the test split")
@@ -45,8 +47,12 @@ def main() -> None:
                     extra += ["--train.evaluate_test", "false"]
                 name = f"{recipe}, {options.flag} {value}" if options.flag else recipe
                 place = options.out / recipe / (f"{options.flag}={value}" if options.flag else "defaults")
-                folders = [place / str(seed) for seed in range(options.seeds)]
-                reports = list(pool.map(lambda at: run(*at), [(recipe, f, int(f.name), extra) for f in folders]))
+                if options.folds is None:
+                    runs = [(recipe, place / str(seed), seed, extra) for seed in range(options.seeds)]
+                else:
+                    cut = ["--data.num_folds", str(options.folds), "--data.fold"]
+                    runs = [(recipe, place / f"fold{i}", 0, [*extra, *cut, str(i)]) for i in range(options.folds)]
+                reports = list(pool.map(lambda at: run(*at), runs))
                 print(table_row(name, reports), flush=True)
 
 
@@ -71,7 +77,7 @@ def spread(values: list[float | None]) -> str:
 
 
 def table_row(name: str, reports: list[dict[str, Any]]) -> str:
-    """A Markdown row: mean, standard deviation and range over seeds."""
+    """A Markdown row: mean, standard deviation and range over seeds or folds."""
     columns = [spread([report[key] for report in reports]) for key in ("test_accuracy", "test_macro_f1")]
     columns += [spread([report["validation_accuracy"] for report in reports])]
     first = reports[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
@@ -65,3 +66,15 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
 def seed_dropout(cfg: TrainConfig, accelerator: Accelerator) -> None:
     """Let each process draw dropout masks of its own."""
     torch.manual_seed(cfg.seed + accelerator.process_index)
+
+
+def peak_memory_bytes(accelerator: Accelerator) -> int:
+    """The most memory that this process has held on its device so far, in bytes."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
+    # Linux counts in kibibytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from peft_audio.config import Recipe, UserError
+from peft_audio.config import DataConfig, Recipe, UserError
 from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
 
 RECORD = "peft_audio.json"
@@ -27,7 +27,8 @@ class AdapterRecord:
         layer_weighted_sum: Whether the head is fed a mixture of all layers.
         quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
         sampling_rate: Of the waveforms that the encoder takes, in hertz.
-        crop: Seconds of a clip in training (at random) and in evaluation (from the start).
+        crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of the windows that long
+            recordings are cut into, if they are.
         mask: How padding is kept out, and the shortest input in samples.
         normalisation: Whether a clip is brought to zero mean and unit variance, and when.
         metrics: Of the run that made it.
@@ -62,12 +63,19 @@ def describe_adapter(
         layer_weighted_sum=cfg.model.layer_weighted_sum,
         quantization=cfg.model.quantization,
         sampling_rate=extractor.sampling_rate,
-        crop={"training_seconds": cfg.data.max_seconds, "evaluation_seconds": cfg.data.max_eval_seconds},
+        crop=_crop(cfg.data),
         mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
         normalisation={"do_normalize": bool(extractor.do_normalize), "when": "before padding"},
         metrics=metrics,
         versions=versions(),
     )
+
+
+def _crop(cfg: DataConfig) -> dict[str, float]:
+    crop = {"training_seconds": cfg.max_seconds, "evaluation_seconds": cfg.max_eval_seconds}
+    if cfg.window_seconds is not None:
+        crop |= {"window_seconds": cfg.window_seconds, "hop_seconds": cfg.hop_seconds or cfg.window_seconds}
+    return crop
 
 
 def read_record(folder: Path) -> AdapterRecord:

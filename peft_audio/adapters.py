@@ -23,7 +23,8 @@ from transformers import AutoFeatureExtractor
 
 from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme, read_record
 from peft_audio.anatomy import LAYER_WEIGHTS
-from peft_audio.batching import collate, normalise
+from peft_audio.batching import collate
+from peft_audio.clips import normalise
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.models import (
     BUNDLED_ENCODER,

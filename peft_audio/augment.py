@@ -6,11 +6,15 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peft_audio.config import AugmentConfig
+from peft_audio.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES
+from peft_audio.config import AugmentConfig, UserError
+from peft_audio.folder import files_below
+from peft_audio.scan import scan_clip
 
 Augment = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 
@@ -19,19 +23,38 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
     """The preset as a function of a waveform and a seed, or None where nothing is to be done.
 
     Args:
-        cfg: The preset.
+        cfg: The preset, and folders of your own sounds.
         sampling_rate: Of the waveforms, in hertz.
 
     Returns:
         A function that takes float32 of shape (samples,) and a seed, a sequence of numbers, and gives float32 of the
         same shape. The same seed gives the same result in any process.
     """
-    if cfg.preset == "none":
+    if cfg.preset == "none" and cfg.noise_folder is None and cfg.impulse_response_folder is None:
         return None
-    from audiomentations import Compose
+    from audiomentations import AddBackgroundNoise, ApplyImpulseResponse, Compose
 
+    transforms = _transforms(cfg.preset, sampling_rate)
+    if cfg.impulse_response_folder is not None:
+        responses = _recordings(cfg.impulse_response_folder, "augment.impulse_response_folder")
+        transforms.append(ApplyImpulseResponse(ir_path=responses, leave_length_unchanged=True, p=0.5))
+    if cfg.noise_folder is not None:
+        noises = _recordings(cfg.noise_folder, "augment.noise_folder")
+        transforms.append(AddBackgroundNoise(sounds_path=noises, min_snr_db=3.0, max_snr_db=30.0, p=0.5))
     # A partial of a module's function can be pickled for worker processes that are spawned, a closure can not.
-    return partial(_apply, Compose(_transforms(cfg.preset, sampling_rate)), sampling_rate)
+    return partial(_apply, Compose(transforms), sampling_rate)
+
+
+def _recordings(folder: str, flag: str) -> list[str]:
+    """The recordings below a folder, each of which can be used; audiomentations would pass over those that cannot."""
+    files = [path for path in files_below(Path(folder).expanduser()) if path.suffix.lower() in AUDIO_SUFFIXES]
+    broken = [f"{path} {error}" for path in files if (error := scan_clip(path)["error"])]
+    closed = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
+    if broken or closed or not files:
+        what = "holds no recordings" if not files else f"has {len(broken + closed)} that cannot be used here"
+        more = ":\n  " + "\n  ".join((broken + closed)[:10]) if broken or closed else ""
+        raise UserError(f"--{flag}: {folder} {what}; give WAV, FLAC, OGG or MP3{more}")
+    return list(map(str, files))
 
 
 def _transforms(preset: str, sampling_rate: int) -> list[Any]:
@@ -42,6 +65,8 @@ def _transforms(preset: str, sampling_rate: int) -> list[Any]:
     """
     import audiomentations as a
 
+    if preset == "none":
+        return []
     gain_and_noise = [
         a.Gain(min_gain_db=-6.0, max_gain_db=6.0, p=0.5),
         a.AddGaussianSNR(min_snr_db=10.0, max_snr_db=40.0, p=0.5),

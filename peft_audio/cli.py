@@ -24,7 +24,11 @@ RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.par
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what the user can mend is said in one line, with exit code 2."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, settings = parser.parse_known_args(arguments)
+    if settings and options.run is not run_check:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    options.settings = settings
     from peft_audio.config import UserError
 
     try:
@@ -57,6 +61,19 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="a JSON list with the probability of every label")
     form.add_argument("--csv", action="store_true", help="a CSV table with the probability of every label")
     predict.set_defaults(run=run_predict)
+
+    check = commands.add_parser(
+        "check",
+        help="say what is wrong with a collection before it costs a training run",
+        description="Decodes every clip once. Exit code 1 if something would spoil a comparison: clips that are "
+        "unreadable, empty, silent or hold NaN, copies or groups on two sides of a split, a class missing from one.",
+        epilog="Takes the recipes' --data.* settings as well, such as --data.group_pattern, --data.group_column, "
+        "--data.splits_file or --data.fold; python recipes/lora.py --help explains them.",
+    )
+    check.add_argument("source", metavar="SOURCE", help="a folder, a manifest, a Hub dataset, or bundled")
+    check.add_argument("--json", action="store_true", help="everything that was found, as JSON")
+    check.add_argument("--jobs", type=int, help="clips read at once (default: one for each core)")
+    check.set_defaults(run=run_check)
 
     recipe = commands.add_parser(
         "recipe", help="print a recipe, or a launch config, to copy: peft-audio recipe lora > lora.py"
@@ -96,6 +113,25 @@ def run_predict(options: argparse.Namespace) -> int:
             if prediction.error is None:
                 print(f"{prediction.path}\t{prediction.label}\t{prediction.probability:.3f}")
     return _report_on_stderr(found)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Check a collection; exit code 1 if something would spoil a comparison."""
+    from rich.console import Console
+
+    from peft_audio.check import check, print_check, to_json
+    from peft_audio.config import CheckSettings, UserError, parse_config
+    from peft_audio.scan import JOBS
+
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs: got {options.jobs}, must be 1 or more. Leave it out.")
+    cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
+    found = check(cfg.data, options.jobs or JOBS)
+    if options.json:
+        print(json.dumps(to_json(found), indent=2, ensure_ascii=False))
+    else:
+        print_check(found, Console())
+    return int(found.spoiled)
 
 
 def run_recipe_command(options: argparse.Namespace) -> int:

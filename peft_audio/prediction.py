@@ -10,9 +10,10 @@ import numpy as np
 from scipy.special import softmax
 
 from peft_audio.adapters import Adapter
-from peft_audio.audio import AudioError, load_audio, read_info
+from peft_audio.audio import AUDIO_SUFFIXES, AudioError, load_audio, read_info
 from peft_audio.config import UserError
-from peft_audio.data import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, files_below
+from peft_audio.folder import files_below
+from peft_audio.windows import window_starts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Prediction:
         probability: Of that label, 0 to 1.
         probabilities: Of every label.
         seconds: Length of the recording.
-        seconds_used: How much of it, from its start, the prediction rests on.
+        seconds_used: How much of it, from its start, the prediction rests on; all of it with an adapter of windows.
         error: Why the recording cannot be used; None if it was.
     """
 
@@ -41,8 +42,9 @@ class Prediction:
 def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_size: int = 16) -> list[Prediction]:
     """Label recordings.
 
-    A recording's answer does not depend on the others. Like evaluation, it rests on the first
-    `adapter.record.crop["evaluation_seconds"]` seconds; `seconds_used` says so for each.
+    A recording's answer does not depend on the others. As in evaluation, an adapter that was trained on windows hears
+    the whole recording in such windows, and the probabilities are averaged; any other hears the first
+    `adapter.record.crop["evaluation_seconds"]` seconds, and `seconds_used` says so for each.
 
     Args:
         adapter: What `load_adapter` gives.
@@ -65,11 +67,34 @@ def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_
             lengths[i] = info.num_frames / info.sampling_rate
         except AudioError as error:
             found[i] = _failed(path, str(error))
+    parts = [(i, start, seconds) for i in lengths for start, seconds in _parts(adapter, lengths[i])]
     # Neighbours in length share a batch, which saves padding and changes no answer.
-    order = sorted(lengths, key=lambda i: lengths[i])
-    for at in range(0, len(order), batch_size):
-        found |= _predict_batch(adapter, {i: (paths[i], lengths[i]) for i in order[at : at + batch_size]})
+    parts.sort(key=lambda part: min(part[2], lengths[part[0]]))
+    sums: dict[int, np.ndarray] = {}
+    for at in range(0, len(parts), batch_size):
+        waveforms, owners = [], []
+        for i, start, seconds in parts[at : at + batch_size]:
+            try:
+                waveforms.append(load_audio(paths[i], adapter.record.sampling_rate, start, seconds))
+                owners.append(i)
+            except AudioError as error:
+                found[i] = _failed(paths[i], str(error))
+        rows = softmax(adapter.logits(waveforms), axis=1) if waveforms else []
+        for i, row in zip(owners, rows, strict=True):
+            sums[i] = sums.get(i, 0) + row.astype(np.float64)
+    limit = np.inf if "window_seconds" in adapter.record.crop else adapter.record.crop["evaluation_seconds"]
+    for i in sums.keys() - found.keys():
+        found[i] = _prediction(paths[i], sums[i] / sums[i].sum(), adapter.labels, lengths[i], min(lengths[i], limit))
     return [found[i] for i in range(len(paths))]
+
+
+def _parts(adapter: Adapter, seconds: float) -> list[tuple[float, float]]:
+    """Start and length, in seconds, of what is heard of a recording."""
+    crop = adapter.record.crop
+    window = crop.get("window_seconds")
+    if window is None or seconds <= window:
+        return [(0.0, crop["evaluation_seconds"])]
+    return [(start, window) for start in window_starts(seconds, window, crop.get("hop_seconds"))]
 
 
 def find_recordings(sources: Iterable[str | Path]) -> list[Path]:
@@ -82,9 +107,7 @@ def find_recordings(sources: Iterable[str | Path]) -> list[Path]:
     for source in map(Path, sources):
         if source.is_dir():
             # What looks like audio but cannot be decoded is reported, not passed over.
-            inside = [
-                path for path in files_below(source) if path.suffix.lower() in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
-            ]
+            inside = [path for path in files_below(source) if path.suffix.lower() in AUDIO_SUFFIXES]
             if not inside:
                 raise UserError(f"{source}: no recordings ({', '.join(sorted(AUDIO_SUFFIXES))}) in this folder.")
             paths += inside
@@ -93,22 +116,6 @@ def find_recordings(sources: Iterable[str | Path]) -> list[Path]:
         else:
             raise UserError(f"{source}: no such file or folder; give recordings or folders of recordings.")
     return paths
-
-
-def _predict_batch(adapter: Adapter, clips: dict[int, tuple[Path, float]]) -> dict[int, Prediction]:
-    limit = adapter.record.crop["evaluation_seconds"]
-    found, waveforms = {}, {}
-    for i, (path, _) in clips.items():
-        try:
-            waveforms[i] = load_audio(path, adapter.record.sampling_rate, seconds=limit)
-        except AudioError as error:
-            found[i] = _failed(path, str(error))
-    if waveforms:
-        probabilities = softmax(adapter.logits(list(waveforms.values())), axis=1)
-        for i, row in zip(waveforms, probabilities, strict=True):
-            path, seconds = clips[i]
-            found[i] = _prediction(path, row, adapter.labels, seconds, min(seconds, limit))
-    return found
 
 
 def _prediction(path: Path, row: np.ndarray, labels: Sequence[str], seconds: float, used: float) -> Prediction:

@@ -15,10 +15,11 @@ from torch import nn
 
 from peft_audio.adapters import saved_folder, saved_weights
 from peft_audio.data import BUNDLED, Splits
+from peft_audio.evaluation import Evaluation
 from peft_audio.models import versions
-from peft_audio.run import Run
+from peft_audio.run import Run, save_skipped
 from peft_audio.strategies import Trained
-from peft_audio.training import Evaluation, Result
+from peft_audio.training import Result
 
 SCHEMA_VERSION = 1
 
@@ -28,9 +29,11 @@ class RunReport:
     """One run, as `report.json` holds it.
 
     `test_*` and `train_*` are None where the split was not read. `total_seconds` is from the start of `main` to the
-    report, saving and verifying included; `train_seconds` is time in training steps. `samples_per_second` are clips
-    trained on in each of the latter. `peak_memory_bytes` is the device's peak allocation on CUDA, and the largest
-    resident size of the first process, libraries included, on a CPU.
+    report, saving and verifying included; `train_seconds` is time in training steps, `data_wait_share` the share of it
+    that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
+    `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
+    out. `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's
+    peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
     """
 
     strategy: str
@@ -50,14 +53,18 @@ class RunReport:
     train_seconds: float
     total_seconds: float
     samples_per_second: float
+    data_wait_share: float
     peak_memory_bytes: int
     num_processes: int
     mixed_precision: str
     device: str
     seed: int
-    train_clips: int
+    train_clips: int | None
     validation_clips: int
     test_clips: int
+    skipped_clips: int
+    validation_is_test: bool
+    dataset_revision: str | None
     dataset_sha256: str
     split_sha256: str
     base_sha256: str
@@ -93,6 +100,7 @@ def finish_run(
         The report; None on other processes, which may not see the folder.
     """
     run.log.close()
+    skipped = save_skipped(run)
     run.accelerator.end_training()
     if not run.accelerator.is_main_process:
         return None
@@ -118,14 +126,18 @@ def finish_run(
         train_seconds=result.train_seconds,
         total_seconds=time.perf_counter() - run.began,
         samples_per_second=result.samples_per_second,
+        data_wait_share=result.data_wait_share,
         peak_memory_bytes=result.peak_memory_bytes,
         num_processes=run.accelerator.num_processes,
         mixed_precision=run.accelerator.mixed_precision,
         device=str(run.accelerator.device),
         seed=run.cfg.train.seed,
-        train_clips=len(run.splits.train),
-        validation_clips=len(run.splits.validation),
-        test_clips=len(run.splits.test),
+        train_clips=None if run.splits.stream else len(run.splits.recordings("train")),
+        validation_clips=len(run.splits.recordings("validation")),
+        test_clips=len(run.splits.recordings("test")),
+        skipped_clips=skipped,
+        validation_is_test=run.cfg.data.validate_on_test,
+        dataset_revision=run.splits.revision,
         dataset_sha256=run.splits.dataset_sha256(),
         split_sha256=run.splits.split_sha256(),
         base_sha256=run.base.sha256,
@@ -134,7 +146,7 @@ def finish_run(
     aside = run.folder / "report.json.partial"
     aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     aside.replace(run.folder / "report.json")
-    print_report(report, product, example_clip(run.splits))
+    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
     return report
 
 
@@ -152,6 +164,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     table.add_row("speed", f"{report.samples_per_second:.1f} clips per second")
+    table.add_row("waiting for data", f"{report.data_wait_share:.0%} of that time")
     table.add_row("peak memory", f"{report.peak_memory_bytes / 2**20:,.0f} MiB")
     table.add_row(product.name, f"{report.adapter_bytes / 1000:,.0f} kB")
     console = Console()
@@ -161,7 +174,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     console.print(f"try it:  {command}", highlight=False, soft_wrap=True, markup=False)
 
 
-def example_clip(splits: Splits) -> str:
+def example_clip(splits: Splits, source: str) -> str:
     """A recording to try the adapter on: the first test clip, or the bundled example."""
-    path = splits.test[0]["audio"]["path"] or str(BUNDLED / "example.flac")
+    path = splits.test[0]["path"] or (str(BUNDLED / "example.flac") if source == "bundled" else "your_clip.wav")
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

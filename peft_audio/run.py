@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -11,14 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from scipy.special import softmax
 
+from peft_audio.collection import SPLITS
 from peft_audio.config import Recipe, TrainConfig, UserError, to_yaml
-from peft_audio.data import SPLITS, Splits
+from peft_audio.data import Splits
+from peft_audio.evaluation import Evaluation
 from peft_audio.models import Base
 from peft_audio.tracking import Log, start_log
-from peft_audio.training import Evaluation
 
+SKIPPED = "skipped_clips.csv"
 RUN_FILES = {
     "adapter",
     "adapter.partial",
@@ -29,6 +33,7 @@ RUN_FILES = {
     "predictions.parquet",
     "report.json",
     "report.json.partial",
+    SKIPPED,
     "splits.parquet",
     "tensorboard",
     "wandb",
@@ -98,30 +103,61 @@ def start_run(cfg: Recipe, splits: Splits, base: Base, accelerator: Accelerator,
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
         pq.write_table(splits.table(), folder / "splits.parquet")
-        counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
-        print(f"{len(splits.labels)} classes; clips: {counts}")
-        if cfg.model.quantization != "none":
-            print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
-        if splits.ignored:
-            print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
+        _tell(cfg, splits)
     accelerator.wait_for_everyone()
     settings = {f"{group}.{name}": value for group, values in asdict(cfg).items() for name, value in values.items()}
     log = start_log(folder, cfg.train.log_with, settings, accelerator.is_main_process)
     return Run(folder, cfg, splits, base, accelerator, began, log)
 
 
+def _tell(cfg: Recipe, splits: Splits) -> None:
+    """What is trained on, and what was decided about it."""
+    counts = ", ".join(
+        "train streamed" if splits.stream and split == "train" else f"{len(splits.recordings(split))} {split}"
+        for split in SPLITS
+    )
+    print(f"{len(splits.labels)} classes; clips: {counts}")
+    if cfg.data.window_seconds is not None:
+        print("windows: " + ", ".join(f"{len(splits[split])} {split}" for split in SPLITS))
+    if cfg.data.validate_on_test:
+        print("warning: the best epoch is chosen on the test clips; the figures flatter")
+    for note in splits.notes:
+        print(note)
+    if splits.skipped:
+        name, reason = splits.skipped[0]
+        print(f"skipped {len(splits.skipped)} clips that cannot be used, listed in {SKIPPED}; {name} {reason}")
+    if splits.ignored:
+        print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
+    if cfg.model.quantization != "none":
+        print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
+
+
+def save_skipped(run: Run) -> int:
+    """Write the clips that were left out, with the reasons; over all processes, which all call this.
+
+    Returns:
+        How many they are.
+    """
+    streamed = gather_object(run.splits.stream.skipped) if run.splits.stream else []
+    skipped = [*run.splits.skipped, *streamed]
+    if skipped and run.accelerator.is_main_process:
+        with (run.folder / SKIPPED).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("id", "reason"), *skipped])
+    return len(skipped)
+
+
 def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
-    """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a clip."""
+    """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a recording."""
     if not run.accelerator.is_main_process:
         return
     tables = []
     for split, evaluation in evaluations.items():
-        rows = run.splits[split]
+        rows = run.splits.recordings(split)
         columns: dict[str, Any] = {
             "id": list(rows["id"]),
             "group": list(rows["group"]),
             "split": [split] * len(rows),
-            "label": [run.splits.labels[i] for i in rows["label"]],
+            "label": list(rows["label"]),
         }
         probabilities = softmax(evaluation.logits, axis=1)
         columns |= {f"probability_{label}": probabilities[:, i] for i, label in enumerate(run.splits.labels)}

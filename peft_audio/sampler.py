@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Batches are cut from shuffled windows of this many batches, sorted by length: long enough to save most of the
-# padding, short enough that a clip does not meet the same neighbours in every epoch.
-WINDOW_BATCHES = 8
+# Batches are cut from shuffled windows of this many batches, sorted by length: the first of these that leaves little
+# padding, so that a clip does not meet the same neighbours in every epoch where lengths allow. Little is this share, or
+# so many seconds a clip, below which shuffling is worth more.
+WINDOW_BATCHES = (8, 16, 32, 64)
+LITTLE_PADDING = 0.09
+LITTLE_PADDING_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         num_processes: Parts that run at once.
         process_index: Which of those is this one.
         clip_weights: What each row counts beside the others of its step; all the same when not given.
+        batch_seconds: Steps hold as many clips as, padded to the longest, last so long, instead of `batch_size`.
     """
 
     def __init__(
@@ -53,16 +57,35 @@ class TrainingBatches(Sampler[list[Draw]]):
         num_processes: int = 1,
         process_index: int = 0,
         clip_weights: np.ndarray | None = None,
+        batch_seconds: float | None = None,
     ):
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
         self.clip_weights = np.ones(len(self.lengths)) if clip_weights is None else clip_weights
         self.micro_batches, self.num_processes, self.process_index = micro_batches, num_processes, process_index
-        self.epoch = 0
+        self.batch_seconds, self.epoch = batch_seconds, 0
+        self.window = WINDOW_BATCHES[0]
+        batches = len(self.lengths) / batch_size if batch_seconds is None else self.lengths.sum() / batch_seconds
+        little = max(LITTLE_PADDING, LITTLE_PADDING_SECONDS / (LITTLE_PADDING_SECONDS + self.lengths.mean()))
+        for window in WINDOW_BATCHES[1:]:
+            # One window for all would give the same batches in every epoch.
+            if 2 * window > batches or padding_share(self.lengths, self.step_indices(0)) <= little:
+                break
+            self.window = window
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in an epoch."""
-        return -(-len(self.lengths) // self.batch_size)
+        """Optimizer steps in this epoch."""
+        return len(self.step_indices())
+
+    def total_steps(self, epochs: int) -> int:
+        """Optimizer steps in so many epochs."""
+        if self.batch_seconds is None:
+            return epochs * self.steps
+        return sum(len(self.step_indices(epoch)) for epoch in range(1, epochs + 1))
+
+    def clips_in(self, steps: int) -> int:
+        """Clips in the first steps of this epoch, over all processes."""
+        return sum(len(indices) for indices in self.step_indices()[:steps])
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -78,20 +101,52 @@ class TrainingBatches(Sampler[list[Draw]]):
                 else:
                     yield [Draw(step[0], self.epoch, 0.0)]
 
-    def step_indices(self) -> list[list[int]]:
-        """The rows of each optimizer step of this epoch: neighbours in length, steps in random order."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def step_indices(self, epoch: int | None = None) -> list[list[int]]:
+        """The rows of each optimizer step of an epoch, this one by default: like in length, steps in random order."""
+        rng = np.random.default_rng([self.seed, self.epoch if epoch is None else epoch])
         order = rng.permutation(len(self.lengths))
-        window = WINDOW_BATCHES * self.batch_size
-        windows = [order[i : i + window] for i in range(0, len(order), window)]
-        by_length = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in windows])
-        steps = [by_length[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        window: np.ndarray
+        if self.batch_seconds is None:
+            window = np.arange(len(order)) // (self.window * self.batch_size)
+        else:
+            window = np.cumsum(self.lengths[order]) // (self.window * self.batch_seconds)
+        # Stable: by window, in it by length, and in the shuffled order where lengths are equal.
+        by_length = order[np.lexsort((self.lengths[order], window))]
+        steps = cut(by_length, self.lengths, self.batch_size, self.batch_seconds)
         return [steps[i] for i in rng.permutation(len(steps))]
 
 
 def evaluation_batches(
-    lengths: Sequence[float], batch_size: int, num_processes: int = 1, process_index: int = 0
+    lengths: Sequence[float],
+    batch_size: int,
+    num_processes: int = 1,
+    process_index: int = 0,
+    batch_seconds: float | None = None,
 ) -> list[list[Draw]]:
     """This process's batches of a split, by length; over all processes every row exactly once."""
-    order = np.argsort(np.asarray(lengths), kind="stable")[process_index::num_processes].tolist()
-    return [[Draw(i) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+    known = np.asarray(lengths)
+    order = np.argsort(known, kind="stable")[process_index::num_processes]
+    return [[Draw(i) for i in rows] for rows in cut(order, known, batch_size, batch_seconds)]
+
+
+def cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_seconds: float | None) -> list[list[int]]:
+    """Rows in this order as batches, of a fixed count, or of as many as last `batch_seconds` once padded."""
+    rows = order.tolist()
+    if batch_seconds is None:
+        return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    batches: list[list[int]] = []
+    longest = 0.0
+    for row in rows:
+        longest = max(longest, float(lengths[row]))
+        if batches and (len(batches[-1]) + 1) * longest <= batch_seconds:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            longest = float(lengths[row])
+    return batches
+
+
+def padding_share(lengths: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
+    """How much of the batches' input is padding, 0 to 1."""
+    longest = sum(len(rows) * lengths[rows].max() for rows in batches)
+    return 1 - sum(lengths[rows].sum() for rows in batches) / longest if longest else 0.0

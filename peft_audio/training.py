@@ -1,49 +1,32 @@
-"""The loop on Accelerate: train, evaluate."""
+"""The loop on Accelerate."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from peft_audio.accelerator import seed_dropout
+from peft_audio.accelerator import peak_memory_bytes, seed_dropout
 from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
-from peft_audio.metrics import compute_metrics
+from peft_audio.evaluation import evaluate, model_logits
 from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
 from peft_audio.spec_augment import masked
 from peft_audio.strategies import Trained
 from peft_audio.tracking import Log
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model said of a split, in the order of its rows.
-
-    Attributes:
-        logits: float32 of shape (clips, labels).
-        labels: The right ones, int64 of shape (clips,).
-        metrics: `loss` (mean cross-entropy), `accuracy`, `macro_f1`.
-    """
-
-    logits: np.ndarray
-    labels: np.ndarray
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -55,6 +38,8 @@ class Result:
         best_epoch: Which one that was, from 1.
         steps: Optimizer steps made.
         train_seconds: Time in training steps, decoding included, validation not.
+        data_wait_share: Share of that time that this process waited for the next batch: decoding itself where no
+            workers do it; an upper bound for the device's idling on a GPU.
         samples_per_second: Clips trained on in each of those seconds, over all processes.
         peak_memory_bytes: The most that the first process held by the end of the training: on its device on CUDA, the
             whole process, libraries included, on a CPU.
@@ -64,6 +49,7 @@ class Result:
     best_epoch: int
     steps: int
     train_seconds: float
+    data_wait_share: float
     samples_per_second: float
     peak_memory_bytes: int
 
@@ -103,21 +89,22 @@ def train(
         UserError: The loss stopped being a finite number.
     """
     order = loaders.train_order
-    total = min(cfg.epochs * order.steps, cfg.max_steps or sys.maxsize)
+    total = min(order.total_steps(cfg.epochs), cfg.max_steps or sys.maxsize)
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     best = Best()
     step, clips, seconds = 0, 0, 0.0
+    waits: list[float] = []
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
             order.epoch, began = epoch, time.perf_counter()
             set_modes(model, trained, cfg.frozen_dropout)
             lines = []
-            steps = _steps(model, wrapped, loaders.train, optimizer, cfg, accelerator)
-            for loss in islice(steps, total - step):
+            steps = _steps(model, wrapped, _timed(loaders.train, waits), optimizer, cfg, accelerator)
+            for loss in islice(steps, min(order.steps, total - step)):
                 step += 1
                 lines.append({"step": step, "loss": loss} | current_rates(optimizer))
                 # fp16 skips steps until it has found its scale.
@@ -126,7 +113,7 @@ def train(
                 progress.advance(bar)
             _gather_losses(lines, accelerator)
             seconds += time.perf_counter() - began
-            clips += sum(len(indices) for indices in order.step_indices()[: len(lines)])
+            clips += order.clips_in(len(lines))
             log.write(lines)
             _check_finite(lines, epoch)
             metrics = evaluate(model, loaders.validation, accelerator, mixed_precision=True).metrics
@@ -142,36 +129,7 @@ def train(
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    return Result(model, best.epoch, step, seconds, clips / seconds, peak)
-
-
-def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_precision: bool = False) -> Evaluation:
-    """Run a split through the model once, all processes together, and gather by clip.
-
-    Args:
-        model: Gives `logits`; unwrapped.
-        loader: This process's share of the split.
-        accelerator: Where it runs.
-        mixed_precision: Compute as training does, which is faster; in float32, as what is saved, when false.
-
-    Returns:
-        The logits of every clip, in the order of the split's rows, the same on every process.
-    """
-    model.eval()
-    found = []
-    with torch.inference_mode(), accelerator.autocast() if mixed_precision else nullcontext():
-        for batch in loader:
-            logits = _logits(model, send_to_device(batch, accelerator.device)).float().cpu()
-            found.append(torch.cat([batch["index"][:, None], batch["label"][:, None], logits], dim=1))
-    # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
-    mine = torch.cat(found) if found else torch.zeros(0, 2 + model.config.num_labels)
-    rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
-    rows = rows[rows[:, 0] >= 0]
-    rows = rows[rows[:, 0].argsort()]
-    labels, logits = rows[:, 1].long(), rows[:, 2:]
-    metrics = {"loss": float(F.cross_entropy(logits, labels))}
-    metrics |= compute_metrics(logits.argmax(-1).numpy(), labels.numpy())
-    return Evaluation(logits.numpy(), labels.numpy(), metrics)
+    return Result(model, best.epoch, step, seconds, sum(waits) / seconds, clips / seconds, peak)
 
 
 @dataclass(frozen=True)
@@ -200,7 +158,7 @@ class Best:
 
 
 def _steps(
-    model: Any, wrapped: nn.Module, loader: DataLoader, optimizer: Any, cfg: TrainConfig, accelerator: Accelerator
+    model: Any, wrapped: nn.Module, loader: Iterable[Any], optimizer: Any, cfg: TrainConfig, accelerator: Accelerator
 ) -> Iterator[torch.Tensor]:
     """Make the optimizer steps of an epoch; gives this process's part of each step's mean loss."""
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -222,14 +180,22 @@ def _steps(
         yield torch.stack(parts).sum()
 
 
+def _timed(loader: Iterable[Any], waits: list[float]) -> Iterator[Any]:
+    """The batches; adds the seconds that each was waited for."""
+    batches = iter(loader)
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        waits.append(time.perf_counter() - began)
+        if batch is None:
+            return
+        yield batch
+
+
 def _weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float) -> torch.Tensor:
-    logits = _logits(model, batch).float()
+    logits = model_logits(model, batch).float()
     losses = F.cross_entropy(logits, batch["label"], reduction="none", label_smoothing=label_smoothing)
     return (losses * batch["weight"]).sum()
-
-
-def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
 
 
 def _gather_losses(lines: list[dict[str, Any]], accelerator: Accelerator) -> None:
@@ -265,15 +231,3 @@ def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
 def _progress(accelerator: Accelerator) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, transient=True, disable=not accelerator.is_main_process)
-
-
-def peak_memory_bytes(accelerator: Accelerator) -> int:
-    """The most memory that this process has held on its device so far, in bytes."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # not there on Windows
-
-    # Linux counts in kibibytes, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -15,11 +15,12 @@ from peft_audio.adapters import save_adapter
 from peft_audio.batching import make_loaders
 from peft_audio.config import HeadOnlyRecipe, run_recipe
 from peft_audio.data import load_splits
+from peft_audio.evaluation import evaluate
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.report import RunReport, finish_run, split_metrics
 from peft_audio.run import check_output_dir, save_predictions, start_run
 from peft_audio.strategies import freeze_all_but_head, on_float32_encoder
-from peft_audio.training import evaluate, train
+from peft_audio.training import train
 
 
 def main(cfg: HeadOnlyRecipe) -> RunReport | None:
@@ -27,7 +28,7 @@ def main(cfg: HeadOnlyRecipe) -> RunReport | None:
     began = time.perf_counter()
     accelerator = make_accelerator(cfg.train)
     check_output_dir(cfg.train, accelerator)
-    splits = load_splits(cfg.data)
+    splits = load_splits(cfg.data, accelerator)
     extractor = load_extractor(cfg.model)
     model = load_classifier(cfg.model, splits.labels)
     base = identify_base(cfg.model, model)

@@ -84,6 +84,12 @@ def write_tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_00
 
 
 @pytest.fixture(scope="session")
+def raw_extractor() -> Wav2Vec2FeatureExtractor:
+    """Leaves samples as they are."""
+    return Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+
+
+@pytest.fixture(scope="session")
 def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection in the audiofolder layout: classes "high" and "low", 12 clips each, 0.2 to 0.5 s at 16 kHz."""
     root = tmp_path_factory.mktemp("tones")

@@ -10,12 +10,14 @@ import pytest
 import soundfile
 import torch
 from conftest import tiny_config
+from datasets import Dataset
 from scipy.stats import kstest
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
 from peft_audio.anatomy import count_frames
-from peft_audio.batching import Clips, collate, make_loaders, normalise
+from peft_audio.batching import collate, make_loaders
+from peft_audio.clips import Clips, View, normalise
 from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
 from peft_audio.sampler import Draw, TrainingBatches, evaluation_batches
@@ -59,9 +61,9 @@ def ramp_clips(tmp_path: Path, count: int = 2, seed: int = 0, **settings: Any) -
     path = tmp_path / "ramp.wav"
     frames = round(RAMP_SECONDS * RATE)
     soundfile.write(path, np.arange(frames, dtype=np.float32) / frames, RATE, subtype="FLOAT")
-    row = {"id": "ramp", "audio": {"path": str(path), "bytes": None}, "label": 0, "group": ""}
-    rows = [row | {"num_frames": frames, "sampling_rate": RATE}] * count
-    return Clips(rows, RAW, DataConfig(**settings), seed)  # type: ignore[arg-type]
+    row = {"recording": "ramp", "path": str(path), "stored": -1, "label": 0, "start_seconds": 0.0}
+    row |= {"end_seconds": None, "num_frames": frames, "sampling_rate": RATE}
+    return Clips(Dataset.from_list([row] * count), None, View(RAW, DataConfig(**settings), seed))
 
 
 def crop_start(clips: Clips, epoch: int | None, index: int = 0) -> tuple[int, int]:
@@ -317,10 +319,10 @@ def test_step_with_fewer_clips_than_parts_is_refused(tones: Splits) -> None:
 def test_file_that_vanished_is_named_in_one_line(tmp_path: Path, num_workers: int) -> None:
     for name in ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        soundfile.write(tmp_path / f"{name}.wav", np.full(800, 0.1), RATE)
+        soundfile.write(tmp_path / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, 800), RATE)
     splits = load_splits(DataConfig(source=str(tmp_path)))
     loaders = make_loaders(splits, RAW, ENCODER, recipe(num_workers=num_workers), process())
-    gone = Path(splits.train[0]["audio"]["path"])
+    gone = Path(splits.train[0]["path"])
     gone.unlink()
     with pytest.raises(UserError) as error:
         list(loaders.train)

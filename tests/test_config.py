@@ -42,6 +42,16 @@ REFUSED = {
     "data.test_share": ["0", "1", "0.9"],
     "data.max_train_clips": ["0", "-1", "some"],
     "data.num_workers": ["-1", "two"],
+    "data.streaming": ["perhaps"],
+    "data.shuffle_buffer": ["0", "1.5"],
+    "data.group_pattern": ["(", "[a-"],
+    "data.fold": ["-1", "5", "first"],
+    "data.num_folds": ["2", "0"],
+    "data.validate_on_test": ["perhaps"],
+    "data.window_seconds": ["0", "-1", "nan", "31"],
+    "data.hop_seconds": ["0", "1"],
+    "data.on_bad_clip": ["ignore"],
+    "data.max_bad_share": ["-0.1", "1", "nan"],
     "model.name": [""],
     "model.layer_weighted_sum": ["perhaps"],
     "model.dropout": ["1", "-0.1", "nan"],
@@ -52,12 +62,15 @@ REFUSED = {
     "augment.mask_time_frames": ["0", "1.5"],
     "augment.mask_feature_share": ["1", "-0.1", "nan"],
     "augment.mask_feature_channels": ["0"],
+    "augment.noise_folder": ["", "no/such/folder"],
+    "augment.impulse_response_folder": ["", "no/such/folder"],
     "train.output_dir": [""],
     "train.overwrite": ["perhaps"],
     "train.epochs": ["0", "-3", "2.5"],
     "train.max_steps": ["0", "soon"],
     "train.early_stopping_patience": ["0", "soon"],
     "train.batch_size": ["0"],
+    "train.batch_seconds": ["0", "-1", "nan"],
     "train.gradient_accumulation_steps": ["0"],
     "train.mixed_precision": ["fp8", "16"],
     "train.optimizer": ["sgd"],
@@ -87,7 +100,15 @@ REFUSED = {
     "last_n_layers.part": ["half"],
     "full.train_cnn": ["perhaps"],
 }
-TAKES_ANY_TEXT = {"model.revision"}
+TAKES_ANY_TEXT = {
+    "data.audio_column",
+    "data.config_name",
+    "data.group_column",
+    "data.label_column",
+    "data.revision",
+    "data.splits_file",
+    "model.revision",
+}
 PYTHON_WORDS = re.compile(r"Traceback|Parser key|Literal\[|<class|NoneType|Union")
 
 

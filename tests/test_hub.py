@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 from conftest import tiny_config
+from hub_standin import COMMIT, serve
+from test_recipes import free_port, settings
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROOT = Path(__file__).parents[1]
 # Trains nothing: loads, saves an adapter, and loads that by the commit in its record.
 SCRIPT = """
 import json, sys
@@ -37,6 +42,11 @@ print(json.dumps({"name": base.name, "commit": base.commit, "loaded": load_adapt
 """
 
 
+# Features as datasets writes them into a Parquet file's metadata.
+AUDIO = {"sampling_rate": 16_000, "_type": "Audio"}
+TEXT = {"dtype": "string", "_type": "Value"}
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """The address of a Hub with one repository, `org/tiny`: an old pickled checkpoint; and the requests it got."""
@@ -46,51 +56,71 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
-    requests: list[str] = []
+    with serve({"org/tiny": folder}, {}) as address_and_requests:
+        yield address_and_requests
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
 
-        def do_GET(self) -> None:
-            self.answer(body=True)
+def environment(address: str, home: Path) -> dict[str, str]:
+    """A process that knows this Hub, has an empty cache, and no other Hub."""
+    hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    return os.environ | hub
 
-        def do_POST(self) -> None:
-            self.answer(body=False)
 
-        def answer(self, body: bool) -> None:
-            requests.append(f"{self.command} {self.path}")
-            parts = self.path.split("?")[0].strip("/").split("/")
-            file = folder / parts[-1]
-            served = parts[:3] == ["org", "tiny", "resolve"] and parts[3] in ("main", COMMIT) and file.is_file()
-            content = file.read_bytes() if served else b""
-            self.send_response(200 if served else 404)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(content)))
-            if served:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            else:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
+def write_split(file: Path, name: str, labels: list[str], label_column: str, count: int, bad: int = 0) -> None:
+    """A Parquet file of a dataset: noisy tones, higher ones for later labels; the last `bad` rows hold no sound."""
+    rng, rows = np.random.default_rng(list(name.encode())), []
+    for i in range(count):
+        number, content = i % len(labels), io.BytesIO()
+        tone = np.sin(2 * np.pi * 300 * (1 + 2 * number) * np.arange(4800) / 16_000)
+        soundfile.write(content, 0.5 * tone + 0.05 * rng.normal(size=4800), 16_000, format="WAV")
+        audio = {"bytes": b"no sound" if i >= count - bad else content.getvalue(), "path": f"{name}.{i:05}.wav"}
+        rows.append({"file": f"/somewhere/{name}.{i:05}.wav", "audio": audio, label_column: number})
+    features = {"file": TEXT, "audio": AUDIO, label_column: {"names": labels, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), file)
 
-        def log_message(self, *ignored: object) -> None:
-            pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    server.server_close()
+def make_dataset(folder: Path, bad: int = 0) -> Path:
+    """A dataset with a train split in two files, one for validation and one for the test."""
+    for split, shards, count in (("train", 2, 12), ("validation", 1, 5), ("test", 1, 7)):
+        for shard in range(shards):
+            file = folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
+            write_split(file, f"{split}{shard}", ["low", "high"], "pitch", count, bad if split == "train" else 0)
+    return folder
+
+
+def launch(recipe: str, flags: list[str], env: dict[str, str], processes: int = 1) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    command += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    command += ["--multi_gpu"] if processes > 1 else []
+    env = env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command += [str(ROOT / "recipes" / f"{recipe}.py"), *flags]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=280)
+
+
+def load(source: str, env: dict[str, str], **wanted: object) -> subprocess.CompletedProcess[str]:
+    """Load the splits of a dataset in a process of its own; prints ids by split, labels and revision as JSON."""
+    code = (
+        "import json, sys\n"
+        "from peft_audio.config import DataConfig, UserError\n"
+        "from peft_audio.data import load_splits\n"
+        "try:\n"
+        "    found = load_splits(DataConfig(**json.loads(sys.argv[1])))\n"
+        "except UserError as error:\n"
+        "    sys.exit(f'error: {error}')\n"
+        "ids = {name: list(found[name]['id']) for name in ('train', 'validation', 'test')}\n"
+        "print(json.dumps(ids | {'labels': found.labels, 'revision': found.revision}))\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps({"source": source} | wanted)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_base_from_the_hub_is_pinned_to_its_commit(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     address, requests = hub
-    environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env=os.environ | environment | {"HF_HUB_OFFLINE": "0"},
+        env=environment(address, tmp_path / "home"),
         capture_output=True,
         text=True,
         check=False,
@@ -107,3 +137,91 @@ def test_a_base_from_the_hub_is_pinned_to_its_commit(hub: tuple[str, list[str]],
         "HEAD /org/tiny/resolve/main/config.json",
         "GET /org/tiny/resolve/main/config.json",
     }
+
+
+def test_a_dataset_is_read_at_one_commit_with_its_own_splits(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "tones")
+    with serve({}, {"org/tones": folder}) as (address, requests):
+        done = load("org/tones", environment(address, tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["revision"] == COMMIT and found["labels"] == ["low", "high"], "the dataset's own order of labels"
+    assert found["test"] == [f"test0.{i:05}.wav" for i in range(7)]
+    assert len(found["train"]) == 24 and len(found["validation"]) == 5
+    assert not [request for request in requests if "/resolve/main/" in request], requests
+
+
+def test_what_is_not_clear_about_a_dataset_is_asked(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "tones")
+    with serve({}, {"org/tones": folder}) as (address, _):
+        env = environment(address, tmp_path / "home")
+        wrong = {
+            "no dataset on the Hub": load("org/absent", env),
+            "no revision v9": load("org/tones", env, revision="v9"),
+            "no column 'speaker'; its columns are file (Value), audio (Audio), pitch (ClassLabel)": load(
+                "org/tones", env, group_column="speaker"
+            ),
+        }
+    for words, done in wrong.items():
+        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: --data."), done.stderr
+        assert words in done.stderr, done.stderr
+
+
+def test_streaming_on_two_processes_evaluates_every_clip_once(tmp_path: Path, tiny_base: Path) -> None:
+    folder, run = make_dataset(tmp_path / "tones", bad=1), tmp_path / "run"
+    flags = [*settings(Path("org/tones"), tiny_base, run), "--data.streaming", "true", "--train.max_steps", "12"]
+    flags += ["--train.epochs", "3", "--data.shuffle_buffer", "4", "--train.batch_size", "5"]
+    with serve({}, {"org/tones": folder}) as (address, _):
+        env = environment(address, tmp_path / "home")
+        stopped = launch("lora", flags, env, processes=2)
+        done = launch("lora", [*flags, "--data.on_bad_clip", "skip", "--train.overwrite", "true"], env, processes=2)
+    # Which process meets a bad clip first is chance; the other can only be stopped.
+    message = r"error( \(process 1\))?: --data.source: train[01].00011.wav is not audio that can be read"
+    assert stopped.returncode and re.search(message, stopped.stderr), stopped.stderr
+    assert done.returncode == 0, done.stderr
+    report = json.loads((run / "report.json").read_text())
+    assert report["num_processes"] == 2 and report["steps"] == 12 and report["train_clips"] is None
+    assert report["dataset_revision"] == COMMIT and report["test_accuracy"] > 0.8
+    predictions = pq.read_table(run / "predictions.parquet").to_pandas()
+    wanted = [f"test0.{i:05}.wav" for i in range(7)] + [f"validation0.{i:05}.wav" for i in range(5)]
+    assert sorted(predictions["id"]) == wanted
+    # Each process reads one of the two files, over and over: 60 clips are more than two times 12.
+    skipped = (run / "skipped_clips.csv").read_text().splitlines()
+    assert report["skipped_clips"] == len(skipped) - 1 >= 2
+    assert {line.split(",")[0] for line in skipped[1:]} == {"train0.00011.wav", "train1.00011.wav"}
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+def test_gtzan_settings_run_on_a_stand_in_with_its_columns(recipe: str, tmp_path: Path, tiny_base: Path) -> None:
+    genres = ["blues", "classical", "rock"]
+    folder = tmp_path / "gtzan"
+    write_split(folder / "all" / "train" / "0000.parquet", "track", genres, "genre", 31, bad=1)
+    # The lists as they are published, and the lines that the settings file gives to make one table of them.
+    tracks = [f"track.{i:05}.wav" for i in range(30)]
+    for name, part in (("train", tracks[:18]), ("valid", tracks[18:24]), ("test", tracks[24:29])):
+        lines = [f"{genres[int(track[6:11]) % 3]}/{track}" for track in part]
+        (tmp_path / f"{name}_filtered.txt").write_bytes("".join(f"{line}\r\n" for line in lines).encode())
+    config = ROOT / "recipes" / "configs" / f"gtzan_{recipe}.yaml"
+    flags = ["--config", str(config), "--model.name", str(tiny_base), "--train.output_dir", str(tmp_path / "run")]
+    flags += ["--train.epochs", "2", "--train.mixed_precision", "no"]
+    if recipe == "lora":
+        script = [line[4:] for line in config.read_text().splitlines() if line.startswith(("#   echo", "#   for"))]
+        subprocess.run(["bash", "-c", "\n".join(script)], cwd=tmp_path, check=True)
+        flags += ["--data.splits_file", str(tmp_path / "gtzan_fault_filtered.csv")]
+    with serve({}, {"marsyas/gtzan": folder}) as (address, requests):
+        done = launch(recipe, flags, environment(address, tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert any("refs%2Fconvert%2Fparquet" in request for request in requests)
+    splits = pq.read_table(tmp_path / "run" / "splits.parquet").to_pandas()
+    if recipe == "lora":
+        assert (report["train_clips"], report["validation_clips"], report["test_clips"]) == (18, 6, 5)
+        assert not report["validation_is_test"] and report["skipped_clips"] == 0
+        assert list(splits["id"][splits["split"] == "test"]) == tracks[24:29]
+        assert "2 of 31 clips are left out" in done.stdout
+    else:
+        # A fifth of 30 usable clips, which the best epoch is chosen on as well.
+        assert (report["train_clips"], report["validation_clips"], report["test_clips"]) == (24, 6, 6)
+        assert report["validation_is_test"] and report["skipped_clips"] == 1
+        assert report["validation_accuracy"] == report["test_accuracy"]
+        assert "the figures flatter" in done.stdout

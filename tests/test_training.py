@@ -24,11 +24,12 @@ from peft_audio.accelerator import make_accelerator
 from peft_audio.batching import Loaders, make_loaders
 from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
+from peft_audio.evaluation import Evaluation, evaluate
 from peft_audio.models import load_classifier, load_extractor
 from peft_audio.optimizer import make_optimizer, make_schedule, shrink
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.tracking import Log
-from peft_audio.training import Result, evaluate, train
+from peft_audio.training import Result, train
 
 STRATEGIES = {
     "lora": lambda model, cfg: apply_lora(model, cfg.lora),
@@ -117,7 +118,7 @@ class Poisoned:
 
 def waveform(row: dict[str, Any]) -> torch.Tensor:
     """A clip as the pretrained encoder wants it, read without the package."""
-    values, rate = soundfile.read(row["audio"]["path"], dtype="float32")
+    values, rate = soundfile.read(row["path"], dtype="float32")
     assert rate == 16_000
     return torch.from_numpy((values - values.mean()) / np.sqrt(values.var() + 1e-7))[None]
 
@@ -267,11 +268,11 @@ def test_the_best_epoch_on_validation_is_kept(set_up: Any, monkeypatch: pytest.M
     setup = set_up(epochs=4, best_metric="accuracy")
     setup = dataclasses.replace(setup, loaders=dataclasses.replace(setup.loaders, test=Poisoned()))
 
-    def scripted(model: Any, loader: Any, *args: Any, **kwargs: Any) -> training.Evaluation:
+    def scripted(model: Any, loader: Any, *args: Any, **kwargs: Any) -> Evaluation:
         assert loader is setup.loaders.validation
         snapshots.append(setup.weights())
         metrics = {"loss": 1.0, "accuracy": next(scores), "macro_f1": 0.0}
-        return training.Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
+        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
 
     monkeypatch.setattr(training, "evaluate", scripted)
     result = setup.train()
@@ -322,9 +323,9 @@ def test_patience_ends_training_after_so_many_epochs_without_a_new_best(
 ) -> None:
     setup, script = set_up(epochs=len(scores), best_metric="accuracy", early_stopping_patience=patience), iter(scores)
 
-    def scripted(*args: Any, **kwargs: Any) -> training.Evaluation:
+    def scripted(*args: Any, **kwargs: Any) -> Evaluation:
         metrics = {"loss": 1.0, "accuracy": next(script), "macro_f1": 0.0}
-        return training.Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
+        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
 
     monkeypatch.setattr(training, "evaluate", scripted)
     result = setup.train()

@@ -1,8 +1,10 @@
 """What a run is told: frozen dataclasses, read from YAML files and then flags."""
 
-from peft_audio.config.fields import AugmentConfig, DataConfig, ModelConfig, TrainConfig, UserError
+from peft_audio.config.data import DataConfig
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
+    CheckSettings,
     FullConfig,
     FullRecipe,
     HeadOnlyRecipe,
@@ -15,6 +17,7 @@ from peft_audio.config.recipes import (
 
 __all__ = [
     "AugmentConfig",
+    "CheckSettings",
     "DataConfig",
     "FullConfig",
     "FullRecipe",

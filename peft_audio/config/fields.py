@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -40,59 +41,6 @@ def positive(value: float) -> bool:
 def share(value: float) -> bool:
     """Whether it is 0 or more and below 1."""
     return 0 <= value < 1
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which recordings, and how much of each.
-
-    Args:
-        source: "bundled" (spoken digits, six speakers) or a folder with one subfolder a class, optionally under
-            train/, validation/ and test/.
-        max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
-            is a choice for memory: attention grows with the square of the length.
-        max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start. The
-            default is the length of a clip in GTZAN, the common music genre dataset.
-        split_seed: Decides the splits that a folder without its own gets. Never changes with train.seed.
-        validation_share: Share of each class's clips held out for validation where the folder has no validation/; our
-            choice.
-        test_share: Share of each class's clips held out for the test where the folder has no test/; our choice.
-        max_train_clips: Train on this many clips only, as many of each class as can be, drawn by split_seed: for asking
-            what fewer recordings would do. All of them when not given.
-        num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
-            GPU, and 0 on a CPU, where they would take the cores that training needs.
-    """
-
-    source: str = "bundled"
-    max_seconds: float = 10.0
-    max_eval_seconds: float = 30.0
-    split_seed: int = 0
-    validation_share: float = 0.15
-    test_share: float = 0.2
-    max_train_clips: int | None = None
-    num_workers: int | None = None
-
-    def __post_init__(self) -> None:
-        require(bool(self.source), "data.source", "''", '"bundled" or a folder', "Give the folder of your recordings.")
-        for name in ("max_seconds", "max_eval_seconds"):
-            value = getattr(self, name)
-            require(positive(value), f"data.{name}", value, "a number of seconds above 0", "Try 10.")
-        for name in ("validation_share", "test_share"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"data.{name}", value, "between 0 and 1", "Try 0.2.")
-        total = self.validation_share + self.test_share
-        require(
-            total < 1,
-            "data.test_share",
-            self.test_share,
-            f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
-            "Lower one of the two so that clips remain to train on.",
-        )
-        require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
-        clips = self.max_train_clips
-        require(clips is None or clips >= 1, "data.max_train_clips", clips, "1 or more", "Leave it out for all clips.")
-        workers = self.num_workers
-        require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
 
 
 @dataclass(frozen=True)
@@ -143,6 +91,10 @@ class AugmentConfig:
         mask_feature_share: SpecAugment over features: this share of the channels that the transformer is fed is set to
             zero for a whole clip, in spans. 0 turns it off, as in transformers.
         mask_feature_channels: Length of a span, in channels; 10 as in transformers.
+        noise_folder: Folder with your own background sounds: half of the clips get a piece of one, 3 to 30 dB below
+            them (audiomentations' defaults), after what the preset does.
+        impulse_response_folder: Folder with impulse responses of rooms or microphones: half of the clips are heard
+            through one.
     """
 
     preset: Literal["none", "light", "speech", "environment"] = "none"
@@ -150,6 +102,8 @@ class AugmentConfig:
     mask_time_frames: int = 10
     mask_feature_share: float = 0.0
     mask_feature_channels: int = 10
+    noise_folder: str | None = None
+    impulse_response_folder: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("mask_time_share", "mask_feature_share"):
@@ -158,6 +112,10 @@ class AugmentConfig:
         for name in ("mask_time_frames", "mask_feature_channels"):
             value = getattr(self, name)
             require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
+        for name in ("noise_folder", "impulse_response_folder"):
+            value = getattr(self, name)
+            usable = value is None or (bool(value) and Path(value).expanduser().is_dir())
+            require(usable, f"augment.{name}", value or "''", "a folder of recordings", "Leave it out, or give one.")
 
 
 @dataclass(frozen=True)
@@ -173,6 +131,8 @@ class TrainConfig:
         early_stopping_patience: Stop after this many epochs without a new best; never when not given.
         batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
             (Hu et al., 2021).
+        batch_seconds: Instead of so many clips, fill each optimizer step with clips of like length until, padded to the
+            longest, they last so many seconds. For collections whose lengths differ much; clips count the same.
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
         mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits and keeps what trains in 32; "no" is float32.
             This decides, not the launcher's setting.
@@ -210,6 +170,7 @@ class TrainConfig:
     max_steps: int | None = None
     early_stopping_patience: int | None = None
     batch_size: int = 16
+    batch_seconds: float | None = None
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -247,6 +208,9 @@ class TrainConfig:
         for name in ("warmup_share", "label_smoothing"):
             value = getattr(self, name)
             require(share(value), f"train.{name}", value, "0 or more, below 1", "Try 0.1.")
+        seconds = self.batch_seconds
+        usable = seconds is None or positive(seconds)
+        require(usable, "train.batch_seconds", seconds, "a number of seconds above 0", "Leave it out, or try 160.")
         require(positive(self.max_grad_norm), "train.max_grad_norm", self.max_grad_norm, "above 0", "Try 1.")
         if self.optimizer == "adamw_8bit":
             require_package("train.optimizer", self.optimizer, "bitsandbytes")

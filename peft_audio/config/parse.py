@@ -81,7 +81,9 @@ def to_yaml(cfg: Any) -> str:
 def flags_of(recipe: type[Any]) -> dict[str, str]:
     """Every dotted name of a recipe with what it takes, as in `{"lora.r": "a whole number, such as 8"}`."""
     flags = {}
-    for group, kind in get_type_hints(recipe).items():
+    kinds = get_type_hints(recipe)
+    for group in (section.name for section in fields(recipe)):
+        kind = kinds[group]
         hints = get_type_hints(kind)
         for field in fields(kind):
             # A choice is its own example.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import (
     AugmentConfig,
-    DataConfig,
     ModelConfig,
     TrainConfig,
     UserError,
@@ -102,12 +102,32 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    quantizes: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        if self.model.quantization != "none":
+        if self.model.quantization != "none" and not self.quantizes:
             raise UserError(
                 f"--model.quantization: got {self.model.quantization}, must be none: only recipes/lora.py trains "
                 "on a quantised encoder. Use that recipe, or leave it out."
             )
+        if self.data.streaming:
+            steps = self.train.max_steps
+            require(steps is not None, "train.max_steps", steps, "given with data.streaming", "Try 1000.")
+            for name, allowed in (("evaluate_train", False), ("class_weights", "none"), ("batch_seconds", None)):
+                value = getattr(self.train, name)
+                words = f"{allowed} with data.streaming, which does not know the clips before it reads them"
+                require(value == allowed, f"train.{name}", value, words, "Leave it out.")
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What `peft-audio check` is told.
+
+    Args:
+        data: Which recordings, and how they are to be divided.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,8 @@ class LoraRecipe(Recipe):
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/lora", learning_rate=1e-3))
     lora: LoraConfig = field(default_factory=LoraConfig)
-
-    def __post_init__(self) -> None:
-        """Allow quantisation: LoRA alone trains no weight of the encoder."""
+    # LoRA alone trains no weight of the encoder.
+    quantizes: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

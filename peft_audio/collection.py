@@ -1,0 +1,109 @@
+"""A collection of recordings before it is divided: one row a clip, wherever it came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+
+from peft_audio.config import DataConfig, UserError
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {split: split for split in SPLITS} | {"training": "train", "valid": "validation", "val": "validation"}
+SPLIT_NAMES |= {"dev": "validation", "eval": "validation", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Clips and what is known of them without opening one.
+
+    Attributes:
+        clips: A row a clip: `id` (unique), `path` (a file) or `stored` (a row of `stored`), `label` (text), `group`
+            (speaker, artist, source recording; "" if not known), `split` ("" where the source gives none),
+            `start_seconds` and `end_seconds` (a part of the recording; NaN for its end).
+        labels: The label names, in the order of the label numbers.
+        stored: Recordings that are bytes in a table, in its column `audio`; read from disk as they are asked for.
+        notes: What was decided about the source, to be told.
+        ignored: Files that are not recordings by their names.
+        revision: The commit of a Hub dataset.
+    """
+
+    clips: pd.DataFrame
+    labels: tuple[str, ...]
+    stored: Dataset | None = None
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
+    """Columns as a table of clips, with "" and whole recordings for what is not given."""
+    clips = pd.DataFrame(columns)
+    defaults = {"path": "", "stored": -1, "group": "", "split": "", "start_seconds": 0.0, "end_seconds": float("nan")}
+    for name, value in defaults.items():
+        if name not in clips:
+            clips[name] = value
+    return clips
+
+
+def recording_of(row: Any, stored: Dataset | None) -> Path | bytes:
+    """The file of a clip, or its bytes."""
+    if row["stored"] < 0:
+        return Path(row["path"])
+    assert stored is not None
+    audio = stored[int(row["stored"])]["audio"]
+    return Path(audio["path"]) if audio["bytes"] is None else audio["bytes"]
+
+
+def grouped(collection: Collection, cfg: DataConfig) -> Collection:
+    """The collection with each clip's group taken from its file name, where `data.group_pattern` is given.
+
+    Raises:
+        UserError: The pattern does not match some names.
+    """
+    if cfg.group_pattern is None:
+        return collection
+    pattern = re.compile(cfg.group_pattern)
+    names = [Path(name).name for name in collection.clips["id"]]
+    found = [pattern.search(name) for name in names]
+    groups = [(match[1 if match.re.groups else 0] or "") if match else "" for match in found]
+    missed = [name for name, group in zip(names, groups, strict=True) if not group]
+    if missed:
+        raise UserError(
+            f"--data.group_pattern: {cfg.group_pattern!r} finds no group in {len(missed)} of {len(names)} file names: "
+            f"{listed(missed)}. Mend the pattern, or give a manifest with a group column."
+        )
+    return replace(collection, clips=collection.clips.assign(group=groups))
+
+
+def check_labels(labels: Sequence[str], source: str) -> None:
+    """Refuse what no classifier can be made of.
+
+    Raises:
+        UserError: There is one class, or none.
+    """
+    if len(labels) == 1:
+        raise UserError(
+            f"--data.source: {source} has one class, {labels[0]!r}; a classifier needs two or more. "
+            "Give the folder above the class folders, or add another class."
+        )
+
+
+def similar_labels(labels: Sequence[str]) -> list[str]:
+    """A note on labels that differ in nothing but case and spaces."""
+    by_letters: dict[str, list[str]] = {}
+    for label in labels:
+        by_letters.setdefault(re.sub(r"[\s_-]+", "", label).casefold(), []).append(label)
+    alike = [" and ".join(map(repr, names)) for names in by_letters.values() if len(names) > 1]
+    return [f"labels that differ by case or spaces alone are classes of their own: {listed(alike)}"] if alike else []
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

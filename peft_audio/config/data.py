@@ -1,0 +1,163 @@
+"""Which recordings a run takes, how they are divided, and how much of each is heard."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from peft_audio.config.fields import UserError, positive, require, share
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    r"""Which recordings, and how much of each.
+
+    Args:
+        source: "bundled" (spoken digits, six speakers); a folder with one subfolder a class, optionally under train/,
+            validation/ and test/; a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label, and
+            perhaps split, group, start_seconds, end_seconds; or the id of a dataset on the Hub, such as org/name.
+        revision: Branch, tag or commit of a Hub dataset; the commit that was used is recorded either way.
+        config_name: Which configuration of a Hub dataset, where it has several.
+        streaming: Read the training split of a Hub dataset over the network while training, instead of downloading it.
+            Needs train.max_steps; train.epochs then says into how many parts those are divided, each validated. The
+            other splits are downloaded, so that every clip of them counts once.
+        shuffle_buffer: Clips among which a streamed one is drawn; 1000 as in datasets.
+        audio_column: Column with the recordings, of a manifest (path when not given) or a Hub dataset (its only audio
+            column when not given).
+        label_column: Column with the labels, of a manifest (label when not given) or a Hub dataset (its only class
+            label column when not given).
+        group_column: Column of a manifest or a Hub dataset with what must not stand on two sides of a split: speaker,
+            artist, source recording. The column group of a manifest is taken without asking.
+        group_pattern: Regular expression for the group in a clip's file name; its first parenthesis is the group, or
+            all that it matches. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1.
+        splits_file: Divide as an earlier run did: its splits.parquet, or a table (.csv, .tsv, .jsonl, .parquet) with
+            the columns id and split. Clips that it does not name are left out.
+        fold: Hold out this fold, from 0, for the test and the next one for validation. Folds keep groups whole; with
+            as many groups as folds they are the groups, in the order of their names.
+        num_folds: Into how many folds clips are divided where data.fold is given; 5 as in ESC-50 (Piczak, 2015).
+        split_seed: Decides the splits that are made. Never changes with train.seed.
+        validation_share: Share of each class's clips held out for validation where the source has no such split; our
+            choice.
+        test_share: Share of each class's clips held out for the test where the source has no such split; our choice.
+        validate_on_test: Choose the best epoch on the test clips themselves, as some tutorials do. It flatters, and the
+            report says so; for reproducing published figures only.
+        max_train_clips: Train on this many clips only, as many of each class as can be, drawn by split_seed: for asking
+            what fewer recordings would do. All of them when not given.
+        window_seconds: Cut recordings into windows of this length, each a clip of its own; what is said of a
+            recording's windows is averaged, and metrics count recordings. Not cut when not given.
+        hop_seconds: From one window's start to the next one's; window_seconds when not given. The last window ends
+            where the recording does.
+        max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
+            is a choice for memory: attention grows with the square of the length.
+        max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start. The
+            default is the length of a clip in GTZAN, the common music genre dataset.
+        on_bad_clip: Every clip is decoded once before training. "error" stops and lists those that are unreadable,
+            empty, silent or hold NaN; "skip" leaves them out and lists them in the run's folder.
+        max_bad_share: Stop if more than this share of the clips is bad, even with skip; a choice.
+        num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
+            GPU, and 0 on a CPU, where they would take the cores that training needs.
+    """
+
+    source: str = "bundled"
+    revision: str | None = None
+    config_name: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    audio_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    group_pattern: str | None = None
+    splits_file: str | None = None
+    fold: int | None = None
+    num_folds: int = 5
+    split_seed: int = 0
+    validation_share: float = 0.15
+    test_share: float = 0.2
+    validate_on_test: bool = False
+    max_train_clips: int | None = None
+    window_seconds: float | None = None
+    hop_seconds: float | None = None
+    max_seconds: float = 10.0
+    max_eval_seconds: float = 30.0
+    on_bad_clip: Literal["error", "skip"] = "error"
+    max_bad_share: float = 0.1
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.source),
+            "data.source",
+            "''",
+            '"bundled", a folder, a manifest or a Hub id',
+            "Give the folder of your recordings.",
+        )
+        for name in ("max_seconds", "max_eval_seconds", "window_seconds", "hop_seconds"):
+            value = getattr(self, name)
+            require(value is None or positive(value), f"data.{name}", value, "a number of seconds above 0", "Try 10.")
+        for name in ("validation_share", "test_share"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"data.{name}", value, "between 0 and 1", "Try 0.2.")
+        total = self.validation_share + self.test_share
+        require(
+            total < 1,
+            "data.test_share",
+            self.test_share,
+            f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
+            "Lower one of the two so that clips remain to train on.",
+        )
+        require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
+        clips = self.max_train_clips
+        require(clips is None or clips >= 1, "data.max_train_clips", clips, "1 or more", "Leave it out for all clips.")
+        workers = self.num_workers
+        require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
+        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "1 or more", "Try 1000.")
+        require(share(self.max_bad_share), "data.max_bad_share", self.max_bad_share, "0 or more, below 1", "Try 0.1.")
+        self._check_windows()
+        self._check_division()
+        self._check_streaming()
+
+    def _check_windows(self) -> None:
+        window, hop = self.window_seconds, self.hop_seconds
+        require(
+            window is None or window <= self.max_eval_seconds,
+            "data.window_seconds",
+            window,
+            f"data.max_eval_seconds ({self.max_eval_seconds:g}) or less",
+            "Lower it: windows are for recordings too long to be heard at once.",
+        )
+        require(
+            hop is None or (window is not None and hop <= window),
+            "data.hop_seconds",
+            hop,
+            "data.window_seconds or less" if window else "left out without data.window_seconds",
+            "A longer hop would leave gaps that nothing hears.",
+        )
+
+    def _check_division(self) -> None:
+        folds = self.num_folds
+        require(folds >= 3, "data.num_folds", folds, "3 or more: one to test, one to validate", "Try 5.")
+        usable = self.fold is None or 0 <= self.fold < folds
+        require(usable, "data.fold", self.fold, f"0 to {folds - 1} with {folds} folds", "Try 0.")
+        for name in ("fold", "group_column"):
+            other = {"fold": "splits_file", "group_column": "group_pattern"}[name]
+            both = getattr(self, name) is not None and getattr(self, other) is not None
+            require(not both, f"data.{name}", getattr(self, name), f"left out beside data.{other}", "Keep one of them.")
+        if self.group_pattern is not None:
+            try:
+                re.compile(self.group_pattern)
+            except re.error as error:
+                raise UserError(
+                    f"--data.group_pattern: got {self.group_pattern!r}, must be a regular expression ({error}). "
+                    "Try '^([^-_]+)' for what stands before the first - or _."
+                ) from error
+
+    def _check_streaming(self) -> None:
+        names = ("group_column", "group_pattern", "splits_file", "fold", "max_train_clips", "window_seconds")
+        for name in names if self.streaming else ():
+            value = getattr(self, name)
+            allowed = "left out with data.streaming, which takes the dataset's own splits and clips as they come"
+            require(value is None, f"data.{name}", value, allowed, "Download the dataset, or leave it out.")
+        if self.streaming:
+            usable = self.validate_on_test is False
+            require(usable, "data.validate_on_test", "true", "false with data.streaming", "Leave it out.")

@@ -1,0 +1,84 @@
+"""What a model says of a split, and how often it is right."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from peft_audio.metrics import compute_metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model said of a split, in the order of `Splits.recordings`.
+
+    Attributes:
+        logits: float32 of shape (recordings, labels).
+        labels: The right ones, int64 of shape (recordings,).
+        metrics: `loss` (mean cross-entropy), `accuracy`, `macro_f1`.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    metrics: dict[str, float]
+
+
+def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_precision: bool = False) -> Evaluation:
+    """Run a split through the model once, all processes together, and gather by clip.
+
+    Args:
+        model: Gives `logits`; unwrapped.
+        loader: This process's share of the split.
+        accelerator: Where it runs.
+        mixed_precision: Compute as training does, which is faster; in float32, as what is saved, when false.
+
+    Returns:
+        The logits of every recording, those cut into windows by the mean over their windows, the same on every process.
+    """
+    model.eval()
+    found = []
+    with torch.inference_mode(), accelerator.autocast() if mixed_precision else nullcontext():
+        for batch in loader:
+            logits = model_logits(model, send_to_device(batch, accelerator.device)).float().cpu()
+            whose = torch.stack([batch["index"], batch["recording"], batch["label"]], dim=1)
+            found.append(torch.cat([whose, logits], dim=1))
+    # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
+    mine = torch.cat(found) if found else torch.zeros(0, 3 + model.config.num_labels)
+    rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
+    rows = rows[rows[:, 0] >= 0]
+    rows = rows[rows[:, 0].argsort()]
+    recordings, labels, logits = rows[:, 1].long(), rows[:, 2].long(), rows[:, 3:]
+    firsts = np.unique(recordings, return_index=True)[1]
+    if len(firsts) < len(rows):
+        labels, logits = labels[firsts], average_windows(logits, recordings)
+    metrics = {"loss": float(F.cross_entropy(logits, labels))}
+    metrics |= compute_metrics(logits.argmax(-1).numpy(), labels.numpy())
+    return Evaluation(logits.numpy(), labels.numpy(), metrics)
+
+
+def model_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of a batch, of shape (clips, labels)."""
+    return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
+
+
+def average_windows(logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:
+    """What is said of each recording: the mean of its windows' probabilities.
+
+    Args:
+        logits: Of shape (windows, labels).
+        recordings: Which recording each window is of, from 0, of shape (windows,).
+
+    Returns:
+        Logarithms of those means, of shape (recordings, labels): their softmax is the mean.
+    """
+    total = torch.zeros(int(recordings.max()) + 1, logits.shape[1], dtype=torch.float64)
+    total.index_add_(0, recordings, logits.double().softmax(-1))
+    return (total / recordings.bincount()[:, None]).log().float()

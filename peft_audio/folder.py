@@ -1,0 +1,131 @@
+"""A folder of recordings, one subfolder a class."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+from peft_audio.audio import AUDIO_SUFFIXES
+from peft_audio.collection import SPLIT_NAMES, Collection, check_labels, listed, make_clips, similar_labels
+from peft_audio.config import UserError
+
+
+def from_folder(root: Path) -> Collection:
+    """The recordings below a folder, labelled by the class folder that they are in, at whatever depth.
+
+    Raises:
+        UserError: There are none, or one class, or files that belong to no class.
+    """
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    given = bool(folders) and all(folder.name in SPLIT_NAMES for folder in folders)
+    split_like = [folder.name for folder in folders if folder.name in SPLIT_NAMES]
+    named = [folder.name for folder in folders if folder.name in SPLIT_NAMES and _has_class_folders(folder)]
+    if named and not given:
+        other = [folder.name for folder in folders if folder.name not in SPLIT_NAMES]
+        raise UserError(
+            f"--data.source: {root} has split folders ({listed(named)}) beside other folders ({listed(other)}); "
+            "move the others away, or put all clips in class folders."
+        )
+    names = _names_below(root)
+    notes: list[str] = []
+    columns: dict[str, list[str]] = {"id": [], "label": [], "split": []}
+    for folder in folders if given else [root]:
+        prefix = f"{folder.name}/" if given else ""
+        clips, found = _find_clips(folder, [name[len(prefix) :] for name in names if name.startswith(prefix)])
+        columns["id"] += [prefix + name for name in clips]
+        columns["label"] += found
+        columns["split"] += [SPLIT_NAMES[folder.name] if given else ""] * len(clips)
+    labels = tuple(sorted(set(columns["label"])))
+    if not labels:
+        raise UserError(
+            f"--data.source: found no recordings in {root}; expected one subfolder a class with files of type "
+            f"{', '.join(sorted(AUDIO_SUFFIXES))}."
+        )
+    check_labels(labels, str(root))
+    depth = 3 if given else 2
+    deeper = sorted(
+        {label for name, label in zip(columns["id"], columns["label"], strict=True) if name.count("/") >= depth}
+    )
+    if deeper:
+        notes.append(f"recordings in deeper folders count to their class folder: {listed(deeper)}")
+    if split_like and not given:
+        notes.append(f"{listed(split_like)}: taken as a class like the others, because it holds no class folders")
+    return Collection(
+        make_clips(columns | {"path": [str(root / name) for name in columns["id"]]}),
+        labels,
+        notes=(*notes, *similar_labels(labels)),
+        ignored=tuple(name for name in names if not _is_audio(name)),
+    )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, links to folders followed once, hidden ones left out; sorted by path.
+
+    Raises:
+        UserError: A folder may not be read, or a name is not text.
+    """
+    return [folder / name for name in _names_below(folder)]
+
+
+def _names_below(folder: Path) -> list[str]:
+    """What `files_below` gives, relative to the folder and as text: a Path takes several times the memory."""
+    seen, files = set(), []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        # A link back to a folder above would go round for ever.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        above = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if above == "." else f"{above}/"
+        files += [prefix + name for name in names if not name.startswith(".")]
+    odd = [repr(str(folder / name)) for name in files if not _is_text(name)]
+    if odd:
+        raise UserError(f"--data.source: file names that are not valid UTF-8: {listed(odd)}; rename them.")
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"--data.source: cannot look into {error.filename} ({error.strerror}); mend its permissions.")
+
+
+def _is_audio(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES  # noqa: PTH122
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _has_class_folders(folder: Path) -> bool:
+    inside = list(folder.iterdir())
+    return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in AUDIO_SUFFIXES for path in inside)
+
+
+def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
+    """The recordings below each class folder, of the files below `folder`; the label is the class folder's name."""
+    names = [name for name in names if _is_audio(name)]
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise UserError(
+            f"--data.source: {folder} has recordings outside any class folder ({listed(loose)}); "
+            "move each into a subfolder named by its label."
+        )
+    classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    folders = [name.partition("/")[0] for name in names]
+    barren = sorted(classes - set(folders))
+    if names and barren:
+        raise UserError(
+            f"--data.source: no recordings in {listed([str(folder / name) for name in barren])}; "
+            "add some, or move the folder away."
+        )
+    # The same letters can be written in two ways, which look alike and are not equal.
+    labels = {name: unicodedata.normalize("NFC", name).strip() for name in set(folders)}
+    return names, [labels[name] for name in folders]

@@ -1,0 +1,246 @@
+"""A dataset on the Hub, downloaded or streamed; its audio is decoded by us, never by datasets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+)
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+from peft_audio.collection import SPLIT_NAMES, SPLITS, Collection, check_labels, listed, make_clips
+from peft_audio.config import DataConfig, UserError
+
+FILE = {"bytes": Value("binary"), "path": Value("string")}
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The training split of a Hub dataset, read over the network.
+
+    Attributes:
+        name: The dataset, and its configuration.
+        rows: With the columns `audio` (`bytes`, `path`) and `label`.
+        label_names: Of the numbers in `label`; None where the column holds names.
+        skipped: Grows with the clips that this process could not use: name and reason.
+    """
+
+    name: str
+    rows: IterableDataset
+    label_names: list[str] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns hold what."""
+
+    audio: str
+    label: str
+    group: str | None
+
+    def names(self) -> list[str]:
+        return [self.audio, self.label, *([self.group] if self.group else [])]
+
+
+def from_hub(cfg: DataConfig) -> Collection:
+    """The clips of a Hub dataset; without those to train on, if they are streamed.
+
+    Raises:
+        UserError: It is not there or cannot be read, or it is not clear which columns to take.
+    """
+    commit = _commit(cfg)
+    found = _open(cfg, commit)
+    columns = _columns(next(iter(found.values())).features, cfg)
+    splits, notes = _splits(found, cfg)
+    notes.append(f"{cfg.source} at commit {commit[:12]}; audio in {columns.audio!r}, labels in {columns.label!r}")
+    parts: dict[str, Dataset] = {}
+    for split, rows in splits.items():
+        part = rows.select_columns(columns.names()).cast_column(columns.audio, Audio(decode=False))
+        if isinstance(part, IterableDataset):
+            if split == "train":
+                continue
+            part = _download(part, f"{cfg.source} {cfg.config_name} {commit} {split} {columns}")
+        parts[split] = part
+    clips = [_clips(part, "" if set(parts) == {"train"} else split, columns, cfg) for split, part in parts.items()]
+    table = pd.concat(clips, ignore_index=True)
+    names = [Path(path).name for path in table["id"]]
+    if all(names) and len(set(names)) == len(names):
+        table["id"] = names
+    else:
+        table["id"] = [f"{split}/{i}" for split, part in parts.items() for i in range(len(part))]
+    table["stored"] = np.arange(len(table))
+    features = next(iter(parts.values())).features
+    labels = _labels(table, features[columns.label])
+    check_labels(labels, cfg.source)
+    audio = [_renamed(part.select_columns([columns.audio]), {columns.audio: "audio"}) for part in parts.values()]
+    return Collection(table, labels, concatenate_datasets(audio), tuple(notes), revision=commit)
+
+
+def open_stream(cfg: DataConfig) -> Stream:
+    """The training split of a Hub dataset, to be read as training goes.
+
+    Raises:
+        UserError: It is not there or cannot be read.
+    """
+    found = _open(cfg, _commit(cfg))
+    columns = _columns(next(iter(found.values())).features, cfg)
+    rows = _splits(found, cfg)[0]["train"]
+    feature = rows.features[columns.label]
+    # Not as audio, even undecoded: datasets would encode each clip again, with a package that we do without.
+    rows = rows.select_columns([columns.audio, columns.label]).cast_column(columns.audio, FILE)
+    rows = _renamed(rows, {columns.audio: "audio", columns.label: "label"})
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    return Stream(f"{cfg.source} {cfg.config_name or ''}".strip(), rows, names)
+
+
+def _commit(cfg: DataConfig) -> str:
+    """The commit that a branch stands for now: what is pushed later does not change a run."""
+    if cfg.revision is not None and COMMIT.fullmatch(cfg.revision):
+        return cfg.revision
+    try:
+        commit = HfApi().dataset_info(cfg.source, revision=cfg.revision).sha
+    except RevisionNotFoundError as error:
+        raise UserError(f"--data.revision: {cfg.source} has no revision {cfg.revision}; leave it out.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"--data.source: {cfg.source} is no folder here and no dataset on the Hub that you may read; check the "
+            "name, or log in with `hf auth login` if it is private."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise UserError(
+            f"--data.source: {cfg.source} is no folder here, and the Hub may not be asked (HF_HUB_OFFLINE is set); "
+            "give a folder, or a commit that was downloaded before as --data.revision."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--data.source: cannot reach {cfg.source} on the Hub ({reason}); try again.") from error
+    assert commit is not None
+    return commit
+
+
+def _open(cfg: DataConfig, commit: str) -> DatasetDict | IterableDatasetDict:
+    try:
+        return load_dataset(cfg.source, cfg.config_name, revision=commit, streaming=cfg.streaming)
+    except Exception as error:  # datasets raises a dozen kinds, of its own and others
+        reason = " ".join(str(error).split())[:500]
+        advice = "see its page on the Hub"
+        if "Config name is missing" in reason or "BuilderConfig" in reason:
+            advice = "choose one with --data.config_name"
+        elif "scripts are no longer supported" in reason:
+            advice = "try --data.revision refs/convert/parquet, where the Hub keeps a converted copy"
+        elif "torchcodec" in reason:
+            advice = "download its files (hf download --repo-type dataset) and give the folder"
+        raise UserError(f"--data.source: {cfg.source} cannot be read: {reason}; {advice}.") from error
+
+
+def _columns(features: Features, cfg: DataConfig) -> _Columns:
+    """The columns that were named, or the only ones that can be meant."""
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
+    label = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not label and "label" in features:
+        label = ["label"]
+    found = {}
+    for flag, named, candidates in (
+        ("audio_column", cfg.audio_column, audio),
+        ("label_column", cfg.label_column, label),
+        ("group_column", cfg.group_column, []),
+    ):
+        if named is None and flag == "group_column":
+            continue
+        known = named in features if named else len(candidates) == 1
+        if not known:
+            what = f"has no column {named!r}" if named else f"has {len(candidates)} columns that it could be"
+            columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+            raise UserError(f"--data.{flag}: {cfg.source} {what}; its columns are {columns}. Name one of them.")
+        found[flag] = named or candidates[0]
+    return _Columns(found["audio_column"], found["label_column"], found.get("group_column"))
+
+
+def _splits(found: Any, cfg: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """The splits under our names, and a note on those that have none."""
+    splits = {SPLIT_NAMES[name.lower()]: rows for name, rows in found.items() if name.lower() in SPLIT_NAMES}
+    if not splits and len(found) == 1:
+        splits = {"train": next(iter(found.values()))}
+    other = [name for name in found if name.lower() not in SPLIT_NAMES]
+    if "train" not in splits:
+        raise UserError(f"--data.source: {cfg.source} has no train split, only {listed(list(found))}.")
+    if cfg.streaming and set(splits) != set(SPLITS):
+        raise UserError(
+            f"--data.streaming: {cfg.source} must have the splits {', '.join(SPLITS)}; it has {listed(list(found))}. "
+            "Leave streaming out, then the missing ones are made."
+        )
+    return splits, [f"splits that are not used: {listed(other)}"] if len(splits) < len(found) else []
+
+
+def _download(rows: IterableDataset, key: str) -> Dataset:
+    """A streamed split as a table on disk, kept in datasets' cache for the next run."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "peft_audio"
+    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Several processes may write at once: each its own file, and the last one to be done stays.
+        aside = file.with_suffix(f".{os.getpid()}.partial")
+        schema = rows.features.arrow_schema
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in rows.with_format("arrow").iter(100):
+                writer.write_table(batch.select(schema.names).cast(schema))
+        aside.replace(file)
+    return Dataset.from_file(str(file))
+
+
+def _renamed(rows: Any, names: dict[str, str]) -> Any:
+    changed = {old: new for old, new in names.items() if old != new}
+    return rows.rename_columns(changed) if changed else rows
+
+
+def _clips(rows: Dataset, split: str, columns: _Columns, cfg: DataConfig) -> pd.DataFrame:
+    paths = pc.struct_field(rows.data.column(columns.audio), "path").to_pylist()
+    found = {"id": [path or "" for path in paths], "label": _names(rows, columns.label, cfg), "split": split}
+    if columns.group:
+        found["group"] = _names(rows, columns.group, cfg)
+    return make_clips(found)
+
+
+def _names(rows: Dataset, column: str, cfg: DataConfig) -> list[str]:
+    """A column as text; a class label by its name."""
+    values, feature = rows.data.column(column).to_pylist(), rows.features[column]
+    unknown = [i for i, value in enumerate(values) if value is None or (isinstance(feature, ClassLabel) and value < 0)]
+    if unknown:
+        raise UserError(
+            f"--data.source: {len(unknown)} rows of {cfg.source} have nothing in {column!r}, row {unknown[0]} first. "
+            "Take another column, or a revision with labels."
+        )
+    to_name = feature.int2str if isinstance(feature, ClassLabel) else str
+    return [to_name(value) for value in values]
+
+
+def _labels(clips: pd.DataFrame, feature: Any) -> tuple[str, ...]:
+    """The labels that occur, in the dataset's own order if it has one."""
+    found = set(clips["label"])
+    if isinstance(feature, ClassLabel):
+        return tuple(name for name in feature.names if name in found)
+    return tuple(sorted(found))

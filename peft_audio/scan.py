@@ -1,0 +1,120 @@
+"""Decode every clip once, to know what is wrong with it before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from peft_audio.audio import AudioError, read_blocks, read_info
+from peft_audio.collection import Collection, recording_of
+
+# Quieter than this after its mean is taken off, a clip holds nothing but rounding: three steps of 16 bits, -80 dB.
+SILENT_PEAK = 1e-4
+FULL_SCALE = 0.999
+CHUNK_CLIPS = 512
+# Decoding leaves Python's lock, so threads are enough and share the memory.
+JOBS = os.cpu_count() or 1
+
+Fingerprint = Callable[[np.ndarray, int], np.ndarray]
+
+
+def scan(
+    collection: Collection, fingerprint: Fingerprint | None = None, jobs: int = JOBS, quiet: bool = True
+) -> pd.DataFrame:
+    """Read all clips of a collection, several at a time, holding no more than a few in memory.
+
+    Args:
+        collection: The clips.
+        fingerprint: Of the first 30 s of a waveform and its rate; not taken when not given.
+        jobs: Clips read at once.
+        quiet: Show no progress bar.
+
+    Returns:
+        The clips with these columns more: `error` ("" or why a clip cannot be used, as in "is silent"), `num_frames`
+        and `sampling_rate` (of the clip, as the file has them), `channels`, `peak`, `clipped` (share of samples at full
+        scale), `cut_off` (the header promises more than the file holds), `sha256` of the file, and `fingerprint`.
+    """
+    clips = collection.clips.reset_index(drop=True)
+
+    def facts(row: dict[str, Any]) -> dict[str, Any]:
+        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], fingerprint)
+
+    parts = []
+    with ThreadPoolExecutor(jobs) as pool, Progress(transient=True, disable=quiet) as progress:
+        bar = progress.add_task("reading every clip", total=len(clips))
+        for at in range(0, len(clips), CHUNK_CLIPS):
+            rows = clips.iloc[at : at + CHUNK_CLIPS].to_dict("records")
+            parts.append(pd.DataFrame(list(pool.map(facts, rows))))
+            progress.advance(bar, len(rows))
+    return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
+
+
+def scan_clip(
+    source: Path | bytes, start: float = 0.0, end: float = float("nan"), fingerprint: Fingerprint | None = None
+) -> dict[str, Any]:
+    """What one clip is, and what is wrong with it.
+
+    Args:
+        source: A file, or the bytes of one.
+        start: Where the clip begins, in seconds.
+        end: Where it ends; NaN for the end of the recording.
+        fingerprint: See `scan`.
+
+    Returns:
+        The columns that `scan` adds.
+    """
+    facts: dict[str, Any] = {"error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0, "peak": 0.0}
+    facts |= {"clipped": 0.0, "cut_off": False, "sha256": "", "fingerprint": None}
+    try:
+        info = read_info(source)
+        facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
+        facts["sha256"] = _sha256(source)
+        seconds = None if np.isnan(end) else end - start
+        blocks = _checked(read_blocks(source, start, seconds), facts)
+        first = next(blocks, None)
+        if first is None:
+            raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""))
+        facts["fingerprint"] = fingerprint(first.mean(axis=1), info.sampling_rate) if fingerprint else None
+        for _ in blocks:
+            pass
+        facts["clipped"] /= facts["num_frames"] * info.channels
+        if facts["peak"] < SILENT_PEAK:
+            raise AudioError(f"is silent (its largest sample is {facts['peak']:.0e} of full scale)")
+    except AudioError as error:
+        facts["error"] = str(error)
+    return facts
+
+
+def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Count what is in each block on its way."""
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise AudioError("holds samples that are NaN or infinite")
+        facts["num_frames"] += len(block)
+        facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
+        # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
+        mono = block.mean(axis=1)
+        facts["peak"] = max(facts["peak"], float(np.abs(mono - mono.mean()).max()))
+        yield block
+
+
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    return _sha256_of_file(source, source.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of_file(file: Path, changed: int) -> str:
+    # The parts of one recording come one after another.
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,177 @@
+"""What `peft-audio check` says: GTZAN's known faults, and everything else that it names, rebuilt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from conftest import write_tone
+
+from peft_audio import data
+from peft_audio.check import Check, check
+from peft_audio.cli import main
+from peft_audio.config import DataConfig
+
+DIGITS = pq.read_table(Path(data.__file__).parent / "assets" / "digits" / "train.parquet").to_pylist()
+
+
+def write_digit(file: Path, number: int) -> Path:
+    """One of the bundled recordings, all different, as FLAC."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(DIGITS[number]["audio"]["bytes"])
+    return file
+
+
+def findings(found: Check) -> dict[str, tuple[str, ...]]:
+    return {finding.what: finding.files for finding in found.findings}
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """GTZAN's faults: a corrupt file, a repeat in another split, and one artist on both sides, in a table of tracks."""
+    rows = []
+    for i in range(24):
+        genre, split = ("jazz", "rock")[i % 2], ("train", "train", "validation", "test")[i // 2 % 4]
+        file = write_digit(tmp_path / genre / f"{genre}.{i:05}.flac", i)
+        rows.append(
+            {"path": file.relative_to(tmp_path), "label": genre, "split": split, "artist": f"{split} band {i % 3}"}
+        )
+    # A repeat is never a copy of the file: it was ripped again, at another level.
+    samples, rate = soundfile.read(tmp_path / rows[0]["path"])
+    rows[6]["path"] = rows[6]["path"].with_suffix(".mp3")
+    soundfile.write(tmp_path / rows[6]["path"], 0.5 * samples, rate)
+    content = (tmp_path / rows[2]["path"]).read_bytes()
+    (tmp_path / rows[2]["path"]).write_bytes(b"\0" * 100 + content[100:])
+    rows[1]["artist"] = rows[7]["artist"] = "The Leaks"
+    pd.DataFrame(rows).to_csv(tmp_path / "tracks.csv", index=False)
+    return tmp_path / "tracks.csv"
+
+
+def test_gtzans_faults_are_found(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = findings(check(DataConfig(source=str(music))))
+    (unreadable,) = found.pop("unreadable")
+    assert Path(unreadable.split(" ")[0]).name == "jazz.00002.flac"
+    (copies,) = found.pop("near copies (rate, level or format differ) in different splits")
+    assert "jazz.00000.flac (jazz, train)" in copies and "jazz.00006.mp3 (jazz, test)" in copies
+    assert not found, "and nothing else"
+
+    assert main(["check", str(music), "--json", "--data.group_column", "artist"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    groups = [finding for finding in said["findings"] if "groups" in finding["what"]]
+    assert groups == [
+        {"what": "groups that stand in several splits", "spoils": True, "files": ["The Leaks: train, test"]}
+    ]
+
+
+def test_a_clean_collection_has_no_finding_and_exit_code_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(20):
+        write_digit(tmp_path / "data" / ("a", "b")[i % 2] / f"{i}.flac", i)
+    found = check(DataConfig(source=str(tmp_path / "data")))
+    assert found.findings == () and not found.spoiled
+    assert found.clips == 20 and found.classes["a"] == {"all": 10, "train": 6, "validation": 2, "test": 2}
+    assert found.hours == pytest.approx(sum(row["num_frames"] for row in DIGITS[:20]) / 8000 / 3600)
+    assert found.sampling_rates == {8000: 20} and found.channels == {1: 20} and found.largest_class_accuracy == 0.5
+    # Wilson's interval in closed form, at 3 of 4.
+    n, p, z = 4, 0.75, 1.959964
+    assert found.interval == pytest.approx(
+        2 * z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n), abs=1e-5
+    )
+    assert main(["check", str(tmp_path / "data")]) == 0
+    printed = capsys.readouterr().out
+    assert "20 clips" in printed and "nothing here would spoil a comparison" in printed
+
+
+def broken(folder: Path) -> dict[str, str]:
+    """Files that no run can use, and the kind of each."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
+    hole = noise.copy()
+    hole[7] = np.nan
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("not sound\n" * 50)
+    soundfile.write(folder / "nan.wav", hole, 8000, subtype="FLOAT")
+    soundfile.write(folder / "silent.wav", np.zeros(4000), 8000)
+    soundfile.write(folder / "constant.wav", np.full(4000, 0.3), 8000)
+    soundfile.write(folder / "cancels.wav", np.stack([noise, -noise], 1), 8000)
+    soundfile.write(folder / "header.wav", np.zeros(0), 8000)
+    kinds = {
+        "empty.wav": "empty",
+        "header.wav": "empty",
+        "text.wav": "unreadable",
+        "nan.wav": "NaN or infinite samples",
+    }
+    return kinds | dict.fromkeys(("silent.wav", "constant.wav", "cancels.wav"), "silent")
+
+
+def test_every_bad_clip_is_named_once_with_its_kind(tmp_path: Path) -> None:
+    for i in range(20):
+        write_digit(tmp_path / ("a", "b")[i % 2] / f"{i}.flac", i)
+    kinds = broken(tmp_path / "a")
+    found = check(DataConfig(source=str(tmp_path)))
+    said = {Path(file.split(" ")[0]).name: finding.what for finding in found.findings for file in finding.files}
+    assert said == kinds and all(finding.spoils for finding in found.findings)
+
+
+def test_what_is_odd_only_warns(tmp_path: Path) -> None:
+    for i in range(20):
+        write_digit(tmp_path / ("a", "b")[i % 2] / f"{i}.flac", i)
+    loud = np.clip(3 * np.random.default_rng(1).normal(size=8000), -1, 1)
+    soundfile.write(tmp_path / "a" / "loud.wav", loud, 8000)
+    write_tone(tmp_path / "a" / "blip.wav", 900, 0.01)
+    write_tone(tmp_path / "b" / "long.wav", 700, 32.0)
+    shutil.copy(tmp_path / "a" / "0.flac", tmp_path / "b" / "copy.flac")
+    whole = (write_tone(tmp_path / "b" / "cut.wav", 500, 1.0)).read_bytes()
+    (tmp_path / "b" / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    table = pd.DataFrame({"id": [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*.*"))]})
+    # All in one split but for one clean clip of each class in the others.
+    table["split"] = ["train"] * len(table)
+    for name, split in (
+        ("a/2.flac", "test"),
+        ("b/3.flac", "test"),
+        ("a/4.flac", "validation"),
+        ("b/5.flac", "validation"),
+    ):
+        table.loc[table["id"] == name, "split"] = split
+    table.to_csv(tmp_path.parent / f"{tmp_path.name}.csv", index=False)
+    found = check(DataConfig(source=str(tmp_path), splits_file=str(tmp_path.parent / f"{tmp_path.name}.csv")))
+    assert not found.spoiled
+    said = {finding.what.split(":")[0].split(",")[0].split(" of ")[0]: finding.files for finding in found.findings}
+    assert {kind: [Path(file.split(":")[0].split(" (")[0]).name for file in files] for kind, files in said.items()} == {
+        "cut off": ["cut.wav"],
+        "clipped": ["loud.wav"],
+        "shorter than 0.025 s": ["blip.wav"],
+        "longer than 30 s": ["long.wav"],
+        "exact copies": ["0.flac"],
+    }
+    (copies,) = said["exact copies"]
+    assert "0.flac (a, train) = " in copies and "copy.flac (b, train)" in copies
+
+
+def test_sides_are_compared(tmp_path: Path) -> None:
+    for i in range(24):
+        split, label = ("train", "train", "valid", "test")[i // 2 % 4], ("a", "b")[i % 2]
+        write_digit(tmp_path / split / label / f"s{i % 5}_{i}.flac", i)
+    shutil.copy(tmp_path / "train" / "a" / "s0_0.flac", tmp_path / "test" / "a" / "s9_99.flac")
+    for clip in (tmp_path / "valid" / "b").iterdir():
+        clip.rename(tmp_path / "train" / "b" / clip.name)
+    (tmp_path / "valid" / "b").rmdir()
+    found: dict[str, Any] = findings(check(DataConfig(source=str(tmp_path), group_pattern=r"^(s\d)_")))
+    assert found["classes missing from the validation split"] == ("b",)
+    assert "exact copies in different splits" in found
+    assert "s0: train, validation, test" in found["groups that stand in several splits"]
+
+
+def test_flags_of_check_are_those_of_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "bundled", "--data.fold", "9"])
+    assert "--data.fold: got 9, must be 0 to 4 with 5 folds" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", "x.wav", "--adapter", "y", "--data.fold", "9"])
+    assert "unrecognized arguments" in capsys.readouterr().err
+    assert main(["check", "no/such/folder/here"]) == 2

@@ -1,0 +1,138 @@
+"""Splits that are made: no group on two sides, classes on every side, nothing lost, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_tone
+
+from peft_audio.collection import SPLITS, make_clips
+from peft_audio.config import DataConfig, UserError
+from peft_audio.data import load_splits
+from peft_audio.splitting import divide, leaking_groups, missing_classes
+
+
+def clips_of(groups: int, per_group: int, label: Callable[[int, int], str]) -> pd.DataFrame:
+    """`label(group, clip)` names each clip's class."""
+    pairs = [(group, clip) for group in range(groups) for clip in range(per_group)]
+    columns = {
+        "id": [f"{group:02}-{clip:03}" for group, clip in pairs],
+        "label": [label(*pair) for pair in pairs],
+        "group": [f"speaker{group:02}" for group, _ in pairs],
+    }
+    return make_clips(columns)
+
+
+SPOKEN = clips_of(20, 30, lambda group, clip: f"word{clip % 3}")
+
+
+def sides(clips: pd.DataFrame) -> dict[str, set[str]]:
+    return {split: set(clips["id"][clips["split"] == split]) for split in SPLITS}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole_and_classes_even(seed: int) -> None:
+    found = divide(SPOKEN, DataConfig(split_seed=seed))
+    assert leaking_groups(found) == {} and missing_classes(found, ["word0", "word1", "word2"]) == {}
+    assert set.union(*sides(found).values()) == set(SPOKEN["id"])
+    for split, share in (("train", 0.65), ("validation", 0.15), ("test", 0.2)):
+        part = found[found["split"] == split]
+        assert len(part) / len(found) == pytest.approx(share, abs=0.06)
+        assert part["label"].value_counts(normalize=True).to_numpy() == pytest.approx(1 / 3, abs=0.01)
+    assert sides(divide(SPOKEN.sample(frac=1, random_state=1), DataConfig(split_seed=seed))) == sides(found)
+    assert sides(divide(SPOKEN, DataConfig(split_seed=seed + 1))) != sides(found)
+
+
+def test_a_class_in_few_groups_still_gets_to_every_side() -> None:
+    # A third of the shuffles would leave "rare", which three of twenty speakers say, out of some split.
+    rare = clips_of(20, 10, lambda group, clip: "rare" if group < 3 and clip == 0 else "common")
+    for seed in range(10):
+        found = divide(rare, DataConfig(split_seed=seed))
+        assert missing_classes(found, ["rare", "common"]) == {} and leaking_groups(found) == {}
+
+
+def test_folds_hold_each_clip_out_once_and_follow_the_groups_names() -> None:
+    official = clips_of(5, 8, lambda group, clip: f"word{clip % 2}")
+    for fold in range(5):
+        found = sides(divide(official, DataConfig(fold=fold, split_seed=fold)))
+        assert found["test"] == {name for name in official["id"] if name.startswith(f"{fold:02}")}
+        assert found["validation"] == {name for name in official["id"] if name.startswith(f"{(fold + 1) % 5:02}")}
+    for clips in (SPOKEN, SPOKEN.assign(group="")):
+        held = [sides(divide(clips, DataConfig(fold=fold, num_folds=4)))["test"] for fold in range(4)]
+        assert sum(map(len, held)) == len(clips) and set.union(*held) == set(clips["id"])
+
+
+def test_given_splits_are_left_alone_and_their_leaks_found() -> None:
+    given = SPOKEN.assign(split=np.where(np.arange(len(SPOKEN)) % 30 < 20, "train", "test"))
+    found = divide(given, DataConfig())
+    assert sides(found)["test"] == set(given["id"][given["split"] == "test"])
+    assert set(leaking_groups(found)) == set(SPOKEN["group"])
+    # Validation is made of whole groups even so.
+    validation = set(found["group"][found["split"] == "validation"])
+    assert validation and not validation & set(found["group"][found["split"] == "train"])
+
+
+@pytest.mark.parametrize(
+    ("clips", "settings", "words"),
+    [
+        (SPOKEN[SPOKEN["group"] < "speaker02"], {}, "2 groups are too few|groups are too few"),
+        (SPOKEN[SPOKEN["group"] < "speaker03"], {"fold": 0}, "--data.num_folds: got 5, must be at most 3"),
+        (SPOKEN.assign(split="train"), {"fold": 0}, "--data.fold: got 0, must be left out"),
+        (SPOKEN.assign(split="test"), {}, "none to train on"),
+        (SPOKEN.assign(group=["", *SPOKEN["group"][1:]]), {}, "1 of 600 clips have no group: 00-000"),
+        (SPOKEN[:8].assign(group=""), {"fold": 0}, "--data.num_folds: got 5, must be at most 2"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_with_the_reason(
+    clips: pd.DataFrame, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        divide(clips, DataConfig(**settings))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two words of six speakers, five times each, as `word/speaker_take.wav`."""
+    root = tmp_path_factory.mktemp("spoken")
+    for i in range(60):
+        word, speaker, take = ("no", "yes")[i % 2], i // 2 % 6, i // 12
+        write_tone(root / word / f"s{speaker}_{take}.wav", 300 + 20 * i, 0.1, seed=i)
+    return root
+
+
+def test_groups_come_from_file_names_by_a_pattern(spoken: Path) -> None:
+    splits = load_splits(DataConfig(source=str(spoken), group_pattern=r"^(s\d)_"))
+    groups = [set(splits[split]["group"]) for split in SPLITS]
+    assert set.union(*groups) == {f"s{i}" for i in range(6)} and sum(map(len, groups)) == 6
+    with pytest.raises(UserError, match=r"--data.group_pattern: .* finds no group in 10 of 60 file names: s0_0.wav"):
+        load_splits(DataConfig(source=str(spoken), group_pattern=r"^(s[1-9])_"))
+
+
+def test_saved_splits_are_reused_and_leave_out_what_they_do_not_name(spoken: Path, tmp_path: Path) -> None:
+    first = load_splits(DataConfig(source=str(spoken), split_seed=3))
+    pq.write_table(first.table(), tmp_path / "splits.parquet")
+    again = load_splits(DataConfig(source=str(spoken), split_seed=9, splits_file=str(tmp_path / "splits.parquet")))
+    assert again.split_sha256() == first.split_sha256() and again.dataset_sha256() == first.dataset_sha256()
+
+    table = first.table().to_pandas()
+    table.drop(index=table.sample(10, random_state=0).index)[["id", "split"]].to_csv(tmp_path / "some.csv", index=False)
+    some = load_splits(DataConfig(source=str(spoken), splits_file=str(tmp_path / "some.csv")))
+    assert some.table().num_rows == 50
+    assert any("10 of 60 clips are left out" in note for note in some.notes)
+
+    table.assign(id="gone/" + table["id"]).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(UserError, match=r"--data.splits_file: 60 clips of .* are not in the source"):
+        load_splits(DataConfig(source=str(spoken), splits_file=str(tmp_path / "other.csv")))
+
+
+def test_validating_on_the_test_is_only_done_when_asked(spoken: Path) -> None:
+    splits = load_splits(DataConfig(source=str(spoken), validate_on_test=True))
+    assert list(splits.validation["id"]) == list(splits.test["id"]) and len(splits.train) == 48
+    plain = load_splits(DataConfig(source=str(spoken)))
+    assert not set(plain.validation["id"]) & set(plain.test["id"])

@@ -1,0 +1,95 @@
+"""Long recordings as windows: nothing unheard, and what is said of a recording is the mean over its windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+from conftest import write_tone
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score
+
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.adapters import Adapter
+from peft_audio.audio import load_audio
+from peft_audio.batching import make_loaders
+from peft_audio.collection import make_clips
+from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
+from peft_audio.data import load_splits
+from peft_audio.evaluation import average_windows, evaluate
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.prediction import predict
+from peft_audio.windows import cut_windows, window_starts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "window", "hop", "starts"),
+    [
+        (9.0, 3.0, None, [0, 3, 6]),
+        (10.0, 3.0, None, [0, 3, 6, 7]),
+        (10.0, 4.0, 2.0, [0, 2, 4, 6]),
+        (3.0, 3.0, None, [0]),
+        (0.2, 3.0, 1.0, [0]),
+        (0.3 * 3, 0.3, None, [0, 0.3, 0.6]),
+    ],
+)
+def test_windows_are_whole_and_the_last_ends_with_the_recording(
+    seconds: float, window: float, hop: float | None, starts: list[float]
+) -> None:
+    assert window_starts(seconds, window, hop) == pytest.approx(starts)
+
+
+def test_windows_of_a_part_of_a_recording_stay_inside_it() -> None:
+    clips = make_clips({"id": ["a", "b"], "start_seconds": [5.0, 1.0], "end_seconds": [9.0, 2.0]})
+    clips = clips.assign(num_frames=[32_000, 8_000], sampling_rate=8_000, label="x")
+    rows = cut_windows(clips, 1.5, None)
+    assert list(rows["id"]) == ["a@5", "a@6.5", "a@7.5", "b"] and list(rows["recording"]) == ["a", "a", "a", "b"]
+    assert list(rows["end_seconds"]) == [6.5, 8.0, 9.0, 2.0] and list(rows["num_frames"]) == [12_000] * 3 + [8_000]
+
+
+def test_average_of_windows_is_the_mean_of_their_probabilities() -> None:
+    logits, owners = np.random.default_rng(0).normal(size=(7, 3)), np.array([0, 0, 1, 2, 2, 2, 1])
+    found = average_windows(torch.tensor(logits).float(), torch.tensor(owners)).numpy()
+    wanted = pd.DataFrame(softmax(logits, axis=1)).groupby(owners).mean().to_numpy()
+    assert softmax(found, axis=1) == pytest.approx(wanted, abs=1e-6) and np.exp(found) == pytest.approx(
+        wanted, abs=1e-6
+    )
+
+
+def test_evaluation_and_prediction_average_over_a_recordings_windows(tiny_base: Path, tmp_path: Path) -> None:
+    """Against the definition: each window decoded and run alone, then averaged by recording."""
+    rng = np.random.default_rng(0)
+    for label in ("high", "low"):
+        for i in range(6):
+            seconds = float(rng.uniform(0.3, 2.4))
+            write_tone(tmp_path / "data" / label / f"{i}.wav", 300 + 1000 * (label == "high"), seconds, 22_050, seed=i)
+    data = DataConfig(source=str(tmp_path / "data"), window_seconds=0.7, hop_seconds=0.5)
+    cfg = LoraRecipe(data=data, model=ModelConfig(name=str(tiny_base)))
+    splits, extractor = load_splits(data), load_extractor(cfg.model)
+    model = load_classifier(cfg.model, splits.labels)
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)
+    accelerator = Accelerator(cpu=True)
+    found = evaluate(model, make_loaders(splits, extractor, model.config, cfg, accelerator).train_whole, accelerator)
+    recordings = splits.recordings("train")
+    assert len(found.logits) == len(recordings) < len(splits.train)
+
+    base = identify_base(cfg.model, model)
+    adapter = Adapter(model, extractor, describe_adapter(cfg, base, splits.labels, extractor, "lora", {}))
+    wanted = []
+    for name in recordings["id"]:
+        path = tmp_path / "data" / name
+        seconds = soundfile.info(path).frames / 22_050
+        parts = [load_audio(path, 16_000, start, 0.7) for start in window_starts(seconds, 0.7, 0.5)]
+        wanted.append(np.mean([softmax(adapter.logits([part])[0]) for part in parts], axis=0))
+    assert softmax(found.logits, axis=1) == pytest.approx(np.array(wanted), abs=1e-5)
+    right = [splits.labels.index(label) for label in recordings["label"]]
+    assert found.metrics["accuracy"] == accuracy_score(right, np.argmax(wanted, axis=1))
+
+    said = predict(adapter, [tmp_path / "data" / name for name in recordings["id"]], batch_size=3)
+    assert np.array([list(one.probabilities.values()) for one in said]) == pytest.approx(np.array(wanted), abs=1e-5)
+    assert all(one.seconds_used == one.seconds for one in said)
