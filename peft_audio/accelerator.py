@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import disable_progress_bars
 
 from peft_audio.config import TrainConfig, UserError
@@ -40,7 +41,11 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
         )
     # The loop weighs its micro-batches itself; a number from the environment would scale every loss once more.
     one = GradientAccumulationPlugin(num_steps=1)
-    accelerator = Accelerator(mixed_precision=cfg.mixed_precision, gradient_accumulation_plugin=one)
+    # One process reads a large collection while the others wait; NCCL's own patience is ten minutes.
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    accelerator = Accelerator(
+        mixed_precision=cfg.mixed_precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient]
+    )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would compute in float32 and report fp16.
         raise UserError("--train.mixed_precision: got fp16, must be bf16 or no on a CPU. Try bf16.")

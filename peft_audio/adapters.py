@@ -39,7 +39,7 @@ from peft_audio.strategies import Trained, peft_weights
 
 WEIGHTS = "adapter_model.safetensors"
 WHOLE_WEIGHTS = "model.safetensors"
-# The other processes of a run wait for this one, ten minutes at most where they speak NCCL.
+# A fresh process that takes longer than this to load a copy and answer for it hangs.
 VERIFY_SECONDS = 500
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 

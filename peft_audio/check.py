@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from peft_audio.collection import SPLITS, Collection
 from peft_audio.config import DataConfig, UserError
 from peft_audio.data import find_clips
-from peft_audio.fingerprint import fingerprint, near_duplicates
+from peft_audio.fingerprint import SIZE, fingerprint, near_duplicates
 from peft_audio.scan import JOBS, scan
 from peft_audio.splitting import divide, leaking_groups, missing_classes
 
@@ -92,7 +92,14 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         UserError: There is nothing to check: no such source, no recordings, one class.
     """
     collection = find_clips(cfg)
-    scanned = scan(collection, fingerprint, jobs, quiet=not sys.stderr.isatty())
+    # Most of the memory that a check takes: held once, in the order of the scan.
+    fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)
+
+    def listen(number: int, waveform: np.ndarray, sampling_rate: int) -> None:
+        fingerprints[number] = fingerprint(waveform, sampling_rate)
+
+    scanned = scan(collection, listen, jobs, quiet=not sys.stderr.isatty())
+    scanned["number"] = np.arange(len(scanned))
     scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
     good = scanned[scanned["error"] == ""]
     findings = list(_bad(scanned))
@@ -100,7 +107,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         good = divide(good, cfg) if cfg.splits_file is None else good
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
-    findings += [*_odd(good, cfg), *_copies(good), *_sides(good, collection)]
+    findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
     seconds = good["num_frames"] / good["sampling_rate"]
     test = good[good["split"] == "test"]
     largest = good["label"][good["split"] == "train"].value_counts()
@@ -164,19 +171,24 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
             yield Finding(what, False, tuple(files))
 
 
-def _copies(clips: pd.DataFrame) -> Iterable[Finding]:
-    """Clips that are the same recording, to the byte or by what is heard."""
+def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
+    """Clips that are the same recording, to the byte or by what is heard; clears the fingerprints of other clips."""
     if clips.empty:
         return
-    clips = clips.reset_index(drop=True)
-    exact = clips.groupby(["sha256", "start_seconds"], sort=False).ngroup().to_numpy()
-    seconds = (clips["num_frames"] / clips["sampling_rate"]).to_numpy()
-    near = near_duplicates(np.stack(clips["fingerprint"].to_list()), seconds)
-    groups = [("exact copies", rows.tolist()) for rows in clips.groupby(exact).indices.values() if len(rows) > 1]
-    groups += [("near copies (rate, level or format differ)", rows) for rows in near if len(set(exact[rows])) > 1]
+    clips = clips.set_index("number")
+    seconds = (clips["num_frames"] / clips["sampling_rate"]).reindex(range(len(fingerprints)), fill_value=0.0)
+    fingerprints[~seconds.index.isin(clips.index)] = 0
+    near = near_duplicates(fingerprints, seconds.to_numpy())
+    part = ["sha256", "start_seconds"]
+    # As objects: Arrow's text takes several times the memory to compare.
+    repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
+    exact = repeated.groupby(part, sort=False).groups.values()
+    groups = [("exact copies", rows.tolist()) for rows in exact if len(rows) > 1]
+    unlike = [rows for rows in near if len(clips.loc[rows, part].drop_duplicates()) > 1]
+    groups += [("near copies (rate, level or format differ)", rows) for rows in unlike]
     found: dict[tuple[str, bool], list[str]] = {}
     for kind, rows in groups:
-        members = clips.iloc[rows]
+        members = clips.loc[rows]
         splits, labels = set(members["split"]) - {""}, set(members["label"])
         where = [" of different classes" if len(labels) > 1 else "", " in different splits" if len(splits) > 1 else ""]
         names = [

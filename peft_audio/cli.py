@@ -89,8 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def recipe_files() -> dict[str, Path]:
-    """The recipes, and accelerate's launch configs for them, by name."""
-    return {path.stem: path for path in [*RECIPES.glob("*.py"), *RECIPES.glob("accelerate/*.yaml")]}
+    """The recipes, accelerate's launch configs for them, and settings of published experiments, by name."""
+    return {path.stem: path for form in ("*.py", "accelerate/*.yaml", "configs/*.yaml") for path in RECIPES.glob(form)}
 
 
 def run_predict(options: argparse.Namespace) -> int:

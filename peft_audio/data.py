@@ -29,6 +29,8 @@ from peft_audio.windows import cut_windows
 
 BUNDLED = Path(__file__).parent / "assets" / "digits"
 MOST_LISTED = 10
+HUB_ONLY = ("revision", "config_name", "streaming")
+COLUMNS = ("audio_column", "label_column", "group_column")
 ROWS = pa.schema(
     {
         "id": pa.string(),
@@ -120,7 +122,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
         UserError: There is nothing to train on, clips cannot be used, or a class is too small to be divided.
     """
     collection = find_clips(cfg)
-    stream = open_stream(cfg) if cfg.streaming else None
+    stream = open_stream(cfg, collection.revision) if cfg.streaming else None
     notes = list(collection.notes)
     clips, skipped = _usable(_scanned(collection, accelerator), cfg)
     if cfg.splits_file is None and not cfg.streaming:
@@ -152,10 +154,13 @@ def find_clips(cfg: DataConfig) -> Collection:
     """
     place = Path(cfg.source).expanduser()
     if cfg.source == "bundled":
+        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
         collection = _bundled()
     elif place.is_dir():
+        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
         collection = from_folder(place)
     elif place.suffix.lower() in MANIFEST_SUFFIXES:
+        _refuse_unread(cfg, HUB_ONLY)
         collection = from_manifest(place, cfg)
     elif not place.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", cfg.source):
         collection = from_hub(cfg)
@@ -165,17 +170,24 @@ def find_clips(cfg: DataConfig) -> Collection:
             f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
             f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset."
         )
-    if cfg.group_column and collection.stored is None and not place.is_file():
-        raise UserError(
-            f"--data.group_column: got {cfg.group_column}, must be left out: a folder has no columns. "
-            "Try --data.group_pattern, which takes the group from the file name."
-        )
     collection = grouped(collection, cfg)
     if cfg.splits_file is None:
         return collection
     clips, note = take_splits(collection.clips, cfg.splits_file)
     labels = tuple(label for label in collection.labels if label in set(clips["label"]))
     return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
+
+
+def _refuse_unread(cfg: DataConfig, names: tuple[str, ...]) -> None:
+    """Refuse settings that this kind of source has no use for: whoever gave one meant something by it."""
+    for name in names:
+        value, default = getattr(cfg, name), getattr(DataConfig, name)
+        fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
+        if value != default:
+            raise UserError(
+                f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
+                f"{'manifests and ' if name in COLUMNS else ''}datasets on the Hub.{fix or ' Leave it out.'}"
+            )
 
 
 def _bundled() -> Collection:
@@ -222,7 +234,9 @@ def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[t
 def _warnings(clips: pd.DataFrame) -> list[str]:
     """What does not stop a run, but should be known of it."""
     notes = []
-    sides = clips.groupby(["sha256", "start_seconds"])["split"].nunique()
+    # Not by grouping all clips, nor as Arrow's text: either takes several times the memory.
+    repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
+    sides = repeated.groupby(["sha256", "start_seconds"])["split"].nunique()
     if (sides > 1).any():
         notes.append(
             f"warning: {int((sides > 1).sum())} recordings stand in more than one split, as exact copies; "
@@ -250,12 +264,16 @@ def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
 
 def _to_splits(clips: pd.DataFrame, collection: Collection, cfg: DataConfig) -> Splits:
     numbers = {label: i for i, label in enumerate(collection.labels)}
+    clips = clips.assign(label=clips["label"].map(numbers))
     # Training draws by row number: the order of the rows must not depend on how the splits were made.
-    clips = clips.assign(label=clips["label"].map(numbers)).sort_values(["recording", "start_seconds", "id"])
-    tables: dict[str, Any] = {
-        split: Dataset(pa.Table.from_pandas(clips[clips["split"] == split], ROWS, preserve_index=False))
-        for split in SPLITS
-    }
+    order = [(name, "ascending") for name in ("recording", "start_seconds", "id")]
+    tables: dict[str, Any] = {}
+    for split in SPLITS:
+        rows = clips.loc[clips["split"] == split, ROWS.names]
+        # Without a fingerprint, datasets makes one of a copy of all rows.
+        tables[split] = Dataset(
+            pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order), fingerprint=split
+        )
     if cfg.validate_on_test:
         tables["validation"] = tables["test"]
     kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision")}

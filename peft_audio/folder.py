@@ -82,7 +82,7 @@ def _names_below(folder: Path) -> list[str]:
         above = Path(parent).relative_to(folder).as_posix()
         prefix = "" if above == "." else f"{above}/"
         files += [prefix + name for name in names if not name.startswith(".")]
-    odd = [repr(str(folder / name)) for name in files if not _is_text(name)]
+    odd = [repr(str(folder / name)) for name in files if not _is_text(f"{folder}/{name}")]
     if odd:
         raise UserError(f"--data.source: file names that are not valid UTF-8: {listed(odd)}; rename them.")
     return sorted(files)
@@ -93,7 +93,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_audio(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES  # noqa: PTH122
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
 
 def _is_text(name: str) -> bool:

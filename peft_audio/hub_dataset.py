@@ -99,13 +99,17 @@ def from_hub(cfg: DataConfig) -> Collection:
     return Collection(table, labels, concatenate_datasets(audio), tuple(notes), revision=commit)
 
 
-def open_stream(cfg: DataConfig) -> Stream:
+def open_stream(cfg: DataConfig, commit: str | None) -> Stream:
     """The training split of a Hub dataset, to be read as training goes.
+
+    Args:
+        cfg: Which dataset and columns.
+        commit: That the other splits were read at.
 
     Raises:
         UserError: It is not there or cannot be read.
     """
-    found = _open(cfg, _commit(cfg))
+    found = _open(cfg, commit)
     columns = _columns(next(iter(found.values())).features, cfg)
     rows = _splits(found, cfg)[0]["train"]
     feature = rows.features[columns.label]
@@ -141,7 +145,7 @@ def _commit(cfg: DataConfig) -> str:
     return commit
 
 
-def _open(cfg: DataConfig, commit: str) -> DatasetDict | IterableDatasetDict:
+def _open(cfg: DataConfig, commit: str | None) -> DatasetDict | IterableDatasetDict:
     try:
         return load_dataset(cfg.source, cfg.config_name, revision=commit, streaming=cfg.streaming)
     except Exception as error:  # datasets raises a dozen kinds, of its own and others

@@ -68,9 +68,9 @@ class TrainingBatches(Sampler[list[Draw]]):
         little = max(LITTLE_PADDING, LITTLE_PADDING_SECONDS / (LITTLE_PADDING_SECONDS + self.lengths.mean()))
         for window in WINDOW_BATCHES[1:]:
             # One window for all would give the same batches in every epoch.
-            if 2 * window > batches or padding_share(self.lengths, self.step_indices(0)) <= little:
+            if batches < 2 * self.window + 2 or padding_share(self.lengths, self.step_indices(0)) <= little:
                 break
-            self.window = window
+            self.window = min(window, int(batches // 2))
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,45 @@ CHUNK_CLIPS = 512
 # Decoding leaves Python's lock, so threads are enough and share the memory.
 JOBS = os.cpu_count() or 1
 
-Fingerprint = Callable[[np.ndarray, int], np.ndarray]
+# Is told the number of a clip, the first 30 s of it as a mono waveform, and the rate.
+Listen = Callable[[int, np.ndarray, int], None]
 
 
-def scan(
-    collection: Collection, fingerprint: Fingerprint | None = None, jobs: int = JOBS, quiet: bool = True
-) -> pd.DataFrame:
+def scan(collection: Collection, listen: Listen | None = None, jobs: int = JOBS, quiet: bool = True) -> pd.DataFrame:
     """Read all clips of a collection, several at a time, holding no more than a few in memory.
 
     Args:
         collection: The clips.
-        fingerprint: Of the first 30 s of a waveform and its rate; not taken when not given.
+        listen: Called for each clip, from several threads; its number is that of the row that it gets here.
         jobs: Clips read at once.
         quiet: Show no progress bar.
 
     Returns:
         The clips with these columns more: `error` ("" or why a clip cannot be used, as in "is silent"), `num_frames`
         and `sampling_rate` (of the clip, as the file has them), `channels`, `peak`, `clipped` (share of samples at full
-        scale), `cut_off` (the header promises more than the file holds), `sha256` of the file, and `fingerprint`.
+        scale), `cut_off` (the header promises more than the file holds) and `sha256` of the file. Rows count from 0.
     """
     clips = collection.clips.reset_index(drop=True)
 
     def facts(row: dict[str, Any]) -> dict[str, Any]:
-        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], fingerprint)
+        told = partial(listen, row["number"]) if listen else None
+        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], told)
 
     parts = []
     with ThreadPoolExecutor(jobs) as pool, Progress(transient=True, disable=quiet) as progress:
         bar = progress.add_task("reading every clip", total=len(clips))
         for at in range(0, len(clips), CHUNK_CLIPS):
-            rows = clips.iloc[at : at + CHUNK_CLIPS].to_dict("records")
+            rows = clips.iloc[at : at + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
             parts.append(pd.DataFrame(list(pool.map(facts, rows))))
             progress.advance(bar, len(rows))
     return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
 
 
 def scan_clip(
-    source: Path | bytes, start: float = 0.0, end: float = float("nan"), fingerprint: Fingerprint | None = None
+    source: Path | bytes,
+    start: float = 0.0,
+    end: float = float("nan"),
+    listen: Callable[[np.ndarray, int], None] | None = None,
 ) -> dict[str, Any]:
     """What one clip is, and what is wrong with it.
 
@@ -67,13 +70,13 @@ def scan_clip(
         source: A file, or the bytes of one.
         start: Where the clip begins, in seconds.
         end: Where it ends; NaN for the end of the recording.
-        fingerprint: See `scan`.
+        listen: Called with the first 30 s of it as a mono waveform, and the rate.
 
     Returns:
         The columns that `scan` adds.
     """
     facts: dict[str, Any] = {"error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0, "peak": 0.0}
-    facts |= {"clipped": 0.0, "cut_off": False, "sha256": "", "fingerprint": None}
+    facts |= {"clipped": 0.0, "cut_off": False, "sha256": ""}
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
@@ -83,7 +86,8 @@ def scan_clip(
         first = next(blocks, None)
         if first is None:
             raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""))
-        facts["fingerprint"] = fingerprint(first.mean(axis=1), info.sampling_rate) if fingerprint else None
+        if listen:
+            listen(first.mean(axis=1), info.sampling_rate)
         for _ in blocks:
             pass
         facts["clipped"] /= facts["num_frames"] * info.channels

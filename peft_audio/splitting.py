@@ -28,6 +28,8 @@ def divide(clips: pd.DataFrame, cfg: DataConfig) -> pd.DataFrame:
     Raises:
         UserError: A class or a group cannot be divided as is wanted.
     """
+    if clips.empty:
+        raise UserError("--data.source: none of its clips can be used; mend them, or give another source.")
     clips = clips.sort_values("id", ignore_index=True)
     if cfg.fold is not None:
         return clips.assign(split=_folds(clips, cfg))

@@ -37,7 +37,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "no mask: padding reaches attention and pooling",
-        "peft_audio/training.py",
+        "peft_audio/evaluation.py",
         'attention_mask=batch["attention_mask"]).logits',
         "attention_mask=None).logits",
         "tests/test_training.py",
@@ -87,15 +87,15 @@ MUTATIONS = (
     Mutation(
         "test split used for selection",
         "peft_audio/training.py",
-        "evaluate(model, loaders.validation, accelerator).metrics",
-        "evaluate(model, loaders.test, accelerator).metrics",
+        "evaluate(model, loaders.validation, accelerator, mixed_precision=True).metrics",
+        "evaluate(model, loaders.test, accelerator, mixed_precision=True).metrics",
         "tests/test_training.py",
     ),
     Mutation(
         "last epoch kept instead of the best",
         "peft_audio/training.py",
-        "if not score > self.score:",
-        "if False:",
+        "or not score > self.score:",
+        "or False:",
         "tests/test_training.py",
     ),
     Mutation(
@@ -121,9 +121,9 @@ MUTATIONS = (
     ),
     Mutation(
         "every epoch sees the same crop",
-        "peft_audio/batching.py",
-        "default_rng([self.seed, epoch, index])",
-        "default_rng([self.seed, index])",
+        "peft_audio/clips.py",
+        "default_rng(seeds).uniform",
+        "default_rng(seeds[::2]).uniform",
         "tests/test_batching.py",
     ),
     Mutation(
@@ -142,7 +142,7 @@ MUTATIONS = (
     ),
     Mutation(
         "predictions not put back in the order of the clips",
-        "peft_audio/training.py",
+        "peft_audio/evaluation.py",
         "    rows = rows[rows[:, 0].argsort()]\n",
         "",
         "tests/test_training.py tests/test_recipes.py",
@@ -198,9 +198,9 @@ MUTATIONS = (
     ),
     Mutation(
         "SpecAugment hides the same frames in every epoch",
-        "peft_audio/batching.py",
-        "self.masks(len(values), [self.seed, draw.epoch, draw.index])",
-        "self.masks(len(values), [self.seed, draw.index])",
+        "peft_audio/clips.py",
+        "self.masks(len(values), seeds)",
+        "self.masks(len(values), seeds[::2])",
         "tests/test_batching.py",
     ),
     Mutation(
@@ -219,7 +219,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what is reported was measured in 16 bits",
-        "peft_audio/training.py",
+        "peft_audio/evaluation.py",
         "accelerator.autocast() if mixed_precision else nullcontext():",
         "accelerator.autocast():",
         "tests/test_recipes.py",
@@ -272,6 +272,83 @@ MUTATIONS = (
         "                self.trackers.remove(tracker)\n",
         "                raise\n",
         "tests/test_tracking.py",
+    ),
+    Mutation(
+        "groups are divided like single clips",
+        "peft_audio/splitting.py",
+        'hold_out = _hold_out_groups if (clips["group"] != "").any() else _hold_out',
+        "hold_out = _hold_out",
+        "tests/test_splitting.py",
+    ),
+    Mutation(
+        "a class may be missing where it is in few groups",
+        "peft_audio/splitting.py",
+        "            if lacking < fewest:\n",
+        "            return rows\n            if lacking < fewest:\n",
+        "tests/test_splitting.py",
+    ),
+    Mutation(
+        "the end of a recording is in no window",
+        "peft_audio/windows.py",
+        "math.ceil(spare / (hop or window) - 1e-6) + 1",
+        "math.floor(spare / (hop or window) + 1e-6) + 1",
+        "tests/test_windows.py",
+    ),
+    Mutation(
+        "each window counts as a recording",
+        "peft_audio/evaluation.py",
+        "    if len(firsts) < len(rows):\n",
+        "    if False:\n",
+        "tests/test_windows.py",
+    ),
+    Mutation(
+        "logits of windows are averaged instead of probabilities",
+        "peft_audio/evaluation.py",
+        "logits.double().softmax(-1))",
+        "logits.double().log_softmax(-1).exp().sqrt())",
+        "tests/test_windows.py",
+    ),
+    Mutation(
+        "a part of a recording is read to the recording's end",
+        "peft_audio/clips.py",
+        "length = limit if to_end else min(limit, seconds)",
+        "length = limit",
+        "tests/test_manifest.py",
+    ),
+    Mutation(
+        "channels that cancel each other are not silent",
+        "peft_audio/scan.py",
+        "mono = block.mean(axis=1)",
+        "mono = block[:, 0]",
+        "tests/test_check.py",
+    ),
+    Mutation(
+        "silence is trained on",
+        "peft_audio/scan.py",
+        "SILENT_PEAK = 1e-4",
+        "SILENT_PEAK = 0.0",
+        "tests/test_check.py tests/test_data.py",
+    ),
+    Mutation(
+        "copies are looked for within a split only",
+        "peft_audio/check.py",
+        'splits, labels = set(members["split"]) - {""}, set(members["label"])',
+        'splits, labels = set(members["split"][:1]) - {""}, set(members["label"])',
+        "tests/test_check.py",
+    ),
+    Mutation(
+        "batch_seconds forgets what padding adds",
+        "peft_audio/sampler.py",
+        "if batches and (len(batches[-1]) + 1) * longest <= batch_seconds:",
+        "if batches and sum(lengths[batches[-1]]) + lengths[row] <= batch_seconds:",
+        "tests/test_batching.py",
+    ),
+    Mutation(
+        "a stream begins anew after each validation",
+        "peft_audio/streaming.py",
+        "self.batches = iter(self.loader) if self.batches is None else self.batches",
+        "self.batches = iter(self.loader)",
+        "tests/test_streaming.py",
     ),
 )
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from conftest import write_tone
 from scipy.stats import kstest
 
 from peft_audio.augment import Augment, make_augment
-from peft_audio.config import AugmentConfig
+from peft_audio.config import AugmentConfig, UserError
 
 RATE = 16_000
 DRAWS = 200
@@ -149,3 +152,54 @@ def test_only_environment_moves_what_is_heard_in_time() -> None:
     # A change of pace by a tenth moves the click by 200 samples at most.
     assert moved["light"] == moved["speech"] == 0
     assert 20 < moved["environment"] < 50
+
+
+def measured_snr_db(mixed: np.ndarray, clean: np.ndarray) -> float:
+    return float(10 * np.log10(np.mean(clean**2) / np.mean((mixed - clean) ** 2)))
+
+
+def test_own_noise_is_added_between_3_and_30_db_below_the_clip(tmp_path: Path) -> None:
+    noise = write_tone(tmp_path / "street" / "deep" / "hum.wav", 60, 3.0, RATE)
+    clean = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE).astype(np.float32)
+    augment = make_augment(AugmentConfig(noise_folder=str(tmp_path / "street")), RATE)
+    assert augment is not None
+    found = [augment(clean, [seed]) for seed in range(40)]
+    changed = [one for one in found if not np.array_equal(one, clean)]
+    assert 10 < len(changed) < 30, "half of the clips"
+    snrs = [measured_snr_db(one, clean) for one in changed]
+    assert min(snrs) > 2.9 and max(snrs) < 30.1 and np.std(snrs) > 3
+    # What was added is a piece of that file and of nothing else.
+    hum, _ = soundfile.read(noise)
+    added = changed[0] - clean
+    at = np.argmax(np.correlate(hum, added[:4000], "valid"))
+    assert np.corrcoef(hum[at : at + 4000], added[:4000])[0, 1] > 0.99
+    assert np.array_equal(augment(clean, [3]), augment(clean, [3]))
+
+
+def test_own_impulse_response_is_a_convolution(tmp_path: Path) -> None:
+    response = np.zeros(400)
+    response[[0, 150, 399]] = (1.0, 0.5, -0.25)
+    (tmp_path / "rooms").mkdir()
+    soundfile.write(tmp_path / "rooms" / "hall.wav", response, RATE, subtype="FLOAT")
+    augment = make_augment(AugmentConfig(impulse_response_folder=str(tmp_path / "rooms")), RATE)
+    assert augment is not None
+    clip = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    wanted = np.convolve(clip, response)[:RATE]
+    found = [augment(clip, [seed]) for seed in range(20)]
+    changed = [one for one in found if not np.array_equal(one, clip)]
+    assert 3 < len(changed) < 17 and all(len(one) == len(clip) for one in changed)
+    for one in changed:
+        assert np.corrcoef(one, wanted)[0, 1] > 0.9999, "but for its level"
+
+
+def test_own_sounds_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"--augment.noise_folder: .* holds no recordings"):
+        make_augment(AugmentConfig(noise_folder=str(folder)), RATE)
+    write_tone(folder / "good.wav", 500)
+    (folder / "bad.wav").write_text("no sound")
+    with pytest.raises(
+        UserError, match=r"(?s)--augment.noise_folder: .* 1 that cannot be used here.*bad.wav is not audio"
+    ):
+        make_augment(AugmentConfig(noise_folder=str(folder)), RATE)

@@ -180,6 +180,42 @@ def test_batches_of_like_lengths_save_most_of_the_padding() -> None:
         assert padded_share(batches.step_indices(), lengths) < 0.25
 
 
+@pytest.mark.parametrize("batch_size", [8, 16, 32])
+def test_a_mix_of_lengths_is_padded_by_less_than_a_tenth(batch_size: int) -> None:
+    uniform = np.random.default_rng(0).uniform(0.2, 30, 2000)
+    for lengths in (mixed_seconds(2000), uniform):
+        batches = TrainingBatches(lengths, batch_size, 0)
+        for batches.epoch in range(3):
+            assert padded_share(batches.step_indices(), lengths) < 0.1
+        # A clip meets other neighbours in another epoch.
+        first, second = ({frozenset(step) for step in batches.step_indices(epoch)} for epoch in (0, 1))
+        assert not first & second
+
+
+def test_batch_seconds_fill_steps_up_to_their_limit() -> None:
+    lengths = mixed_seconds(700)
+    batches = TrainingBatches(lengths, 16, 0, batch_seconds=60.0)
+    total = 0
+    for batches.epoch in range(1, 4):
+        steps = batches.step_indices()
+        assert sorted(row for step in steps for row in step) == list(range(700))
+        padded = np.array([len(step) * lengths[step].max() for step in steps])
+        assert padded.max() <= 60.0 and np.median(padded) > 40.0
+        assert all(sum(draw.weight for draw in step) == pytest.approx(1) for step in batches)
+        total += len(steps)
+    assert batches.total_steps(3) == total
+    alone = TrainingBatches(np.full(5, 90.0), 16, 0, batch_seconds=60.0)
+    assert [len(step) for step in alone.step_indices()] == [1] * 5, "a clip that is too long is a step of its own"
+
+
+def test_evaluation_in_batch_seconds_reads_each_clip_once() -> None:
+    lengths = mixed_seconds(101)
+    shares = [evaluation_batches(lengths, 8, 3, process, batch_seconds=45.0) for process in range(3)]
+    batches = [[draw.index for draw in batch] for share in shares for batch in share]
+    assert sorted(index for batch in batches for index in batch) == list(range(101))
+    assert max(len(batch) * lengths[batch].max() for batch in batches) <= 45.0
+
+
 def test_short_and_long_batches_come_in_random_order() -> None:
     lengths, correlations = mixed_seconds(128), []
     batches = TrainingBatches(lengths, 16, 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -280,3 +281,71 @@ def test_fewer_training_clips_are_spread_over_the_classes(uneven: Path, bundled:
 def test_fewer_training_clips_than_classes_are_refused(uneven: Path) -> None:
     with pytest.raises(UserError, match=r"--data.max_train_clips: got 2, must be 3, one of each class, or more"):
         load(uneven, max_train_clips=2)
+
+
+def test_bad_clips_are_skipped_and_listed_only_when_asked(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 12, "b": 12})
+    (root / "a" / "empty.wav").touch()
+    soundfile.write(root / "b" / "silent.wav", np.zeros(800), 16_000)
+    message = refusal(root)
+    assert "2 of 26 clips" in message and "--data.on_bad_clip skip" in message
+    assert "empty.wav is empty" in message and "silent.wav is silent" in message
+    splits = load(root, on_bad_clip="skip")
+    assert dict(splits.skipped).keys() == {"a/empty.wav", "b/silent.wav"}
+    assert splits.table().num_rows == 24
+    with pytest.raises(UserError, match=r"--data.max_bad_share: 2 of 26 clips .* more than the share of 0.05"):
+        load(root, on_bad_clip="skip", max_bad_share=0.05)
+
+
+def test_a_class_that_is_lost_with_its_bad_clips_is_refused(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 20, "b": 20})
+    (root / "c").mkdir()
+    soundfile.write(root / "c" / "silent.wav", np.zeros(800), 16_000)
+    with pytest.raises(UserError, match="has no clips of c"):
+        load(root, on_bad_clip="skip")
+
+
+def test_what_is_decided_about_a_folder_is_said(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"test": 6, "Dog": 6, "dog": 6, "cat/deep/er": 6})
+    shutil.copy(root / "dog" / "000.wav", root / "cat" / "copy.wav")
+    shutil.copy(root / "dog" / "000.wav", root / "cat" / "again.wav")
+    splits = load(root)
+    notes = "\n".join(splits.notes)
+    assert splits.labels == ("Dog", "cat", "dog", "test")
+    for words in ("test: taken as a class", "deeper folders count to their class folder: cat", "'Dog' and 'dog'"):
+        assert words in notes, notes
+    sides = [split for split in SPLITS for row in splits[split] if row["id"].endswith(("y.wav", "n.wav"))]
+    assert ("stand in more than one split, as exact copies" in notes) == (len({*sides}) > 1)
+
+
+def test_copies_and_groups_on_two_sides_are_warned_of(tmp_path: Path) -> None:
+    counts = {f"{split}/{label}": 4 for split in ("train", "validation", "test") for label in "ab"}
+    root = make_clips(tmp_path, counts)
+    shutil.copy(root / "train" / "a" / "000.wav", root / "test" / "a" / "900.wav")
+    notes = "\n".join(load(root, group_pattern=r"\d+").notes)
+    assert "warning: 1 recordings stand in more than one split, as exact copies" in notes
+    assert "warning: groups that stand in more than one split: 000, 001, 002 and 1 more" in notes
+
+
+def test_names_in_other_letters_and_with_spaces_are_names_like_others(tmp_path: Path) -> None:
+    # é as one letter in one folder and as two in the other.
+    counts = {"train/caf\u00e9 au lait": 6, "train/naïve": 6, "test/cafe\u0301 au lait": 3, "test/naïve": 3}
+    splits = load(make_clips(tmp_path, counts))
+    assert splits.labels == ("caf\u00e9 au lait", "naïve")
+
+
+def test_other_containers_need_their_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_clips(tmp_path, {"a": 6, "b": 6})
+    (root / "b" / "voice.M4A").write_bytes(b"\x00\x00\x00\x20ftypM4A ")
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = refusal(root)
+    assert "voice.M4A" in message and "pip install 'peft-audio[formats]'" in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("revision", "main"), ("streaming", True), ("label_column", "genre"), ("group_column", "artist")],
+)
+def test_a_setting_that_a_folder_has_no_use_for_is_refused(uneven: Path, flag: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"--data.{flag}: got {value}, must be left out with the source .*uneven"):
+        load(uneven, **{flag: value})
