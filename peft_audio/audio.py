@@ -7,43 +7,24 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-PYAV_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}  # what libsndfile cannot read
+from peft_audio import ffmpeg
+from peft_audio.ffmpeg import PYAV_SUFFIXES, AudioError, AudioInfo, open_bytes
+
 AUDIO_SUFFIXES = PYAV_SUFFIXES | {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
 LOWEST_RATE, HIGHEST_RATE, ALLOWED_RATES = 4_000, 192_000, "4,000 to 192,000 Hz"
 SLACK_SECONDS = 0.1  # headers round a length, WebM's and WMA's most; what is missing beyond this was cut off
-RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
 ONE_READ_SECONDS = 3600.0  # soundfile seeks between reads, where MP3 and Opus then decode to slightly other values
+# Anywhere in so much of its end, an OGG file has the start of a page.
+LARGEST_OGG_PAGE = 65_307
 # Who writes to a pipe cannot know the size, and leaves about the largest that fits (sox: 0x7FFFF000 bytes).
 UNKNOWN_BYTES, UNKNOWN_FRAMES = 0x7FFF0000, 2**62
-NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
-
-
-class AudioError(ValueError):
-    """A recording that cannot be used, and why."""
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a recording's header says: frames (samples a channel), sampling rate in hertz, channels.
-
-    WebM and WMA round their lengths: by up to 50 ms. `cut_off` is told of WAV, AIFF, AU and OGG: the file ends before
-    its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error.
-    """
-
-    num_frames: int
-    sampling_rate: int
-    channels: int
-    cut_off: bool = False
 
 
 def read_info(source: Path | bytes) -> AudioInfo:
@@ -58,7 +39,7 @@ def read_info(source: Path | bytes) -> AudioInfo:
     with _opened(source) as (sound, info):
         if info.num_frames < 1:
             raise AudioError("holds no samples")
-        return replace(info, cut_off=sound is not None and _is_cut_off(sound))
+        return replace(info, cut_off=sound is not None and _is_cut_off(sound, source))
 
 
 def read_blocks(
@@ -119,14 +100,16 @@ def _rates_and_blocks(
         first = at = min(round(start_seconds * rate), info.num_frames)
         end = info.num_frames if seconds is None else min(first + max(1, round(seconds * rate)), info.num_frames)
         size = max(1, round(block_seconds * rate))
-        decoded = _soundfile_blocks(sound, first, end, size) if sound else _pyav_blocks(source, info, first, end, size)
+        span = (first, end, size)
+        decoded = _soundfile_blocks(sound, *span) if sound else ffmpeg.read_blocks(source, info, *span)
         try:
             for block in decoded:
                 at += len(block)
                 yield rate, block
         except AudioError as error:
-            span = f"{at / rate:.1f} and {min(at + size, end) / rate:.1f} of {whole_seconds:.1f} s"
-            raise AudioError(f"is cut off or damaged between {span}: {error}") from error
+            between = f" between {at / rate:.1f} and {min(at + size, end) / rate:.1f} of {whole_seconds:.1f} s"
+            where = "" if at == 0 and size >= info.num_frames else between
+            raise AudioError(f"is cut off or damaged{where}: {error}") from error
         if end - at > SLACK_SECONDS * rate and not (sound and _is_length_guessed(source, sound.format)):
             held = f"{at / rate:.1f}" if at > first else f"less than {first / rate:.1f}"
             raise AudioError(f"is cut off: holds {held} of {whole_seconds:.1f} s")
@@ -145,12 +128,18 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
         sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
         sound, reason = None, error.error_string.rstrip(".")
+        if "possibly a pipe" in reason:  # what libsndfile says of some files that are there, but no sound
+            reason = "Format not recognised"
+    if sound and sound.format == "RAW":
+        # Any file called .au passes for samples without a header.
+        sound.close()
+        sound, reason = None, "Format not recognised"
     with sound or nullcontext():
         if sound and sound.frames < UNKNOWN_FRAMES:
             info = AudioInfo(sound.frames, sound.samplerate, sound.channels)
         else:
             # FLAC written to a pipe has no length, and libsndfile fails at its end.
-            info, sound = _pyav_info(source, "it does not say how long it is" if sound else reason), None
+            info, sound = ffmpeg.read_info(source, "it does not say how long it is" if sound else reason), None
         if not LOWEST_RATE <= info.sampling_rate <= HIGHEST_RATE:
             raise AudioError(f"has a sampling rate of {info.sampling_rate:,} Hz; {ALLOWED_RATES} can be read")
         yield sound, info
@@ -173,124 +162,33 @@ def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: in
     try:
         sound.seek(first)
         while first < end:
-            block = sound.read(min(size, end - first), dtype="float32", always_2d=True)
-            if not len(block):
-                return
-            first += len(block)
-            yield block
+            asked = min(size, end - first)
+            block = sound.read(asked, dtype="float32", always_2d=True)
+            if len(block):
+                yield block
+            if len(block) < asked:
+                return  # damaged: reading on would give the samples around the hole once more
+            first += asked
     except soundfile.LibsndfileError as error:
         raise AudioError(f"cannot be decoded ({error.error_string})") from error
 
 
-def _pyav_blocks(source: Path | bytes, info: AudioInfo, first: int, end: int, size: int) -> Iterator[np.ndarray]:
-    size = min(size, end - first)
-    block, filled = np.empty((size, info.channels), np.float32), 0
-    for samples in _pyav_samples(source, info, first):
-        rest = samples[: end - first]
-        first += len(rest)
-        while len(rest):
-            taken = rest[: size - filled]
-            block[filled : filled + len(taken)] = taken
-            rest, filled = rest[len(taken) :], filled + len(taken)
-            if filled == size:
-                yield block
-                block, filled = np.empty_like(block), 0
-        if first == end:
-            break
-    if filled:
-        yield block[:filled]
-
-
-def _pyav_samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.ndarray]:
-    """What FFmpeg decodes from sample `first` on, frame by frame: float32 of shape (samples, channels)."""
-    rate = info.sampling_rate
-    with _pyav_opened(source) as (container, stream):
-        frames = container.decode(stream)
-        head = next(frames)
-        origin, at = head.pts or 0, 0  # what is decoded first is sample 0, whatever the container calls its time
-        if first > RUN_IN_SECONDS * rate:
-            container.seek(origin + int((first / rate - RUN_IN_SECONDS) / stream.time_base), stream=stream)
-            frames = container.decode(stream)
-            if (head := next(frames, None)) is None:
-                return
-            at = round(((head.pts or 0) - origin) * stream.time_base * rate)
-            if at > first:
-                raise AudioError(f"cannot be sought to {first / rate:.1f} s")
-        for frame in chain([head], frames):
-            samples = _as_float(frame)
-            if frame.sample_rate != rate or samples.shape[1] != info.channels:
-                raise AudioError("changes its rate or channels midway")
-            yield samples[max(0, first - at) :]
-            at += len(samples)
-
-
-def _pyav_info(source: Path | bytes, reason: str) -> AudioInfo:
-    with _pyav_opened(source, reason) as (container, stream):
-        head = next(container.decode(stream), None)
-        if head is None:
-            raise AudioError("holds no samples")
-        kind, seconds = container.format.name, Fraction(0)
-        if kind.startswith("mov") and stream.duration:
-            seconds = stream.duration * stream.time_base
-        # WebM and WMA state the length of their longest track: a film's says little of its sound.
-        elif kind in {"matroska,webm", "asf"} and len(container.streams) == 1 and container.duration:
-            seconds = Fraction(container.duration, 1_000_000)
-        else:  # it states none, and FFmpeg would guess by the bit rate
-            ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
-            seconds = (max(ends, default=0) - (head.pts or 0)) * stream.time_base
-        frames = max(head.samples, round(seconds * head.sample_rate))
-        return AudioInfo(frames, head.sample_rate, head.layout.nb_channels)
-
-
-@contextmanager
-def _pyav_opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and its first sound track; `reason` is why libsndfile does not read it."""
-    with _bytes_of(source) as file:
-        try:
-            import av
-        except ImportError as error:
-            raise AudioError(f"is not audio that can be read ({reason}; {NEEDS_PYAV})") from error
-        try:
-            # A playlist in disguise must not make FFmpeg open other files or addresses.
-            container = av.open(file, options={"protocol_whitelist": "none"})
-        except av.error.FFmpegError as error:
-            raise AudioError(f"is not audio that can be read, or is cut off ({reason}; {error.strerror})") from error
-        with container:
-            if not container.streams.audio:
-                raise AudioError("has no sound track")
-            try:
-                yield container, container.streams.audio[0]
-            except av.error.FFmpegError as error:
-                raise AudioError(f"cannot be decoded ({error.strerror})") from error
-
-
-def _as_float(frame: Any) -> np.ndarray:
-    samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
-    middle = 128 if samples.dtype == np.uint8 else 0
-    return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
-
-
-def _bytes_of(source: Path | bytes) -> BinaryIO:
-    try:
-        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-    except OSError as error:
-        raise AudioError(f"cannot be opened ({error.strerror})") from error
-
-
-def _is_cut_off(sound: soundfile.SoundFile) -> bool:
-    """Whether libsndfile noted, as it opened WAV, AIFF, AU or OGG, that less is there than the header says."""
-    if "lacks an end-of-stream bit" in sound.extra_info:
-        return True
+def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
+    """Whether less is there than the header says: by libsndfile's notes on WAV, AIFF and AU, by OGG's last page."""
+    if sound.format == "OGG":
+        with open_bytes(source) as file:
+            file.seek(max(0, file.seek(0, io.SEEK_END) - LARGEST_OGG_PAGE))
+            tail = file.read()
+        last = tail.rfind(b"OggS")
+        # The flag of a stream's last page (RFC 3533, section 6).
+        return last >= 0 and len(tail) > last + 5 and not tail[last + 5] & 4
     promised = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
     return promised is not None and int(promised[1]) < UNKNOWN_BYTES
 
 
 def _is_length_guessed(source: Path | bytes, kind: str) -> bool:
     """Whether an MP3 has no count of its frames, so that libsndfile guesses by the bit rate of the first."""
-    with _bytes_of(source) as file:
+    with open_bytes(source) as file:
         tag = file.read(10)
         if tag[:3] == b"ID3":  # its size is in bytes of 7 bits
             file.seek(10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)))

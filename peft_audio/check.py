@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from peft_audio.collection import SPLITS, Collection
+from peft_audio.collection import SPLITS, Collection, listed
 from peft_audio.config import DataConfig, UserError
 from peft_audio.data import find_clips
 from peft_audio.fingerprint import SIZE, fingerprint, near_duplicates
@@ -123,9 +123,14 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         if len(test) and len(largest)
         else None,
         interval=_interval(len(test)) if len(test) else None,
-        notes=collection.notes,
+        notes=(*collection.notes, *_ignored(collection)),
         findings=tuple(sorted(findings, key=lambda finding: not finding.spoils)),
     )
+
+
+def _ignored(collection: Collection) -> list[str]:
+    files = collection.ignored
+    return [f"not recordings by their names, and ignored: {listed(files)}"] if files else []
 
 
 def _by_split(clips: pd.DataFrame) -> dict[str, int]:
@@ -153,7 +158,7 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
     seconds = clips["num_frames"] / clips["sampling_rate"]
     heard = cfg.max_eval_seconds
     kinds = {
-        "cut off: the file is shorter than its header says": (clips["cut_off"], lambda row: ""),
+        "cut off: the file is shorter than its header or end_seconds says": (clips["cut_off"], lambda row: ""),
         "clipped": (clips["clipped"] > CLIPPED_SHARE, lambda row: f": {row['clipped']:.1%} of samples at full scale"),
         f"shorter than {SHORTEST_SECONDS:g} s, one frame of an encoder": (
             seconds < SHORTEST_SECONDS,

@@ -139,9 +139,11 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
             raise UserError(f"--data.source: {cfg.source} has no {split} clips; add some.")
     if not stream and not (clips["split"] == "train").any():
         raise UserError(f"--data.source: {cfg.source} has no train clips; add some.")
-    notes += _warnings(clips)
+    notes += _warnings(clips, cfg)
     if cfg.max_train_clips is not None:
         clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
+    # At this point the table of clips is there twice; a collection of many is held once from here on.
+    collection = replace(collection, clips=collection.clips.iloc[:0])
     splits = _to_splits(cut_windows(clips, cfg.window_seconds, cfg.hop_seconds), collection, cfg)
     return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream)
 
@@ -231,17 +233,21 @@ def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[t
     return clips[clips["error"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
 
 
-def _warnings(clips: pd.DataFrame) -> list[str]:
+def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:
     """What does not stop a run, but should be known of it."""
-    notes = []
     # Not by grouping all clips, nor as Arrow's text: either takes several times the memory.
     repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
-    sides = repeated.groupby(["sha256", "start_seconds"])["split"].nunique()
-    if (sides > 1).any():
-        notes.append(
-            f"warning: {int((sides > 1).sum())} recordings stand in more than one split, as exact copies; "
-            "peft-audio check lists them"
-        )
+    copies = repeated.groupby(["sha256", "start_seconds"])
+    counts = {
+        "stand in more than one split, as exact copies": (copies["split"].transform("nunique") > 1).sum(),
+        "stand in more than one class, as exact copies": (copies["label"].transform("nunique") > 1).sum(),
+        "are cut off: shorter than the header or end_seconds says": clips["cut_off"].sum(),
+    }
+    if cfg.window_seconds is None:
+        long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]
+        counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation hears"] = long.sum()
+    notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]
+    notes += ["peft-audio check lists these clips"] if notes else []
     leaking = leaking_groups(clips)
     if leaking:
         notes.append(f"warning: groups that stand in more than one split: {listed(list(leaking))}")

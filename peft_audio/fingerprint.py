@@ -9,6 +9,8 @@ differences; the values, limited in size, found a little more. benchmarks/finger
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import soxr
 from scipy.sparse import coo_array
@@ -22,7 +24,7 @@ PICTURE_FLOOR = 0.1
 LINE_SCALE_DB = 2.0  # larger differences count the same, so that a few loud lines do not decide alone
 TIMES, BANDS = 8, 16  # of the coarse picture
 EDGE_ENERGY = 0.005  # of a clip's energy lies before the picture, as much behind it: no silence that a codec added
-SHORTEST_SECONDS = 0.05  # too little to tell clips apart below this
+SHORTEST_SECONDS = 0.2  # too little to tell clips apart below this
 SHORTEST_PICTURE_SECONDS = 0.1
 SIZE = LINES + TIMES * BANDS  # 896 bytes a clip
 
@@ -70,7 +72,8 @@ def near_duplicates(fingerprints: np.ndarray, seconds: np.ndarray, similarity: f
     """
     alike: dict[tuple[bytes, float], list[int]] = {}
     for clip in np.flatnonzero(fingerprints.any(axis=1)).tolist():
-        alike.setdefault((fingerprints[clip].tobytes(), float(seconds[clip])), []).append(clip)
+        short = blake2b(fingerprints[clip].tobytes(), digest_size=16).digest()
+        alike.setdefault((short, float(seconds[clip])), []).append(clip)
     members = sorted(alike.values(), key=lambda clips: float(seconds[clips[0]]))
     firsts = np.array([clips[0] for clips in members], dtype=np.intp)
     groups: dict[int, list[int]] = {}

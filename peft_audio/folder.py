@@ -18,11 +18,11 @@ def from_folder(root: Path) -> Collection:
         UserError: There are none, or one class, or files that belong to no class.
     """
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    given = bool(folders) and all(folder.name in SPLIT_NAMES for folder in folders)
-    split_like = [folder.name for folder in folders if folder.name in SPLIT_NAMES]
-    named = [folder.name for folder in folders if folder.name in SPLIT_NAMES and _has_class_folders(folder)]
+    split_like = [folder.name for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    given = bool(folders) and len(split_like) == len(folders)
+    named = [name for name in split_like if _has_class_folders(root / name)]
     if named and not given:
-        other = [folder.name for folder in folders if folder.name not in SPLIT_NAMES]
+        other = [folder.name for folder in folders if folder.name not in split_like]
         raise UserError(
             f"--data.source: {root} has split folders ({listed(named)}) beside other folders ({listed(other)}); "
             "move the others away, or put all clips in class folders."
@@ -35,7 +35,7 @@ def from_folder(root: Path) -> Collection:
         clips, found = _find_clips(folder, [name[len(prefix) :] for name in names if name.startswith(prefix)])
         columns["id"] += [prefix + name for name in clips]
         columns["label"] += found
-        columns["split"] += [SPLIT_NAMES[folder.name] if given else ""] * len(clips)
+        columns["split"] += [SPLIT_NAMES[folder.name.lower()] if given else ""] * len(clips)
     labels = tuple(sorted(set(columns["label"])))
     if not labels:
         raise UserError(
@@ -70,18 +70,23 @@ def files_below(folder: Path) -> list[Path]:
 
 def _names_below(folder: Path) -> list[str]:
     """What `files_below` gives, relative to the folder and as text: a Path takes several times the memory."""
-    seen, files = set(), []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        # A link back to a folder above would go round for ever.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        above = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if above == "." else f"{above}/"
-        files += [prefix + name for name in names if not name.startswith(".")]
+    seen: set[str] = set()
+    files: list[str] = []
+    links = [folder]
+    # What is really in the folder first: a link elsewhere to the same clips must not give them another label.
+    while links:
+        for parent, folders, names in os.walk(links.pop(0), onerror=_refuse):
+            real = os.path.realpath(parent)
+            # A link back to a folder above would go round for ever.
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+            above = Path(parent).relative_to(folder).as_posix()
+            prefix = "" if above == "." else f"{above}/"
+            files += [prefix + name for name in names if not name.startswith(".")]
     odd = [repr(str(folder / name)) for name in files if not _is_text(f"{folder}/{name}")]
     if odd:
         raise UserError(f"--data.source: file names that are not valid UTF-8: {listed(odd)}; rename them.")

@@ -86,9 +86,14 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
     check_labels(labels, str(file))
     found = {"id": names, "path": paths, "label": list(text["label"])}
     found |= {"split": [SPLIT_NAMES.get(split, "") for split in given]}
-    found |= {"group": list(text["group"])} if "group" in text else {}
+    notes = similar_labels(labels)
+    if "group" in text:
+        found["group"] = list(text["group"])
+    elif parts.any() and cfg.group_pattern is None:
+        found["group"] = list(text["path"])
+        notes.append("parts of one recording stay on one side of the splits")
     found |= {"start_seconds": start.to_numpy(), "end_seconds": times["end_seconds"].to_numpy()}
-    return Collection(make_clips(found), labels, notes=tuple(similar_labels(labels)))
+    return Collection(make_clips(found), labels, notes=tuple(notes))
 
 
 def _text(value: object) -> str:

@@ -20,6 +20,9 @@ from peft_audio.collection import Collection, recording_of
 # Quieter than this after its mean is taken off, a clip holds nothing but rounding: three steps of 16 bits, -80 dB.
 SILENT_PEAK = 1e-4
 FULL_SCALE = 0.999
+# Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
+ABSURD_PEAK = 1e10
+SLACK_SECONDS = 0.1
 CHUNK_CLIPS = 512
 # Decoding leaves Python's lock, so threads are enough and share the memory.
 JOBS = os.cpu_count() or 1
@@ -39,8 +42,10 @@ def scan(collection: Collection, listen: Listen | None = None, jobs: int = JOBS,
 
     Returns:
         The clips with these columns more: `error` ("" or why a clip cannot be used, as in "is silent"), `num_frames`
-        and `sampling_rate` (of the clip, as the file has them), `channels`, `peak`, `clipped` (share of samples at full
-        scale), `cut_off` (the header promises more than the file holds) and `sha256` of the file. Rows count from 0.
+        and `sampling_rate` (of the clip, as the file has them), `channels`, `peak` (of the mix to mono, without its
+        mean), `loud` (whether any channel is not silent), `clipped` (share of samples at full scale), `cut_off` (the
+        header, or the end that was asked for, promises more than the file holds) and `sha256` of the file. Rows count
+        from 0.
     """
     clips = collection.clips.reset_index(drop=True)
 
@@ -76,7 +81,7 @@ def scan_clip(
         The columns that `scan` adds.
     """
     facts: dict[str, Any] = {"error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0, "peak": 0.0}
-    facts |= {"clipped": 0.0, "cut_off": False, "sha256": ""}
+    facts |= {"clipped": 0.0, "loud": False, "cut_off": False, "sha256": ""}
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
@@ -92,7 +97,13 @@ def scan_clip(
             pass
         facts["clipped"] /= facts["num_frames"] * info.channels
         if facts["peak"] < SILENT_PEAK:
-            raise AudioError(f"is silent (its largest sample is {facts['peak']:.0e} of full scale)")
+            raise AudioError(
+                "is silent" + (", because its channels cancel each other in mono" if facts["loud"] else "")
+            )
+        if facts["peak"] > ABSURD_PEAK:
+            raise AudioError(f"holds samples up to {facts['peak']:.0e}, which is no sound (full scale is 1)")
+        if seconds is not None and facts["num_frames"] < (seconds - SLACK_SECONDS) * info.sampling_rate:
+            facts["cut_off"] = True
     except AudioError as error:
         facts["error"] = str(error)
     return facts
@@ -106,6 +117,7 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
         facts["num_frames"] += len(block)
         facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
         # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
+        facts["loud"] |= bool((np.ptp(block, axis=0) > 2 * SILENT_PEAK).any())
         mono = block.mean(axis=1)
         facts["peak"] = max(facts["peak"], float(np.abs(mono - mono.mean()).max()))
         yield block

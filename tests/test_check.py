@@ -175,3 +175,17 @@ def test_flags_of_check_are_those_of_the_recipes(capsys: pytest.CaptureFixture[s
         main(["predict", "x.wav", "--adapter", "y", "--data.fold", "9"])
     assert "unrecognized arguments" in capsys.readouterr().err
     assert main(["check", "no/such/folder/here"]) == 2
+
+
+def test_a_collection_without_a_single_usable_clip_is_a_finding(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "x.wav").write_text("no sound")
+    found = findings(check(DataConfig(source=str(tmp_path))))
+    assert len(found["unreadable"]) == 2 and "the clips cannot be divided" in found
+
+
+def test_two_hundred_different_clips_have_no_copies(tmp_path: Path) -> None:
+    for i in range(200):
+        write_digit(tmp_path / DIGITS[i]["label"] / f"{i}.flac", i)
+    assert not [what for what in findings(check(DataConfig(source=str(tmp_path)))) if "copies" in what]

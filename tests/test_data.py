@@ -316,6 +316,7 @@ def test_what_is_decided_about_a_folder_is_said(tmp_path: Path) -> None:
         assert words in notes, notes
     sides = [split for split in SPLITS for row in splits[split] if row["id"].endswith(("y.wav", "n.wav"))]
     assert ("stand in more than one split, as exact copies" in notes) == (len({*sides}) > 1)
+    assert "3 of 26 clips stand in more than one class, as exact copies" in notes
 
 
 def test_copies_and_groups_on_two_sides_are_warned_of(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_copies_and_groups_on_two_sides_are_warned_of(tmp_path: Path) -> None:
     root = make_clips(tmp_path, counts)
     shutil.copy(root / "train" / "a" / "000.wav", root / "test" / "a" / "900.wav")
     notes = "\n".join(load(root, group_pattern=r"\d+").notes)
-    assert "warning: 1 recordings stand in more than one split, as exact copies" in notes
+    assert "warning: 2 of 25 clips stand in more than one split, as exact copies" in notes
     assert "warning: groups that stand in more than one split: 000, 001, 002 and 1 more" in notes
 
 
@@ -349,3 +350,17 @@ def test_other_containers_need_their_reader(tmp_path: Path, monkeypatch: pytest.
 def test_a_setting_that_a_folder_has_no_use_for_is_refused(uneven: Path, flag: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"--data.{flag}: got {value}, must be left out with the source .*uneven"):
         load(uneven, **{flag: value})
+
+
+def test_split_folders_may_be_capitalised(tmp_path: Path) -> None:
+    counts = {f"{split}/{label}": 4 for split in ("Train", "Valid", "TEST") for label in "ab"}
+    splits = load(make_clips(tmp_path, counts))
+    assert splits.labels == ("a", "b") and len(splits.test) == len(splits.validation) == 8
+
+
+def test_a_link_to_clips_of_another_class_does_not_take_them_over(tmp_path: Path) -> None:
+    root = make_clips(tmp_path, {"a": 6, "b/sub": 6})
+    (root / "a" / "more").symlink_to(root / "b" / "sub")
+    assert label_counts(load(root), "train") + label_counts(load(root), "test") + label_counts(
+        load(root), "validation"
+    ) == {"a": 6, "b": 6}

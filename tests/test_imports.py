@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "peft_audio"
 MAY_IMPORT = {
     "__init__": "*",
     "config": "",
-    "audio": "",
+    "ffmpeg": "",
+    "audio": "ffmpeg",
     "collection": "config",
     "folder": "audio collection config",
     "manifest": "collection config",

@@ -107,6 +107,7 @@ def test_parts_of_a_recording_are_read_where_they_stand(tmp_path: Path, raw_extr
     spans = [(0.0, 2.0, "a"), (2.0, 4.5, "b"), (4.5, 6.0, "a"), (6.0, 7.0, "b"), (7.0, 8.5, "a"), (8.5, None, "b")]
     names = ["start_seconds", "end_seconds", "label"]
     rows = [{"path": "long.wav"} | dict(zip(names, span, strict=True)) for span in spans]
+    rows = [row | {"group": str(i)} for i, row in enumerate(rows)]
     splits = load(write(tmp_path / "parts.jsonl", rows))
     whole, seen = load_audio(long, 16_000), {}
     view = View(raw_extractor, DataConfig(max_seconds=60, max_eval_seconds=60))
@@ -118,3 +119,20 @@ def test_parts_of_a_recording_are_read_where_they_stand(tmp_path: Path, raw_extr
     for start, end, _ in spans:
         wanted = whole[round(start * 16_000) : None if end is None else round(end * 16_000)]
         assert all(np.array_equal(values, wanted) for values in seen[start])
+
+
+def test_parts_of_a_recording_stay_on_one_side(tmp_path: Path) -> None:
+    rows = []
+    for i in range(12):
+        write_tone(tmp_path / f"{i}.wav", 300 + 50 * i, 2.0, seed=i)
+        rows += [
+            {"path": f"{i}.wav", "label": "ab"[part], "start_seconds": part, "end_seconds": part + 1} for part in (0, 1)
+        ]
+    splits = load(write(tmp_path / "parts.jsonl", rows))
+    sides = {split: {name.split("@")[0] for name in splits[split]["id"]} for split in ("train", "validation", "test")}
+    assert sum(map(len, sides.values())) == 12 and all(sides.values())
+    assert "parts of one recording stay on one side of the splits" in splits.notes
+    # Given splits are taken as they are, and the leak is told.
+    given = [row | {"split": ("train", "test", "validation")[i % 3]} for i, row in enumerate(rows)]
+    notes = "\n".join(load(write(tmp_path / "given.jsonl", given)).notes)
+    assert "warning: groups that stand in more than one split: 0.wav, 1.wav" in notes

@@ -1,0 +1,137 @@
+"""What libsndfile does not read, FFmpeg does: M4A, AAC, MP4, WebM, WMA, through PyAV, which is an extra."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+PYAV_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}  # what libsndfile cannot read
+RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
+NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a recording's header says: frames (samples a channel), sampling rate in hertz, channels.
+
+    WebM and WMA round their lengths: by up to 50 ms. `cut_off` is told of WAV, AIFF, AU and OGG: the file ends before
+    its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error.
+    """
+
+    num_frames: int
+    sampling_rate: int
+    channels: int
+    cut_off: bool = False
+
+
+def read_blocks(source: Path | bytes, info: AudioInfo, first: int, end: int, size: int) -> Iterator[np.ndarray]:
+    """Samples `first` to `end` as float32 of shape (samples, channels), `size` of them at a time."""
+    size = min(size, end - first)
+    block, filled = np.empty((size, info.channels), np.float32), 0
+    for samples in _samples(source, info, first):
+        rest = samples[: end - first]
+        first += len(rest)
+        while len(rest):
+            taken = rest[: size - filled]
+            block[filled : filled + len(taken)] = taken
+            rest, filled = rest[len(taken) :], filled + len(taken)
+            if filled == size:
+                yield block
+                block, filled = np.empty_like(block), 0
+        if first == end:
+            break
+    if filled:
+        yield block[:filled]
+
+
+def _samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.ndarray]:
+    """What FFmpeg decodes from sample `first` on, frame by frame: float32 of shape (samples, channels)."""
+    rate = info.sampling_rate
+    with _opened(source) as (container, stream):
+        frames = container.decode(stream)
+        head = next(frames)
+        origin, at = head.pts or 0, 0  # what is decoded first is sample 0, whatever the container calls its time
+        if first > RUN_IN_SECONDS * rate:
+            container.seek(origin + int((first / rate - RUN_IN_SECONDS) / stream.time_base), stream=stream)
+            frames = container.decode(stream)
+            if (head := next(frames, None)) is None:
+                return
+            at = round(((head.pts or 0) - origin) * stream.time_base * rate)
+            if at > first:
+                raise AudioError(f"cannot be sought to {first / rate:.1f} s")
+        for frame in chain([head], frames):
+            samples = _as_float(frame)
+            if frame.sample_rate != rate or samples.shape[1] != info.channels:
+                raise AudioError("changes its rate or channels midway")
+            yield samples[max(0, first - at) :]
+            at += len(samples)
+
+
+def read_info(source: Path | bytes, reason: str) -> AudioInfo:
+    """What the container says of its sound; `reason` is why libsndfile does not read it."""
+    with _opened(source, reason) as (container, stream):
+        head = next(container.decode(stream), None)
+        if head is None:
+            raise AudioError("holds no samples")
+        kind, seconds = container.format.name, Fraction(0)
+        if kind.startswith("mov") and stream.duration:
+            seconds = stream.duration * stream.time_base
+        # WebM and WMA state the length of their longest track: a film's says little of its sound.
+        elif kind in {"matroska,webm", "asf"} and len(container.streams) == 1 and container.duration:
+            seconds = Fraction(container.duration, 1_000_000)
+        else:  # it states none, and FFmpeg would guess by the bit rate
+            ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
+            seconds = (max(ends, default=0) - (head.pts or 0)) * stream.time_base
+        frames = max(head.samples, round(seconds * head.sample_rate))
+        return AudioInfo(frames, head.sample_rate, head.layout.nb_channels)
+
+
+@contextmanager
+def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and its first sound track; `reason` is why libsndfile does not read it."""
+    with open_bytes(source) as file:
+        try:
+            import av
+        except ImportError as error:
+            raise AudioError(f"is not audio that can be read ({reason}; {NEEDS_PYAV})") from error
+        try:
+            # A playlist in disguise must not make FFmpeg open other files or addresses.
+            container = av.open(file, options={"protocol_whitelist": "none"})
+        except av.error.FFmpegError as error:
+            raise AudioError(f"is not audio that can be read, or is cut off ({reason}; {error.strerror})") from error
+        with container:
+            if not container.streams.audio:
+                raise AudioError("has no sound track")
+            try:
+                yield container, container.streams.audio[0]
+            except av.error.FFmpegError as error:
+                raise AudioError(f"cannot be decoded ({error.strerror})") from error
+
+
+def _as_float(frame: Any) -> np.ndarray:
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    middle = 128 if samples.dtype == np.uint8 else 0
+    return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
+
+
+def open_bytes(source: Path | bytes) -> BinaryIO:
+    """A file, or bytes as one."""
+    try:
+        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    except OSError as error:
+        raise AudioError(f"cannot be opened ({error.strerror})") from error
