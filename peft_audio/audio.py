@@ -150,8 +150,8 @@ def _check_there(source: Path) -> None:
         status = source.stat()
     except FileNotFoundError as error:
         raise AudioError("is a broken link" if source.is_symlink() else "does not exist") from error
-    except OSError as error:
-        raise AudioError(f"cannot be opened ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a name may hold what no file's name can
+        raise AudioError(f"cannot be opened ({getattr(error, 'strerror', error)})") from error
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise AudioError("is not a file")
     if status.st_size == 0:

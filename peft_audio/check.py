@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
 from peft_audio.collection import SPLITS, Collection, listed
 from peft_audio.config import DataConfig, UserError
-from peft_audio.data import find_clips
 from peft_audio.fingerprint import SIZE, fingerprint, near_duplicates
 from peft_audio.scan import JOBS, scan
+from peft_audio.sources import find_clips
 from peft_audio.splitting import divide, leaking_groups, missing_classes
 
 # A frame of wav2vec 2.0 and its kin: a shorter clip is filled up with zeros.
@@ -91,6 +92,8 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     Raises:
         UserError: There is nothing to check: no such source, no recordings, one class.
     """
+    if cfg.streaming:
+        raise UserError("--data.streaming: got true, must be false for a check, which reads every clip. Leave it out.")
     collection = find_clips(cfg)
     # Most of the memory that a check takes: held once, in the order of the scan.
     fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)
@@ -227,7 +230,7 @@ def print_check(found: Check, console: Console) -> None:
     for name in ("class", *columns):
         table.add_column(name, justify="left" if name == "class" else "right")
     for label, counts in found.classes.items():
-        table.add_row(label, *(str(counts.get(column, 0)) for column in columns))
+        table.add_row(escape(label), *(str(counts.get(column, 0)) for column in columns))
     console.print(table)
     if found.seconds:
         lengths = ", ".join(f"{name} {value:.2f} s" for name, value in found.seconds.items())

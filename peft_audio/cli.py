@@ -67,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="say what is wrong with a collection before it costs a training run",
         description="Decodes every clip once. Exit code 1 if something would spoil a comparison: clips that are "
         "unreadable, empty, silent or hold NaN, copies or groups on two sides of a split, a class missing from one.",
-        epilog="Takes the recipes' --data.* settings as well, such as --data.group_pattern, --data.group_column, "
-        "--data.splits_file or --data.fold; python recipes/lora.py --help explains them.",
+        epilog="Behind SOURCE it takes the recipes' --data.* settings as well, such as --data.group_pattern, "
+        "--data.group_column, --data.splits_file or --data.fold; python recipes/lora.py --help explains them.",
     )
     check.add_argument("source", metavar="SOURCE", help="a folder, a manifest, a Hub dataset, or bundled")
     check.add_argument("--json", action="store_true", help="everything that was found, as JSON")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Collection:
         notes: What was decided about the source, to be told.
         ignored: Files that are not recordings by their names.
         revision: The commit of a Hub dataset.
+        names: Each clip's file name, where it is not that of `path`; "" if it has none.
     """
 
     clips: pd.DataFrame
@@ -39,6 +41,7 @@ class Collection:
     notes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     revision: str | None = None
+    names: tuple[str, ...] | None = None
 
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
@@ -69,7 +72,7 @@ def grouped(collection: Collection, cfg: DataConfig) -> Collection:
     if cfg.group_pattern is None:
         return collection
     pattern = re.compile(cfg.group_pattern)
-    names = [Path(name).name for name in collection.clips["id"]]
+    names = [Path(path).name for path in collection.clips["path"]] if collection.names is None else collection.names
     found = [pattern.search(name) for name in names]
     groups = [(match[1 if match.re.groups else 0] or "") if match else "" for match in found]
     missed = [name for name, group in zip(names, groups, strict=True) if not group]
@@ -78,7 +81,7 @@ def grouped(collection: Collection, cfg: DataConfig) -> Collection:
             f"--data.group_pattern: {cfg.group_pattern!r} finds no group in {len(missed)} of {len(names)} file names: "
             f"{listed(missed)}. Mend the pattern, or give a manifest with a group column."
         )
-    return replace(collection, clips=collection.clips.assign(group=groups))
+    return replace(collection, clips=collection.clips.assign(group=groups), names=None)
 
 
 def check_labels(labels: Sequence[str], source: str) -> None:
@@ -87,11 +90,54 @@ def check_labels(labels: Sequence[str], source: str) -> None:
     Raises:
         UserError: There is one class, or none.
     """
-    if len(labels) == 1:
+    if len(labels) < 2:
+        what = f"one class, {labels[0]!r}" if labels else "no clips"
         raise UserError(
-            f"--data.source: {source} has one class, {labels[0]!r}; a classifier needs two or more. "
+            f"--data.source: {source} has {what}; a classifier needs two classes or more. "
             "Give the folder above the class folders, or add another class."
         )
+
+
+def tidy(label: str) -> str:
+    """A label with the same letters written in one way only, and without spaces around it."""
+    return unicodedata.normalize("NFC", label).strip()
+
+
+def name_splits(names: Iterable[str], flag: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which of our splits each name means; those that mean none are left out.
+
+    Args:
+        names: As the source has them; case and spaces around them do not count.
+        flag: The setting that they came by, for messages.
+        given: What they mean, where the user says so.
+
+    Raises:
+        UserError: Two of them mean the same split.
+    """
+    names = list(names)
+    table: Mapping[str, str] = SPLIT_NAMES if given is None else given
+    found = {name: table[key] for name in names if (key := name if given else name.strip().lower()) in table}
+    if given is None and "test" not in found.values() and len([s for s in found.values() if s == "validation"]) == 2:
+        # Beside a dev split, what is called eval is the test.
+        found |= {name: "test" for name in found if name.strip().lower() == "eval"}
+    for split in SPLITS:
+        same = [name for name in found if found[name] == split]
+        if len(same) > 1:
+            raise UserError(f"--{flag}: {' and '.join(same)} both mean the {split} split; leave one, or rename it.")
+    return found
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ as the user's home, where that is what it means."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a file whose name begins with ~
+        return Path(path)
+
+
+def written_seconds(seconds: float) -> str:
+    """A time for an id: to the microsecond, as short as it can be."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def similar_labels(labels: Sequence[str]) -> list[str]:

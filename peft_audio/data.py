@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
-from peft_audio.collection import SPLITS, Collection, grouped, listed, make_clips
+from peft_audio.collection import SPLITS, Collection, listed
 from peft_audio.config import DataConfig, UserError
-from peft_audio.folder import from_folder
-from peft_audio.hub_dataset import Stream, from_hub, open_stream
-from peft_audio.manifest import MANIFEST_SUFFIXES, from_manifest
+from peft_audio.hub_dataset import Stream, open_stream
 from peft_audio.scan import scan
-from peft_audio.splitting import divide, leaking_groups, missing_classes, take_splits
+from peft_audio.sources import find_clips, pin_revision
+from peft_audio.splitting import divide, leaking_groups, missing_classes
 from peft_audio.windows import cut_windows
 
-BUNDLED = Path(__file__).parent / "assets" / "digits"
-MOST_LISTED = 10
-HUB_ONLY = ("revision", "config_name", "streaming")
-COLUMNS = ("audio_column", "label_column", "group_column")
 ROWS = pa.schema(
     {
         "id": pa.string(),
@@ -93,17 +85,19 @@ class Splits:
 
     def table(self) -> pa.Table:
         """Every recording's id, label, group and split, as the run saves them."""
-        parts = [self.recordings(split).assign(split=split) for split in SPLITS]
+        # What is validated on the test stands there once: the splits can be taken for another run.
+        names = [split for split in SPLITS if split != "validation" or self.validation is not self.test]
+        parts = [self.recordings(split).assign(split=split) for split in names]
         text = pa.schema(dict.fromkeys(("id", "label", "group", "split"), pa.string()))
         return pa.Table.from_pandas(pd.concat(parts), text, preserve_index=False)
 
     def dataset_sha256(self) -> str:
         """A hash of every recording's id, label and bytes: changed, added, cut or relabelled clips change it."""
-        parts = [self[split].select_columns(["id", "label", "sha256"]).to_pandas() for split in SPLITS]
-        rows = pd.concat(parts).drop_duplicates("id")
-        names = np.array(self.labels, object)[rows["label"].to_numpy(int)]
+        facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
+        rows = pd.concat([self[split].select_columns(facts).to_pandas() for split in SPLITS]).drop_duplicates("id")
+        rows["label"] = np.array(self.labels, object)[rows["label"].to_numpy(int)]
         source = [f"{self.stream.name}\t{self.revision}"] if self.stream else []
-        return _sha256([*source, *map("\t".join, zip(names, rows["id"], rows["sha256"], strict=True))])
+        return _sha256([*source, *("\t".join(map(str, row)) for row in rows.itertuples(index=False))])
 
     def split_sha256(self) -> str:
         """A hash of which recording stands in which split."""
@@ -121,6 +115,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     Raises:
         UserError: There is nothing to train on, clips cannot be used, or a class is too small to be divided.
     """
+    cfg = pin_revision(cfg, accelerator)
     collection = find_clips(cfg)
     stream = open_stream(cfg, collection.revision) if cfg.streaming else None
     notes = list(collection.notes)
@@ -148,61 +143,6 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream)
 
 
-def find_clips(cfg: DataConfig) -> Collection:
-    """What the source holds, grouped and, with `data.splits_file`, divided; nothing is decoded.
-
-    Raises:
-        UserError: It is not there, or there is nothing to classify in it.
-    """
-    place = Path(cfg.source).expanduser()
-    if cfg.source == "bundled":
-        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
-        collection = _bundled()
-    elif place.is_dir():
-        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
-        collection = from_folder(place)
-    elif place.suffix.lower() in MANIFEST_SUFFIXES:
-        _refuse_unread(cfg, HUB_ONLY)
-        collection = from_manifest(place, cfg)
-    elif not place.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", cfg.source):
-        collection = from_hub(cfg)
-    else:
-        what = "is a file" if place.is_file() else "does not exist"
-        raise UserError(
-            f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
-            f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset."
-        )
-    collection = grouped(collection, cfg)
-    if cfg.splits_file is None:
-        return collection
-    clips, note = take_splits(collection.clips, cfg.splits_file)
-    labels = tuple(label for label in collection.labels if label in set(clips["label"]))
-    return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
-
-
-def _refuse_unread(cfg: DataConfig, names: tuple[str, ...]) -> None:
-    """Refuse settings that this kind of source has no use for: whoever gave one meant something by it."""
-    for name in names:
-        value, default = getattr(cfg, name), getattr(DataConfig, name)
-        fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
-        if value != default:
-            raise UserError(
-                f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
-                f"{'manifests and ' if name in COLUMNS else ''}datasets on the Hub.{fix or ' Leave it out.'}"
-            )
-
-
-def _bundled() -> Collection:
-    table = pa.concat_tables(
-        pq.read_table(BUNDLED / f"{split}.parquet").append_column("split", pa.array([split] * rows))
-        for split in SPLITS
-        for rows in [pq.read_metadata(BUNDLED / f"{split}.parquet").num_rows]
-    )
-    clips = make_clips(table.select(["id", "label", "group", "split"]).to_pandas().astype(object))
-    clips["stored"] = np.arange(len(clips))
-    return Collection(clips, tuple(sorted(set(clips["label"]))), stored=Dataset(table.select(["audio"])))
-
-
 def _scanned(collection: Collection, accelerator: Accelerator | None) -> pd.DataFrame:
     """What the first process found in the clips, on every process."""
     if accelerator is None or accelerator.num_processes == 1:
@@ -218,8 +158,7 @@ def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[t
         return clips, ()
     where = bad["path"].where(bad["path"] != "", bad["id"])
     lines = [f"{path} {error}" for path, error in zip(where, bad["error"], strict=True)]
-    more = f"\n  and {len(lines) - MOST_LISTED} more" if len(lines) > MOST_LISTED else ""
-    told = "\n  " + "\n  ".join(lines[:MOST_LISTED]) + more
+    told = "\n  " + "\n  ".join(lines)
     if cfg.on_bad_clip == "error":
         raise UserError(
             f"--data.source: {len(bad)} of {len(clips)} clips cannot be used; mend or remove them, or leave them out "

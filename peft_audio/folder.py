@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
 from peft_audio.audio import AUDIO_SUFFIXES
-from peft_audio.collection import SPLIT_NAMES, Collection, check_labels, listed, make_clips, similar_labels
+from peft_audio.collection import (
+    SPLIT_NAMES,
+    Collection,
+    check_labels,
+    listed,
+    make_clips,
+    name_splits,
+    similar_labels,
+    tidy,
+)
 from peft_audio.config import UserError
 
 
@@ -20,6 +28,7 @@ def from_folder(root: Path) -> Collection:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     split_like = [folder.name for folder in folders if folder.name.lower() in SPLIT_NAMES]
     given = bool(folders) and len(split_like) == len(folders)
+    splits = name_splits(split_like, "data.source") if given else {}
     named = [name for name in split_like if _has_class_folders(root / name)]
     if named and not given:
         other = [folder.name for folder in folders if folder.name not in split_like]
@@ -35,7 +44,7 @@ def from_folder(root: Path) -> Collection:
         clips, found = _find_clips(folder, [name[len(prefix) :] for name in names if name.startswith(prefix)])
         columns["id"] += [prefix + name for name in clips]
         columns["label"] += found
-        columns["split"] += [SPLIT_NAMES[folder.name.lower()] if given else ""] * len(clips)
+        columns["split"] += [splits[folder.name] if given else ""] * len(clips)
     labels = tuple(sorted(set(columns["label"])))
     if not labels:
         raise UserError(
@@ -131,6 +140,5 @@ def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
             f"--data.source: no recordings in {listed([str(folder / name) for name in barren])}; "
             "add some, or move the folder away."
         )
-    # The same letters can be written in two ways, which look alike and are not equal.
-    labels = {name: unicodedata.normalize("NFC", name).strip() for name in set(folders)}
+    labels = {name: tidy(name) for name in set(folders)}
     return names, [labels[name] for name in folders]

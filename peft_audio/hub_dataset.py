@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from datasets import (
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-from peft_audio.collection import SPLIT_NAMES, SPLITS, Collection, check_labels, listed, make_clips
+from peft_audio.collection import SPLITS, Collection, check_labels, listed, make_clips, name_splits
 from peft_audio.config import DataConfig, UserError
 
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -44,13 +46,13 @@ class Stream:
         name: The dataset, and its configuration.
         rows: With the columns `audio` (`bytes`, `path`) and `label`.
         label_names: Of the numbers in `label`; None where the column holds names.
-        skipped: Grows with the clips that this process could not use: name and reason.
+        skipped: Grows with the clips that this process could not use: the reason by name.
     """
 
     name: str
     rows: IterableDataset
     label_names: list[str] | None = None
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def from_hub(cfg: DataConfig) -> Collection:
     Raises:
         UserError: It is not there or cannot be read, or it is not clear which columns to take.
     """
-    commit = _commit(cfg)
+    commit = resolve_commit(cfg)
     found = _open(cfg, commit)
     columns = _columns(next(iter(found.values())).features, cfg)
     splits, notes = _splits(found, cfg)
@@ -82,21 +84,21 @@ def from_hub(cfg: DataConfig) -> Collection:
         if isinstance(part, IterableDataset):
             if split == "train":
                 continue
-            part = _download(part, f"{cfg.source} {cfg.config_name} {commit} {split} {columns}")
+            with _told_in_words(cfg):
+                part = _download(part, f"{cfg.source} {cfg.config_name} {cfg.split_names} {commit} {split} {columns}")
         parts[split] = part
     clips = [_clips(part, "" if set(parts) == {"train"} else split, columns, cfg) for split, part in parts.items()]
     table = pd.concat(clips, ignore_index=True)
     names = [Path(path).name for path in table["id"]]
-    if all(names) and len(set(names)) == len(names):
-        table["id"] = names
-    else:
+    table["id"] = names
+    if not all(names) or table["id"].duplicated().any():
         table["id"] = [f"{split}/{i}" for split, part in parts.items() for i in range(len(part))]
     table["stored"] = np.arange(len(table))
     features = next(iter(parts.values())).features
     labels = _labels(table, features[columns.label])
     check_labels(labels, cfg.source)
     audio = [_renamed(part.select_columns([columns.audio]), {columns.audio: "audio"}) for part in parts.values()]
-    return Collection(table, labels, concatenate_datasets(audio), tuple(notes), revision=commit)
+    return Collection(table, labels, concatenate_datasets(audio), tuple(notes), (), commit, tuple(names))
 
 
 def open_stream(cfg: DataConfig, commit: str | None) -> Stream:
@@ -120,8 +122,12 @@ def open_stream(cfg: DataConfig, commit: str | None) -> Stream:
     return Stream(f"{cfg.source} {cfg.config_name or ''}".strip(), rows, names)
 
 
-def _commit(cfg: DataConfig) -> str:
-    """The commit that a branch stands for now: what is pushed later does not change a run."""
+def resolve_commit(cfg: DataConfig) -> str:
+    """The commit that a branch stands for now: what is pushed later does not change a run.
+
+    Raises:
+        UserError: There is no such dataset or revision, or the Hub cannot be asked.
+    """
     if cfg.revision is not None and COMMIT.fullmatch(cfg.revision):
         return cfg.revision
     try:
@@ -146,58 +152,88 @@ def _commit(cfg: DataConfig) -> str:
 
 
 def _open(cfg: DataConfig, commit: str | None) -> DatasetDict | IterableDatasetDict:
-    try:
+    with _told_in_words(cfg):
         return load_dataset(cfg.source, cfg.config_name, revision=commit, streaming=cfg.streaming)
+
+
+@contextmanager
+def _told_in_words(cfg: DataConfig) -> Iterator[None]:
+    """What datasets cannot do, as a message with a way out."""
+    try:
+        yield
     except Exception as error:  # datasets raises a dozen kinds, of its own and others
-        reason = " ".join(str(error).split())[:500]
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
         advice = "see its page on the Hub"
         if "Config name is missing" in reason or "BuilderConfig" in reason:
             advice = "choose one with --data.config_name"
         elif "scripts are no longer supported" in reason:
             advice = "try --data.revision refs/convert/parquet, where the Hub keeps a converted copy"
         elif "torchcodec" in reason:
-            advice = "download its files (hf download --repo-type dataset) and give the folder"
+            # It is not in Parquet but in files of its own; datasets would decode those itself.
+            advice = f"download its files (hf download {cfg.source} --repo-type dataset --local-dir DIR) and give DIR"
         raise UserError(f"--data.source: {cfg.source} cannot be read: {reason}; {advice}.") from error
 
 
 def _columns(features: Features, cfg: DataConfig) -> _Columns:
     """The columns that were named, or the only ones that can be meant."""
-    kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
-    label = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not label and "label" in features:
-        label = ["label"]
-    found = {}
-    for flag, named, candidates in (
-        ("audio_column", cfg.audio_column, audio),
-        ("label_column", cfg.label_column, label),
-        ("group_column", cfg.group_column, []),
-    ):
+    usable = {
+        "audio_column": [name for name, feature in features.items() if _is_audio(feature)],
+        "label_column": [name for name, feature in features.items() if _is_class(feature)],
+        "group_column": [name for name, feature in features.items() if _is_class(feature)],
+    }
+    labels = [name for name in usable["label_column"] if isinstance(features[name], ClassLabel)]
+    guessed = {"audio_column": usable["audio_column"], "label_column": labels or ["label"], "group_column": []}
+    found: dict[str, str | None] = {}
+    for flag, allowed in usable.items():
+        named = getattr(cfg, flag)
         if named is None and flag == "group_column":
+            found[flag] = None
             continue
-        known = named in features if named else len(candidates) == 1
-        if not known:
-            what = f"has no column {named!r}" if named else f"has {len(candidates)} columns that it could be"
-            columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-            raise UserError(f"--data.{flag}: {cfg.source} {what}; its columns are {columns}. Name one of them.")
-        found[flag] = named or candidates[0]
-    return _Columns(found["audio_column"], found["label_column"], found.get("group_column"))
+        candidates = [named] if named else [name for name in guessed[flag] if name in allowed]
+        if len(candidates) != 1 or candidates[0] not in allowed:
+            what = f"has no such column {named!r}" if named else f"has {len(candidates)} columns that it could be"
+            every = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
+            raise UserError(f"--data.{flag}: {cfg.source} {what}; its columns are {every}. Name one of them.")
+        found[flag] = candidates[0]
+    return _Columns(str(found["audio_column"]), str(found["label_column"]), found["group_column"])
+
+
+def _is_audio(feature: Any) -> bool:
+    return isinstance(feature, Audio) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _is_class(feature: Any) -> bool:
+    """Whether a column can hold a class or a group: names, numbers of names, whole numbers, text."""
+    plain = isinstance(feature, Value) and (feature.dtype.startswith(("int", "uint", "string", "large_string", "bool")))
+    return isinstance(feature, ClassLabel) or plain
+
+
+def _kind(feature: Any) -> str:
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
 def _splits(found: Any, cfg: DataConfig) -> tuple[dict[str, Any], list[str]]:
     """The splits under our names, and a note on those that have none."""
-    splits = {SPLIT_NAMES[name.lower()]: rows for name, rows in found.items() if name.lower() in SPLIT_NAMES}
-    if not splits and len(found) == 1:
-        splits = {"train": next(iter(found.values()))}
-    other = [name for name in found if name.lower() not in SPLIT_NAMES]
+    names = list(found)
+    absent = sorted(set(cfg.split_names or ()) - set(names))
+    if absent:
+        raise UserError(f"--data.split_names: {cfg.source} has no {listed(absent)}, only {listed(names, 20)}.")
+    ours = name_splits(names, "data.source", cfg.split_names)
+    if not ours and len(names) == 1:
+        ours = {names[0]: "train"}
+    splits = {split: found[name] for name, split in ours.items()}
+    other = [name for name in names if name not in ours]
     if "train" not in splits:
-        raise UserError(f"--data.source: {cfg.source} has no train split, only {listed(list(found))}.")
+        raise UserError(
+            f"--data.source: {cfg.source} has no train split, only {listed(names, 20)}; say which is which with "
+            f"--data.split_names, as in '{{{names[0]}: train}}'."
+        )
     if cfg.streaming and set(splits) != set(SPLITS):
         raise UserError(
             f"--data.streaming: {cfg.source} must have the splits {', '.join(SPLITS)}; it has {listed(list(found))}. "
             "Leave streaming out, then the missing ones are made."
         )
-    return splits, [f"splits that are not used: {listed(other)}"] if len(splits) < len(found) else []
+    return splits, [f"splits that are not used: {listed(other)}"] if other else []
 
 
 def _download(rows: IterableDataset, key: str) -> Dataset:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from peft_audio.collection import SPLIT_NAMES, Collection, check_labels, listed, make_clips, similar_labels
+from peft_audio.collection import (
+    Collection,
+    check_labels,
+    expanded,
+    listed,
+    make_clips,
+    name_splits,
+    similar_labels,
+    tidy,
+    written_seconds,
+)
 from peft_audio.config import DataConfig, UserError
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -32,15 +44,33 @@ def read_table(file: Path, flag: str) -> pd.DataFrame:
     try:
         if suffix == ".parquet":
             return pd.read_parquet(file)
-        if suffix == ".jsonl":
-            # pandas would take a label such as 2024-01-01 for a date.
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-            return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
-        separator = "\t" if suffix == ".tsv" else ","
-        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError, UnicodeDecodeError) as error:  # pandas' and pyarrow's own are ValueErrors too
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            if suffix == ".jsonl":
+                return pd.DataFrame([json.loads(line) for line in text if line.strip()], dtype=object)
+            return _read_lines(csv.reader(text, delimiter="\t" if suffix == ".tsv" else ","), file, flag)
+    except UnicodeDecodeError as error:
+        raise UserError(f"--{flag}: {file} is not text in UTF-8; save it as UTF-8.") from error
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own are ValueErrors too
+        if isinstance(error, UserError):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"--{flag}: {file} cannot be read as a table ({reason}); mend it.") from error
+
+
+def _read_lines(lines: Iterator[list[str]], file: Path, flag: str) -> pd.DataFrame:
+    """Lines of fields below a header, all of them text; a field too many would shift the columns."""
+    header = next(lines, [])
+    if not header or len(set(header)) < len(header):
+        what = "has no header" if not header else f"names a column twice: {listed(header, 20)}"
+        raise UserError(f"--{flag}: {file} {what}; give a line of column names, each of its own.")
+    rows = [row for row in lines if row]
+    long = [i for i, row in enumerate(rows) if any(row[len(header) :])]
+    if long:
+        raise UserError(
+            f"--{flag}: {file} has more fields than columns in {_rows(pd.Index(long))}; quote what holds the separator."
+        )
+    cells = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
+    return pd.DataFrame(cells, columns=header, dtype=object)
 
 
 def from_manifest(file: Path, cfg: DataConfig) -> Collection:
@@ -63,36 +93,42 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
     if not len(table):
         raise UserError(f"--data.source: {file} lists no recordings; it needs a row a clip.")
     text = {name: table[column].map(_text) for name, column in columns.items()}
-    given = table["split"].map(_text).str.lower() if "split" in table else pd.Series("", index=table.index)
+    given = table["split"].map(_text) if "split" in table else pd.Series("", index=table.index)
+    splits = name_splits(sorted(set(given) - {""}), "data.source")
     times = {name: _seconds(table, name) for name in ("start_seconds", "end_seconds")}
-    start = times["start_seconds"].fillna(0.0)
+    start, end = times["start_seconds"].fillna(0.0), times["end_seconds"]
     problems = {
         "no path": text["path"] == "",
+        "a path that is not text": ~table[columns["path"]].map(lambda cell: isinstance(cell, str) or _text(cell) == ""),
         "no label": text["label"] == "",
         "no group": text["group"] == "" if "group" in text else pd.Series(False, index=table.index),
-        "a split that is not one of train, validation, test": ~given.isin(["", *SPLIT_NAMES]),
+        "a split that is not one of train, validation, test": ~given.isin(["", *splits]),
         "a start before 0": start < 0,
-        "an end that is not after the start": times["end_seconds"] <= start,
-        "the same clip as another row": pd.DataFrame({"path": text["path"], "start": start}).duplicated(),
+        "an end that is not after the start": end <= start,
+        "the same clip as another row": pd.DataFrame({"path": text["path"], "start": start, "end": end}).duplicated(),
     }
     if (given != "").any():
         problems["no split, which others have"] = given == ""
     _refuse_rows(file, problems)
-    paths = [str(file.parent / Path(path).expanduser()) for path in text["path"]]
+    text["label"] = text["label"].map(tidy)
+    paths = [str(file.parent / expanded(path)) for path in text["path"]]
     # A recording may be listed for several parts of it.
     parts = text["path"].duplicated(keep=False)
-    names = [f"{path}@{at:g}" if part else path for path, at, part in zip(text["path"], start, parts, strict=True)]
+    names = [
+        path if not part else f"{path}@{written_seconds(at)}" + ("" if np.isnan(to) else f"-{written_seconds(to)}")
+        for path, at, to, part in zip(text["path"], start, end, parts, strict=True)
+    ]
     labels = tuple(sorted(set(text["label"])))
     check_labels(labels, str(file))
     found = {"id": names, "path": paths, "label": list(text["label"])}
-    found |= {"split": [SPLIT_NAMES.get(split, "") for split in given]}
+    found |= {"split": [splits.get(split, "") for split in given]}
     notes = similar_labels(labels)
     if "group" in text:
         found["group"] = list(text["group"])
     elif parts.any() and cfg.group_pattern is None:
         found["group"] = list(text["path"])
         notes.append("parts of one recording stay on one side of the splits")
-    found |= {"start_seconds": start.to_numpy(), "end_seconds": times["end_seconds"].to_numpy()}
+    found |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
     return Collection(make_clips(found), labels, notes=tuple(notes))
 
 

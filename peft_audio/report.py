@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import nn
 
 from peft_audio.adapters import saved_folder, saved_weights
-from peft_audio.data import BUNDLED, Splits
+from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import versions
 from peft_audio.run import Run, save_skipped
+from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
 from peft_audio.training import Result
 
@@ -104,11 +105,22 @@ def finish_run(
     run.accelerator.end_training()
     if not run.accelerator.is_main_process:
         return None
+    product = saved_folder(run.folder, trained)
+    report = _report(run, model, trained, result, evaluations, skipped)
+    aside = run.folder / "report.json.partial"
+    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    aside.replace(run.folder / "report.json")
+    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
+    return report
+
+
+def _report(
+    run: Run, model: nn.Module, trained: Trained, result: Result, evaluations: dict[str, Evaluation], skipped: int
+) -> RunReport:
     trainable, total = count_parameters(model, trained.parameters)
     validation = evaluations["validation"].metrics
     test, whole_train = (evaluations[split].metrics if split in evaluations else {} for split in ("test", "train"))
-    product = saved_folder(run.folder, trained)
-    report = RunReport(
+    return RunReport(
         strategy=trained.strategy,
         test_accuracy=test.get("accuracy"),
         test_macro_f1=test.get("macro_f1"),
@@ -122,7 +134,7 @@ def finish_run(
         steps=result.steps,
         trainable_parameters=trainable,
         total_parameters=total,
-        adapter_bytes=saved_weights(product).stat().st_size,
+        adapter_bytes=saved_weights(saved_folder(run.folder, trained)).stat().st_size,
         train_seconds=result.train_seconds,
         total_seconds=time.perf_counter() - run.began,
         samples_per_second=result.samples_per_second,
@@ -143,11 +155,6 @@ def finish_run(
         base_sha256=run.base.sha256,
         versions=versions(),
     )
-    aside = run.folder / "report.json.partial"
-    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    aside.replace(run.folder / "report.json")
-    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
-    return report
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:

@@ -138,8 +138,9 @@ def save_skipped(run: Run) -> int:
     Returns:
         How many they are.
     """
-    streamed = gather_object(run.splits.stream.skipped) if run.splits.stream else []
-    skipped = [*run.splits.skipped, *streamed]
+    # Over the passes of a stream, several processes may meet the same clip.
+    streamed = gather_object(list(run.splits.stream.skipped.items())) if run.splits.stream else []
+    skipped = [*run.splits.skipped, *sorted(set(streamed))]
     if skipped and run.accelerator.is_main_process:
         with (run.folder / SKIPPED).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("id", "reason"), *skipped])

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from peft_audio.collection import SPLIT_NAMES, SPLITS, listed
+from peft_audio.collection import SPLITS, expanded, listed, name_splits
 from peft_audio.config import DataConfig, UserError
 from peft_audio.manifest import read_table
 
-# Few groups can be divided so that a class is missing on a side; another shuffle may do better.
-TRIES = 50
+# Groups differ in size and in their classes: of so many draws, the one that divides best is taken.
+TRIES = 200
 
 
 def divide(clips: pd.DataFrame, cfg: DataConfig) -> pd.DataFrame:
@@ -61,12 +60,17 @@ def take_splits(clips: pd.DataFrame, file: str) -> tuple[pd.DataFrame, str]:
     Raises:
         UserError: It has no such columns, names clips that are not there, or leaves no split to train on.
     """
-    table = read_table(Path(file).expanduser(), "data.splits_file")
+    table = read_table(expanded(file), "data.splits_file")
     missing = [column for column in ("id", "split") if column not in table]
     if missing:
         raise UserError(f"--data.splits_file: {file} has no column {missing[0]!r}; it needs id and split.")
-    wanted = dict(zip(table["id"].astype(str), table["split"].astype(str), strict=True))
-    odd = sorted({split for split in wanted.values() if split not in SPLIT_NAMES})
+    table = table[["id", "split"]].astype(str).drop_duplicates()
+    twice = table["id"][table["id"].duplicated()]
+    if len(twice):
+        raise UserError(f"--data.splits_file: {file} names clips for several splits: {listed(list(twice))}. Mend it.")
+    wanted = dict(zip(table["id"], table["split"], strict=True))
+    splits = name_splits(sorted(set(wanted.values())), "data.splits_file")
+    odd = sorted(set(wanted.values()) - set(splits))
     if odd:
         raise UserError(f"--data.splits_file: {file} has splits {listed(odd)}; must be train, validation or test.")
     absent = sorted(set(wanted) - set(clips["id"]))
@@ -76,7 +80,7 @@ def take_splits(clips: pd.DataFrame, file: str) -> tuple[pd.DataFrame, str]:
             "Give the source that the splits were made of."
         )
     kept = clips[clips["id"].isin(wanted)]
-    kept = kept.assign(split=[SPLIT_NAMES[wanted[name]] for name in kept["id"]])
+    kept = kept.assign(split=[splits[wanted[name]] for name in kept["id"]])
     left = len(clips) - len(kept)
     return kept, f"{left} of {len(clips)} clips are left out, because {file} does not name them" if left else ""
 
@@ -122,21 +126,41 @@ def _hold_out_groups(clips: pd.DataFrame, absent: dict[str, float], seed: int) -
     """Take whole groups from those to train on, about the wanted share of each class."""
     _refuse_clips_without_group(clips)
     split = clips["split"].to_numpy(dtype=object, copy=True)
-    held = 0.0
-    for name, share in absent.items():
-        rows = np.flatnonzero(split == "train")
-        groups = clips["group"].to_numpy()[rows]
-        largest = clips.iloc[rows]["label"].value_counts().max()
-        parts = min(max(2, round((1 - held) / share)), len(set(groups)), largest)
-        if parts < 2:
-            raise UserError(
-                f"--data.source: {len(set(groups))} groups are too few to hold out {name}; it needs one for each of "
-                "train, validation and test. Leave the groups out, or add some."
-            )
-        others = len(absent) - list(absent).index(name)  # later splits and training need groups of each class too
-        split[rows[_one_fold(clips.iloc[rows], parts, seed, others)]] = name
-        held += share
+    counts = pd.crosstab(clips["group"][split == "train"], clips["label"][split == "train"])
+    few = (counts > 0).sum()[(counts > 0).sum() <= len(absent)]
+    if len(few):
+        raise UserError(
+            f"--data.source: the clips of class {few.index[0]!r} stand in {few.iloc[0]} groups, too few to hold out "
+            f"{' and '.join(absent)}: each side needs a group of its own. Add some, or leave the groups out."
+        )
+    wanted, rng = {name: share * counts.sum() for name, share in absent.items()}, np.random.default_rng(seed)
+    for number, name in enumerate(absent):
+        held = _nearest_groups(counts, wanted[name], len(absent) - number, rng)
+        split[clips["group"].isin(held).to_numpy() & (split == "train")] = name
+        counts = counts.drop(index=held)
     return split
+
+
+def _nearest_groups(counts: pd.DataFrame, wanted: pd.Series, others: int, rng: np.random.Generator) -> list[str]:
+    """Of many random draws of groups, the one that comes nearest to the wanted clips of each class.
+
+    Args:
+        counts: Clips of each group and class.
+        wanted: Clips of each class to be held out.
+        others: How many more sides each class must still have a group for.
+        rng: Draws.
+    """
+    table = counts.to_numpy()
+    best: tuple[float, list[str]] = (np.inf, [])
+    for _ in range(TRIES):
+        order = rng.permutation(len(table))
+        held = np.cumsum(table[order], axis=0)[: len(table) - others]
+        groups = np.cumsum(table[order] > 0, axis=0)[: len(table) - others]
+        lacking = (groups < 1) | ((table > 0).sum(axis=0) - groups < others)
+        missed = np.abs(held - wanted.to_numpy()).sum(axis=1) + lacking.sum(axis=1) * table.sum()
+        at = int(missed.argmin())
+        best = min(best, (float(missed[at]), counts.index[order[: at + 1]].tolist()), key=lambda found: found[0])
+    return best[1]
 
 
 def _folds(clips: pd.DataFrame, cfg: DataConfig) -> np.ndarray:
@@ -146,7 +170,7 @@ def _folds(clips: pd.DataFrame, cfg: DataConfig) -> np.ndarray:
     labels, count = clips["label"], cfg.num_folds
     if (clips["group"] != "").any():
         _refuse_clips_without_group(clips)
-        folds = _group_folds(clips, count, cfg.split_seed, by_name=True)
+        folds = _group_folds(clips, count, cfg.split_seed)
     else:
         smallest = labels.value_counts().idxmin()
         if (labels == smallest).sum() < count:
@@ -163,38 +187,21 @@ def _folds(clips: pd.DataFrame, cfg: DataConfig) -> np.ndarray:
     return split
 
 
-def _one_fold(clips: pd.DataFrame, count: int, seed: int, others: int) -> np.ndarray:
-    """Row numbers of about one part in `count`, whole groups, that has every class and leaves it to so many others."""
-    pairs = clips.reset_index(drop=True)[["label", "group"]]
-    best, fewest = np.array([], dtype=int), len(pairs) + 1
-    for number in range(TRIES):
-        for rows in _group_folds(clips, count, (seed + number) % 2**32):
-            taken = pairs.index.isin(rows)
-            held, left = (pairs[part].groupby("label")["group"].nunique() for part in (taken, ~taken))
-            labels = pairs["label"].unique()
-            lacking = sum((label not in held) + (left.get(label, 0) < others) for label in labels)
-            if lacking < fewest:
-                best, fewest = rows, lacking
-            if not lacking:
-                return rows
-    return best
-
-
-def _group_folds(clips: pd.DataFrame, count: int, seed: int, by_name: bool = False) -> list[np.ndarray]:
+def _group_folds(clips: pd.DataFrame, count: int, seed: int) -> list[np.ndarray]:
     """Row numbers of each fold; groups whole, classes as even as the groups allow.
 
-    With as many groups as folds they are the folds, at random or in the order of their names.
+    With as many groups as folds they are the folds, in the order of their names.
     """
     groups, labels = clips["group"].to_numpy(), clips["label"].to_numpy()
-    names = sorted(set(groups))
+    # Group 10 comes after group 9.
+    names = sorted(set(groups), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     if len(names) < count:
         raise UserError(
             f"--data.num_folds: got {count}, must be at most {len(names)}, the number of groups. "
             "Lower it, or take smaller groups."
         )
     if len(names) == count:
-        order = names if by_name else np.random.default_rng(seed).permutation(names).tolist()
-        return [np.flatnonzero(groups == name) for name in order]
+        return [np.flatnonzero(groups == name) for name in names]
     cut = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class in fewer groups than folds is told by whoever needs it in each.

@@ -78,7 +78,9 @@ class StreamedClips(torch.utils.data.IterableDataset):
         clips = self._clips(skipped)
         micro_batches = self.train.gradient_accumulation_steps
         parts = micro_batches * self.num_processes
-        for micro in count():
+        worker = torch.utils.data.get_worker_info()
+        # The loader takes micro-batches from its workers in turn.
+        for micro in count() if worker is None else count(worker.id, worker.num_workers):
             first = micro % micro_batches * self.num_processes + self.process_index
             size = len(range(first, self.train.batch_size, parts))
             items = [next(clips) | {"weight": 1 / self.train.batch_size} for _ in range(size)]
@@ -107,6 +109,8 @@ class StreamedClips(torch.utils.data.IterableDataset):
                 raise UserError(f"process {self.process_index} gets no clips of the stream; use fewer processes.")
 
     def _item(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        if row["label"] is None or (self.names is not None and row["label"] < 0):
+            raise UserError(f"--data.source: {row['audio']['path']} has no label. Take another column, or a revision.")
         name = str(row["label"]) if self.names is None else self.names[row["label"]]
         if name not in self.labels:
             raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test do not have.")
@@ -141,5 +145,5 @@ class StreamLoader:
         """Micro-batches."""
         self.batches = iter(self.loader) if self.batches is None else self.batches
         for batch, skipped in self.batches:
-            self.stream.skipped.extend(skipped)
+            self.stream.skipped.update(skipped)
             yield batch

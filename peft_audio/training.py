@@ -95,8 +95,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     best = Best()
-    step, clips, seconds = 0, 0, 0.0
-    waits: list[float] = []
+    step, clips, seconds, waits = 0, 0, 0.0, list[float]()
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):

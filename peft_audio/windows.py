@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from peft_audio.collection import written_seconds
+
 
 def window_starts(seconds: float, window: float, hop: float | None = None) -> list[float]:
     """Where the windows of a recording begin; the last one ends where the recording does.
@@ -44,7 +46,10 @@ def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None) ->
     start = rows["start_seconds"].to_numpy(float) + np.concatenate(starts)
     frames = np.round(window * rows["sampling_rate"].to_numpy()).astype(int)
     return rows.assign(
-        id=[f"{name}@{at:g}" if part else name for name, at, part in zip(rows["id"], start, cut, strict=True)],
+        id=[
+            f"{name}@{written_seconds(at)}" if part else name
+            for name, at, part in zip(rows["id"], start, cut, strict=True)
+        ],
         start_seconds=start,
         end_seconds=np.where(cut, start + window, rows["end_seconds"].to_numpy(float)),
         num_frames=np.where(cut, frames, rows["num_frames"]),

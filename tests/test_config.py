@@ -43,6 +43,7 @@ REFUSED = {
     "data.max_train_clips": ["0", "-1", "some"],
     "data.num_workers": ["-1", "two"],
     "data.streaming": ["perhaps"],
+    "data.split_names": ["train", "5"],
     "data.shuffle_buffer": ["0", "1.5"],
     "data.group_pattern": ["(", "[a-"],
     "data.fold": ["-1", "5", "first"],

@@ -16,7 +16,8 @@ from peft_audio import data
 from peft_audio.audio import load_audio
 from peft_audio.collection import SPLITS, recording_of
 from peft_audio.config import DataConfig, UserError
-from peft_audio.data import BUNDLED, Splits, load_splits
+from peft_audio.data import Splits, load_splits
+from peft_audio.sources import BUNDLED
 
 
 def make_clips(root: Path, counts: dict[str, int], shuffle: int | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft_audio.audio import load_audio
 from peft_audio.clips import Clips, View
 from peft_audio.config import DataConfig, UserError
 from peft_audio.data import Splits, load_splits
+from peft_audio.manifest import from_manifest
 from peft_audio.sampler import Draw
 
 ROWS = [
@@ -96,7 +98,13 @@ def test_what_is_no_table_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     (tmp_path / "empty.csv").write_text("path,label\n")
     (tmp_path / "nothing.csv").write_text("")
-    for name in ("broken.parquet", "broken.jsonl", "bytes.csv", "nothing.csv"):
+    (tmp_path / "twice.csv").write_text("path,label,label\na,b,c\n")
+    (tmp_path / "long.csv").write_text("path,label\na.wav,x\nb.wav,y,z\n")
+    assert "is not text in UTF-8" in refusal(tmp_path / "bytes.csv")
+    assert "has no header" in refusal(tmp_path / "nothing.csv")
+    assert "names a column twice" in refusal(tmp_path / "twice.csv")
+    assert "more fields than columns in row 2" in refusal(tmp_path / "long.csv")
+    for name in ("broken.parquet", "broken.jsonl"):
         assert "cannot be read as a table" in refusal(tmp_path / name)
     assert "lists no recordings" in refusal(tmp_path / "empty.csv")
     assert "does not exist" in refusal(tmp_path / "absent.csv")
@@ -136,3 +144,29 @@ def test_parts_of_a_recording_stay_on_one_side(tmp_path: Path) -> None:
     given = [row | {"split": ("train", "test", "validation")[i % 3]} for i, row in enumerate(rows)]
     notes = "\n".join(load(write(tmp_path / "given.jsonl", given)).notes)
     assert "warning: groups that stand in more than one split: 0.wav, 1.wav" in notes
+
+
+def test_parts_far_into_a_recording_have_ids_and_hashes_of_their_own() -> None:
+    rows = [{"path": "day.wav", "label": "ab"[i % 2], "start_seconds": 80_000 + i / 100} for i in range(40)]
+    rows = [row | {"end_seconds": row["start_seconds"] + 0.01} for row in rows]
+    table = pd.DataFrame(rows)
+    for name, clips in (("given", table), ("later", table.assign(end_seconds=table["end_seconds"] + 0.005))):
+        assert from_table(clips)["id"].is_unique, name
+    assert set(from_table(table)["id"]).isdisjoint(from_table(table.assign(end_seconds=90_000.5))["id"])
+
+
+def from_table(table: pd.DataFrame) -> pd.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        table.to_csv(Path(folder) / "table.csv", index=False)
+        return from_manifest(Path(folder) / "table.csv", DataConfig()).clips
+
+
+def test_other_cuts_of_the_same_files_have_another_hash(tmp_path: Path) -> None:
+    hashes = set()
+    for number, end in enumerate((0.5, 0.6)):
+        rows = []
+        for i in range(12):
+            write_tone(tmp_path / f"{i}.wav", 300 + 50 * i, 1.0, seed=i)
+            rows.append({"path": f"{i}.wav", "label": "ab"[i % 2], "start_seconds": 0, "end_seconds": end})
+        hashes.add(load(write(tmp_path / f"{number}.jsonl", rows)).dataset_sha256())
+    assert len(hashes) == 2

@@ -57,6 +57,32 @@ def test_a_class_in_few_groups_still_gets_to_every_side() -> None:
         assert missing_classes(found, ["rare", "common"]) == {} and leaking_groups(found) == {}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_unequal_size_come_near_the_wanted_shares(seed: int) -> None:
+    sizes = [200, *[20] * 15]
+    rows = [(group, clip) for group, size in enumerate(sizes) for clip in range(size)]
+    uneven = make_clips(
+        {
+            "id": [f"{group:02}-{clip:03}" for group, clip in rows],
+            "label": [f"word{clip % 2}" for _, clip in rows],
+            "group": [f"s{group}" for group, _ in rows],
+        }
+    )
+    for test, validation in ((0.2, 0.15), (0.4, 0.1), (0.1, 0.3)):
+        found = divide(uneven, DataConfig(split_seed=seed, test_share=test, validation_share=validation))
+        assert leaking_groups(found) == {}
+        reached = found["split"].value_counts(normalize=True)
+        assert reached["test"] == pytest.approx(test, abs=0.03)
+        assert reached["validation"] == pytest.approx(validation, abs=0.03)
+
+
+def test_groups_that_are_numbers_are_folds_in_their_order() -> None:
+    numbered = clips_of(10, 4, lambda group, clip: f"word{clip % 2}")
+    numbered["group"] = [str(int(name[:2]) + 1) for name in numbered["id"]]
+    held = [divide(numbered, DataConfig(fold=fold, num_folds=10)) for fold in range(10)]
+    assert [set(found["group"][found["split"] == "test"]) for found in held] == [{str(i + 1)} for i in range(10)]
+
+
 def test_folds_hold_each_clip_out_once_and_follow_the_groups_names() -> None:
     official = clips_of(5, 8, lambda group, clip: f"word{clip % 2}")
     for fold in range(5):
@@ -81,7 +107,11 @@ def test_given_splits_are_left_alone_and_their_leaks_found() -> None:
 @pytest.mark.parametrize(
     ("clips", "settings", "words"),
     [
-        (SPOKEN[SPOKEN["group"] < "speaker02"], {}, "2 groups are too few|groups are too few"),
+        (
+            SPOKEN[SPOKEN["group"] < "speaker02"],
+            {},
+            "the clips of class 'word0' stand in 2 groups, too few to hold out test",
+        ),
         (SPOKEN[SPOKEN["group"] < "speaker03"], {"fold": 0}, "--data.num_folds: got 5, must be at most 3"),
         (SPOKEN.assign(split="train"), {"fold": 0}, "--data.fold: got 0, must be left out"),
         (SPOKEN.assign(split="test"), {}, "none to train on"),
@@ -125,6 +155,14 @@ def test_saved_splits_are_reused_and_leave_out_what_they_do_not_name(spoken: Pat
     some = load_splits(DataConfig(source=str(spoken), splits_file=str(tmp_path / "some.csv")))
     assert some.table().num_rows == 50
     assert any("10 of 60 clips are left out" in note for note in some.notes)
+
+    both = pd.concat([table, table.assign(split="test")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    with pytest.raises(UserError, match=r"names clips for several splits"):
+        load_splits(DataConfig(source=str(spoken), splits_file=str(tmp_path / "both.csv")))
+    table[table["label"] == "yes"].to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(UserError, match=r"has one class, 'yes'"):
+        load_splits(DataConfig(source=str(spoken), splits_file=str(tmp_path / "one.csv")))
 
     table.assign(id="gone/" + table["id"]).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(UserError, match=r"--data.splits_file: 60 clips of .* are not in the source"):

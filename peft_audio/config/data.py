@@ -19,6 +19,8 @@ class DataConfig:
             perhaps split, group, start_seconds, end_seconds; or the id of a dataset on the Hub, such as org/name.
         revision: Branch, tag or commit of a Hub dataset; the commit that was used is recorded either way.
         config_name: Which configuration of a Hub dataset, where it has several.
+        split_names: What the splits of a Hub dataset are, where their names do not say so, as in
+            "{clean.100: train, clean.dev: validation, clean.test: test}"; others are not used.
         streaming: Read the training split of a Hub dataset over the network while training, instead of downloading it.
             Needs train.max_steps; train.epochs then says into how many parts those are divided, each validated. The
             other splits are downloaded, so that every clip of them counts once.
@@ -62,6 +64,7 @@ class DataConfig:
     source: str = "bundled"
     revision: str | None = None
     config_name: str | None = None
+    split_names: dict[str, Literal["train", "validation", "test"]] | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000
     audio_column: str | None = None
@@ -137,6 +140,7 @@ class DataConfig:
     def _check_division(self) -> None:
         folds = self.num_folds
         require(folds >= 3, "data.num_folds", folds, "3 or more: one to test, one to validate", "Try 5.")
+        require(self.fold is not None or folds == 5, "data.num_folds", folds, "left out without data.fold", "Try 0.")
         usable = self.fold is None or 0 <= self.fold < folds
         require(usable, "data.fold", self.fold, f"0 to {folds - 1} with {folds} folds", "Try 0.")
         for name in ("fold", "group_column"):

@@ -100,6 +100,8 @@ def _takes(hint: Any) -> str:
         if get_origin(item) is Literal:
             return f"a list such as [{', '.join(get_args(item))}]"
         return "a list such as [0, 1]" if item is int else "a list such as [q_proj, v_proj]"
+    if get_origin(hint) is dict:
+        return "names and what they mean, such as {clean.100: train}"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)
