@@ -223,7 +223,7 @@ def _sides(clips: pd.DataFrame, collection: Collection) -> Iterable[Finding]:
 def print_check(found: Check, console: Console) -> None:
     """Show what was found as tables."""
     for note in found.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     columns = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
     title = f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes"
     table = Table(title=title, title_justify="left")
@@ -237,17 +237,18 @@ def print_check(found: Check, console: Console) -> None:
         console.print(f"clips: {lengths}", highlight=False)
         rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in found.sampling_rates.items())
         channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
-        console.print(f"rates: {rates}; channels: {channels}", highlight=False)
+        console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
     if found.interval is not None:
         console.print(
             f"test: an accuracy of {EXAMPLE_ACCURACY} is known to ± {found.interval / 2:.3f} at best (95%, clips "
             f"independent); always saying the largest class gets {found.largest_class_accuracy or 0:.3f}",
             highlight=False,
+            soft_wrap=True,
         )
     for finding in found.findings:
         style = "bold red" if finding.spoils else "yellow"
         console.print(f"[{style}]{'spoils' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")
-        console.print(finding.what, highlight=False, markup=False)
+        console.print(finding.what, highlight=False, markup=False, soft_wrap=True)
         for file in finding.files[:MOST_SHOWN]:
             console.print(f"    {file}", highlight=False, markup=False, soft_wrap=True)
         if len(finding.files) > MOST_SHOWN:

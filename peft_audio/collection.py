@@ -93,7 +93,7 @@ def check_labels(labels: Sequence[str], source: str) -> None:
     if len(labels) < 2:
         what = f"one class, {labels[0]!r}" if labels else "no clips"
         raise UserError(
-            f"--data.source: {source} has {what}; a classifier needs two classes or more. "
+            f"--data.source: {source} has {what}; a classifier needs two or more. "
             "Give the folder above the class folders, or add another class."
         )
 
@@ -147,6 +147,11 @@ def similar_labels(labels: Sequence[str]) -> list[str]:
         by_letters.setdefault(re.sub(r"[\s_-]+", "", label).casefold(), []).append(label)
     alike = [" and ".join(map(repr, names)) for names in by_letters.values() if len(names) > 1]
     return [f"labels that differ by case or spaces alone are classes of their own: {listed(alike)}"] if alike else []
+
+
+def several(count: int, noun: str) -> str:
+    """A count with its noun: 1 clip, 2 clips."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -122,6 +122,9 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     clips, skipped = _usable(_scanned(collection, accelerator), cfg)
     if cfg.splits_file is None and not cfg.streaming:
         clips = divide(clips, cfg)
+    if cfg.validate_on_test:
+        # Nothing is chosen on a validation split then; it is trained on.
+        clips = clips.assign(split=clips["split"].replace("validation", "train"))
     absent = missing_classes(clips, collection.labels)
     if absent:
         split, names = next(iter(absent.items()))

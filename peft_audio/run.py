@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from scipy.special import softmax
 
-from peft_audio.collection import SPLITS
+from peft_audio.collection import SPLITS, listed, several
 from peft_audio.config import Recipe, TrainConfig, UserError, to_yaml
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
@@ -125,9 +125,10 @@ def _tell(cfg: Recipe, splits: Splits) -> None:
         print(note)
     if splits.skipped:
         name, reason = splits.skipped[0]
-        print(f"skipped {len(splits.skipped)} clips that cannot be used, listed in {SKIPPED}; {name} {reason}")
+        count = several(len(splits.skipped), "clip")
+        print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {name} {reason}")
     if splits.ignored:
-        print(f"ignored {len(splits.ignored)} files that are not recordings, {splits.ignored[0]} first")
+        print(f"ignored {several(len(splits.ignored), 'file')}, no recordings by their names: {listed(splits.ignored)}")
     if cfg.model.quantization != "none":
         print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
 

@@ -39,7 +39,6 @@ def divide(clips: pd.DataFrame, cfg: DataConfig) -> pd.DataFrame:
     shares = {"test": cfg.test_share, "validation": cfg.validation_share}
     if cfg.validate_on_test:
         del shares["validation"]
-        clips = clips[clips["split"] != "validation"]
     absent = {split: share for split, share in shares.items() if split not in given}
     if not absent:
         return clips

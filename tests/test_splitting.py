@@ -174,3 +174,11 @@ def test_validating_on_the_test_is_only_done_when_asked(spoken: Path) -> None:
     assert list(splits.validation["id"]) == list(splits.test["id"]) and len(splits.train) == 48
     plain = load_splits(DataConfig(source=str(spoken)))
     assert not set(plain.validation["id"]) & set(plain.test["id"])
+
+
+def test_a_given_validation_split_is_trained_on_where_the_test_validates(tmp_path: Path) -> None:
+    for i in range(24):
+        split, word = ("train", "validation", "test")[i // 2 % 3], ("no", "yes")[i % 2]
+        write_tone(tmp_path / split / word / f"{i}.wav", 300 + 20 * i, 0.1, seed=i)
+    splits = load_splits(DataConfig(source=str(tmp_path), validate_on_test=True))
+    assert len(splits.train) == 16 and len(splits.test) == 8 and splits.validation is splits.test

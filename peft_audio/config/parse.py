@@ -66,8 +66,10 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
         main(cfg)
     except UserError as error:
         # Perhaps only this process met it, in a clip of its own share: each says what it met.
+        # A list of files is long enough once.
         process = os.environ.get("RANK", "0")
-        print(f"error{'' if process == '0' else f' (process {process})'}: {error}", file=sys.stderr)
+        told = f": {error}" if process == "0" else f" (process {process}): {str(error).splitlines()[0]}"
+        print(f"error{told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         _fail("stopped before the end, no adapter was saved. Start again with --train.overwrite true.", 130)
