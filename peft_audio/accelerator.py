@@ -54,6 +54,12 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
             f"accelerate launch: got {accelerator.distributed_type.value}, must be one process, or several with "
             "MULTI_GPU. Choose another with `accelerate config`, or pass --num_processes and --multi_gpu."
         )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"accelerate launch: {started} processes were started, but each sees {accelerator.num_processes}, and all "
+            "would write into one folder. On a CPU, set ACCELERATE_USE_CPU=true before accelerate launch."
+        )
     # What the launcher exports for several processes, without what it gives to each of them.
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -92,7 +93,9 @@ def _transforms(preset: str, sampling_rate: int) -> list[Any]:
 
 
 def _apply(chain: Any, sampling_rate: int, waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:
-    with _seeded(seed):
+    with _seeded(seed), warnings.catch_warnings():
+        # That a sound of another rate is resampled is as it should be.
+        warnings.simplefilter("ignore", UserWarning)
         return chain(samples=waveform, sample_rate=sampling_rate)
 
 

@@ -225,8 +225,8 @@ def print_check(found: Check, console: Console) -> None:
     for note in found.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     columns = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
-    title = f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes"
-    table = Table(title=title, title_justify="left")
+    console.print(f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes", highlight=False)
+    table = Table()
     for name in ("class", *columns):
         table.add_column(name, justify="left" if name == "class" else "right")
     for label, counts in found.classes.items():

@@ -94,7 +94,7 @@ def check_labels(labels: Sequence[str], source: str) -> None:
         what = f"one class, {labels[0]!r}" if labels else "no clips"
         raise UserError(
             f"--data.source: {source} has {what}; a classifier needs two or more. "
-            "Give the folder above the class folders, or add another class."
+            "Add another class, or of a folder of folders, give the one above."
         )
 
 

@@ -37,6 +37,7 @@ def from_folder(root: Path) -> Collection:
             "move the others away, or put all clips in class folders."
         )
     names = _names_below(root)
+    _refuse_loose(root, [name for name in names if _is_audio(name) and "/" not in name])
     notes: list[str] = []
     columns: dict[str, list[str]] = {"id": [], "label": [], "split": []}
     for folder in folders if given else [root]:
@@ -123,15 +124,18 @@ def _has_class_folders(folder: Path) -> bool:
     return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in AUDIO_SUFFIXES for path in inside)
 
 
+def _refuse_loose(folder: Path, names: list[str]) -> None:
+    if names:
+        raise UserError(
+            f"--data.source: {folder} has recordings outside any class folder ({listed(names)}); "
+            "move each into a subfolder named by its label."
+        )
+
+
 def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     """The recordings below each class folder, of the files below `folder`; the label is the class folder's name."""
     names = [name for name in names if _is_audio(name)]
-    loose = [name for name in names if "/" not in name]
-    if loose:
-        raise UserError(
-            f"--data.source: {folder} has recordings outside any class folder ({listed(loose)}); "
-            "move each into a subfolder named by its label."
-        )
+    _refuse_loose(folder, [name for name in names if "/" not in name])
     classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     folders = [name.partition("/")[0] for name in names]
     barren = sorted(classes - set(folders))

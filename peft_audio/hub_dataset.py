@@ -29,7 +29,7 @@ from datasets import (
     load_dataset,
 )
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from peft_audio.collection import SPLITS, Collection, check_labels, listed, make_clips, name_splits
 from peft_audio.config import DataConfig, UserError
@@ -144,9 +144,12 @@ def resolve_commit(cfg: DataConfig) -> str:
             f"--data.source: {cfg.source} is no folder here, and the Hub may not be asked (HF_HUB_OFFLINE is set); "
             "give a folder, or a commit that was downloaded before as --data.revision."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--data.source: cannot reach {cfg.source} on the Hub ({reason}); try again.") from error
+    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--data.source: {cfg.source} is no folder here, and cannot be reached on the Hub ({reason}); check the "
+            "name and the connection."
+        ) from error
     assert commit is not None
     return commit
 

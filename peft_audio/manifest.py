@@ -86,15 +86,17 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
     columns |= {"group": group} if group else {}
     for name, column in columns.items():
         if column not in table:
-            raise UserError(
-                f"--{flags[name]}: {file} has no column {column!r}, only {listed(list(map(str, table)), 20)}. "
-                f"Name the one that holds it with --{flags[name]}."
-            )
+            only = listed(list(map(str, table)), 20)
+            fix = f"Name the one that holds it with --{flags[name]}."
+            if len(table.columns) == 1 and ";" in only:
+                fix = "It looks divided by semicolons: save it with commas."
+            raise UserError(f"--{flags[name]}: {file} has no column {column!r}, only {only}. {fix}")
     if not len(table):
         raise UserError(f"--data.source: {file} lists no recordings; it needs a row a clip.")
     text = {name: table[column].map(_text) for name, column in columns.items()}
     given = table["split"].map(_text) if "split" in table else pd.Series("", index=table.index)
     splits = name_splits(sorted(set(given) - {""}), "data.source")
+    odd = sorted(set(given) - {"", *splits})
     times = {name: _seconds(table, name) for name in ("start_seconds", "end_seconds")}
     start, end = times["start_seconds"].fillna(0.0), times["end_seconds"]
     problems = {
@@ -102,7 +104,7 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
         "a path that is not text": ~table[columns["path"]].map(lambda cell: isinstance(cell, str) or _text(cell) == ""),
         "no label": text["label"] == "",
         "no group": text["group"] == "" if "group" in text else pd.Series(False, index=table.index),
-        "a split that is not one of train, validation, test": ~given.isin(["", *splits]),
+        f"a split ({listed(odd)}) that is not one of train, validation, test": given.isin(odd),
         "a start before 0": start < 0,
         "an end that is not after the start": end <= start,
         "the same clip as another row": pd.DataFrame({"path": text["path"], "start": start, "end": end}).duplicated(),
@@ -160,4 +162,4 @@ def _refuse_rows(file: Path, problems: dict[str, pd.Series]) -> None:
 
 
 def _rows(index: pd.Index) -> str:
-    return f"{'row' if len(index) == 1 else 'rows'} {listed([str(i + 1) for i in index], 5)}"
+    return f"{'row' if len(index) == 1 else 'rows'} {listed([str(i + 1) for i in index], 5)} (below the header)"

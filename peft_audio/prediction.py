@@ -13,6 +13,7 @@ from peft_audio.adapters import Adapter
 from peft_audio.audio import AUDIO_SUFFIXES, AudioError, load_audio, read_info
 from peft_audio.config import UserError
 from peft_audio.folder import files_below
+from peft_audio.scan import SILENT_PEAK
 from peft_audio.windows import window_starts
 
 
@@ -53,7 +54,7 @@ def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_
 
     Returns:
         One prediction a recording, in the order of `sources`, by name within a folder. A recording that cannot be
-        decoded is among them, with `label` None and the reason in `error`.
+        decoded, or is silent, is among them, with `label` None and the reason in `error`.
 
     Raises:
         UserError: A source does not exist, or a folder holds no recordings.
@@ -71,18 +72,21 @@ def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_
     # Neighbours in length share a batch, which saves padding and changes no answer.
     parts.sort(key=lambda part: min(part[2], lengths[part[0]]))
     sums: dict[int, np.ndarray] = {}
+    heard: dict[int, bool] = {}
     for at in range(0, len(parts), batch_size):
         waveforms, owners = [], []
         for i, start, seconds in parts[at : at + batch_size]:
             try:
                 waveforms.append(load_audio(paths[i], adapter.record.sampling_rate, start, seconds))
                 owners.append(i)
+                heard[i] = heard.get(i, False) or bool(np.ptp(waveforms[-1]) > 2 * SILENT_PEAK)
             except AudioError as error:
                 found[i] = _failed(paths[i], str(error))
         rows = softmax(adapter.logits(waveforms), axis=1) if waveforms else []
         for i, row in zip(owners, rows, strict=True):
             sums[i] = sums.get(i, 0) + row.astype(np.float64)
     limit = np.inf if "window_seconds" in adapter.record.crop else adapter.record.crop["evaluation_seconds"]
+    found |= {i: _failed(paths[i], "is silent") for i, sound in heard.items() if not sound and i not in found}
     for i in sums.keys() - found.keys():
         found[i] = _prediction(paths[i], sums[i] / sums[i].sum(), adapter.labels, lengths[i], min(lengths[i], limit))
     return [found[i] for i in range(len(paths))]

@@ -169,6 +169,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
                 table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
     table.add_row("kept epoch", str(report.best_epoch))
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
+    table.add_row("device", report.device + (f", {n} processes" if (n := report.num_processes) > 1 else ""))
     table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     table.add_row("speed", f"{report.samples_per_second:.1f} clips per second")
     table.add_row("waiting for data", f"{report.data_wait_share:.0%} of that time")

@@ -44,7 +44,7 @@ def find_clips(cfg: DataConfig) -> Collection:
     elif _is_on_hub(cfg):
         collection = from_hub(cfg)
     else:
-        what = "is a file" if place.is_file() else "does not exist"
+        what = "is no table of these kinds" if place.is_file() else "does not exist"
         raise UserError(
             f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
             f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset."

@@ -58,3 +58,9 @@ def test_one_process_where_several_were_asked_for_is_told(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
     make_accelerator(TrainConfig())
     assert capsys.readouterr().err.startswith("note: one process runs.")
+
+
+def test_processes_that_do_not_see_each_other_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # what a launch config for two leaves where ACCELERATE_USE_CPU is not set
+    with pytest.raises(UserError, match=r"2 processes were started, but each sees 1.*ACCELERATE_USE_CPU=true"):
+        make_accelerator(TrainConfig())

@@ -186,7 +186,7 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent")
     file = tmp_path / "file.wav"
     file.touch()
-    assert "is a file" in refusal(file)
+    assert "is no table of these kinds" in refusal(file)
 
 
 def test_folder_without_recordings_or_with_one_class_is_refused(tmp_path: Path) -> None:
@@ -365,3 +365,9 @@ def test_a_link_to_clips_of_another_class_does_not_take_them_over(tmp_path: Path
     assert label_counts(load(root), "train") + label_counts(load(root), "test") + label_counts(
         load(root), "validation"
     ) == {"a": 6, "b": 6}
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("Train", "Test")])
+def test_a_recording_beside_split_folders_is_refused(tmp_path: Path, folders: tuple[str, str]) -> None:
+    root = make_clips(tmp_path, {f"{split}/{label}": 6 for split in folders for label in "ab"} | {".": 1})
+    assert "outside any class folder (000.wav)" in refusal(root)

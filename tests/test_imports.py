@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "run": "collection config data evaluation models tracking",
     "report": "adapters data evaluation models run sources strategies training",
     "check": "collection config fingerprint scan sources splitting",
-    "prediction": "adapters audio config folder windows",
+    "prediction": "adapters audio config folder scan windows",
     "cli": "*",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

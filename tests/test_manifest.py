@@ -80,14 +80,19 @@ def test_rows_that_cannot_be_used_are_all_told_by_number(folder: Path, tmp_path:
     rows = [*good, {"path": "", "label": "01"}, good[0], {"path": "x.wav", "label": " "}]
     rows += [{"path": "y.wav", "label": "01", "start_seconds": 2, "end_seconds": 1.5}]
     message = refusal(write(tmp_path / "table.jsonl", rows))
-    for part in ("no path in row 9", "the same clip as another row in row 10", "no label in row 11", "in row 12"):
+    for part in (
+        "no path in row 9 (below the header)",
+        "the same clip as another row in row 10",
+        "no label in row 11",
+        "in row 12",
+    ):
         assert part in message, message
     rows = [*good, {"path": "z.wav", "label": "01", "start_seconds": "soon"}]
     assert "start_seconds must be a number of seconds or empty; got 'soon' in row 9" in refusal(
         write(tmp_path / "times.jsonl", rows)
     )
     rows = [row | {"split": "holdout"} for row in good]
-    assert "not one of train, validation, test in rows 1, 2, 3, 4, 5 and 3 more" in refusal(
+    assert "a split (holdout) that is not one of train, validation, test in rows 1, 2, 3, 4, 5 and 3 more" in refusal(
         write(tmp_path / "splits.jsonl", rows)
     )
 

@@ -161,3 +161,11 @@ def test_public_names_survive_the_import_of_their_modules() -> None:
 def test_missing_adapter_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"peft_audio\.json"):
         load_adapter("no/such/folder")
+
+
+def test_silence_is_listed_and_not_labelled(adapter_dir: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16_000)
+    write_tone(tmp_path / "tone.wav", 400)
+    silent, tone = predict(load_adapter(adapter_dir), tmp_path)
+    assert silent.label is None and silent.error == "is silent"
+    assert tone.label is not None and tone.error is None

@@ -140,7 +140,13 @@ class DataConfig:
     def _check_division(self) -> None:
         folds = self.num_folds
         require(folds >= 3, "data.num_folds", folds, "3 or more: one to test, one to validate", "Try 5.")
-        require(self.fold is not None or folds == 5, "data.num_folds", folds, "left out without data.fold", "Try 0.")
+        require(
+            self.fold is not None or folds == 5,
+            "data.num_folds",
+            folds,
+            "left out without data.fold",
+            "Give --data.fold as well, such as 0.",
+        )
         usable = self.fold is None or 0 <= self.fold < folds
         require(usable, "data.fold", self.fold, f"0 to {folds - 1} with {folds} folds", "Try 0.")
         for name in ("fold", "group_column"):
