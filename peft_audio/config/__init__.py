@@ -1,9 +1,11 @@
 """What a run is told: frozen dataclasses, read from YAML files and then flags."""
 
+from peft_audio.config.comparison import ARMS, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
-from peft_audio.config.parse import parse_config, run_recipe, to_yaml
+from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
+    RECIPES,
     CheckSettings,
     FullConfig,
     FullRecipe,
@@ -16,8 +18,12 @@ from peft_audio.config.recipes import (
 )
 
 __all__ = [
+    "ARMS",
+    "RECIPES",
+    "ArmConfig",
     "AugmentConfig",
     "CheckSettings",
+    "CompareRecipe",
     "DataConfig",
     "FullConfig",
     "FullRecipe",
@@ -31,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "parse_config",
+    "read_config",
     "run_recipe",
     "to_yaml",
 ]

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -45,15 +45,25 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
         The checked settings. A wrong one ends the process with exit code 2, after a message that names flag, value,
         what is allowed and the fix.
     """
-    parser = make_parser(recipe)
     try:
-        parsed = parser.parse_args(_check_files(sys.argv[1:] if arguments is None else arguments, recipe))
-        parsed.pop("config", None)
-        return recipe(**vars(parser.instantiate(parsed)))
+        return read_config(recipe, sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         _fail(str(error))
+
+
+def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
+    """As `parse_config`, for settings that no command line gave.
+
+    Raises:
+        UserError: One of them is wrong.
+    """
+    parser = make_parser(recipe)
+    try:
+        parsed = parser.parse_args(_check_files(arguments, recipe))
+        parsed.pop("config", None)
+        return recipe(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
-        _fail(_explain(str(error), recipe))
+        raise UserError(_explain(str(error), recipe)) from error
 
 
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
@@ -86,6 +96,9 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
     kinds = get_type_hints(recipe)
     for group in (section.name for section in fields(recipe)):
         kind = kinds[group]
+        if not is_dataclass(kind):
+            flags[group] = _takes(kind)
+            continue
         hints = get_type_hints(kind)
         for field in fields(kind):
             # A choice is its own example.
@@ -102,6 +115,8 @@ def _takes(hint: Any) -> str:
         if get_origin(item) is Literal:
             return f"a list such as [{', '.join(get_args(item))}]"
         return "a list such as [0, 1]" if item is int else "a list such as [q_proj, v_proj]"
+    if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+        return "arms by name, such as {lora_r2: {recipe: lora, flags: {lora.r: 2}}}"
     if get_origin(hint) is dict:
         return "names and what they mean, such as {clean.100: train}"
     if get_origin(hint) is Literal:
@@ -139,6 +154,8 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
     for section, settings in (content or {}).items():
+        if section in flags_of(recipe):
+            continue
         if not isinstance(settings, dict):
             raise UserError(f"--{section}: got {settings} in {file}, must be a section, as in 'train: {{epochs: 5}}'.")
         for name in settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import (
@@ -179,3 +179,12 @@ class FullRecipe(Recipe):
         default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=3e-4, head_learning_rate=1e-3)
     )
     full: FullConfig = field(default_factory=FullConfig)
+
+
+# By the names of their files.
+RECIPES: dict[str, type[Any]] = {
+    "full": FullRecipe,
+    "head_only": HeadOnlyRecipe,
+    "last_n_layers": LastNLayersRecipe,
+    "lora": LoraRecipe,
+}

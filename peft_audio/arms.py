@@ -1,0 +1,131 @@
+"""One arm of a comparison, from its finished runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from peft_audio.comparison import Arm, Curve, Failure, Score, Trial
+from peft_audio.finished import Finished, predictions_of
+from peft_audio.search import Trials, at_edge, best_rate
+from peft_audio.statistics import seed_interval
+
+# What reports call the measured costs, by the names of PEFT's method comparison.
+MEASURED = {
+    "train_time": "train_seconds",
+    "total_time": "total_seconds",
+    "accelerator_memory_max": "peak_memory_bytes",
+    "samples_per_second": "samples_per_second",
+    "inference_seconds": "inference_seconds",
+}
+
+
+def make_arm(
+    name: str,
+    finals: Sequence[Finished],
+    tuning: Sequence[Finished],
+    trials: Mapping[tuple[str, int | None], Trials],
+    tables: Mapping[int, pd.DataFrame],
+    failures: tuple[Failure, ...],
+) -> Arm:
+    reports = [run.report for run in finals]
+    first = reports[0] if reports else {}
+    own = {fold: scores for (arm, fold), scores in trials.items() if arm == name}
+    rates = sorted({run.learning_rate for run in finals if run.learning_rate is not None})
+    train, validation = (_of_seeds(finals, f"{split}_accuracy") for split in ("train", "validation"))
+    gap = train.interval.mean - validation.interval.mean if train and validation else None
+    costs = {cost: _median(run.report.get(key) for run in finals if run.alone) for cost, key in MEASURED.items()}
+    return Arm(
+        name=name,
+        strategy=first.get("strategy", ""),
+        control=bool(finals) and finals[0].control,
+        rank=None,
+        learning_rates=tuple(rates),
+        trials=tuple(_trial(fold, rate, scores, tuning) for fold, scores in own.items() for rate in sorted(scores)),
+        at_edge=any(at_edge(scores) for scores in own.values()),
+        seeds=tuple(tables),
+        test_accuracy=_score([float(row.mean()) for row in correctness(tables)]) if tables else None,
+        test_macro_f1=_score([_macro_f1(table) for table in tables.values()]) if tables else None,
+        validation_accuracy=validation,
+        train_accuracy=train,
+        gap=gap,
+        difference=None,
+        p_holm=None,
+        claim=None,
+        num_trainable_params=first.get("trainable_parameters"),
+        num_total_params=first.get("total_parameters"),
+        file_size=first.get("adapter_bytes"),
+        encoder_drift=max((report.get("encoder_drift") or 0.0 for report in reports), default=None),
+        front=(),
+        curves=tuple(_curve(run) for run in finals),
+        failures=failures,
+        **costs,
+    )
+
+
+def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finished]) -> Trial:
+    seeds = sorted({run.seed for run in tuning if (run.fold, run.learning_rate) == (fold, rate)})
+    return Trial(rate, fold, scores[rate][0], tuple(seeds), rate == best_rate(scores))
+
+
+def _curve(run: Finished) -> Curve:
+    """What `metrics.jsonl` says of each epoch; nothing where there were none."""
+    path = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    epochs = [line for line in lines if "epoch" in line]
+    columns = (tuple(line[name] for line in epochs) for name in ("train_loss", "validation_loss", "validation_accuracy"))
+    return Curve(run.seed, run.fold, *columns, best_epoch=run.report.get("best_epoch", 0))
+
+
+def _of_seeds(finals: Sequence[Finished], key: str) -> Score | None:
+    """A score of the reports, of each seed the mean over folds; None where a run has none."""
+    by_seeds: dict[int, list[float]] = {}
+    for run in finals:
+        if run.report.get(key) is None:
+            return None
+        by_seeds.setdefault(run.seed, []).append(run.report[key])
+    return _score([mean(by_seeds[seed]) for seed in sorted(by_seeds)]) if by_seeds else None
+
+
+def _score(values: Sequence[float]) -> Score:
+    return Score(seed_interval(values), tuple(values))
+
+
+def _macro_f1(table: pd.DataFrame) -> float:
+    return float(f1_score(table["label"], table["predicted"], average="macro", zero_division=0))
+
+
+def _median(values: Iterable[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(median(known)) if known else None
+
+
+def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[str, int | None], Trials]:
+    """Scores on validation by arm and fold: of each rate the mean over seeds of the metric and of the negative loss."""
+    found: dict[tuple[str, int | None], dict[float, tuple[float, float]]] = {}
+    for fold, rate in sorted({(run.fold, run.learning_rate) for run in runs}, key=str):
+        reports = [run.report for run in runs if (run.fold, run.learning_rate) == (fold, rate)]
+        loss = -mean(report["validation_loss"] for report in reports)
+        score = loss if metric == "loss" else mean(report[f"validation_{metric}"] for report in reports)
+        found.setdefault((name, fold), {})[rate or 0.0] = (score, loss)
+    return dict(found)
+
+
+def by_seed(runs: Sequence[Finished]) -> dict[int, pd.DataFrame]:
+    """Predictions on the test clips of each seed, over all folds together."""
+    seeds = sorted({run.seed for run in runs})
+    return {
+        seed: pd.concat([predictions_of(run) for run in runs if run.seed == seed]).sort_values("id", ignore_index=True)
+        for seed in seeds
+    }
+
+
+def correctness(tables: Mapping[int, pd.DataFrame]) -> np.ndarray:
+    """Shape (seeds, clips): 1 where a clip was labelled correctly."""
+    return np.stack([(table["label"] == table["predicted"]).to_numpy(dtype=float) for table in tables.values()])

@@ -1,0 +1,175 @@
+"""What a comparison is told: which arms, how much each is given, and what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft_audio.config.data import DataConfig
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
+
+# Recipes with a learning rate to choose.
+TUNED = ("head_only", "last_n_layers", "attention_heads", "bias_only", "ia3", "lora", "full")
+RECIPES = (*TUNED, "baseline")
+# Why a method that a reader may look for is not an arm.
+REFUSED = {
+    "adalora": "AdaLoRA moves rank between layers in a training loop of its own (update_and_allocate after each step), "
+    "and so would not train under the same conditions",
+}
+# What the comparison decides for every run.
+DECIDED = ("output_dir", "overwrite", "learning_rate", "seed", "evaluate_test", "log_with")
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One way of training.
+
+    Args:
+        recipe: The recipe that makes its runs: head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full,
+            or baseline, which has no learning rate.
+        learning_rates: The rates that are tried first, all on validation; the recipe's default and its neighbours half
+            a decade below and above when not given.
+        flags: More settings of that recipe, by name, such as {lora.r: 4}.
+        control: It shows what the task is worth instead of competing: it is not ranked, and may have settings that
+            break the rules for the others.
+    """
+
+    recipe: str
+    learning_rates: list[float] = field(default_factory=list)
+    flags: dict[str, Any] = field(default_factory=dict)
+    control: bool = False
+
+    def __post_init__(self) -> None:
+        why = REFUSED.get(self.recipe.lower())
+        require(why is None, "own_arms", self.recipe, f"one of {', '.join(RECIPES)}: {why}", "Try lora.")
+        require(self.recipe in RECIPES, "own_arms", self.recipe, f"one of {', '.join(RECIPES)}", "Try lora.")
+        usable = all(positive(rate) for rate in self.learning_rates)
+        require(usable, "own_arms", self.learning_rates, "learning rates above 0", "Leave them out, or try [1e-3].")
+        decided = [name for name in self.flags if name in {f"train.{part}" for part in DECIDED}]
+        require(not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags.")
+
+
+# Arms that can be named without being described. Strengths of remedies are common values, not tuned.
+ARMS = {name: ArmConfig(name) for name in TUNED} | {
+    "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
+    "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
+    "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
+    "head_only_mixture": ArmConfig("head_only", flags={"model.layer_weighted_sum": True}),
+    "full_light": ArmConfig("full", flags={"augment.preset": "light"}),
+    "full_speech": ArmConfig("full", flags={"augment.preset": "speech"}),
+    "full_environment": ArmConfig("full", flags={"augment.preset": "environment"}),
+    "full_spec_augment": ArmConfig("full", flags={"augment.mask_time_share": 0.2, "augment.mask_time_frames": 5}),
+    "full_l2": ArmConfig("full", flags={"train.weight_decay": 4.0}),
+    "full_l1": ArmConfig("full", flags={"train.l1": 0.2}),
+    "full_dropout": ArmConfig("full", flags={"model.dropout": 0.1, "model.head_dropout": 0.3}),
+    "full_smoothing": ArmConfig("full", flags={"train.label_smoothing": 0.1}),
+    "lora_dropout": ArmConfig("lora", flags={"lora.dropout": 0.1}),
+    "majority": ArmConfig("baseline", flags={"baseline.kind": "majority"}, control=True),
+    "log_mel": ArmConfig("baseline", flags={"baseline.kind": "log_mel"}, control=True),
+    "random_head_only": ArmConfig("head_only", flags={"model.pretrained": False}, control=True),
+    "random_full": ArmConfig(
+        "full", [3e-4, 1e-3, 3e-3], flags={"model.pretrained": False, "full.train_cnn": True}, control=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CompareRecipe:
+    """Compare ways of fine-tuning under equal conditions.
+
+    Args:
+        output_dir: Folder of the comparison. What is in it already is not run again, as long as its settings are the
+            same.
+        arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
+            dora, rslora, random_heads, head_only_mixture, lora_dropout; full fine-tuning with a remedy against
+            overfitting (full_light, full_speech, full_environment, full_spec_augment, full_l2, full_l1, full_dropout,
+            full_smoothing); controls (majority, log_mel, random_head_only, random_full); and the names in own_arms.
+        own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
+        reference: The arm that the others are held against.
+        margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
+            choice.
+        trials: Learning rates that each arm is tried with on validation before any is extended. 1 takes the default rates as
+            they are; nothing is ranked then, because what suits one arm may not suit another.
+        extra_trials: While an arm's best rate is the lowest or highest that was tried, every arm gets one more trial,
+            at most this many times; that arm looks further out, the others between their best rates.
+        tuning_seeds: Seeds that a learning rate is tried with; never those of the final runs.
+        seeds: Final runs of each arm, with fresh seeds, the only ones that read the test split. Below 5 nothing is
+            ranked.
+        folds: Hold out each of data.num_folds folds once, rates chosen in each anew, and pool the test clips.
+        train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
+            timed first, and train.epochs and the schedule are stretched over as many steps as fit.
+        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores while rates are tuned, and one
+            while costs are measured. Given, it holds for all, and on a CPU above 1 no times are reported.
+        data: Which recordings, and how much of each.
+        model: Which pretrained encoder.
+        augment: What happens to training clips.
+        train: How the training goes.
+    """
+
+    output_dir: str = "runs/compare"
+    arms: list[str] = field(
+        default_factory=lambda: ["head_only", "last_n_layers", "attention_heads", "lora", "full", "majority", "log_mel"]
+    )
+    own_arms: dict[str, ArmConfig] = field(default_factory=dict)
+    reference: str = "full"
+    margin: float = 0.02
+    trials: int = 3
+    extra_trials: int = 2
+    tuning_seeds: int = 1
+    seeds: int = 5
+    folds: bool = False
+    train_seconds: float | None = None
+    jobs: int | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(evaluate_train=True))
+
+    def __post_init__(self) -> None:
+        require(bool(self.output_dir), "output_dir", "''", "a folder", "Try runs/compare.")
+        require(bool(self.arms), "arms", "[]", "at least one arm", "Try [lora, full].")
+        for name in self.arms:
+            known = ", ".join({**ARMS, **self.own_arms})
+            require(name in self.all_arms(), "arms", name, f"among {known}", "Correct it, or describe it in own_arms.")
+            usable = name.replace("_", "").replace("-", "").replace(".", "").isalnum() and not name.startswith(".")
+            require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "It names a folder.")
+        require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "different arms", "Name each once.")
+        require(0 < self.margin < 1, "margin", self.margin, "between 0 and 1", "Try 0.02, two points.")
+        for name, least in (("trials", 1), ("extra_trials", 0), ("tuning_seeds", 1), ("seeds", 1)):
+            value = getattr(self, name)
+            require(value >= least, name, value, f"{least} or more", "Leave it out for the default.")
+        usable = self.train_seconds is None or positive(self.train_seconds)
+        require(usable, "train_seconds", self.train_seconds, "a number of seconds above 0", "Leave it out.")
+        require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "1 or more", "Leave it out.")
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        usual = TrainConfig()
+        for name in DECIDED:
+            value = getattr(self.train, name)
+            allowed = "left to the comparison, which decides it for every run"
+            require(value == getattr(usual, name), f"train.{name}", value, allowed, "Leave it out.")
+        fold = self.data.fold
+        require(fold is None, "data.fold", fold, "left to the comparison", "--folds true holds out each fold once.")
+        steps = self.train.max_steps
+        clash = self.train_seconds is not None and steps is not None
+        require(not clash, "train.max_steps", steps, "left out with train_seconds", "Give one budget.")
+        if self.data.streaming:
+            raise UserError("--data.streaming: got True, must be false: a comparison reads the same clips many times.")
+
+    def all_arms(self) -> dict[str, ArmConfig]:
+        """Every arm that can be named, the user's own included."""
+        return {**ARMS, **self.own_arms}
+
+    def shared_settings(self, arm: ArmConfig) -> dict[str, Any]:
+        """What every run of an arm is told, by flag: settings that differ from a recipe's own, then the arm's."""
+        sections = ("data",) if arm.recipe == "baseline" else ("data", "model", "augment", "train")
+        shared: dict[str, Any] = {"train.evaluate_train": self.train.evaluate_train}
+        for section in sections:
+            given = getattr(self, section)
+            usual = type(given)()
+            for part in fields(given):
+                value = getattr(given, part.name)
+                if value != getattr(usual, part.name) and f"{section}.{part.name}" not in shared:
+                    shared[f"{section}.{part.name}"] = value
+        return shared | arm.flags

@@ -1,0 +1,144 @@
+"""Finished runs, as their folders tell of them: the comparison's own, and other people's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from peft_audio.config import UserError
+from peft_audio.launching import beside, read_json
+
+# What makes one run of an arm differ from another one of it.
+OF_A_RUN = {
+    "train.output_dir",
+    "train.overwrite",
+    "train.seed",
+    "train.learning_rate",
+    "train.evaluate_test",
+    "train.evaluate_train",
+    "train.log_with",
+    "data.fold",
+    "data.num_workers",
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run.
+
+    Attributes:
+        folder: Of the run.
+        arm: Whose it is; by its strategy, and what its settings have of their own, where no comparison named it.
+        final: Whether it read the test split, or was started to.
+        report: What `report.json` holds.
+        settings: What `config.yaml` holds, by dotted name.
+        alone: Whether it had its device to itself, as far as its launcher knows.
+        control: Whether its arm was declared a control.
+    """
+
+    folder: Path
+    arm: str
+    final: bool
+    report: dict[str, Any]
+    settings: dict[str, Any]
+    alone: bool
+    control: bool
+
+    @property
+    def seed(self) -> int:
+        """`train.seed`."""
+        return self.report["seed"]
+
+    @property
+    def fold(self) -> int | None:
+        """Which fold was held out."""
+        return self.settings.get("data.fold")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak rate; None where the recipe has none."""
+        return self.settings.get("train.learning_rate")
+
+
+def read_run(folder: Path) -> Finished:
+    """A run's report and settings.
+
+    Raises:
+        UserError: One of them is missing or damaged, or was made by something else.
+    """
+    report = read_json(folder / "report.json")
+    missing = {"strategy", "seed", "split_sha256", "dataset_sha256", "validation_accuracy"} - report.keys()
+    if missing:
+        raise UserError(f"{folder / 'report.json'} is missing, damaged or no report of a recipe; run it again.")
+    try:
+        sections = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
+    except (OSError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be read ({error}); a report needs its settings.") from error
+    start = read_json(beside(folder, ".json"))
+    final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
+    control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
+    return Finished(folder, start.get("arm", ""), final, report, settings, start.get("alone", False), control)
+
+
+def find_runs(folders: list[Path]) -> list[Finished]:
+    """Every run in and under some folders; those that no comparison named are given names.
+
+    Raises:
+        UserError: A folder does not exist or holds no report.
+    """
+    runs: list[Finished] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
+        found = sorted({path.parent for path in folder.rglob("report.json")})
+        if not found:
+            raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
+        runs += [read_run(path) for path in found if read_json(beside(path, ".json")).get("phase") != "timing"]
+    return named(runs)
+
+
+def named(runs: list[Finished]) -> list[Finished]:
+    """The runs with a name for each arm: the strategy, and where one strategy has several settings, what differs."""
+    unnamed = [run for run in runs if not run.arm]
+    by_strategy: dict[str, list[dict[str, Any]]] = {}
+    for run in unnamed:
+        by_strategy.setdefault(run.report["strategy"], []).append(run.settings)
+    names = {}
+    for strategy, all_settings in by_strategy.items():
+        keys = {name for settings in all_settings for name in settings if name not in OF_A_RUN}
+        names[strategy] = sorted(key for key in keys if len({str(each.get(key)) for each in all_settings}) > 1)
+    for i, run in enumerate(runs):
+        if not run.arm:
+            strategy = run.report["strategy"]
+            own = ", ".join(f"{key} {run.settings.get(key)}" for key in names[strategy])
+            runs[i] = replace(run, arm=f"{strategy} ({own})" if own else strategy)
+    return runs
+
+
+def predictions_of(run: Finished) -> pd.DataFrame:
+    """A row a test recording: id (with the fold before it), group, label, predicted.
+
+    Raises:
+        UserError: The file is missing, damaged or does not fit the report.
+    """
+    path = run.folder / "predictions.parquet"
+    try:
+        table = pd.read_parquet(path)
+        table = table[table["split"] == "test"]
+        columns = [name for name in table.columns if name.startswith("probability_")]
+        predicted = table[columns].idxmax(axis=1).str.removeprefix("probability_")
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); a comparison needs each clip's prediction.") from error
+    fold = "" if run.fold is None else f"{run.fold}/"
+    found = pd.DataFrame({"id": fold + table["id"], "group": table["group"], "label": table["label"].astype(str)})
+    found["predicted"] = predicted
+    accuracy = float((found["label"] == found["predicted"]).mean())
+    if abs(accuracy - run.report["test_accuracy"]) > 1e-6:
+        said = run.report["test_accuracy"]
+        raise UserError(f"{path} gives a test accuracy of {accuracy:.4f}, report.json says {said:.4f}; run it again.")
+    return found.sort_values("id", ignore_index=True)

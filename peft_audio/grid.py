@@ -1,0 +1,198 @@
+"""The runs that a comparison is made of: learning rates tried on validation, then fresh seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, read_config
+from peft_audio.launching import Job, beside, finished, read_json
+from peft_audio.search import at_edge, best_rate, first_rates, next_rate
+
+# Tuning seeds start here, so that no final seed is among them.
+FIRST_TUNING_SEED = 1000
+TIMED_STEPS = 12
+
+Run = Callable[[Sequence[Job], bool], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is tuned by itself: an arm, in each fold where there are folds."""
+
+    arm: str
+    fold: int | None
+
+
+def cells(cfg: CompareRecipe) -> list[Cell]:
+    """Every arm in every fold."""
+    folds = list(range(cfg.data.num_folds)) if cfg.folds else [None]
+    return [Cell(arm, fold) for fold in folds for arm in cfg.arms]
+
+
+def check_arms(cfg: CompareRecipe) -> None:
+    """Hold each arm's settings against its recipe, before anything runs.
+
+    Raises:
+        UserError: A recipe does not take them; the arm is named.
+    """
+    for name in cfg.arms:
+        job = make_job(cfg, Cell(name, 0 if cfg.folds else None), "final", 0, first_rate(cfg, name))
+        try:
+            read_config(RECIPES[job.recipe], job.arguments())
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from error
+
+
+def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float | None, **more: Any) -> Job:
+    """One run of an arm.
+
+    Args:
+        cfg: The comparison.
+        cell: Arm and fold.
+        phase: "timing", "tuning" or "final".
+        seed: `train.seed`.
+        rate: Peak learning rate; None for a recipe that has none.
+        **more: Settings of this run, with __ for the dot.
+    """
+    arm = cfg.all_arms()[cell.arm]
+    flags = cfg.shared_settings(arm) | {"train.seed": seed, "train.evaluate_test": phase == "final"}
+    if phase != "final":
+        flags["train.evaluate_train"] = False
+    if rate is not None:
+        flags["train.learning_rate"] = rate
+    if cell.fold is not None:
+        flags |= {"data.num_folds": cfg.data.num_folds, "data.fold": cell.fold}
+    flags |= {name.replace("__", "."): value for name, value in more.items()}
+    parts = [phase, *([f"fold{cell.fold}"] if cell.fold is not None else []), *([f"rate{rate:g}"] if rate else [])]
+    folder = Path(cfg.output_dir).expanduser() / "runs" / cell.arm / "-".join([*parts, f"seed{seed}"])
+    return Job(cell.arm, phase, arm.recipe, flags, folder)
+
+
+def grid_of(cfg: CompareRecipe, arm: ArmConfig) -> list[float | None]:
+    """The rates that an arm is tried with first."""
+    if arm.recipe == "baseline":
+        return [None]
+    default = RECIPES[arm.recipe]().train.learning_rate
+    # A default may lie between half decades; a single trial is of the default itself.
+    return [*(arm.learning_rates or (first_rates(default, cfg.trials) if cfg.trials > 1 else [default]))]
+
+
+def first_rate(cfg: CompareRecipe, name: str) -> float | None:
+    """The middle one of them."""
+    rates = grid_of(cfg, cfg.all_arms()[name])
+    return rates[len(rates) // 2]
+
+
+def is_tuned(cfg: CompareRecipe, cell: Cell) -> bool:
+    """Whether there is anything to choose."""
+    return cfg.all_arms()[cell.arm].recipe != "baseline"
+
+
+def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, float | None]:
+    """Try rates on validation, every cell equally often, and choose.
+
+    Args:
+        cfg: The comparison.
+        run: Makes runs; told whether their costs count.
+        steps: Optimizer steps of each arm, where the budget is a time.
+
+    Returns:
+        The rate of each cell; cells whose trials all failed are left out.
+    """
+    tried = {cell: list(grid_of(cfg, cfg.all_arms()[cell.arm])) for cell in cells(cfg)}
+    counts = {cell.arm: len(rates) for cell, rates in tried.items() if is_tuned(cfg, cell)}
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+        raise UserError(f"own_arms: arms are tried with different numbers of learning rates ({given}); make them equal.")
+    if set(counts.values()) <= {1}:
+        return {cell: rates[0] for cell, rates in tried.items()}
+    for extra in range(cfg.extra_trials + 1):
+        jobs = [job for cell, rates in tried.items() if is_tuned(cfg, cell) for job in tuning_jobs(cfg, cell, rates, steps)]
+        run(jobs, False)
+        trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tried.items() if is_tuned(cfg, cell)}
+        trials = {cell: scores for cell, scores in trials.items() if any(map(_worked, scores.values()))}
+        if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
+            break
+        for cell, scores in trials.items():
+            tried[cell].append(next_rate(scores))
+    chosen: dict[Cell, float | None] = {cell: None for cell in tried if not is_tuned(cfg, cell)}
+    return chosen | {cell: best_rate(scores) for cell, scores in trials.items()}
+
+
+def tuning_jobs(cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]) -> list[Job]:
+    """A run a rate and tuning seed."""
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + cfg.tuning_seeds)
+    return [make_job(cfg, cell, "tuning", seed, rate, **budget(cfg, cell, steps)) for rate in rates for seed in seeds]
+
+
+def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict[str, int]) -> list[Job]:
+    """A run a seed of every cell, seeds outermost: what stops early has all arms with fewer seeds."""
+    return [
+        make_job(cfg, cell, "final", seed, rate, **budget(cfg, cell, steps))
+        for seed in range(cfg.seeds)
+        for cell, rate in chosen.items()
+    ]
+
+
+def timing_jobs(cfg: CompareRecipe) -> list[Job]:
+    """A few steps of every arm, to see what they cost."""
+    fold = 0 if cfg.folds else None
+    jobs = []
+    for name in cfg.arms:
+        more = {} if cfg.all_arms()[name].recipe == "baseline" else {"train__max_steps": TIMED_STEPS}
+        jobs.append(make_job(cfg, Cell(name, fold), "timing", FIRST_TUNING_SEED, first_rate(cfg, name), **more))
+    return jobs
+
+
+def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, Any]:
+    """Settings that stretch or shorten an arm's training to its steps, where the budget is a time."""
+    if cell.arm not in steps:
+        return {}
+    # Epochs beyond any need: the steps end it.
+    return {"train__max_steps": steps[cell.arm], "train__epochs": max(cfg.train.epochs, steps[cell.arm])}
+
+
+def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
+    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured.
+
+    Raises:
+        UserError: A timing run failed.
+    """
+    steps = {}
+    for job in timing_jobs(cfg):
+        if job.recipe == "baseline":
+            continue
+        if not finished(job):
+            said = read_json(beside(job.folder, ".json")).get("last_lines", "it did not end")
+            raise UserError(f"arm {job.arm}: its few timed steps failed: {said}")
+        report = read_json(job.folder / "report.json")
+        steps[job.arm] = max(1, round((cfg.train_seconds or 0) * report["steps"] / report["train_seconds"]))
+    return steps
+
+
+def scores_of(
+    cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]
+) -> dict[float, tuple[float, float]]:
+    """Of each rate the mean over tuning seeds of the choosing metric, and of the negative loss; -inf where one failed."""
+    scores = {}
+    for rate in rates:
+        reports = [read_json(job.folder / "report.json") if finished(job) else {} for job in tuning_jobs(cfg, cell, [rate], steps)]
+        scores[rate or 0.0] = mean_score(reports, cfg.train.best_metric)
+    return scores
+
+
+def mean_score(reports: Sequence[dict[str, Any]], metric: str) -> tuple[float, float]:
+    """Mean of a metric on validation, higher being better, and of the negative loss; -inf where a report is missing."""
+    if not all(reports):
+        return -math.inf, -math.inf
+    loss = -sum(report["validation_loss"] for report in reports) / len(reports)
+    value = sum(report[f"validation_{metric}"] for report in reports) / len(reports)
+    return (loss if metric == "loss" else value), loss
+
+
+def _worked(score: tuple[float, float]) -> bool:
+    return score[0] > -math.inf

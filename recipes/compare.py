@@ -1,0 +1,101 @@
+"""Compare ways of fine-tuning an audio classifier under equal conditions.
+
+python recipes/compare.py                                               # the bundled spoken digits
+python recipes/compare.py --data.source FOLDER --output_dir runs/mine --arms "[head_only, lora, full]"
+python recipes/compare.py --help
+
+Starts the recipes as a user would, tries learning rates on validation, runs fresh seeds, and writes comparison.md, .json,
+.html, .png and .svg. The same command goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from peft_audio.collect import note_jobs, read_comparison
+from peft_audio.comparison import Comparison
+from peft_audio.config import CompareRecipe, UserError, parse_config
+from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
+from peft_audio.launching import Job, finished, read_json, run_jobs
+from peft_audio.page import print_comparison, write_comparison
+
+# Of a CPU's cores, as many tune side by side: each run holds the encoder and its libraries in memory.
+MOST_AT_ONCE = 4
+
+
+def main(cfg: CompareRecipe) -> Comparison:
+    """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
+    console = Console()
+    check_arms(cfg)
+    done: list[Job] = []
+
+    def run(jobs: Sequence[Job], costs_count: bool) -> None:
+        missing = [job for job in jobs if not finished(job)]
+        done.extend(job for job in jobs if job not in done)
+        note_jobs(cfg, done)
+        if missing:
+            at_once = cfg.jobs or (None if costs_count else min(MOST_AT_ONCE, os.cpu_count() or 1))
+            console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do")
+            run_jobs(missing, at_once, cfg.train.mixed_precision, Teller(console, len(missing)))
+
+    steps: dict[str, int] = {}
+    if cfg.train_seconds is not None:
+        run(timing_jobs(cfg), True)
+        steps = steps_for_seconds(cfg)
+        done.clear()
+    chosen = tune(cfg, run, steps)
+    run(final_jobs(cfg, chosen, steps), True)
+    comparison = read_comparison([Path(cfg.output_dir).expanduser()])
+    written = write_comparison(comparison, Path(cfg.output_dir).expanduser())
+    print_comparison(comparison, written, console)
+    return comparison
+
+
+class Teller:
+    """Says how each run ended, and about how long the others will take."""
+
+    def __init__(self, console: Console, total: int):
+        self.console, self.total, self.count, self.began = console, total, 0, time.monotonic()
+
+    def __call__(self, job: Job, record: dict[str, Any]) -> None:
+        """One run has ended."""
+        self.count += 1
+        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
+        report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
+        words = f"validation accuracy {report['validation_accuracy']:.3f}" if report else f"FAILED, see {job.folder}.log"
+        name = f"{job.arm} {job.folder.name}"
+        line = f"[{self.count}/{self.total}] {name}: {words} ({record.get('seconds', 0):.0f} s; {left / 60:.0f} min left)"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def compare(cfg: CompareRecipe) -> int:
+    """Run `main` as the only one in its folder; the exit code is 1 where a run failed, 2 where the user can mend it."""
+    folder = Path(cfg.output_dir).expanduser()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            return int(any(arm.failures for arm in main(cfg).arms))
+    except Timeout:
+        print(f"error: --output_dir: {folder} is in use by another comparison; wait, or give another.", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: --output_dir: {folder} cannot be used ({error.strerror}); give another.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"stopped; what is finished stays in {folder}. The same command goes on from there.", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(compare(parse_config(CompareRecipe)))
