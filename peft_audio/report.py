@@ -6,17 +6,22 @@ import json
 import os
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from peft_audio.adapters import saved_folder, saved_weights
+from peft_audio.anatomy import encoder_of
+from peft_audio.config import ModelConfig
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
-from peft_audio.models import versions
+from peft_audio.models import load_classifier, versions
 from peft_audio.run import Run, save_skipped
 from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
@@ -35,6 +40,9 @@ class RunReport:
     `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
     out. `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's
     peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
+    `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
+    included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
+    with the adapter off, and the base as loaded afresh; it must be exactly 0.
     """
 
     strategy: str
@@ -53,6 +61,7 @@ class RunReport:
     adapter_bytes: int
     train_seconds: float
     total_seconds: float
+    inference_seconds: float
     samples_per_second: float
     data_wait_share: float
     peak_memory_bytes: int
@@ -69,6 +78,7 @@ class RunReport:
     dataset_sha256: str
     split_sha256: str
     base_sha256: str
+    encoder_drift: float | None
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
 
@@ -78,6 +88,27 @@ def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int
     weights = dict(model.named_parameters())
     total = sum(weight.numel() for name, weight in weights.items() if "original_module" not in name)
     return sum(weights[name].numel() for name in names), total
+
+
+def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> float:
+    """How far the encoder's frozen weights are from the base as published: exactly 0, unless something went wrong.
+
+    Args:
+        model: A trained model; adapters are left out of the comparison.
+        trained: What was meant to train in it.
+        cfg: How its base was loaded. It is loaded once more, in float32.
+        labels: The label names in the order of the logits.
+
+    Returns:
+        The largest absolute difference of a weight. NaN where a weight is NaN.
+    """
+    meant = {id(weight) for name, weight in model.named_parameters() if name in trained.parameters}
+    encoder = dict(encoder_of(model).named_parameters())
+    # PEFT moves the layer that an adapter changes one level down.
+    now = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in meant}
+    fresh = dict(encoder_of(load_classifier(replace(cfg, quantization="none"), labels)).named_parameters())
+    drifts = [(weight.detach().cpu() - fresh[name].detach()).abs().max() for name, weight in now.items()]
+    return float(torch.stack(drifts).max()) if drifts else 0.0
 
 
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
@@ -118,7 +149,7 @@ def _report(
     run: Run, model: nn.Module, trained: Trained, result: Result, evaluations: dict[str, Evaluation], skipped: int
 ) -> RunReport:
     trainable, total = count_parameters(model, trained.parameters)
-    validation = evaluations["validation"].metrics
+    validation, heard = evaluations["validation"].metrics, evaluations["validation"]
     test, whole_train = (evaluations[split].metrics if split in evaluations else {} for split in ("test", "train"))
     return RunReport(
         strategy=trained.strategy,
@@ -137,6 +168,7 @@ def _report(
         adapter_bytes=saved_weights(saved_folder(run.folder, trained)).stat().st_size,
         train_seconds=result.train_seconds,
         total_seconds=time.perf_counter() - run.began,
+        inference_seconds=heard.seconds / len(heard.labels),
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
         peak_memory_bytes=result.peak_memory_bytes,
@@ -153,6 +185,7 @@ def _report(
         dataset_sha256=run.splits.dataset_sha256(),
         split_sha256=run.splits.split_sha256(),
         base_sha256=run.base.sha256,
+        encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
         versions=versions(),
     )
 

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "adapters": "adapter_record anatomy batching clips config models strategies",
     "verify": "adapters models config",
     "run": "collection config data evaluation models tracking",
-    "report": "adapters data evaluation models run sources strategies training",
+    "report": "adapters anatomy config data evaluation models run sources strategies training",
     "check": "collection config fingerprint scan sources splitting",
     "prediction": "adapters audio config folder scan windows",
     "cli": "*",

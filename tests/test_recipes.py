@@ -58,6 +58,7 @@ PROMISED = {
     "adapter_bytes": int,
     "train_seconds": float,
     "total_seconds": float,
+    "inference_seconds": float,
     "samples_per_second": float,
     "peak_memory_bytes": int,
     "num_processes": int,
@@ -65,6 +66,7 @@ PROMISED = {
     "dataset_sha256": str,
     "split_sha256": str,
     "base_sha256": str,
+    "encoder_drift": float,
     "versions": dict,
 }
 
@@ -175,6 +177,8 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     by_hand = 8 * 8 * (32 + 32) + 4 * 8 * (32 + 64) + (32 * 16 + 16) + (16 * 2 + 2)
     assert report["trainable_parameters"] == by_hand
     assert 0 < report["train_seconds"] < report["total_seconds"]
+    assert 0 < report["inference_seconds"] < report["total_seconds"] / 5
+    assert report["encoder_drift"] == 0
     assert report["samples_per_second"] == pytest.approx(8 * 12 / report["train_seconds"])
     assert len({report[f"{name}_sha256"] for name in ("dataset", "split", "base")}) == 3
     assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
