@@ -60,9 +60,20 @@ def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_pre
     seconds = time.perf_counter() - began
     rows = rows[rows[:, 0] >= 0]
     rows = rows[rows[:, 0].argsort()]
-    recordings, labels, logits = rows[:, 1].long(), rows[:, 2].long(), rows[:, 3:]
+    return judge(rows[:, 3:], rows[:, 2].long(), rows[:, 1].long(), seconds)
+
+
+def judge(logits: torch.Tensor, labels: torch.Tensor, recordings: torch.Tensor, seconds: float) -> Evaluation:
+    """What was said of clips, as an evaluation of their recordings.
+
+    Args:
+        logits: Of shape (clips, labels).
+        labels: The right ones, of shape (clips,).
+        recordings: Which recording each clip is a part of, from 0, in ascending order, of shape (clips,).
+        seconds: That it took.
+    """
     firsts = np.unique(recordings, return_index=True)[1]
-    if len(firsts) < len(rows):
+    if len(firsts) < len(recordings):
         labels, logits = labels[firsts], average_windows(logits, recordings)
     metrics = {"loss": float(F.cross_entropy(logits, labels))}
     metrics |= compute_metrics(logits.argmax(-1).numpy(), labels.numpy())

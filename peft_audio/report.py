@@ -18,7 +18,7 @@ from torch import nn
 
 from peft_audio.adapters import saved_folder, saved_weights
 from peft_audio.anatomy import encoder_of
-from peft_audio.config import ModelConfig
+from peft_audio.config import ModelConfig, Recipe
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import load_classifier, versions
@@ -42,7 +42,8 @@ class RunReport:
     peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
     `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
     included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
-    with the adapter off, and the base as loaded afresh; it must be exactly 0.
+    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no encoder.
+    Without a network `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
     """
 
     strategy: str
@@ -136,70 +137,68 @@ def finish_run(
     run.accelerator.end_training()
     if not run.accelerator.is_main_process:
         return None
+    assert isinstance(run.cfg, Recipe)
     product = saved_folder(run.folder, trained)
-    report = _report(run, model, trained, result, evaluations, skipped)
-    aside = run.folder / "report.json.partial"
-    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    aside.replace(run.folder / "report.json")
-    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
-    return report
-
-
-def _report(
-    run: Run, model: nn.Module, trained: Trained, result: Result, evaluations: dict[str, Evaluation], skipped: int
-) -> RunReport:
     trainable, total = count_parameters(model, trained.parameters)
-    validation, heard = evaluations["validation"].metrics, evaluations["validation"]
-    test, whole_train = (evaluations[split].metrics if split in evaluations else {} for split in ("test", "train"))
-    return RunReport(
+    report = RunReport(
         strategy=trained.strategy,
-        test_accuracy=test.get("accuracy"),
-        test_macro_f1=test.get("macro_f1"),
-        test_loss=test.get("loss"),
-        validation_accuracy=validation["accuracy"],
-        validation_macro_f1=validation["macro_f1"],
-        validation_loss=validation["loss"],
-        train_accuracy=whole_train.get("accuracy"),
-        train_macro_f1=whole_train.get("macro_f1"),
         best_epoch=result.best_epoch,
         steps=result.steps,
         trainable_parameters=trainable,
         total_parameters=total,
-        adapter_bytes=saved_weights(saved_folder(run.folder, trained)).stat().st_size,
+        adapter_bytes=saved_weights(product).stat().st_size,
         train_seconds=result.train_seconds,
-        total_seconds=time.perf_counter() - run.began,
-        inference_seconds=heard.seconds / len(heard.labels),
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
         peak_memory_bytes=result.peak_memory_bytes,
-        num_processes=run.accelerator.num_processes,
-        mixed_precision=run.accelerator.mixed_precision,
-        device=str(run.accelerator.device),
-        seed=run.cfg.train.seed,
-        train_clips=None if run.splits.stream else len(run.splits.recordings("train")),
-        validation_clips=len(run.splits.recordings("validation")),
-        test_clips=len(run.splits.recordings("test")),
-        skipped_clips=skipped,
-        validation_is_test=run.cfg.data.validate_on_test,
-        dataset_revision=run.splits.revision,
-        dataset_sha256=run.splits.dataset_sha256(),
-        split_sha256=run.splits.split_sha256(),
-        base_sha256=run.base.sha256,
+        **measured(run, evaluations, skipped),
         encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
-        versions=versions(),
     )
+    write_report(run, report)
+    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
+    return report
+
+
+def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict[str, Any]:
+    """What a report says whatever was trained: of the splits that were read, the data, the process and the time."""
+    heard, splits = evaluations["validation"], run.splits
+    found: dict[str, Any] = {
+        f"{split}_{name}": None for split in ("test", "train") for name in ("accuracy", "macro_f1")
+    }
+    found |= {"test_loss": None} | split_metrics(evaluations)
+    # The gap to validation is told of accuracy and macro-F1.
+    found.pop("train_loss", None)
+    return found | {
+        "total_seconds": time.perf_counter() - run.began,
+        "inference_seconds": heard.seconds / len(heard.labels),
+        "num_processes": run.accelerator.num_processes,
+        "mixed_precision": run.accelerator.mixed_precision,
+        "device": str(run.accelerator.device),
+        "seed": run.cfg.train.seed,
+        "train_clips": None if splits.stream else len(splits.recordings("train")),
+        "validation_clips": len(splits.recordings("validation")),
+        "test_clips": len(splits.recordings("test")),
+        "skipped_clips": skipped,
+        "validation_is_test": run.cfg.data.validate_on_test,
+        "dataset_revision": splits.revision,
+        "dataset_sha256": splits.dataset_sha256(),
+        "split_sha256": splits.split_sha256(),
+        "base_sha256": run.base.sha256,
+        "versions": versions(),
+    }
+
+
+def write_report(run: Run, report: RunReport) -> None:
+    """`report.json`, whole or not at all."""
+    aside = run.folder / "report.json.partial"
+    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    aside.replace(run.folder / "report.json")
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:
     """What was measured, where the adapter (or model) is, and what to try next."""
-    table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
+    table = table_of_metrics(report)
     share = report.trainable_parameters / report.total_parameters
-    for split in ("test", "validation", "train"):
-        for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
-            value = getattr(report, f"{split}_{metric}")
-            if value is not None or split == "test":
-                of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
-                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
     table.add_row("kept epoch", str(report.best_epoch))
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("device", report.device + (f", {n} processes" if (n := report.num_processes) > 1 else ""))
@@ -213,6 +212,18 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
     console.print(f"try it:  {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def table_of_metrics(report: RunReport) -> Table:
+    """The first rows of the last screen: how often it was right."""
+    table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
+    for split in ("test", "validation", "train"):
+        for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+            value = getattr(report, f"{split}_{metric}")
+            if value is not None or split == "test":
+                of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
+                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
+    return table
 
 
 def example_clip(splits: Splits, source: str) -> str:

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "verify": "adapters models config",
     "run": "collection config data evaluation models tracking",
     "report": "adapters anatomy config data evaluation models run sources strategies training",
+    "baseline": "accelerator audio collection config data evaluation models report run",
     "check": "collection config fingerprint scan sources splitting",
     "prediction": "adapters audio config folder scan windows",
     "cli": "*",

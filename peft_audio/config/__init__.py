@@ -1,5 +1,6 @@
 """What a run is told: frozen dataclasses, read from YAML files and then flags."""
 
+from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, run_recipe, to_yaml
@@ -17,6 +18,9 @@ from peft_audio.config.recipes import (
 
 __all__ = [
     "AugmentConfig",
+    "BaselineConfig",
+    "BaselineRecipe",
+    "BaselineTrainConfig",
     "CheckSettings",
     "DataConfig",
     "FullConfig",

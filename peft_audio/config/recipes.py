@@ -20,6 +20,7 @@ OWN_SECTIONS = {
     "lora": "recipes/lora.py",
     "last_n_layers": "recipes/last_n_layers.py",
     "full": "recipes/full.py",
+    "baseline": "recipes/baseline.py",
 }
 
 
