@@ -34,6 +34,16 @@ def make_arm(
     tables: Mapping[int, pd.DataFrame],
     failures: tuple[Failure, ...],
 ) -> Arm:
+    """What an arm's runs say, before it is held against others.
+
+    Args:
+        name: Of the arm.
+        finals: Its final runs.
+        tuning: Its tuning runs.
+        trials: Scores on validation by arm and fold.
+        tables: Predictions on the test clips of each seed.
+        failures: Its runs that failed.
+    """
     reports = [run.report for run in finals]
     first = reports[0] if reports else {}
     own = {fold: scores for (arm, fold), scores in trials.items() if arm == name}
@@ -79,8 +89,14 @@ def _curve(run: Finished) -> Curve:
     path = run.folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     epochs = [line for line in lines if "epoch" in line]
-    columns = (tuple(line[name] for line in epochs) for name in ("train_loss", "validation_loss", "validation_accuracy"))
-    return Curve(run.seed, run.fold, *columns, best_epoch=run.report.get("best_epoch", 0))
+    return Curve(
+        seed=run.seed,
+        fold=run.fold,
+        train_loss=tuple(line["train_loss"] for line in epochs),
+        validation_loss=tuple(line["validation_loss"] for line in epochs),
+        validation_accuracy=tuple(line["validation_accuracy"] for line in epochs),
+        best_epoch=run.report.get("best_epoch", 0),
+    )
 
 
 def _of_seeds(finals: Sequence[Finished], key: str) -> Score | None:

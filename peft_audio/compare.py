@@ -79,7 +79,7 @@ def compare(
 def with_differences(
     arms: Sequence[Arm], tables: Mapping[str, Mapping[int, pd.DataFrame]], question: Question
 ) -> list[Arm]:
-    """Each arm against the reference, where both were tested on the same clips; controls too, outside of the correction."""
+    """Each arm against the reference, where both heard the same test clips; controls too, outside of the correction."""
     reference = tables.get(question.reference)
     if not reference:
         return list(arms)
@@ -108,9 +108,13 @@ def with_differences(
 
 def ranked(arms: Sequence[Arm]) -> list[Arm]:
     """With ranks by mean test accuracy; equal means share one."""
-    scores = sorted((arm.test_accuracy.interval.mean for arm in arms if arm.test_accuracy and not arm.control), reverse=True)
+    scores = sorted(
+        (arm.test_accuracy.interval.mean for arm in arms if arm.test_accuracy and not arm.control), reverse=True
+    )
     return [
-        replace(arm, rank=1 + scores.index(arm.test_accuracy.interval.mean)) if arm.test_accuracy and not arm.control else arm
+        replace(arm, rank=1 + scores.index(arm.test_accuracy.interval.mean))
+        if arm.test_accuracy and not arm.control
+        else arm
         for arm in arms
     ]
 
@@ -203,7 +207,7 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
         yield f"there is no arm {question.reference} to hold the others against."
     for arm in arms:
         if arm.at_edge:
-            yield f"{arm.name}: its best learning rate is the lowest or highest that was tried; a better one may lie beyond."
+            yield f"{arm.name}: its best learning rate is at the edge of those tried; a better one may lie beyond."
     bases = {run.report.get("base_sha256") for run in runs if not run.control}
     if len(bases) > 1:
         yield "the arms do not share one pretrained encoder."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,13 @@ class Evaluation:
         logits: float32 of shape (recordings, labels).
         labels: The right ones, int64 of shape (recordings,).
         metrics: `loss` (mean cross-entropy), `accuracy`, `macro_f1`.
+        seconds: From the first batch until every process's logits were there, decoding included.
     """
 
     logits: np.ndarray
     labels: np.ndarray
     metrics: dict[str, float]
+    seconds: float
 
 
 def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_precision: bool = False) -> Evaluation:
@@ -44,6 +47,7 @@ def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_pre
         The logits of every recording, those cut into windows by the mean over their windows, the same on every process.
     """
     model.eval()
+    began = time.perf_counter()
     found = []
     with torch.inference_mode(), accelerator.autocast() if mixed_precision else nullcontext():
         for batch in loader:
@@ -53,15 +57,27 @@ def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_pre
     # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
     mine = torch.cat(found) if found else torch.zeros(0, 3 + model.config.num_labels)
     rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
+    seconds = time.perf_counter() - began
     rows = rows[rows[:, 0] >= 0]
     rows = rows[rows[:, 0].argsort()]
-    recordings, labels, logits = rows[:, 1].long(), rows[:, 2].long(), rows[:, 3:]
+    return judge(rows[:, 3:], rows[:, 2].long(), rows[:, 1].long(), seconds)
+
+
+def judge(logits: torch.Tensor, labels: torch.Tensor, recordings: torch.Tensor, seconds: float) -> Evaluation:
+    """What was said of clips, as an evaluation of their recordings.
+
+    Args:
+        logits: Of shape (clips, labels).
+        labels: The right ones, of shape (clips,).
+        recordings: Which recording each clip is a part of, from 0, in ascending order, of shape (clips,).
+        seconds: That it took.
+    """
     firsts = np.unique(recordings, return_index=True)[1]
-    if len(firsts) < len(rows):
+    if len(firsts) < len(recordings):
         labels, logits = labels[firsts], average_windows(logits, recordings)
     metrics = {"loss": float(F.cross_entropy(logits, labels))}
     metrics |= compute_metrics(logits.argmax(-1).numpy(), labels.numpy())
-    return Evaluation(logits.numpy(), labels.numpy(), metrics)
+    return Evaluation(logits.numpy(), labels.numpy(), metrics, seconds)
 
 
 def model_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

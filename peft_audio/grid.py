@@ -107,11 +107,15 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
     counts = {cell.arm: len(rates) for cell, rates in tried.items() if is_tuned(cfg, cell)}
     if len(set(counts.values())) > 1:
         given = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-        raise UserError(f"own_arms: arms are tried with different numbers of learning rates ({given}); make them equal.")
+        raise UserError(
+            f"own_arms: arms are tried with different numbers of learning rates ({given}); make them equal."
+        )
     if set(counts.values()) <= {1}:
         return {cell: rates[0] for cell, rates in tried.items()}
     for extra in range(cfg.extra_trials + 1):
-        jobs = [job for cell, rates in tried.items() if is_tuned(cfg, cell) for job in tuning_jobs(cfg, cell, rates, steps)]
+        jobs = [
+            job for cell, rates in tried.items() if is_tuned(cfg, cell) for job in tuning_jobs(cfg, cell, rates, steps)
+        ]
         run(jobs, False)
         trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tried.items() if is_tuned(cfg, cell)}
         trials = {cell: scores for cell, scores in trials.items() if any(map(_worked, scores.values()))}
@@ -177,10 +181,13 @@ def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
 def scores_of(
     cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]
 ) -> dict[float, tuple[float, float]]:
-    """Of each rate the mean over tuning seeds of the choosing metric, and of the negative loss; -inf where one failed."""
+    """Of each rate the mean over tuning seeds of the metric that chooses, and of the negative loss."""
     scores = {}
     for rate in rates:
-        reports = [read_json(job.folder / "report.json") if finished(job) else {} for job in tuning_jobs(cfg, cell, [rate], steps)]
+        reports = [
+            read_json(job.folder / "report.json") if finished(job) else {}
+            for job in tuning_jobs(cfg, cell, [rate], steps)
+        ]
         scores[rate or 0.0] = mean_score(reports, cfg.train.best_metric)
     return scores
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 PACKAGE = Path(__file__).parent
 # A wheel carries the recipes inside the package; a checkout has them beside it.
@@ -87,6 +86,8 @@ def run_jobs(
         mixed_precision: As the recipes are told.
         tell: Is called with each job and the record of its process as it ends, or as it was where it ended before.
     """
+    import torch  # the command reads RECIPES from here, and must start at once
+
     gpus = torch.cuda.device_count()
     at_once = at_once or max(1, gpus)
     slots: queue.Queue[int] = queue.Queue()

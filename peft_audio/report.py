@@ -6,17 +6,22 @@ import json
 import os
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from peft_audio.adapters import saved_folder, saved_weights
+from peft_audio.anatomy import encoder_of
+from peft_audio.config import ModelConfig, Recipe
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
-from peft_audio.models import versions
+from peft_audio.models import load_classifier, versions
 from peft_audio.run import Run, save_skipped
 from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
@@ -35,6 +40,10 @@ class RunReport:
     `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
     out. `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's
     peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
+    `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
+    included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
+    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no encoder.
+    Without a network `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
     """
 
     strategy: str
@@ -53,6 +62,7 @@ class RunReport:
     adapter_bytes: int
     train_seconds: float
     total_seconds: float
+    inference_seconds: float
     samples_per_second: float
     data_wait_share: float
     peak_memory_bytes: int
@@ -69,6 +79,7 @@ class RunReport:
     dataset_sha256: str
     split_sha256: str
     base_sha256: str
+    encoder_drift: float | None
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
 
@@ -78,6 +89,27 @@ def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int
     weights = dict(model.named_parameters())
     total = sum(weight.numel() for name, weight in weights.items() if "original_module" not in name)
     return sum(weights[name].numel() for name in names), total
+
+
+def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> float:
+    """How far the encoder's frozen weights are from the base as published: exactly 0, unless something went wrong.
+
+    Args:
+        model: A trained model; adapters are left out of the comparison.
+        trained: What was meant to train in it.
+        cfg: How its base was loaded. It is loaded once more, in float32.
+        labels: The label names in the order of the logits.
+
+    Returns:
+        The largest absolute difference of a weight. NaN where a weight is NaN.
+    """
+    meant = {id(weight) for name, weight in model.named_parameters() if name in trained.parameters}
+    encoder = dict(encoder_of(model).named_parameters())
+    # PEFT moves the layer that an adapter changes one level down.
+    now = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in meant}
+    fresh = dict(encoder_of(load_classifier(replace(cfg, quantization="none"), labels)).named_parameters())
+    drifts = [(weight.detach().cpu() - fresh[name].detach()).abs().max() for name, weight in now.items()]
+    return float(torch.stack(drifts).max()) if drifts else 0.0
 
 
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
@@ -105,68 +137,68 @@ def finish_run(
     run.accelerator.end_training()
     if not run.accelerator.is_main_process:
         return None
+    assert isinstance(run.cfg, Recipe)
     product = saved_folder(run.folder, trained)
-    report = _report(run, model, trained, result, evaluations, skipped)
-    aside = run.folder / "report.json.partial"
-    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    aside.replace(run.folder / "report.json")
-    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
-    return report
-
-
-def _report(
-    run: Run, model: nn.Module, trained: Trained, result: Result, evaluations: dict[str, Evaluation], skipped: int
-) -> RunReport:
     trainable, total = count_parameters(model, trained.parameters)
-    validation = evaluations["validation"].metrics
-    test, whole_train = (evaluations[split].metrics if split in evaluations else {} for split in ("test", "train"))
-    return RunReport(
+    report = RunReport(
         strategy=trained.strategy,
-        test_accuracy=test.get("accuracy"),
-        test_macro_f1=test.get("macro_f1"),
-        test_loss=test.get("loss"),
-        validation_accuracy=validation["accuracy"],
-        validation_macro_f1=validation["macro_f1"],
-        validation_loss=validation["loss"],
-        train_accuracy=whole_train.get("accuracy"),
-        train_macro_f1=whole_train.get("macro_f1"),
         best_epoch=result.best_epoch,
         steps=result.steps,
         trainable_parameters=trainable,
         total_parameters=total,
-        adapter_bytes=saved_weights(saved_folder(run.folder, trained)).stat().st_size,
+        adapter_bytes=saved_weights(product).stat().st_size,
         train_seconds=result.train_seconds,
-        total_seconds=time.perf_counter() - run.began,
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
         peak_memory_bytes=result.peak_memory_bytes,
-        num_processes=run.accelerator.num_processes,
-        mixed_precision=run.accelerator.mixed_precision,
-        device=str(run.accelerator.device),
-        seed=run.cfg.train.seed,
-        train_clips=None if run.splits.stream else len(run.splits.recordings("train")),
-        validation_clips=len(run.splits.recordings("validation")),
-        test_clips=len(run.splits.recordings("test")),
-        skipped_clips=skipped,
-        validation_is_test=run.cfg.data.validate_on_test,
-        dataset_revision=run.splits.revision,
-        dataset_sha256=run.splits.dataset_sha256(),
-        split_sha256=run.splits.split_sha256(),
-        base_sha256=run.base.sha256,
-        versions=versions(),
+        **measured(run, evaluations, skipped),
+        encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
     )
+    write_report(run, report)
+    print_report(report, product, example_clip(run.splits, run.cfg.data.source))
+    return report
+
+
+def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict[str, Any]:
+    """What a report says whatever was trained: of the splits that were read, the data, the process and the time."""
+    heard, splits = evaluations["validation"], run.splits
+    found: dict[str, Any] = {
+        f"{split}_{name}": None for split in ("test", "train") for name in ("accuracy", "macro_f1")
+    }
+    found |= {"test_loss": None} | split_metrics(evaluations)
+    # The gap to validation is told of accuracy and macro-F1.
+    found.pop("train_loss", None)
+    return found | {
+        "total_seconds": time.perf_counter() - run.began,
+        "inference_seconds": heard.seconds / len(heard.labels),
+        "num_processes": run.accelerator.num_processes,
+        "mixed_precision": run.accelerator.mixed_precision,
+        "device": str(run.accelerator.device),
+        "seed": run.cfg.train.seed,
+        "train_clips": None if splits.stream else len(splits.recordings("train")),
+        "validation_clips": len(splits.recordings("validation")),
+        "test_clips": len(splits.recordings("test")),
+        "skipped_clips": skipped,
+        "validation_is_test": run.cfg.data.validate_on_test,
+        "dataset_revision": splits.revision,
+        "dataset_sha256": splits.dataset_sha256(),
+        "split_sha256": splits.split_sha256(),
+        "base_sha256": run.base.sha256,
+        "versions": versions(),
+    }
+
+
+def write_report(run: Run, report: RunReport) -> None:
+    """`report.json`, whole or not at all."""
+    aside = run.folder / "report.json.partial"
+    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    aside.replace(run.folder / "report.json")
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:
     """What was measured, where the adapter (or model) is, and what to try next."""
-    table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
+    table = table_of_metrics(report)
     share = report.trainable_parameters / report.total_parameters
-    for split in ("test", "validation", "train"):
-        for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
-            value = getattr(report, f"{split}_{metric}")
-            if value is not None or split == "test":
-                of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
-                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
     table.add_row("kept epoch", str(report.best_epoch))
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("device", report.device + (f", {n} processes" if (n := report.num_processes) > 1 else ""))
@@ -180,6 +212,18 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
     console.print(f"try it:  {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def table_of_metrics(report: RunReport) -> Table:
+    """The first rows of the last screen: how often it was right."""
+    table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
+    for split in ("test", "validation", "train"):
+        for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+            value = getattr(report, f"{split}_{metric}")
+            if value is not None or split == "test":
+                of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
+                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
+    return table
 
 
 def example_clip(splits: Splits, source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from peft_audio.comparison import Failure
@@ -46,7 +47,7 @@ def broken_rules(
     found += _different("had different final seeds or folds", finals, lambda runs: sorted(_places(runs)))
     for name in BUDGET:
         if not (timed and name in ("train.epochs", "train.max_steps")):
-            found += _different(f"had different {name}", finals, lambda runs, name=name: _values(runs, name))
+            found += _different(f"had different {name}", finals, partial(_values, name))
     for name, runs in finals.items():
         found += _of_one_arm(name, runs, tuning.get(name, ()))
     return found + _tuning(finals, tuning, trials)
@@ -54,7 +55,9 @@ def broken_rules(
 
 def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished]) -> list[str]:
     found = []
-    if any(run.report.get("validation_is_test") or run.settings.get("data.validate_on_test") for run in (*finals, *tuning)):
+    if any(
+        run.report.get("validation_is_test") or run.settings.get("data.validate_on_test") for run in (*finals, *tuning)
+    ):
         found.append(f"{name}: its epochs or rates were chosen on the test clips (data.validate_on_test).")
     if any(run.report.get("test_accuracy") is not None for run in tuning):
         found.append(f"{name}: its tuning runs read the test split (train.evaluate_test).")
@@ -74,8 +77,12 @@ def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished
 
 def _tuning(finals: Arms, tuning: Arms, trials: Mapping[tuple[str, int | None], Trials]) -> list[str]:
     """Rates: as many trials for each arm, on validation, and the best one used."""
-    counts = {name: sorted((fold is not None, fold or 0, len(scores)) for (arm, fold), scores in trials.items() if arm == name)
-              for name in finals}
+    counts = {
+        name: sorted(
+            (fold is not None, fold or 0, len(scores)) for (arm, fold), scores in trials.items() if arm == name
+        )
+        for name in finals
+    }
     seeds = {name: sorted({run.seed for run in tuning.get(name, ())}) for name in finals}
     if not any(seeds.values()):
         return ["no arm's learning rate was chosen on validation; one that suits one arm may not suit another."]
@@ -109,7 +116,7 @@ def _hash(name: str) -> Callable[[Sequence[Finished]], Any]:
     return lambda runs: sorted({(str(run.fold), run.report[name]) for run in runs})
 
 
-def _values(runs: Sequence[Finished], name: str) -> list[str]:
+def _values(name: str, runs: Sequence[Finished]) -> list[str]:
     return sorted({str(run.settings.get(name)) for run in runs})
 
 

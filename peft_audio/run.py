@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from scipy.special import softmax
 
 from peft_audio.collection import SPLITS, listed, several
-from peft_audio.config import Recipe, TrainConfig, UserError, to_yaml
+from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, to_yaml
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import Base
@@ -40,7 +40,7 @@ RUN_FILES = {
 }
 
 
-def check_output_dir(cfg: TrainConfig, accelerator: Accelerator) -> None:
+def check_output_dir(cfg: TrainConfig | BaselineTrainConfig, accelerator: Accelerator) -> None:
     """Refuse a folder that exists, or that cannot be made, before any work is done.
 
     Raises:
@@ -66,7 +66,7 @@ def check_output_dir(cfg: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-def output_folder(cfg: TrainConfig) -> Path:
+def output_folder(cfg: TrainConfig | BaselineTrainConfig) -> Path:
     """`train.output_dir`, with ~ as the user's home."""
     return Path(cfg.output_dir).expanduser()
 
@@ -79,14 +79,14 @@ class Run:
         folder: Of the run.
         cfg: The recipe's settings.
         splits: The rows.
-        base: The encoder.
+        base: The encoder; see `baseline.NO_ENCODER` for none.
         accelerator: Where it runs.
         began: `time.perf_counter()` at its start.
         log: Of its steps and epochs.
     """
 
     folder: Path
-    cfg: Recipe
+    cfg: Recipe | BaselineRecipe
     splits: Splits
     base: Base
     accelerator: Accelerator
@@ -94,7 +94,7 @@ class Run:
     log: Log
 
 
-def start_run(cfg: Recipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
+def start_run(cfg: Recipe | BaselineRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
     """Make the run's folder, with the resolved settings and the splits in it."""
     folder = output_folder(cfg.train)
     if accelerator.is_main_process:
@@ -106,11 +106,12 @@ def start_run(cfg: Recipe, splits: Splits, base: Base, accelerator: Accelerator,
         _tell(cfg, splits)
     accelerator.wait_for_everyone()
     settings = {f"{group}.{name}": value for group, values in asdict(cfg).items() for name, value in values.items()}
-    log = start_log(folder, cfg.train.log_with, settings, accelerator.is_main_process)
+    trackers = cfg.train.log_with if isinstance(cfg, Recipe) else []
+    log = start_log(folder, trackers, settings, accelerator.is_main_process)
     return Run(folder, cfg, splits, base, accelerator, began, log)
 
 
-def _tell(cfg: Recipe, splits: Splits) -> None:
+def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
     """What is trained on, and what was decided about it."""
     counts = ", ".join(
         "train streamed" if splits.stream and split == "train" else f"{len(splits.recordings(split))} {split}"
@@ -119,7 +120,7 @@ def _tell(cfg: Recipe, splits: Splits) -> None:
     print(f"{len(splits.labels)} classes; clips: {counts}")
     if cfg.data.window_seconds is not None:
         print("windows: " + ", ".join(f"{len(splits[split])} {split}" for split in SPLITS))
-    if cfg.data.validate_on_test:
+    if cfg.data.validate_on_test and isinstance(cfg, Recipe):
         print("warning: the best epoch is chosen on the test clips; the figures flatter")
     for note in splits.notes:
         print(note)
@@ -129,7 +130,7 @@ def _tell(cfg: Recipe, splits: Splits) -> None:
         print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {name} {reason}")
     if splits.ignored:
         print(f"ignored {several(len(splits.ignored), 'file')}, no recordings by their names: {listed(splits.ignored)}")
-    if cfg.model.quantization != "none":
+    if isinstance(cfg, Recipe) and cfg.model.quantization != "none":
         print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
 
 

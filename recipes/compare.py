@@ -4,17 +4,17 @@ python recipes/compare.py                                               # the bu
 python recipes/compare.py --data.source FOLDER --output_dir runs/mine --arms "[head_only, lora, full]"
 python recipes/compare.py --help
 
-Starts the recipes as a user would, tries learning rates on validation, runs fresh seeds, and writes comparison.md, .json,
-.html, .png and .svg. The same command goes on where an earlier one stopped.
+Starts the recipes as a user would, tries learning rates on validation, runs fresh seeds, and writes comparison.md,
+.json, .html, .png and .svg. The same command goes on where an earlier one stopped.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,7 @@ from peft_audio.config import CompareRecipe, UserError, parse_config
 from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
 from peft_audio.launching import Job, finished, read_json, run_jobs
 from peft_audio.page import print_comparison, write_comparison
-
-# Of a CPU's cores, as many tune side by side: each run holds the encoder and its libraries in memory.
-MOST_AT_ONCE = 4
+from peft_audio.plan import at_once
 
 
 def main(cfg: CompareRecipe) -> Comparison:
@@ -43,9 +41,8 @@ def main(cfg: CompareRecipe) -> Comparison:
         done.extend(job for job in jobs if job not in done)
         note_jobs(cfg, done)
         if missing:
-            at_once = cfg.jobs or (None if costs_count else min(MOST_AT_ONCE, os.cpu_count() or 1))
             console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do")
-            run_jobs(missing, at_once, cfg.train.mixed_precision, Teller(console, len(missing)))
+            run_jobs(missing, at_once(cfg, costs_count), cfg.train.mixed_precision, teller(console, len(missing)))
 
     steps: dict[str, int] = {}
     if cfg.train_seconds is not None:
@@ -60,21 +57,19 @@ def main(cfg: CompareRecipe) -> Comparison:
     return comparison
 
 
-class Teller:
+def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None]:
     """Says how each run ended, and about how long the others will take."""
+    began, ended = time.monotonic(), count(1)
 
-    def __init__(self, console: Console, total: int):
-        self.console, self.total, self.count, self.began = console, total, 0, time.monotonic()
-
-    def __call__(self, job: Job, record: dict[str, Any]) -> None:
-        """One run has ended."""
-        self.count += 1
-        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
+    def tell(job: Job, record: dict[str, Any]) -> None:
+        done = next(ended)
+        left = (time.monotonic() - began) / done * (total - done) / 60
         report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
-        words = f"validation accuracy {report['validation_accuracy']:.3f}" if report else f"FAILED, see {job.folder}.log"
-        name = f"{job.arm} {job.folder.name}"
-        line = f"[{self.count}/{self.total}] {name}: {words} ({record.get('seconds', 0):.0f} s; {left / 60:.0f} min left)"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        said = f"validation {report['validation_accuracy']:.3f}" if report else f"FAILED, see {job.folder}.log"
+        line = f"[{done}/{total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
+        console.print(f"{line}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
+
+    return tell
 
 
 def compare(cfg: CompareRecipe) -> int:

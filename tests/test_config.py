@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from peft_audio.config import (
+    BaselineRecipe,
     FullRecipe,
     HeadOnlyRecipe,
     LastNLayersRecipe,
@@ -23,7 +24,7 @@ from peft_audio.config import (
 from peft_audio.config.parse import flags_of, make_parser
 
 ROOT = Path(__file__).parents[1]
-RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe)
+RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, BaselineRecipe)
 FLAGS = sorted({flag for recipe in RECIPES for flag in flags_of(recipe)})
 
 
@@ -100,6 +101,7 @@ REFUSED = {
     "last_n_layers.n": ["0", "1.5"],
     "last_n_layers.part": ["half"],
     "full.train_cnn": ["perhaps"],
+    "baseline.kind": ["svm"],
 }
 TAKES_ANY_TEXT = {
     "data.audio_column",
@@ -293,11 +295,11 @@ def test_interrupt_ends_in_a_sentence(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) -> None:
-    file = write(tmp_path / "run.yaml", "train: {epochs: 3}\n")
+    file = write(tmp_path / "run.yaml", "train: {seed: 3}\n")
     for recipe in RECIPES:
         own = recipe().train
-        for given in (["--config", file], ["--train.epochs", "3"]):
-            assert parse_config(recipe, given).train == dataclasses.replace(own, epochs=3)
+        for given in (["--config", file], ["--train.seed", "3"]):
+            assert parse_config(recipe, given).train == dataclasses.replace(own, seed=3)
     assert len({recipe().train.output_dir for recipe in RECIPES}) == len(RECIPES)
 
 

@@ -58,6 +58,7 @@ PROMISED = {
     "adapter_bytes": int,
     "train_seconds": float,
     "total_seconds": float,
+    "inference_seconds": float,
     "samples_per_second": float,
     "peak_memory_bytes": int,
     "num_processes": int,
@@ -65,6 +66,7 @@ PROMISED = {
     "dataset_sha256": str,
     "split_sha256": str,
     "base_sha256": str,
+    "encoder_drift": float,
     "versions": dict,
 }
 
@@ -175,6 +177,8 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     by_hand = 8 * 8 * (32 + 32) + 4 * 8 * (32 + 64) + (32 * 16 + 16) + (16 * 2 + 2)
     assert report["trainable_parameters"] == by_hand
     assert 0 < report["train_seconds"] < report["total_seconds"]
+    assert 0 < report["inference_seconds"] < report["total_seconds"] / 5
+    assert report["encoder_drift"] == 0
     assert report["samples_per_second"] == pytest.approx(8 * 12 / report["train_seconds"])
     assert len({report[f"{name}_sha256"] for name in ("dataset", "split", "base")}) == 3
     assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
@@ -339,7 +343,7 @@ def body_of_main(strategy: str) -> tuple[list[str], str]:
 
 def test_the_mains_differ_in_one_line_and_their_settings() -> None:
     bodies = {strategy: body_of_main(strategy) for strategy in STRATEGIES}
-    assert set(STRATEGIES) == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    assert {*STRATEGIES, "baseline"} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
     assert len({settings for _, settings in bodies.values()}) == len(STRATEGIES)
     lines = list(zip(*(body for body, _ in bodies.values()), strict=True))
     different = [set(line) for line in lines if len(set(line)) > 1]

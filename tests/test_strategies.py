@@ -19,6 +19,7 @@ from transformers import Wav2Vec2Model
 from peft_audio.batching import collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
 from peft_audio.models import load_classifier
+from peft_audio.report import encoder_drift
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers, freeze_nothing
 from peft_audio.training import set_modes
 
@@ -255,6 +256,22 @@ def test_only_the_dropout_of_what_trains_is_drawn(bases: dict[str, Path], strate
         assert torch.equal(logits(model), logits(model)) is not noisy
         model.eval()
         assert torch.equal(logits(model), logits(model))
+
+
+@every_strategy
+def test_encoder_drift_finds_a_frozen_weight_that_changed(bases: dict[str, Path], strategy: str) -> None:
+    cfg = ModelConfig(name=str(bases["layer"]))
+    model, trained = STRATEGIES[strategy](classifier(bases["layer"]))
+    weights = dict(model.named_parameters())
+    frozen = [name for name in weights if ".wav2vec2." in f".{name}" and name not in trained.parameters]
+    with torch.no_grad():
+        for name in trained.parameters:
+            weights[name].add_(1)
+        assert encoder_drift(model, trained, cfg, LABELS) == 0
+        for name in (frozen[0], frozen[-1]):
+            weights[name].view(-1)[-1].add_(0.25)
+            assert encoder_drift(model, trained, cfg, LABELS) == pytest.approx(0.25, abs=1e-6)
+            weights[name].view(-1)[-1].sub_(0.25)
 
 
 def sets_modes(node: ast.AST) -> bool:

@@ -272,7 +272,7 @@ def test_the_best_epoch_on_validation_is_kept(set_up: Any, monkeypatch: pytest.M
         assert loader is setup.loaders.validation
         snapshots.append(setup.weights())
         metrics = {"loss": 1.0, "accuracy": next(scores), "macro_f1": 0.0}
-        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
+        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics, 0.0)
 
     monkeypatch.setattr(training, "evaluate", scripted)
     result = setup.train()
@@ -325,7 +325,7 @@ def test_patience_ends_training_after_so_many_epochs_without_a_new_best(
 
     def scripted(*args: Any, **kwargs: Any) -> Evaluation:
         metrics = {"loss": 1.0, "accuracy": next(script), "macro_f1": 0.0}
-        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics)
+        return Evaluation(np.zeros((5, 2)), np.zeros(5), metrics, 0.0)
 
     monkeypatch.setattr(training, "evaluate", scripted)
     result = setup.train()

@@ -1,11 +1,11 @@
 """What a run is told: frozen dataclasses, read from YAML files and then flags."""
 
-from peft_audio.config.comparison import ARMS, ArmConfig, CompareRecipe
+from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
+from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
-    RECIPES,
     CheckSettings,
     FullConfig,
     FullRecipe,
@@ -22,6 +22,9 @@ __all__ = [
     "RECIPES",
     "ArmConfig",
     "AugmentConfig",
+    "BaselineConfig",
+    "BaselineRecipe",
+    "BaselineTrainConfig",
     "CheckSettings",
     "CompareRecipe",
     "DataConfig",

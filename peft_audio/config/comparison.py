@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
+from peft_audio.config.recipes import FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe
 
-# Recipes with a learning rate to choose.
-TUNED = ("head_only", "last_n_layers", "attention_heads", "bias_only", "ia3", "lora", "full")
-RECIPES = (*TUNED, "baseline")
+# By the names of their files.
+RECIPES: dict[str, type[Any]] = {
+    "head_only": HeadOnlyRecipe,
+    "last_n_layers": LastNLayersRecipe,
+    "lora": LoraRecipe,
+    "full": FullRecipe,
+    "baseline": BaselineRecipe,
+}
 # Why a method that a reader may look for is not an arm.
 REFUSED = {
     "adalora": "AdaLoRA moves rank between layers in a training loop of its own (update_and_allocate after each step), "
@@ -46,14 +53,16 @@ class ArmConfig:
         usable = all(positive(rate) for rate in self.learning_rates)
         require(usable, "own_arms", self.learning_rates, "learning rates above 0", "Leave them out, or try [1e-3].")
         decided = [name for name in self.flags if name in {f"train.{part}" for part in DECIDED}]
-        require(not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags.")
+        require(
+            not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags."
+        )
 
 
 # Arms that can be named without being described. Strengths of remedies are common values, not tuned.
-ARMS = {name: ArmConfig(name) for name in TUNED} | {
+ARMS = {name: ArmConfig(name) for name in RECIPES if name != "baseline"} | {
     "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
     "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
-    "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
+    # "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
     "head_only_mixture": ArmConfig("head_only", flags={"model.layer_weighted_sum": True}),
     "full_light": ArmConfig("full", flags={"augment.preset": "light"}),
     "full_speech": ArmConfig("full", flags={"augment.preset": "speech"}),
@@ -88,8 +97,8 @@ class CompareRecipe:
         reference: The arm that the others are held against.
         margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
             choice.
-        trials: Learning rates that each arm is tried with on validation before any is extended. 1 takes the default rates as
-            they are; nothing is ranked then, because what suits one arm may not suit another.
+        trials: Learning rates that each arm is tried with on validation before any is extended. 1 takes the default
+            rates as they are; nothing is ranked then, because what suits one arm may not suit another.
         extra_trials: While an arm's best rate is the lowest or highest that was tried, every arm gets one more trial,
             at most this many times; that arm looks further out, the others between their best rates.
         tuning_seeds: Seeds that a learning rate is tried with; never those of the final runs.
@@ -98,8 +107,8 @@ class CompareRecipe:
         folds: Hold out each of data.num_folds folds once, rates chosen in each anew, and pool the test clips.
         train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
             timed first, and train.epochs and the schedule are stretched over as many steps as fit.
-        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores while rates are tuned, and one
-            while costs are measured. Given, it holds for all, and on a CPU above 1 no times are reported.
+        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4) while rates are
+            tuned, and one while costs are measured. Given, it holds for all; above 1 on a CPU, no times are reported.
         data: Which recordings, and how much of each.
         model: Which pretrained encoder.
         augment: What happens to training clips.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import (
@@ -20,6 +20,7 @@ OWN_SECTIONS = {
     "lora": "recipes/lora.py",
     "last_n_layers": "recipes/last_n_layers.py",
     "full": "recipes/full.py",
+    "baseline": "recipes/baseline.py",
 }
 
 
@@ -179,12 +180,3 @@ class FullRecipe(Recipe):
         default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=3e-4, head_learning_rate=1e-3)
     )
     full: FullConfig = field(default_factory=FullConfig)
-
-
-# By the names of their files.
-RECIPES: dict[str, type[Any]] = {
-    "full": FullRecipe,
-    "head_only": HeadOnlyRecipe,
-    "last_n_layers": LastNLayersRecipe,
-    "lora": LoraRecipe,
-}

@@ -1,0 +1,260 @@
+"""Rules, ranks and statistics of a comparison, on folders of runs as recipes leave them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from peft_audio.collect import read_comparison
+from peft_audio.comparison import Comparison
+from peft_audio.config import UserError
+
+LABELS = ("no", "yes")
+CLIPS = 200
+SEEDS = range(5)
+RATES = {3e-4: 0.70, 1e-3: 0.80, 3e-3: 0.75}
+REPORT = {
+    "pretrained": True,
+    "validation_accuracy": 0.8,
+    "validation_macro_f1": 0.8,
+    "validation_loss": 0.5,
+    "train_accuracy": 0.95,
+    "best_epoch": 1,
+    "trainable_parameters": 100,
+    "total_parameters": 1000,
+    "adapter_bytes": 400,
+    "train_seconds": 10.0,
+    "total_seconds": 20.0,
+    "samples_per_second": 50.0,
+    "inference_seconds": 0.01,
+    "peak_memory_bytes": 2**30,
+    "encoder_drift": 0.0,
+    "device": "cpu",
+    "mixed_precision": "no",
+    "train_clips": 400,
+    "validation_clips": 100,
+    "test_clips": CLIPS,
+    "validation_is_test": False,
+    "dataset_sha256": "d",
+    "split_sha256": "s",
+    "base_sha256": "b",
+    "versions": {"torch": "2"},
+}
+
+
+def write_run(folder: Path, strategy: str, seed: int, rate: float, correct: np.ndarray | None, **changes: Any) -> None:
+    """A finished run: a final one where it is told which test clips were labelled correctly."""
+    folder.mkdir(parents=True)
+    settings = {"train.seed": seed, "train.learning_rate": rate, "train.epochs": 8, "train.best_metric": "macro_f1"}
+    settings |= {"data.source": "clips", "model.name": "encoder"}
+    settings |= {name: changes.pop(name) for name in list(changes) if "." in name}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, part = name.partition(".")
+        sections.setdefault(section, {})[part] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    accuracy = None if correct is None else float(correct.mean())
+    report = REPORT | {"strategy": strategy, "seed": seed, "test_accuracy": accuracy} | changes
+    (folder / "report.json").write_text(json.dumps(report))
+    lines = [
+        {"step": 1, "loss": 1.0},
+        {"epoch": 1, "train_loss": 1.0, "validation_loss": 0.5, "validation_accuracy": 0.8},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if correct is None:
+        return
+    truth = np.arange(len(correct)) % 2
+    yes = np.where(correct == 1, truth, 1 - truth)
+    table = {
+        "id": [f"clip{i:04}" for i in range(len(correct))],
+        "group": [f"speaker{i % 10}" for i in range(len(correct))],
+        "split": "test",
+        "label": [LABELS[label] for label in truth],
+        "probability_no": 1.0 - yes,
+        "probability_yes": yes * 1.0,
+    }
+    pd.DataFrame(table).to_parquet(folder / "predictions.parquet")
+
+
+def correct_clips(accuracy: float, seed: int) -> np.ndarray:
+    """Which clips are correct: each with the same probability."""
+    return (np.random.default_rng(seed).random(CLIPS) < accuracy).astype(int)
+
+
+def write_arm(folder: Path, strategy: str, accuracy: float, draw: int = 0, **changes: Any) -> None:
+    """Three tuning runs of which 1e-3 is best, and five final ones with that rate."""
+    for rate, score in RATES.items():
+        place = folder / strategy / f"tuning{rate:g}"
+        write_run(place, strategy, 1000, rate, None, **{"validation_macro_f1": score} | changes)
+    for seed in SEEDS:
+        place = folder / strategy / f"final{seed}"
+        write_run(place, strategy, seed, 1e-3, correct_clips(accuracy, draw + seed), **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """LoRA, head-only and full fine-tuning under equal conditions."""
+    write_arm(tmp_path, "full", 0.9, trainable_parameters=1000)
+    write_arm(tmp_path, "lora", 0.88, draw=100)
+    write_arm(tmp_path, "head_only", 0.5, draw=200, trainable_parameters=10)
+    return tmp_path
+
+
+def by_name(comparison: Comparison) -> dict[str, Any]:
+    return {arm.name: arm for arm in comparison.arms}
+
+
+def test_equal_conditions_are_ranked_by_test_accuracy(folder: Path) -> None:
+    comparison = read_comparison([folder])
+    assert comparison.broken_rules == ()
+    arms = by_name(comparison)
+    assert {name: arm.rank for name, arm in arms.items()} == {"full": 1, "lora": 2, "head_only": 3}
+    values = [float(correct_clips(0.9, seed).mean()) for seed in SEEDS]
+    low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    measured = arms["full"].test_accuracy
+    assert measured.values == pytest.approx(values)
+    assert (measured.interval.low, measured.interval.high) == pytest.approx((low, high))
+    truth = np.arange(CLIPS) % 2
+    found = [np.where(correct_clips(0.9, seed) == 1, truth, 1 - truth) for seed in SEEDS]
+    assert arms["full"].test_macro_f1.values == pytest.approx(
+        [f1_score(truth, said, average="macro") for said in found]
+    )
+    assert arms["lora"].learning_rates == (1e-3,)
+    assert [(trial.learning_rate, trial.chosen) for trial in arms["lora"].trials] == [
+        (3e-4, False),
+        (1e-3, True),
+        (3e-3, False),
+    ]
+    assert arms["full"].gap == pytest.approx(0.15)
+    assert arms["full"].front == ("num_trainable_params",)
+    assert arms["head_only"].difference.high < -0.3
+    assert arms["head_only"].p_holm < 0.05
+    assert "1/100 of its trained parameters" in arms["head_only"].claim
+    assert (comparison.groups, comparison.conditional) == (10, False)
+
+
+def test_one_method_under_two_names_is_not_told_apart(tmp_path: Path) -> None:
+    write_arm(tmp_path, "full", 0.85)
+    write_arm(tmp_path, "lora", 0.85, draw=50)
+    arm = by_name(read_comparison([tmp_path]))["lora"]
+    assert arm.difference.low < 0 < arm.difference.high
+    assert arm.p_holm > 0.05
+
+
+def rewrite(folder: Path, name: str, **changes: Any) -> None:
+    """Change what some reports say."""
+    for path in folder.glob(f"{name}/report.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def remove(folder: Path, name: str) -> None:
+    for path in sorted((folder / name).glob("*")):
+        path.unlink()
+    (folder / name).rmdir()
+
+
+def rig_setting(folder: Path, name: str, section: str, **changes: Any) -> None:
+    for path in folder.glob(f"{name}/config.yaml"):
+        content = yaml.safe_load(path.read_text())
+        content[section] |= changes
+        path.write_text(yaml.safe_dump(content))
+
+
+RIGGED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "fewer trials": (lambda folder: remove(folder, "lora/tuning0.003"), "different numbers of learning rate trials"),
+    "another split": (lambda folder: rewrite(folder, "lora/*", split_sha256="t"), "different splits"),
+    "other data": (lambda folder: rewrite(folder, "lora/*", dataset_sha256="t"), "different data"),
+    "chosen on the test clips": (
+        lambda folder: rewrite(folder, "lora/*", validation_is_test=True),
+        "chosen on the test clips",
+    ),
+    "a rate of its own": (
+        lambda folder: rig_setting(folder, "lora/final*", "train", learning_rate=3e-3),
+        "final runs use rate 0.003, validation chose 0.001",
+    ),
+    "more epochs": (lambda folder: rig_setting(folder, "lora/*", "train", epochs=16), "different train.epochs"),
+    "fewer seeds": (lambda folder: remove(folder, "lora/final4"), "lora: 4 final seeds"),
+    "other seeds": (lambda folder: rewrite(folder, "lora/final4", seed=9), "different final seeds"),
+    "seeds of the tuning": (lambda folder: rewrite(folder, "*/final4", seed=1000), "served for tuning"),
+    "frozen weights moved": (
+        lambda folder: rewrite(folder, "lora/final0", encoder_drift=1e-7),
+        "encoder changed, by 1e-07",
+    ),
+    "no tuning": (
+        lambda folder: (
+            [remove(folder, path.relative_to(folder).as_posix()) for path in folder.glob("*/tuning*")] and None
+        ),
+        "no arm's learning rate was chosen on validation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RIGGED)
+def test_nothing_is_ranked_where_a_rule_is_broken(folder: Path, case: str) -> None:
+    rig, said = RIGGED[case]
+    rig(folder)
+    comparison = read_comparison([folder])
+    assert any(said in rule for rule in comparison.broken_rules), comparison.broken_rules
+    assert all(arm.rank is None for arm in comparison.arms)
+
+
+def test_arms_on_other_clips_are_never_paired(folder: Path) -> None:
+    for seed in SEEDS:
+        path = folder / "lora" / f"final{seed}" / "predictions.parquet"
+        table = pd.read_parquet(path)
+        table["id"] = "other" + table["id"]
+        table.to_parquet(path)
+    assert by_name(read_comparison([folder]))["lora"].difference is None
+
+
+def test_controls_are_not_ranked_and_not_held_to_the_rules(folder: Path) -> None:
+    for seed in SEEDS[:2]:
+        write_run(folder / "control" / str(seed), "log_mel", seed, 1e-3, correct_clips(0.4, seed), pretrained=False)
+    comparison = read_comparison([folder])
+    assert comparison.broken_rules == ()
+    assert by_name(comparison)["log_mel"].rank is None
+    assert comparison.arms[-1].name == "log_mel"
+
+
+def test_settings_tell_arms_of_one_strategy_apart(tmp_path: Path) -> None:
+    write_arm(tmp_path / "a", "lora", 0.9, **{"lora.r": 8})
+    write_arm(tmp_path / "b", "lora", 0.8, draw=9, **{"lora.r": 2})
+    names = {arm.name for arm in read_comparison([tmp_path / "a", tmp_path / "b"]).arms}
+    assert names == {"lora (lora.r 2)", "lora (lora.r 8)"}
+
+
+def test_predictions_that_contradict_their_report_are_refused(folder: Path) -> None:
+    rewrite(folder, "lora/final0", test_accuracy=0.99)
+    with pytest.raises(UserError, match=r"predictions.parquet gives a test accuracy of .* says 0.9900"):
+        read_comparison([folder])
+
+
+@pytest.mark.parametrize("name", ["report.json", "config.yaml", "predictions.parquet"])
+def test_a_damaged_run_is_named(folder: Path, name: str) -> None:
+    (folder / "lora" / "final0" / name).write_text("{")
+    with pytest.raises(UserError, match=rf"lora/final0/{name}"):
+        read_comparison([folder])
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no report\.json"):
+        read_comparison([tmp_path])
+
+
+def test_times_of_runs_that_shared_their_device_are_left_out(folder: Path) -> None:
+    """Runs that nobody launched for a comparison may have had company."""
+    arm = by_name(read_comparison([folder]))["lora"]
+    assert arm.train_time is None
+    for seed in SEEDS:
+        start = {"arm": "lora", "phase": "final", "alone": True}
+        (folder / "lora" / f"final{seed}.json").write_text(json.dumps(start))
+    assert by_name(read_comparison([folder]))["lora"].train_time == 10.0
