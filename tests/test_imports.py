@@ -48,10 +48,25 @@ MAY_IMPORT = {
     "baseline": "accelerator audio collection config data evaluation models report run",
     "check": "collection config fingerprint scan sources splitting",
     "prediction": "adapters audio config folder scan windows",
+    "sections": "comparison",
+    "placing": "",
+    "scatter": "comparison placing",
+    "plots": "comparison scatter sections",
+    "page": "comparison plots sections",
     "cli": "*",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "audiomentations", "evaluate", "sklearn"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "audiomentations",
+    "evaluate",
+    "matplotlib",
+    "sklearn",
+}
 
 
 def module_of(file: Path) -> str:
@@ -93,6 +108,11 @@ def test_layout_has_no_circle() -> None:
 def test_only_augment_imports_audiomentations() -> None:
     users = {module_of(file) for file in FILES if any(name.startswith("audiomentations") for name in imports_of(file))}
     assert users == {"augment"}
+
+
+def test_only_the_figure_imports_matplotlib() -> None:
+    users = {module_of(file) for file in FILES if any(name.startswith("matplotlib") for name in imports_of(file))}
+    assert users == {"plots", "scatter"}
 
 
 @pytest.mark.parametrize("module", ["peft_audio", "peft_audio.config", "peft_audio.audio"])
