@@ -4,6 +4,8 @@ from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
+    AttentionHeadsConfig,
+    AttentionHeadsRecipe,
     CheckSettings,
     FullConfig,
     FullRecipe,
@@ -16,6 +18,8 @@ from peft_audio.config.recipes import (
 )
 
 __all__ = [
+    "AttentionHeadsConfig",
+    "AttentionHeadsRecipe",
     "AugmentConfig",
     "CheckSettings",
     "DataConfig",
