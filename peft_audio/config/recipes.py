@@ -96,10 +96,11 @@ class AttentionHeadsConfig:
             trains there by default; in wav2vec2-base, which has 144, 7 do.
         choose: "gradient": the heads that the loss depends on most once a fresh head was fitted (Michel et al., 2019,
             arXiv 1905.10650); "random": drawn by train.seed, the control for it.
-        scoring_batches: Batches of training clips that the heads are scored on, at most an epoch of them. A choice: 16
-            hold 256 clips by default, and cost about as much as training on them once.
-        head_steps: Steps for which the fresh head is fitted to those clips before the scores are taken; it starts
-            anew afterwards, so that the training is as long as in other recipes. A choice.
+        scoring_batches: Batches of training clips that the heads are scored on, at most an epoch of them; with
+            data.streaming, training goes on behind them. A choice: 16 hold 256 clips by default.
+        head_steps: Steps, each over all of those clips, for which the fresh head is fitted before the scores are taken.
+            It starts anew afterwards, so that training is as long as in other recipes. A choice: on the bundled clips
+            50, 200 and 800 choose the same four heads.
     """
 
     count: int = 4
@@ -218,7 +219,7 @@ class AttentionHeadsRecipe(Recipe):
 
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            output_dir="runs/attention_heads", learning_rate=1e-3, head_learning_rate=1e-3
+            output_dir="runs/attention_heads", learning_rate=3e-3, head_learning_rate=1e-3
         )
     )
     attention_heads: AttentionHeadsConfig = field(default_factory=AttentionHeadsConfig)
