@@ -27,7 +27,8 @@ NAMES = ("head_only", "last_n_layers", "lora", "full")
 def main() -> None:
     """Run them all, and print a row a recipe and value."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipes", nargs="+", choices=NAMES, default=NAMES, help="which (default: all four)")
+    known = sorted(path.stem for path in RECIPES.glob("*.py"))
+    parser.add_argument("--recipes", nargs="+", choices=known, default=NAMES, help=f"default: {', '.join(NAMES)}")
     parser.add_argument("--seeds", type=int, default=5, help="train.seed goes from 0 to this minus 1 (default: 5)")
     parser.add_argument("--folds", type=int, help="instead of seeds: hold out each of so many folds once, with seed 0")
     parser.add_argument("--flag", help="a setting to vary, such as train.learning_rate")

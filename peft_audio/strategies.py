@@ -25,7 +25,7 @@ class Trained:
     """What a strategy left trainable, and how it is to be run and saved.
 
     Attributes:
-        strategy: Its name in reports: "lora", "head_only", "last_n_layers", "full".
+        strategy: Its name in reports: that of its recipe, such as "lora".
         parameters: Names of the parameters that train.
         head: Those of them that belong to the fresh head, which may learn at a rate of its own.
         modules: Modules that run in train mode while training; all others stay in eval mode.
@@ -74,7 +74,7 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
     if hasattr(model, LAYER_WEIGHTS):
         # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
         model.layer_weights.requires_grad_(True)
-    return adapted, _trained("lora", adapted, anatomy, peft_config)
+    return adapted, describe_trained("lora", adapted, anatomy, peft_config)
 
 
 def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
@@ -82,7 +82,7 @@ def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
     anatomy = anatomy_of(model.config)
     _freeze_convolutions(model)
     encoder_of(model).requires_grad_(False)
-    return model, _trained("head_only", model, anatomy, _whole_modules(anatomy.head))
+    return model, describe_trained("head_only", model, anatomy, _whole_modules(anatomy.head))
 
 
 def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trained]:
@@ -113,7 +113,7 @@ def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[An
         names = [f"{name}.{anatomy.attention_block}" for name in names]
     for name in names:
         encoder.get_submodule(name).requires_grad_(True)
-    return model, _trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
+    return model, describe_trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
 
 
 def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
@@ -133,7 +133,7 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
-    return model, _trained("full", model, anatomy, None, unused)
+    return model, describe_trained("full", model, anatomy, None, unused)
 
 
 def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
     Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each.
     """
     weights = dict(model.named_parameters())
-    if trained.strategy != "lora":
+    if not hasattr(model, "get_base_model"):
         return {f"base_model.model.{name}": weights[name].detach() for name in trained.parameters}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
@@ -182,9 +182,10 @@ def _whole_modules(names: Sequence[str]) -> peft.LoraConfig:
     return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names))
 
 
-def _trained(
+def describe_trained(
     strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None, unused: Sequence[str] = ()
 ) -> Trained:
+    """What `requires_grad` marks in a model, as a record."""
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
     return Trained(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)

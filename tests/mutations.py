@@ -350,6 +350,34 @@ MUTATIONS = (
         "self.batches = iter(self.loader)",
         "tests/test_streaming.py",
     ),
+    Mutation(
+        "attention heads are scored by a random classifier",
+        "peft_audio/attention_heads.py",
+        "    _fit(classifier, features, labels, cfg.attention_heads.head_steps, rate)\n",
+        "",
+        "tests/test_attention_heads.py",
+    ),
+    Mutation(
+        "attention heads are scored with what clips take from each other",
+        "peft_audio/attention_heads.py",
+        "gradients.abs().mean(0)",
+        "gradients.mean(0).abs()",
+        "tests/test_attention_heads.py",
+    ),
+    Mutation(
+        "attention heads: the one-hot factor trains too",
+        "peft_audio/attention_heads.py",
+        "fixed.requires_grad_(False).copy_(value)",
+        "fixed.data.copy_(value)",
+        "tests/test_attention_heads.py",
+    ),
+    Mutation(
+        "attention heads: the output projection's rows train, not its columns",
+        "peft_audio/attention_heads.py",
+        "(a, one_hot, b) if name == anatomy.attention[-1] else (b, one_hot.T, a)",
+        "(b, one_hot.T, a)",
+        "tests/test_attention_heads.py",
+    ),
 )
 
 

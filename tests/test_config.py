@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from peft_audio.config import (
+    AttentionHeadsRecipe,
     BaselineRecipe,
     FullRecipe,
     HeadOnlyRecipe,
@@ -24,7 +25,7 @@ from peft_audio.config import (
 from peft_audio.config.parse import flags_of, make_parser
 
 ROOT = Path(__file__).parents[1]
-RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, BaselineRecipe)
+RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, AttentionHeadsRecipe, BaselineRecipe)
 FLAGS = sorted({flag for recipe in RECIPES for flag in flags_of(recipe)})
 
 
@@ -102,6 +103,10 @@ REFUSED = {
     "last_n_layers.part": ["half"],
     "full.train_cnn": ["perhaps"],
     "baseline.kind": ["svm"],
+    "attention_heads.count": ["0", "1.5"],
+    "attention_heads.choose": ["best"],
+    "attention_heads.scoring_batches": ["0", "some"],
+    "attention_heads.head_steps": ["0", "1.5"],
 }
 TAKES_ANY_TEXT = {
     "data.audio_column",
@@ -303,7 +308,7 @@ def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) ->
     assert len({recipe().train.output_dir for recipe in RECIPES}) == len(RECIPES)
 
 
-@pytest.mark.parametrize("recipe", [HeadOnlyRecipe, LastNLayersRecipe, FullRecipe])
+@pytest.mark.parametrize("recipe", [HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, AttentionHeadsRecipe])
 def test_a_quantised_encoder_is_for_lora_alone(recipe: type, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, ["--model.quantization", "nf4"], recipe)
     assert message.startswith("error: --model.quantization: got nf4, must be none") and "recipes/lora.py" in message

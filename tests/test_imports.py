@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "optimizer": "config strategies",
     "tracking": "",
     "evaluation": "metrics",
+    "attention_heads": "anatomy batching config evaluation models strategies",
     "training": "accelerator batching config evaluation optimizer spec_augment strategies tracking",
     "adapter_record": "config models",
     "adapters": "adapter_record anatomy batching clips config models strategies",

@@ -31,6 +31,7 @@ from test_training import divide
 
 from peft_audio import adapters, verify
 from peft_audio.config import (
+    AttentionHeadsRecipe,
     DataConfig,
     FullRecipe,
     HeadOnlyRecipe,
@@ -230,7 +231,13 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
     assert_the_adapter_says_what_was_predicted(launched[0], tones)
 
 
-RECIPES = {"lora": LoraRecipe, "head_only": HeadOnlyRecipe, "last_n_layers": LastNLayersRecipe, "full": FullRecipe}
+RECIPES = {
+    "lora": LoraRecipe,
+    "head_only": HeadOnlyRecipe,
+    "last_n_layers": LastNLayersRecipe,
+    "full": FullRecipe,
+    "attention_heads": AttentionHeadsRecipe,
+}
 STRATEGIES = tuple(RECIPES)
 
 
@@ -253,6 +260,7 @@ def test_two_processes_do_what_one_does(
     if strategy != "lora":
         # LoRA alone runs without drawing dropout, whose masks are each process's own.
         more += ["--model.dropout", "0", "--train.head_learning_rate", "0.01", "--train.learning_rate", "0.003"]
+        more += ["--attention_heads.count", "2"] if strategy == "attention_heads" else []
         one, recipe = tmp_path / "one", load_recipe(strategy)
         monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
         recipe.main(parse_config(RECIPES[strategy], [*more, "--train.output_dir", str(one)]))

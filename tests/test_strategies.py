@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
 
+from peft_audio.attention_heads import unfreeze_heads
 from peft_audio.batching import collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
 from peft_audio.models import load_classifier
@@ -33,6 +34,7 @@ STRATEGIES: dict[str, Strategy] = {
     "head_only": freeze_all_but_head,
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
+    "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])

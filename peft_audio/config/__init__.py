@@ -6,6 +6,8 @@ from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
+    AttentionHeadsConfig,
+    AttentionHeadsRecipe,
     CheckSettings,
     FullConfig,
     FullRecipe,
@@ -21,6 +23,8 @@ __all__ = [
     "ARMS",
     "RECIPES",
     "ArmConfig",
+    "AttentionHeadsConfig",
+    "AttentionHeadsRecipe",
     "AugmentConfig",
     "BaselineConfig",
     "BaselineRecipe",

@@ -8,12 +8,13 @@ from typing import Any
 from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
-from peft_audio.config.recipes import FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe
+from peft_audio.config.recipes import AttentionHeadsRecipe, FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe
 
 # By the names of their files.
 RECIPES: dict[str, type[Any]] = {
     "head_only": HeadOnlyRecipe,
     "last_n_layers": LastNLayersRecipe,
+    "attention_heads": AttentionHeadsRecipe,
     "lora": LoraRecipe,
     "full": FullRecipe,
     "baseline": BaselineRecipe,
@@ -62,7 +63,7 @@ class ArmConfig:
 ARMS = {name: ArmConfig(name) for name in RECIPES if name != "baseline"} | {
     "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
     "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
-    # "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
+    "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
     "head_only_mixture": ArmConfig("head_only", flags={"model.layer_weighted_sum": True}),
     "full_light": ArmConfig("full", flags={"augment.preset": "light"}),
     "full_speech": ArmConfig("full", flags={"augment.preset": "speech"}),
