@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -25,7 +25,7 @@ class Trained:
     """What a strategy left trainable, and how it is to be run and saved.
 
     Attributes:
-        strategy: Its name in reports: "lora", "head_only", "last_n_layers", "full".
+        strategy: Its name in reports: that of its recipe, such as "lora".
         parameters: Names of the parameters that train.
         head: Those of them that belong to the fresh head, which may learn at a rate of its own.
         modules: Modules that run in train mode while training; all others stay in eval mode.
@@ -36,7 +36,7 @@ class Trained:
     parameters: tuple[str, ...]
     head: tuple[str, ...]
     modules: tuple[str, ...]
-    peft_config: peft.LoraConfig | None
+    peft_config: peft.PeftConfig | None
 
 
 def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
@@ -69,12 +69,33 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
         use_dora=cfg.use_dora,
         use_rslora=cfg.use_rslora,
     )
-    with quiet_loading():
-        adapted = peft.get_peft_model(model, peft_config)
-    if hasattr(model, LAYER_WEIGHTS):
-        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
-        model.layer_weights.requires_grad_(True)
-    return adapted, _trained("lora", adapted, anatomy, peft_config)
+    adapted = _wrapped(model, peft_config)
+    return adapted, describe_trained("lora", adapted, anatomy, peft_config)
+
+
+def apply_ia3(model: Any) -> tuple[Any, Trained]:
+    """Scale keys, values and the feed-forward block's inner activations by learned vectors; they and the head train.
+
+    IA3 (Liu et al., 2022, arXiv 2205.05638). Where the attention ignores adapters, as WavLM's does, the feed-forward
+    block alone is scaled.
+
+    Args:
+        model: What `load_classifier` gives.
+
+    Returns:
+        The model wrapped by PEFT, and what trains in it.
+    """
+    anatomy = anatomy_of(model.config)
+    _freeze_convolutions(model)
+    inner = anatomy.feed_forward[-1]
+    peft_config = peft.IA3Config(
+        target_modules=sorted({"k_proj", "v_proj", inner} & set(anatomy.lora_targets)),
+        # What goes into this layer is scaled, not what comes out of it.
+        feedforward_modules=[inner],
+        modules_to_save=list(anatomy.head),
+    )
+    adapted = _wrapped(model, peft_config)
+    return adapted, describe_trained("ia3", adapted, anatomy, peft_config)
 
 
 def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
@@ -82,7 +103,23 @@ def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
     anatomy = anatomy_of(model.config)
     _freeze_convolutions(model)
     encoder_of(model).requires_grad_(False)
-    return model, _trained("head_only", model, anatomy, _whole_modules(anatomy.head))
+    return model, describe_trained("head_only", model, anatomy, _whole_modules(anatomy.head))
+
+
+def freeze_all_but_biases(model: Any) -> tuple[Any, Trained]:
+    """All biases train, those of layer norms included, and the head (BitFit; Ben Zaken et al., 2022, arXiv 2106.10199).
+
+    The convolutional feature encoder stays frozen, with its biases.
+    """
+    anatomy = anatomy_of(model.config)
+    encoder_of(model).requires_grad_(False)
+    unused = _unused(model, anatomy)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") and name not in unused:
+            parameter.requires_grad_(True)
+    _freeze_convolutions(model)
+    # In this form, PEFT writes biases of the base into an adapter's file, and reads them from there.
+    return model, describe_trained("bias_only", model, anatomy, _whole_modules(anatomy.head, bias="all"))
 
 
 def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trained]:
@@ -113,7 +150,7 @@ def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[An
         names = [f"{name}.{anatomy.attention_block}" for name in names]
     for name in names:
         encoder.get_submodule(name).requires_grad_(True)
-    return model, _trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
+    return model, describe_trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
 
 
 def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
@@ -125,15 +162,11 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
     anatomy = anatomy_of(model.config)
     if not cfg.train_cnn:
         _freeze_convolutions(model)
-    # DDP stops at weights that a step does not use. Only SpecAugment reads the mask vector, and only in some steps; a
-    # mixture of layers is taken before the norm that follows the last one.
-    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
-    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
-        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+    unused = _unused(model, anatomy)
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
-    return model, _trained("full", model, anatomy, None, unused)
+    return model, describe_trained("full", model, anatomy, None, unused)
 
 
 def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
@@ -142,7 +175,7 @@ def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
     Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each.
     """
     weights = dict(model.named_parameters())
-    if trained.strategy != "lora":
+    if not hasattr(model, "get_base_model"):
         return {f"base_model.model.{name}": weights[name].detach() for name in trained.parameters}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
@@ -176,15 +209,37 @@ def _freeze_convolutions(model: Any) -> None:
     model.freeze_feature_encoder()
 
 
-def _whole_modules(names: Sequence[str]) -> peft.LoraConfig:
+def _unused(model: Any, anatomy: Anatomy) -> list[str]:
+    """Weights that a step may not use; DDP stops at them where they train.
+
+    Only SpecAugment reads the mask vector, and only in some steps; a mixture of layers is taken before the norm that
+    follows the last one.
+    """
+    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
+    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
+        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+    return unused
+
+
+def _wrapped(model: Any, peft_config: peft.PeftConfig) -> Any:
+    with quiet_loading():
+        adapted = peft.get_peft_model(model, peft_config)
+    if hasattr(model, LAYER_WEIGHTS):
+        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
+        model.layer_weights.requires_grad_(True)
+    return adapted
+
+
+def _whole_modules(names: Sequence[str], bias: Literal["none", "all"] = "none") -> peft.LoraConfig:
     """PEFT's form for modules that are saved as they are, without LoRA in any layer."""
     # PEFT wants a target to change, and lets pass that this one matches nothing.
-    return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names))
+    return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names), bias=bias)
 
 
-def _trained(
-    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None, unused: Sequence[str] = ()
+def describe_trained(
+    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.PeftConfig | None, unused: Sequence[str] = ()
 ) -> Trained:
+    """What `requires_grad` marks in a model, as a record."""
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
     return Trained(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)

@@ -31,9 +31,11 @@ from test_training import divide
 
 from peft_audio import adapters, verify
 from peft_audio.config import (
+    BiasOnlyRecipe,
     DataConfig,
     FullRecipe,
     HeadOnlyRecipe,
+    IA3Recipe,
     LastNLayersRecipe,
     LoraRecipe,
     ModelConfig,
@@ -230,7 +232,14 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
     assert_the_adapter_says_what_was_predicted(launched[0], tones)
 
 
-RECIPES = {"lora": LoraRecipe, "head_only": HeadOnlyRecipe, "last_n_layers": LastNLayersRecipe, "full": FullRecipe}
+RECIPES = {
+    "lora": LoraRecipe,
+    "head_only": HeadOnlyRecipe,
+    "bias_only": BiasOnlyRecipe,
+    "ia3": IA3Recipe,
+    "last_n_layers": LastNLayersRecipe,
+    "full": FullRecipe,
+}
 STRATEGIES = tuple(RECIPES)
 
 

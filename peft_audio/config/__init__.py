@@ -5,10 +5,12 @@ from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, run_recipe, to_yaml
 from peft_audio.config.recipes import (
+    BiasOnlyRecipe,
     CheckSettings,
     FullConfig,
     FullRecipe,
     HeadOnlyRecipe,
+    IA3Recipe,
     LastNLayersConfig,
     LastNLayersRecipe,
     LoraConfig,
@@ -21,11 +23,13 @@ __all__ = [
     "BaselineConfig",
     "BaselineRecipe",
     "BaselineTrainConfig",
+    "BiasOnlyRecipe",
     "CheckSettings",
     "DataConfig",
     "FullConfig",
     "FullRecipe",
     "HeadOnlyRecipe",
+    "IA3Recipe",
     "LastNLayersConfig",
     "LastNLayersRecipe",
     "LoraConfig",
