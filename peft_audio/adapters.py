@@ -35,7 +35,7 @@ from peft_audio.models import (
     quiet_loading,
     use_exact_float32,
 )
-from peft_audio.strategies import Trained, peft_weights
+from peft_audio.strategies import Trained, freeze_all_but_biases, peft_weights
 
 WEIGHTS = "adapter_model.safetensors"
 WHOLE_WEIGHTS = "model.safetensors"
@@ -167,7 +167,7 @@ def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord
     config.save_pretrained(str(folder))
     path = folder / "adapter_config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("target_modules", "modules_to_save"):
+    for name in {"target_modules", "feedforward_modules", "modules_to_save"} & stored.keys():
         # Sets are written in an order that changes from process to process.
         stored[name] = sorted(stored[name]) if isinstance(stored[name], list) else stored[name]
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -197,6 +197,8 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
             f"{folder}: the base {config.name} is not the one the adapter was trained on "
             f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
         )
+    # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
+    biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
     try:
         keys = _stored_keys(folder / WEIGHTS)
         with quiet_loading():
@@ -208,6 +210,7 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     wanted |= {f"base_model.model.{LAYER_WEIGHTS}"} if record.layer_weighted_sum else set()
+    wanted = {f"base_model.model.{name}" for name in biases} or wanted
     if wanted != keys:
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")

@@ -21,16 +21,17 @@ def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torc
         trained: What trains, and which of it is the head.
         cfg: Rates, decay, and whether the state is kept in 8 bits.
     """
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     weights = dict(model.named_parameters())
     for name in trained.parameters:
         part = "head" if name in trained.head else "body"
-        decay = cfg.weight_decay if weights[name].ndim > 1 else 0.0
-        groups.setdefault((part, decay), []).append(weights[name])
+        # IA3's vectors are stored as matrices of one row or column, and what changes nothing is 1, not 0.
+        matrix = weights[name].ndim > 1 and "ia3_l" not in name.split(".")
+        groups.setdefault((part, matrix), []).append(weights[name])
     rates = {"head": cfg.head_learning_rate or cfg.learning_rate, "body": cfg.learning_rate}
     settings = [
-        {"params": parameters, "lr": rates[part], "weight_decay": decay, "part": part}
-        for (part, decay), parameters in groups.items()
+        {"params": found, "lr": rates[part], "weight_decay": matrix * cfg.weight_decay, "part": part, "matrix": matrix}
+        for (part, matrix), found in groups.items()
     ]
     if cfg.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
@@ -58,6 +59,5 @@ def shrink(optimizer: Any, l1: float) -> None:
     Entries of matrices move towards zero by `l1` times their rate and stop there (soft thresholding).
     """
     for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if weight.ndim > 1:
-                weight.copy_(F.softshrink(weight, l1 * group["lr"]))
+        for weight in group["params"] if group["matrix"] else ():
+            weight.copy_(F.softshrink(weight, l1 * group["lr"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -36,7 +36,7 @@ class Trained:
     parameters: tuple[str, ...]
     head: tuple[str, ...]
     modules: tuple[str, ...]
-    peft_config: peft.LoraConfig | None
+    peft_config: peft.PeftConfig | None
 
 
 def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
@@ -69,12 +69,33 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
         use_dora=cfg.use_dora,
         use_rslora=cfg.use_rslora,
     )
-    with quiet_loading():
-        adapted = peft.get_peft_model(model, peft_config)
-    if hasattr(model, LAYER_WEIGHTS):
-        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
-        model.layer_weights.requires_grad_(True)
+    adapted = _wrapped(model, peft_config)
     return adapted, describe_trained("lora", adapted, anatomy, peft_config)
+
+
+def apply_ia3(model: Any) -> tuple[Any, Trained]:
+    """Scale keys, values and the feed-forward block's inner activations by learned vectors; they and the head train.
+
+    IA3 (Liu et al., 2022, arXiv 2205.05638). Where the attention ignores adapters, as WavLM's does, the feed-forward
+    block alone is scaled.
+
+    Args:
+        model: What `load_classifier` gives.
+
+    Returns:
+        The model wrapped by PEFT, and what trains in it.
+    """
+    anatomy = anatomy_of(model.config)
+    _freeze_convolutions(model)
+    inner = anatomy.feed_forward[-1]
+    peft_config = peft.IA3Config(
+        target_modules=sorted({"k_proj", "v_proj", inner} & set(anatomy.lora_targets)),
+        # What goes into this layer is scaled, not what comes out of it.
+        feedforward_modules=[inner],
+        modules_to_save=list(anatomy.head),
+    )
+    adapted = _wrapped(model, peft_config)
+    return adapted, describe_trained("ia3", adapted, anatomy, peft_config)
 
 
 def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
@@ -83,6 +104,22 @@ def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
     _freeze_convolutions(model)
     encoder_of(model).requires_grad_(False)
     return model, describe_trained("head_only", model, anatomy, _whole_modules(anatomy.head))
+
+
+def freeze_all_but_biases(model: Any) -> tuple[Any, Trained]:
+    """All biases train, those of layer norms included, and the head (BitFit; Ben Zaken et al., 2022, arXiv 2106.10199).
+
+    The convolutional feature encoder stays frozen, with its biases.
+    """
+    anatomy = anatomy_of(model.config)
+    encoder_of(model).requires_grad_(False)
+    unused = _unused(model, anatomy)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") and name not in unused:
+            parameter.requires_grad_(True)
+    _freeze_convolutions(model)
+    # In this form, PEFT writes biases of the base into an adapter's file, and reads them from there.
+    return model, describe_trained("bias_only", model, anatomy, _whole_modules(anatomy.head, bias="all"))
 
 
 def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trained]:
@@ -125,11 +162,7 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
     anatomy = anatomy_of(model.config)
     if not cfg.train_cnn:
         _freeze_convolutions(model)
-    # DDP stops at weights that a step does not use. Only SpecAugment reads the mask vector, and only in some steps; a
-    # mixture of layers is taken before the norm that follows the last one.
-    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
-    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
-        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+    unused = _unused(model, anatomy)
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
@@ -176,14 +209,35 @@ def _freeze_convolutions(model: Any) -> None:
     model.freeze_feature_encoder()
 
 
-def _whole_modules(names: Sequence[str]) -> peft.LoraConfig:
+def _unused(model: Any, anatomy: Anatomy) -> list[str]:
+    """Weights that a step may not use; DDP stops at them where they train.
+
+    Only SpecAugment reads the mask vector, and only in some steps; a mixture of layers is taken before the norm that
+    follows the last one.
+    """
+    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
+    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
+        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+    return unused
+
+
+def _wrapped(model: Any, peft_config: peft.PeftConfig) -> Any:
+    with quiet_loading():
+        adapted = peft.get_peft_model(model, peft_config)
+    if hasattr(model, LAYER_WEIGHTS):
+        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
+        model.layer_weights.requires_grad_(True)
+    return adapted
+
+
+def _whole_modules(names: Sequence[str], bias: Literal["none", "all"] = "none") -> peft.LoraConfig:
     """PEFT's form for modules that are saved as they are, without LoRA in any layer."""
     # PEFT wants a target to change, and lets pass that this one matches nothing.
-    return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names))
+    return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names), bias=bias)
 
 
 def describe_trained(
-    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.LoraConfig | None, unused: Sequence[str] = ()
+    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.PeftConfig | None, unused: Sequence[str] = ()
 ) -> Trained:
     """What `requires_grad` marks in a model, as a record."""
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)

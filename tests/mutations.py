@@ -255,8 +255,8 @@ MUTATIONS = (
     Mutation(
         "L1 shrinks biases and norms too",
         "peft_audio/optimizer.py",
-        "            if weight.ndim > 1:\n",
-        "            if weight.ndim > 0:\n",
+        "matrix = weights[name].ndim > 1 and",
+        "matrix = weights[name].ndim > 0 and",
         "tests/test_training.py",
     ),
     Mutation(

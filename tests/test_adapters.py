@@ -26,7 +26,14 @@ from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_reco
 from peft_audio.adapters import load_adapter, probe_waveforms, save_adapter
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_last_n_layers, freeze_nothing
+from peft_audio.strategies import (
+    Trained,
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
 
 LABELS = ("low", "mid dle", "höher", "zed")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
@@ -123,6 +130,8 @@ def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: l
 
 PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
     "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
+    "bias_only": freeze_all_but_biases,
+    "ia3": apply_ia3,
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
 }

@@ -13,8 +13,10 @@ import yaml
 from peft_audio.config import (
     AttentionHeadsRecipe,
     BaselineRecipe,
+    BiasOnlyRecipe,
     FullRecipe,
     HeadOnlyRecipe,
+    IA3Recipe,
     LastNLayersRecipe,
     LoraRecipe,
     TrainConfig,
@@ -25,7 +27,16 @@ from peft_audio.config import (
 from peft_audio.config.parse import flags_of, make_parser
 
 ROOT = Path(__file__).parents[1]
-RECIPES = (LoraRecipe, HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, AttentionHeadsRecipe, BaselineRecipe)
+RECIPES = (
+    LoraRecipe,
+    HeadOnlyRecipe,
+    BiasOnlyRecipe,
+    IA3Recipe,
+    LastNLayersRecipe,
+    FullRecipe,
+    AttentionHeadsRecipe,
+    BaselineRecipe,
+)
 FLAGS = sorted({flag for recipe in RECIPES for flag in flags_of(recipe)})
 
 
@@ -308,7 +319,9 @@ def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) ->
     assert len({recipe().train.output_dir for recipe in RECIPES}) == len(RECIPES)
 
 
-@pytest.mark.parametrize("recipe", [HeadOnlyRecipe, LastNLayersRecipe, FullRecipe, AttentionHeadsRecipe])
+@pytest.mark.parametrize(
+    "recipe", [HeadOnlyRecipe, BiasOnlyRecipe, IA3Recipe, LastNLayersRecipe, FullRecipe, AttentionHeadsRecipe]
+)
 def test_a_quantised_encoder_is_for_lora_alone(recipe: type, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, ["--model.quantization", "nf4"], recipe)
     assert message.startswith("error: --model.quantization: got nf4, must be none") and "recipes/lora.py" in message

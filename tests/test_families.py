@@ -25,7 +25,14 @@ from peft_audio.batching import Loaders, collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.sampler import TrainingBatches
-from peft_audio.strategies import apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers, freeze_nothing
+from peft_audio.strategies import (
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_head,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
 from peft_audio.tracking import Log
 from peft_audio.training import set_modes, train
 
@@ -33,11 +40,16 @@ LABELS = ("a", "b", "c")
 LENGTHS = (8_000, 5_000, 700)
 STRATEGIES = {
     "head_only": freeze_all_but_head,
+    "bias_only": freeze_all_but_biases,
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "last_n_layers, attention": lambda model: freeze_all_but_last_n_layers(
         model, LastNLayersConfig(n=2, part="attention")
     ),
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
+    "lora, dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
+    # Scaled by alpha / sqrt(r): as much as LoRA's default here, or rounding errors grow with it.
+    "lora, rslora": lambda model: apply_lora(model, LoraConfig(alpha=6, use_rslora=True)),
+    "ia3": apply_ia3,
     "full": lambda model: freeze_nothing(model, FullConfig()),
     "full, train_cnn": lambda model: freeze_nothing(model, FullConfig(train_cnn=True)),
 }
@@ -248,12 +260,14 @@ def test_only_what_trained_is_in_the_file(cells: Any, encoder: str) -> None:
     config = ENCODERS[encoder]
     mixture = {"layer_weights"} if config.feat_extract_norm == "layer" else set()
     names = {}
-    for strategy in ("head_only", "last_n_layers", "last_n_layers, attention"):
+    for strategy in ("head_only", "bias_only", "last_n_layers", "last_n_layers, attention"):
         with adapters.safe_open(cells[encoder, strategy].folder / adapters.WEIGHTS, "pt") as stored:
             names[strategy] = {name.removeprefix("base_model.model.") for name in stored.keys()}  # noqa: SIM118
             assert stored.metadata() == {"format": "pt"}
     assert names["head_only"] == head | mixture
     beside = {strategy: found - head - mixture for strategy, found in names.items()}
+    assert beside["bias_only"] and all(name.endswith(".bias") for name in beside["bias_only"])
+    assert not any(".feature_extractor." in name for name in beside["bias_only"])
     prefix = config.model_type.replace("-", "_") + ".encoder.layers."
     assert all(name.startswith(f"{prefix}1.") for name in beside["last_n_layers"])
     assert all(".attention." in name for name in beside["last_n_layers, attention"])

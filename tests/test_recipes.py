@@ -32,9 +32,11 @@ from test_training import divide
 from peft_audio import adapters, verify
 from peft_audio.config import (
     AttentionHeadsRecipe,
+    BiasOnlyRecipe,
     DataConfig,
     FullRecipe,
     HeadOnlyRecipe,
+    IA3Recipe,
     LastNLayersRecipe,
     LoraRecipe,
     ModelConfig,
@@ -234,6 +236,8 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
 RECIPES = {
     "lora": LoraRecipe,
     "head_only": HeadOnlyRecipe,
+    "bias_only": BiasOnlyRecipe,
+    "ia3": IA3Recipe,
     "last_n_layers": LastNLayersRecipe,
     "full": FullRecipe,
     "attention_heads": AttentionHeadsRecipe,

@@ -21,7 +21,15 @@ from peft_audio.batching import collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
 from peft_audio.models import load_classifier
 from peft_audio.report import encoder_drift
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers, freeze_nothing
+from peft_audio.strategies import (
+    Trained,
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_head,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
 from peft_audio.training import set_modes
 
 LABELS = ("a", "b", "c")
@@ -31,7 +39,10 @@ Strategy = Callable[[Any], tuple[Any, Trained]]
 STRATEGIES: dict[str, Strategy] = {
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
     "dora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_dora=True)),
+    "rslora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_rslora=True)),
     "head_only": freeze_all_but_head,
+    "bias_only": freeze_all_but_biases,
+    "ia3": apply_ia3,
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
@@ -168,6 +179,37 @@ def test_lora_in_unknown_places_is_refused(bases: dict[str, Path], settings: dic
         apply_lora(classifier(bases["group"]), LoraConfig(**settings))
 
 
+def test_ia3_scales_keys_values_and_inner_activations(bases: dict[str, Path]) -> None:
+    """Against equations 3 and 4 of Liu et al.: l_k * (K x), l_v * (V x) and W2 (l_ff * h)."""
+    model, trained = apply_ia3(classifier(bases["group"]))
+    plain = dict(Wav2Vec2Model.from_pretrained(bases["group"]).named_modules())
+    torch.manual_seed(1)
+    scaled = {name: module for name, module in model.eval().named_modules() if hasattr(module, "ia3_l")}
+    assert len(scaled) == 6 and len(trained.parameters) == 6 + len(trained.head)
+    for name, layer in scaled.items():
+        before = plain[name.removeprefix("base_model.model.wav2vec2.")]
+        vector = layer.ia3_l["default"]
+        assert (vector == 1).all(), "a fresh one changes nothing"
+        with torch.no_grad():
+            vector.normal_()
+        x, inner = torch.randn(3, 5, before.in_features), name.endswith("output_dense")
+        assert vector.numel() == (before.in_features if inner else before.out_features)
+        expected = before(x * vector.flatten()) if inner else before(x) * vector.flatten()
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
+        assert inner or name.endswith(("k_proj", "v_proj"))
+
+
+def test_biases_of_the_transformer_train_and_none_of_the_convolutions(bases: dict[str, Path]) -> None:
+    model, trained = freeze_all_but_biases(classifier(bases["layer"]))
+    body = set(trained.parameters) - set(trained.head)
+    biases = {name for name, _ in model.wav2vec2.named_parameters(prefix="wav2vec2") if name.endswith(".bias")}
+    assert body == {name for name in biases if ".feature_extractor." not in name}
+    assert {
+        "wav2vec2.encoder.layers.1.final_layer_norm.bias",
+        "wav2vec2.encoder.layers.0.attention.q_proj.bias",
+    } <= body
+
+
 @every_strategy
 def test_the_head_trains_whole_and_is_named(bases: dict[str, Path], strategy: str) -> None:
     plain = classifier(bases["group"])
@@ -181,7 +223,7 @@ def test_the_head_trains_whole_and_is_named(bases: dict[str, Path], strategy: st
     if strategy == "full":
         frozen = {name for name in weights if name not in trained.parameters}
         assert {name for name in frozen if ".feature_extractor." not in name} <= {"wav2vec2.masked_spec_embed"}
-    assert trained.strategy == {"dora": "lora"}.get(strategy, strategy)
+    assert trained.strategy == {"dora": "lora", "rslora": "lora"}.get(strategy, strategy)
 
 
 def training_modes(model: Any) -> set[str]:
@@ -200,12 +242,16 @@ def test_frozen_parts_run_in_eval_mode_while_training(bases: dict[str, Path], st
     if strategy == "full":
         assert on == transformer | heads
         assert any(name.endswith("dropout") for name in on)
-    elif strategy == "head_only":
+    elif strategy in ("head_only", "bias_only"):
         assert on == heads == {"projector", "classifier"}
     elif strategy == "last_n_layers":
         last = {name for name in names if name.startswith("wav2vec2.encoder.layers.1")}
         assert on == heads | last
         assert "wav2vec2.encoder.layers.1.dropout" in on
+    elif strategy == "ia3":
+        vectors = {name for name in on & transformer if name.endswith(".ia3_l")}
+        assert on & transformer == vectors and len(vectors) == 2 * 3
+        assert {"projector.modules_to_save.default", "classifier.modules_to_save.default"} <= on
     else:
         changed = set(changed_layers(model))
         assert all(name.startswith(tuple(changed)) for name in on & transformer)

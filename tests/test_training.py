@@ -336,7 +336,7 @@ def test_patience_ends_training_after_so_many_epochs_without_a_new_best(
 def test_l1_moves_matrices_towards_zero_and_stops_there() -> None:
     matrix = torch.nn.Parameter(torch.tensor([[0.5, -0.5, 0.004, -0.004]]))
     bias = torch.nn.Parameter(torch.tensor([0.004]))
-    optimizer = torch.optim.SGD([{"params": [matrix], "lr": 0.1}, {"params": [bias], "lr": 0.1}])
+    optimizer = torch.optim.SGD([{"params": [it], "lr": 0.1, "matrix": it is matrix} for it in (matrix, bias)])
     shrink(optimizer, l1=0.1)
     assert torch.equal(matrix, torch.tensor([[0.5 - 0.01, -0.5 + 0.01, 0.0, 0.0]]))
     assert torch.equal(bias, torch.tensor([0.004]))

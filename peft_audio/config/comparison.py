@@ -8,13 +8,23 @@ from typing import Any
 from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
-from peft_audio.config.recipes import AttentionHeadsRecipe, FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe
+from peft_audio.config.recipes import (
+    AttentionHeadsRecipe,
+    BiasOnlyRecipe,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersRecipe,
+    LoraRecipe,
+)
 
 # By the names of their files.
 RECIPES: dict[str, type[Any]] = {
     "head_only": HeadOnlyRecipe,
     "last_n_layers": LastNLayersRecipe,
     "attention_heads": AttentionHeadsRecipe,
+    "bias_only": BiasOnlyRecipe,
+    "ia3": IA3Recipe,
     "lora": LoraRecipe,
     "full": FullRecipe,
     "baseline": BaselineRecipe,

@@ -181,6 +181,24 @@ class HeadOnlyRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class BiasOnlyRecipe(Recipe):
+    """Train the biases of an audio classifier and its head."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(output_dir="runs/bias_only", learning_rate=3e-3, head_learning_rate=1e-3)
+    )
+
+
+@dataclass(frozen=True)
+class IA3Recipe(Recipe):
+    """Fine-tune an audio classifier with IA3's scaling vectors."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(output_dir="runs/ia3", learning_rate=1e-2, head_learning_rate=1e-3)
+    )
+
+
+@dataclass(frozen=True)
 class LastNLayersRecipe(Recipe):
     """Fine-tune the last layers of an audio classifier.
 

@@ -1,0 +1,54 @@
+"""Fine-tune an audio classifier with IA3's scaling vectors.
+
+accelerate launch recipes/ia3.py                                        # the bundled spoken digits
+accelerate launch recipes/ia3.py --data.source FOLDER --train.output_dir runs/mine
+python recipes/ia3.py --help
+"""
+
+from __future__ import annotations
+
+import time
+
+from peft_audio.accelerator import make_accelerator
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.adapters import save_adapter
+from peft_audio.batching import make_loaders
+from peft_audio.config import IA3Recipe, run_recipe
+from peft_audio.data import load_splits
+from peft_audio.evaluation import evaluate
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.report import RunReport, finish_run, split_metrics
+from peft_audio.run import check_output_dir, save_predictions, start_run
+from peft_audio.strategies import apply_ia3, on_float32_encoder
+from peft_audio.training import train
+
+
+def main(cfg: IA3Recipe) -> RunReport | None:
+    """Files to adapter and report, in a straight line."""
+    began = time.perf_counter()
+    accelerator = make_accelerator(cfg.train)
+    check_output_dir(cfg.train, accelerator)
+    splits = load_splits(cfg.data, accelerator)
+    extractor = load_extractor(cfg.model)
+    model = load_classifier(cfg.model, splits.labels)
+    base = identify_base(cfg.model, model)
+    loaders = make_loaders(splits, extractor, model.config, cfg, accelerator)
+    model, trained = apply_ia3(model)  # the one line in which the recipes differ
+    run = start_run(cfg, splits, base, accelerator, began)
+    result = train(model, trained, loaders, cfg.train, accelerator, run.log)
+    model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)
+    evaluations = {"validation": evaluate(model, loaders.validation, accelerator)}
+    if cfg.train.evaluate_train:
+        evaluations["train"] = evaluate(model, loaders.train_whole, accelerator)
+    if cfg.train.evaluate_test:
+        evaluations["test"] = evaluate(model, loaders.test, accelerator)
+    save_predictions(run, evaluations)
+    record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
+    if accelerator.is_main_process:
+        save_adapter(run.folder, model, trained, extractor, record)
+    accelerator.wait_for_everyone()
+    return finish_run(run, model, trained, result, evaluations)
+
+
+if __name__ == "__main__":
+    run_recipe(main, IA3Recipe)
