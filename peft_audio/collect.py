@@ -10,7 +10,7 @@ from pathlib import Path
 from peft_audio.compare import Question, compare
 from peft_audio.comparison import Comparison, Failure
 from peft_audio.config import CompareRecipe, read_config, to_yaml
-from peft_audio.finished import Finished, find_runs, read_run
+from peft_audio.finished import Finished, find_runs, named, read_run
 from peft_audio.launching import Job, beside, finished, read_json
 
 SETTINGS = "comparison.yaml"
@@ -58,9 +58,9 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
             for job in _jobs(folder):
                 _take(job, folder, cfg, runs, failures, diverged)
         else:
-            runs += find_runs([folder])
+            runs += find_runs(folder)
     question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
-    return compare(runs, question, failures, diverged)
+    return compare(named(runs), question, failures, diverged)
 
 
 def _jobs(folder: Path) -> list[Job]:

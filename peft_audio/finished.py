@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,39 +86,37 @@ def read_run(folder: Path) -> Finished:
     return Finished(folder, start.get("arm", ""), final, report, settings, start.get("alone", False), control)
 
 
-def find_runs(folders: list[Path]) -> list[Finished]:
-    """Every run in and under some folders; those that no comparison named are given names.
+def find_runs(folder: Path) -> list[Finished]:
+    """Every run in and under a folder.
 
     Raises:
-        UserError: A folder does not exist or holds no report.
+        UserError: It does not exist or holds no report.
     """
-    runs: list[Finished] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
-        found = sorted({path.parent for path in folder.rglob("report.json")})
-        if not found:
-            raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
-        runs += [read_run(path) for path in found if read_json(beside(path, ".json")).get("phase") != "timing"]
-    return named(runs)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
+    found = sorted({path.parent for path in folder.rglob("report.json")})
+    if not found:
+        raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
+    return [read_run(path) for path in found if read_json(beside(path, ".json")).get("phase") != "timing"]
 
 
-def named(runs: list[Finished]) -> list[Finished]:
+def named(runs: Sequence[Finished]) -> list[Finished]:
     """The runs with a name for each arm: the strategy, and where one strategy has several settings, what differs."""
-    unnamed = [run for run in runs if not run.arm]
     by_strategy: dict[str, list[dict[str, Any]]] = {}
-    for run in unnamed:
+    for run in runs:
+        if run.arm:
+            continue
         by_strategy.setdefault(run.report["strategy"], []).append(run.settings)
     names = {}
     for strategy, all_settings in by_strategy.items():
         keys = {name for settings in all_settings for name in settings if name not in OF_A_RUN}
         names[strategy] = sorted(key for key in keys if len({str(each.get(key)) for each in all_settings}) > 1)
-    for i, run in enumerate(runs):
-        if not run.arm:
-            strategy = run.report["strategy"]
-            own = ", ".join(f"{key} {run.settings.get(key)}" for key in names[strategy])
-            runs[i] = replace(run, arm=f"{strategy} ({own})" if own else strategy)
-    return runs
+    found = []
+    for run in runs:
+        strategy = run.report["strategy"]
+        own = ", ".join(f"{key} {run.settings.get(key)}" for key in names.get(strategy, ()))
+        found.append(run if run.arm else replace(run, arm=f"{strategy} ({own})" if own else strategy))
+    return found
 
 
 def predictions_of(run: Finished) -> pd.DataFrame:

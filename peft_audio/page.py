@@ -12,10 +12,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
 from peft_audio.comparison import Comparison
 from peft_audio.plots import draw_comparison, to_bytes
 from peft_audio.sections import COSTS, Section, sections
 
+# For the page; on the screen they would push the tables away.
+OFF_SCREEN = ("Conditions", "How to read this")
 PAGE = Path(__file__).parent / "assets" / "comparison.html"
 # What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
 SPECIAL = re.compile(r"[\\`*|<&~$]|(?<!\w)_|_(?!\w)")
@@ -48,6 +55,25 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         aside.write_bytes(content)
         paths.append(aside.replace(path))
     return paths
+
+
+def print_comparison(comparison: Comparison, written: Sequence[Path], console: Console) -> None:
+    """What the page says, without its conditions and the runs' last words, and where the files are."""
+    for section in sections(comparison):
+        if section.title in OFF_SCREEN:
+            continue
+        console.print(f"\n[bold{' red' if section.warning else ''}]{section.title}[/]", highlight=False)
+        for bullet in section.bullets:
+            console.print(f"- {bullet}", highlight=False, markup=False, soft_wrap=True)
+        if section.rows:
+            table = Table(*section.header, box=SIMPLE_HEAD)
+            for row in section.rows:
+                table.add_row(*map(escape_markup, row))
+            console.print(table)
+        for line in section.lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    names = ", ".join(path.name for path in written)
+    console.print(f"\n{names} in {written[0].parent}", highlight=False, markup=False, soft_wrap=True)
 
 
 def to_json(comparison: Comparison) -> str:

@@ -1,7 +1,7 @@
 """Is one way of fine-tuning better than another, given few seeds and one test split? Intervals, p-values, sentences.
 
-Scores are accuracies between 0 and 1; a point is 0.01. docs/statistics.md says what each interval promises, and how often
-it kept that in simulation.
+Scores are accuracies between 0 and 1; a point is 0.01. docs/statistics.md says what each interval promises, and how
+often it kept that in simulation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Difference:
         estimate: The difference measured; 0.01 is a point.
         low: Lower bound of the interval.
         high: Upper bound.
-        p_value: Two-sided, of no difference; below 1 - confidence where the interval leaves out 0.
+        p_value: Two-sided, of no difference; at most 1 - confidence where the interval leaves out 0.
         clips: Number of test clips.
         groups: Number of groups (speakers) among them; None if the group of any clip is unknown.
         conditional: The interval speaks of these groups only: clips were resampled, not groups.
@@ -133,11 +133,13 @@ def paired_difference(
     grouped = count is not None and count >= MIN_GROUPS
     unit = codes if grouped else np.arange(clips)
     sizes = np.bincount(unit)
-    sums = [np.stack([np.bincount(unit, weights=row) for row in rows]) for rows in (arm, other)]
+    arm_sums, other_sums = _sums(arm, unit), _sums(other, unit)
     estimate = float(arm.mean() - other.mean())
-    spread = _spread(sums[0], sums[1], sizes)
-    draws = estimate + _deviations(sums[0], sums[1], sizes, spread, resamples, np.random.default_rng(seed))
-    low, high = np.clip(np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]), -1, 1)
+    spread = _spread(arm_sums, other_sums, sizes)
+    draws = estimate + _deviations(arm_sums, other_sums, sizes, spread, resamples, np.random.default_rng(seed))
+    # These quantiles are the ones by which the interval and the p-value always agree on 0.
+    bounds = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="weibull")
+    low, high = np.clip(bounds, -1, 1)
     beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     p_value = min(1.0, 2 * (float(beyond) + 1) / (resamples + 1))
     seeds = (len(arm), len(other))
@@ -246,29 +248,30 @@ def _group_codes(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints,
     return codes.astype(np.int64), len(names)
 
 
+def _sums(correct: Ints, unit: Ints) -> Floats:
+    """How many clips each seed has right in each unit, shape (seeds, units)."""
+    return np.stack([np.bincount(unit, weights=row) for row in correct]).astype(np.float64)
+
+
 def _spread(arm: Floats, reference: Floats, sizes: Ints) -> _Spread:
     """Variances of the difference from sums of correct clips, shape (seeds, units)."""
-    units, clips = len(sizes), sizes.sum()
-    small = units / (units - 1)
-    # What each unit adds to a seed's mean, beyond its share of the clips.
-    adds = [(sums - sums.sum(1, keepdims=True) * sizes / clips) / clips for sums in (arm, reference)]
-    of_units = small * float(((adds[0].mean(0) - adds[1].mean(0)) ** 2).sum())
-    chance, of_seeds = [], []
+    units, clips = len(sizes), float(sizes.sum())
+    scale = units / (units - 1) / clips**4
+    # What each unit adds to a seed's accuracy beyond its share of the clips, times the clips squared: whole numbers,
+    # so that what is equal has no variance, down to the last bit.
+    adds = [sums * clips - sums.sum(1, keepdims=True) * sizes for sums in (arm, reference)]
+    of_units = scale * float(((adds[0].mean(0) - adds[1].mean(0)) ** 2).sum())
+    # Uneven groups count as fewer. One degree is the least, or there would be no interval.
+    chance, of_seeds, bottom = 0.0, 0.0, of_units**2 / max(clips**2 / float((sizes**2).sum()) - 1, 1)
     for add, sums in zip(adds, (arm, reference), strict=True):
         seeds = len(sums)
-        if seeds == 1:
-            chance.append(0.0)
-            of_seeds.append(0.0)
-            continue
-        chance.append(small * float(add.var(0, ddof=1).sum()) / seeds)
-        # Few seeds can agree by luck. Chance on single clips, well known from all of them, is the least they differ.
-        of_seeds.append(max(float((sums.sum(1) / clips).var(ddof=1)) / seeds, chance[-1]))
-    shared = max(of_units - sum(chance), 0.0)
-    parts = [(of_units, float(clips**2 / (sizes**2).sum()) - 1)]
-    parts += [(part, len(sums) - 1) for part, sums in zip(of_seeds, (arm, reference), strict=True)]
-    bottom = sum(part**2 / freedom for part, freedom in parts if part)
-    total = shared + sum(of_seeds)
-    return _Spread(of_units, shared, sum(of_seeds), total**2 / bottom if bottom else math.inf)
+        if seeds > 1:
+            by_chance = scale * float(add.var(0, ddof=1).sum()) / seeds
+            # Few seeds can agree by luck. Chance on single clips, better known, is the least by which they differ.
+            of_seed = max(float(sums.sum(1).var(ddof=1)) / clips**2 / seeds, by_chance)
+            chance, of_seeds, bottom = chance + by_chance, of_seeds + of_seed, bottom + of_seed**2 / (seeds - 1)
+    shared = max(of_units - chance, 0.0)
+    return _Spread(of_units, shared, of_seeds, (shared + of_seeds) ** 2 / bottom if bottom else math.inf)
 
 
 def _deviations(

@@ -169,6 +169,11 @@ def rig_setting(folder: Path, name: str, section: str, **changes: Any) -> None:
         path.write_text(yaml.safe_dump(content))
 
 
+def forget_tuning(folder: Path) -> None:
+    for path in folder.glob("*/tuning*"):
+        remove(folder, path.relative_to(folder).as_posix())
+
+
 RIGGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer trials": (lambda folder: remove(folder, "lora/tuning0.003"), "different numbers of learning rate trials"),
     "another split": (lambda folder: rewrite(folder, "lora/*", split_sha256="t"), "different splits"),

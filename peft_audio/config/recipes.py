@@ -238,7 +238,7 @@ class AttentionHeadsRecipe(Recipe):
 
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            output_dir="runs/attention_heads", learning_rate=3e-3, head_learning_rate=1e-3
+            output_dir="runs/attention_heads", learning_rate=1e-3, head_learning_rate=1e-3
         )
     )
     attention_heads: AttentionHeadsConfig = field(default_factory=AttentionHeadsConfig)
