@@ -208,6 +208,13 @@ def edit_record(folder: Path, **changes: Any) -> None:
     (folder / "peft_audio.json").write_text(json.dumps(record | changes))
 
 
+def test_a_record_from_before_random_encoders_is_read(adapter: Path) -> None:
+    record = json.loads((adapter / "peft_audio.json").read_text())
+    assert record.pop("pretrained") is True
+    (adapter / "peft_audio.json").write_text(json.dumps(record))
+    assert read_record(adapter).pretrained and not read_record(adapter).whole
+
+
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights)
