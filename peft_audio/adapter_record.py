@@ -23,7 +23,9 @@ class AdapterRecord:
     Attributes:
         labels: Label names in the order of the logits.
         base: The encoder that the adapter changes.
-        strategy: What was trained. "full" comes as a whole model, everything else as an adapter for the base.
+        strategy: What was trained.
+        pretrained: Whether the encoder came with weights. Full fine-tuning, and what was trained on random weights,
+            comes as a whole model, everything else as an adapter for the base.
         layer_weighted_sum: Whether the head is fed a mixture of all layers.
         quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
         sampling_rate: Of the waveforms that the encoder takes, in hertz.
@@ -40,6 +42,7 @@ class AdapterRecord:
     labels: tuple[str, ...]
     base: Base
     strategy: str
+    pretrained: bool
     layer_weighted_sum: bool
     quantization: str
     sampling_rate: int
@@ -51,6 +54,11 @@ class AdapterRecord:
     probes: tuple[dict[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def whole(self) -> bool:
+        """Whether it comes as a whole model, which needs no base."""
+        return self.strategy == "full" or not self.pretrained
+
 
 def describe_adapter(
     cfg: Recipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
@@ -60,6 +68,7 @@ def describe_adapter(
         labels=tuple(labels),
         base=base,
         strategy=strategy,
+        pretrained=cfg.model.pretrained,
         layer_weighted_sum=cfg.model.layer_weighted_sum,
         quantization=cfg.model.quantization,
         sampling_rate=extractor.sampling_rate,
@@ -95,6 +104,8 @@ def read_record(folder: Path) -> AdapterRecord:
                 f"{folder / RECORD}: schema version {stored['schema_version']} is newer than {SCHEMA_VERSION}; "
                 "upgrade peft-audio."
             )
+        # Records of earlier versions do not say so.
+        stored = {"pretrained": True} | stored
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
         return AdapterRecord(**known)
@@ -104,14 +115,14 @@ def read_record(folder: Path) -> AdapterRecord:
 
 def adapter_readme(record: AdapterRecord) -> str:
     """The product's README: what it is, and a snippet that loads it without this package."""
-    whole = record.strategy == "full"
+    whole = record.whole
     base = "." if whole else resolve_base(record.base.name)
     local = Path(base).is_dir()
     metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items())
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
     return Template(_asset("adapter_readme.md")).substitute(
         base=json.dumps(base if whole or not local else str(Path(base).resolve())),
-        base_name=record.base.name,
+        base_name=record.base.name if record.pretrained else f"{record.base.name} with random weights, a control",
         kind="model" if whole else f"{record.strategy} adapter",
         labels=json.dumps(record.labels, ensure_ascii=False),
         load=Template(_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))

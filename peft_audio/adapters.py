@@ -105,9 +105,9 @@ def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def saved_folder(run_folder: Path, trained: Trained) -> Path:
-    """Where a run's product stands: `adapter/`, or `model/` where everything was trained."""
-    return run_folder / ("model" if trained.peft_config is None else "adapter")
+def saved_folder(run_folder: Path, trained: Trained, pretrained: bool) -> Path:
+    """Where a run's product stands: `adapter/`, or `model/` where everything was trained or nothing was pretrained."""
+    return run_folder / ("model" if trained.peft_config is None or not pretrained else "adapter")
 
 
 def saved_weights(folder: Path) -> Path:
@@ -118,7 +118,7 @@ def saved_weights(folder: Path) -> Path:
 def save_adapter(run_folder: Path, model: Any, trained: Trained, extractor: Any, record: AdapterRecord) -> Path:
     """Write a run's product, and let it stand only once a fresh process has got the same logits from a copy.
 
-    What trained beside a frozen encoder is saved in PEFT's form, a whole model as transformers saves it.
+    What trained beside a pretrained encoder is saved in PEFT's form, a whole model as transformers saves it.
 
     Args:
         run_folder: The directory goes there, see `saved_folder`.
@@ -133,12 +133,12 @@ def save_adapter(run_folder: Path, model: Any, trained: Trained, extractor: Any,
     Raises:
         RuntimeError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
     """
-    folder = saved_folder(run_folder, trained)
+    folder = saved_folder(run_folder, trained, record.pretrained)
     record = replace(record, probes=measure_probes(Adapter(model, extractor, record)))
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    if trained.peft_config is None:
+    if record.whole:
         with quiet_loading():
             model.save_pretrained(aside)
     else:
@@ -188,7 +188,7 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     """
     folder = Path(path).expanduser()
     record = read_record(folder)
-    if record.strategy == "full":
+    if record.whole:
         return Adapter(_move(_load_whole(folder, record, base), device).eval(), _load_extractor(folder), record)
     model, config = _load_base(folder, record, base)
     found = identify_base(config, model)

@@ -111,6 +111,7 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
     clips = len(run.splits.train)
     report = RunReport(
         strategy=kind,
+        pretrained=False,
         best_epoch=0,
         steps=0,
         trainable_parameters=fitted.coefficients,

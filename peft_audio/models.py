@@ -104,7 +104,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
 def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     """The pretrained encoder in float32 under a fresh head, exact for padded batches.
 
-    The head is drawn from torch's global generator, so seed it first.
+    The head is drawn from torch's global generator, and so is an encoder that is not to be pretrained: seed it first.
 
     Args:
         cfg: Which encoder.
@@ -158,18 +158,10 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         config = AutoConfig.from_pretrained(base, revision=commit)
-        anatomy = anatomy_of(config)
+        anatomy_of(config)
         config.update(classifier_settings(cfg, labels))
         with quiet_loading():
-            model, loading = AutoModelForAudioClassification.from_pretrained(
-                base,
-                config=config,
-                revision=commit,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **_quantization(cfg, anatomy),
-            )
+            model, loading = _with_weights(cfg, base, commit, config)
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(cfg.name, error) from error
     # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
@@ -184,6 +176,21 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
         nn.init.zeros_(model.get_parameter(absent_vector[0]))
     mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
     return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}
+
+
+def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) -> tuple[Any, Any]:
+    if not cfg.pretrained:
+        model = AutoModelForAudioClassification.from_config(config, dtype=torch.float32)
+        return model, {"missing_keys": [], "mismatched_keys": []}
+    return AutoModelForAudioClassification.from_pretrained(
+        base,
+        config=config,
+        revision=commit,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **_quantization(cfg, anatomy_of(config)),
+    )
 
 
 def _quantization(cfg: ModelConfig, anatomy: Anatomy) -> dict[str, Any]:

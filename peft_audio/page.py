@@ -23,6 +23,7 @@ from peft_audio.sections import COSTS, Section, sections
 
 # For the page; on the screen they would push the tables away.
 OFF_SCREEN = ("Conditions", "How to read this")
+TOO_WIDE = ("seeds", "macro-F1, %", "gap, points", "inference, ms/clip")
 PAGE = Path(__file__).parent / "assets" / "comparison.html"
 # What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
 SPECIAL = re.compile(r"[\\`*|<&~$]|(?<!\w)_|_(?!\w)")
@@ -65,12 +66,13 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
         console.print(f"\n[bold{' red' if section.warning else ''}]{section.title}[/]", highlight=False)
         for bullet in section.bullets:
             console.print(f"- {bullet}", highlight=False, markup=False, soft_wrap=True)
+        shown = [i for i, name in enumerate(section.header) if name not in TOO_WIDE]
         if section.rows:
-            table = Table(*section.header, box=SIMPLE_HEAD)
+            table = Table(*(section.header[i] for i in shown), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for row in section.rows:
-                table.add_row(*map(escape_markup, row))
+                table.add_row(*(escape_markup(row[i]) for i in shown))
             console.print(table)
-        for line in section.lines:
+        for line in (*section.lines, *(f"{caption}\n{text}" for caption, text in section.outputs)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in written)
     console.print(f"\n{names} in {written[0].parent}", highlight=False, markup=False, soft_wrap=True)

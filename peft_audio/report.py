@@ -42,11 +42,13 @@ class RunReport:
     peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
     `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
     included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
-    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no encoder.
-    Without a network `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
+    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no such base.
+    `pretrained` is false where the encoder's weights were random at the start, or there is none. Without a network
+    `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
     """
 
     strategy: str
+    pretrained: bool
     test_accuracy: float | None
     test_macro_f1: float | None
     test_loss: float | None
@@ -91,7 +93,7 @@ def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int
     return sum(weights[name].numel() for name in names), total
 
 
-def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> float:
+def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> float | None:
     """How far the encoder's frozen weights are from the base as published: exactly 0, unless something went wrong.
 
     Args:
@@ -101,8 +103,10 @@ def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequen
         labels: The label names in the order of the logits.
 
     Returns:
-        The largest absolute difference of a weight. NaN where a weight is NaN.
+        The largest absolute difference of a weight, NaN where a weight is NaN; None where the encoder was drawn.
     """
+    if not cfg.pretrained:
+        return None
     meant = {id(weight) for name, weight in model.named_parameters() if name in trained.parameters}
     encoder = dict(encoder_of(model).named_parameters())
     # PEFT moves the layer that an adapter changes one level down.
@@ -138,7 +142,7 @@ def finish_run(
     if not run.accelerator.is_main_process:
         return None
     assert isinstance(run.cfg, Recipe)
-    product = saved_folder(run.folder, trained)
+    product = saved_folder(run.folder, trained, run.cfg.model.pretrained)
     trainable, total = count_parameters(model, trained.parameters)
     report = RunReport(
         strategy=trained.strategy,
@@ -152,6 +156,7 @@ def finish_run(
         data_wait_share=result.data_wait_share,
         peak_memory_bytes=result.peak_memory_bytes,
         **measured(run, evaluations, skipped),
+        pretrained=run.cfg.model.pretrained,
         encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
     )
     write_report(run, report)

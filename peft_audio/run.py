@@ -130,6 +130,8 @@ def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
         print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {name} {reason}")
     if splits.ignored:
         print(f"ignored {several(len(splits.ignored), 'file')}, no recordings by their names: {listed(splits.ignored)}")
+    if isinstance(cfg, Recipe) and not cfg.model.pretrained:
+        print("the encoder's weights are random, a control; the run saves a whole model")
     if isinstance(cfg, Recipe) and cfg.model.quantization != "none":
         print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
 

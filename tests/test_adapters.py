@@ -208,6 +208,36 @@ def edit_record(folder: Path, **changes: Any) -> None:
     (folder / "peft_audio.json").write_text(json.dumps(record | changes))
 
 
+@pytest.mark.parametrize("strategy", ["bias_only", "ia3"])
+def test_a_small_adapter_holds_what_trains_and_is_refused_without_a_part_of_it(
+    strategy: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    made = describe(tiny_base, PRODUCTS[strategy])
+    folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
+    weights = load_file(folder / "adapter_model.safetensors")
+    count = sum(w.numel() for name, w in made.model.named_parameters() if name in made.trained.parameters)
+    assert sum(weight.numel() for weight in weights.values()) == count
+    # 12 linear layers, 2 x 2 layer norms, and the encoder's own: norm, positions, projection and its norm.
+    body = {"bias_only": 12 + 4 + 4, "ia3": 6}[strategy]
+    assert len(weights) == body + 4
+    assert verify.check_probes(folder) == []
+    name = next(name for name in weights if "layers.1" in name)
+    edit_weights(folder, lambda stored: stored.pop(name))
+    with pytest.raises(UserError, match=r"weight.* (is|are) missing"):
+        load_adapter(folder)
+    edit_weights(folder, lambda stored: stored.update({name: weights[name], f"{name}.more": weights[name] + 1}))
+    with pytest.raises(UserError, match="1 weights are missing or unknown"):
+        load_adapter(folder)
+
+
+def test_a_record_from_before_random_encoders_is_read(adapter: Path) -> None:
+    record = json.loads((adapter / "peft_audio.json").read_text())
+    assert record.pop("pretrained") is True
+    (adapter / "peft_audio.json").write_text(json.dumps(record))
+    assert read_record(adapter).pretrained and not read_record(adapter).whole
+
+
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights)

@@ -194,12 +194,7 @@ RIGGED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: rewrite(folder, "lora/final0", encoder_drift=1e-7),
         "encoder changed, by 1e-07",
     ),
-    "no tuning": (
-        lambda folder: (
-            [remove(folder, path.relative_to(folder).as_posix()) for path in folder.glob("*/tuning*")] and None
-        ),
-        "no arm's learning rate was chosen on validation",
-    ),
+    "no tuning": (forget_tuning, "no arm's learning rate was chosen on validation"),
 }
 
 

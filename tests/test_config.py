@@ -67,6 +67,7 @@ REFUSED = {
     "data.on_bad_clip": ["ignore"],
     "data.max_bad_share": ["-0.1", "1", "nan"],
     "model.name": [""],
+    "model.pretrained": ["perhaps"],
     "model.layer_weighted_sum": ["perhaps"],
     "model.dropout": ["1", "-0.1", "nan"],
     "model.head_dropout": ["1", "-0.1", "nan"],
@@ -325,6 +326,12 @@ def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) ->
 def test_a_quantised_encoder_is_for_lora_alone(recipe: type, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, ["--model.quantization", "nf4"], recipe)
     assert message.startswith("error: --model.quantization: got nf4, must be none") and "recipes/lora.py" in message
+
+
+@pytest.mark.parametrize("recipe", [LoraRecipe, IA3Recipe])
+def test_an_adapter_for_random_weights_is_refused(recipe: type, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, ["--model.pretrained", "false"], recipe)
+    assert message.startswith("error: --model.pretrained: got False, must be true") and "recipes/full.py" in message
 
 
 @pytest.mark.parametrize(

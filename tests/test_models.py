@@ -303,3 +303,24 @@ def test_an_unusable_base_is_refused_in_words(damage: Callable[[Path], None], wo
 def test_an_unknown_hub_name_without_a_connection_is_refused_in_words() -> None:
     with pytest.raises(UserError, match=r"--model.name: no-such-encoder cannot be loaded.*wav2vec2-nano"):
         load_extractor(ModelConfig(name="no-such-encoder"))
+
+
+def test_random_weights_depend_on_the_seed_alone_and_not_on_the_checkpoint(tmp_path: Path) -> None:
+    base = strong_base(tmp_path / "base", "layer")
+    cfg = ModelConfig(name=str(base), pretrained=False)
+    hashes = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        model = load_classifier(cfg, LABELS)
+        hashes.append(identify_base(cfg, model).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    published = load_classifier(ModelConfig(name=str(base)), LABELS).wav2vec2
+    matrices = [name for name, weight in model.wav2vec2.named_parameters() if weight.ndim > 1]
+    assert all(not torch.equal(model.get_parameter(f"wav2vec2.{n}"), published.get_parameter(n)) for n in matrices)
+    assert model.config.num_hidden_layers == published.config.num_hidden_layers and not model.training
+    waveforms = clips()
+    values, mask = padded(waveforms)
+    with torch.no_grad():
+        together = model(values, attention_mask=mask).logits
+        alone = torch.cat([model(clip[None]).logits for clip in waveforms])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

@@ -52,6 +52,7 @@ ROOT = Path(__file__).parents[1]
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
 PROMISED = {
     "strategy": str,
+    "pretrained": bool,
     "test_accuracy": float,
     "test_macro_f1": float,
     "validation_accuracy": float,
@@ -219,9 +220,9 @@ def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tones
     assert len(rows) == len(held_out)
 
 
-def assert_the_adapter_says_what_was_predicted(run: Path, tones: Path) -> None:
-    assert verify.check_probes(run / "adapter") == []
-    adapter = adapters.load_adapter(run / "adapter")
+def assert_the_adapter_says_what_was_predicted(run: Path, tones: Path, product: str = "adapter") -> None:
+    assert verify.check_probes(run / product) == []
+    adapter = adapters.load_adapter(run / product)
     rows = pq.read_table(run / "predictions.parquet").to_pylist()
     logits = adapter.logits([soundfile.read(tones / row["id"], dtype="float32")[0] for row in rows])
     odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -300,6 +301,22 @@ def test_two_processes_do_what_one_does(
         # AdamW turns a gradient of nothing but rounding, as a key's bias has it, into a whole step.
         allowed = 0.05 if name.endswith("k_proj.bias") else 2e-4
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "bias_only", "last_n_layers", "full"])
+def test_a_network_from_random_weights_is_saved_whole(
+    strategy: str, tones: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if strategy != "last_n_layers":
+        monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # one fresh process is enough
+    flags = [*settings(tones, tiny_base, tmp_path / "run"), "--train.epochs", "2", "--model.pretrained", "false"]
+    report = load_recipe(strategy).main(parse_config(RECIPES[strategy], flags))
+    assert (report.strategy, report.pretrained, report.encoder_drift) == (strategy, False, None)
+    model = tmp_path / "run" / "model"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == (RUN_FILES - {"adapter"}) | {"model"}
+    assert report.adapter_bytes == (model / "model.safetensors").stat().st_size
+    assert "with random weights, a control" in (model / "README.md").read_text()
+    assert_the_adapter_says_what_was_predicted(tmp_path / "run", tones, "model")
 
 
 def test_sets_of_names_are_saved_in_one_order(launched: tuple[Path, str], tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class ModelConfig:
         name: "wav2vec2-nano" (bundled, English synthetic speech), a Hub id such as facebook/wav2vec2-base or
             ntu-spml/distilhubert (a smaller one), or a folder made by save_pretrained.
         revision: Branch, tag or commit of a Hub id; the commit that was used is recorded either way.
+        pretrained: False draws the encoder's weights at random by train.seed, as transformers does: a control, for what
+            the architecture can do alone. The product is then a whole model, because no base exists that others have.
         layer_weighted_sum: Feed the head a learned mixture of all layers' outputs instead of the last layer's (Yang et
             al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
         dropout: Dropout inside the encoder's transformer, in the parts that train (in all with train.frozen_dropout);
@@ -63,6 +65,7 @@ class ModelConfig:
 
     name: str = "wav2vec2-nano"
     revision: str | None = None
+    pretrained: bool = True
     layer_weighted_sum: bool = False
     dropout: float | None = None
     head_dropout: float = 0.0

@@ -132,8 +132,14 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     quantizes: ClassVar[bool] = False
+    takes_random_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if not self.model.pretrained and not self.takes_random_encoder:
+            raise UserError(
+                "--model.pretrained: got False, must be true: there would be no base to load this recipe's adapter "
+                "onto. Use recipes/full.py, head_only.py, last_n_layers.py or bias_only.py, which save a whole model."
+            )
         if self.model.quantization != "none" and not self.quantizes:
             raise UserError(
                 f"--model.quantization: got {self.model.quantization}, must be none: only recipes/lora.py trains "
@@ -178,6 +184,7 @@ class HeadOnlyRecipe(Recipe):
     """Train a classification head on a frozen encoder."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/head_only", learning_rate=1e-3))
+    takes_random_encoder: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class BiasOnlyRecipe(Recipe):
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(output_dir="runs/bias_only", learning_rate=3e-3, head_learning_rate=1e-3)
     )
+    takes_random_encoder: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,7 @@ class LastNLayersRecipe(Recipe):
         )
     )
     last_n_layers: LastNLayersConfig = field(default_factory=LastNLayersConfig)
+    takes_random_encoder: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,7 @@ class FullRecipe(Recipe):
         default_factory=lambda: TrainConfig(output_dir="runs/full", learning_rate=3e-4, head_learning_rate=1e-3)
     )
     full: FullConfig = field(default_factory=FullConfig)
+    takes_random_encoder: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

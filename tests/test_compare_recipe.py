@@ -1,0 +1,121 @@
+"""`recipes/compare.py` as a user runs it: started, killed, resumed, asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_training import divide
+
+from peft_audio import cli
+from peft_audio.config import CompareRecipe, DataConfig, ModelConfig, TrainConfig, UserError, parse_config
+from peft_audio.grid import check_arms
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 clips to train on, 6 to validate, 6 to test."""
+    counts = {"train": (6, 6), "validation": (3, 3), "test": (3, 3)}
+    return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
+
+
+def start(*flags: str) -> subprocess.Popen[str]:
+    """A comparison in a process of its own."""
+    command = [sys.executable, str(ROOT / "recipes" / "compare.py"), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*flags: str) -> tuple[int, str]:
+    """Its exit code and what it printed."""
+    child = start(*flags)
+    said, _ = child.communicate(timeout=250)
+    return child.returncode, said
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """What a rerun must give again: everything but times and memory."""
+    arms = json.loads((folder / "comparison.json").read_text())["arms"]
+    kept = ("name", "test_accuracy", "test_macro_f1", "learning_rates", "trials", "difference", "curves", "seeds")
+    return [{name: arm[name] for name in kept} for arm in arms]
+
+
+def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compared"
+    own = '{broken: {recipe: head_only, flags: {model.name: "nowhere/at-all"}}}'
+    flags = ["--output_dir", str(folder), "--arms", "[head_only, log_mel, broken]", "--own_arms", own]
+    flags += ["--reference", "head_only", "--trials", "1", "--seeds", "2", "--jobs", "2"]
+    flags += ["--data.source", str(tones), "--model.name", str(tiny_base), "--train.epochs", "2"]
+    first = start(*flags)
+    while not list(folder.glob("runs/*/*/report.json")):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    # Nothing can be tidied up after this.
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    code, said = finish(*flags)
+    assert code == 1, said
+    assert "broken: 2 runs failed." in said
+    assert "no arm's learning rate was chosen on validation" in said
+    resumed = scores(folder)
+    assert [arm["seeds"] for arm in resumed] == [[0, 1], [0, 1], []]
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert (
+        "nowhere/at-all" in comparison["arms"][2]["failures"][0]["last_lines"] + comparison["arms"][0]["claim"]
+        if comparison["arms"][0]["claim"]
+        else True
+    )
+    # One run again, which was not there when it was killed or was: the same numbers.
+    place = folder / "runs" / "head_only" / "final-rate0.001-seed1"
+    (place / "report.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/report.json")}
+    code, said = finish(*flags)
+    assert scores(folder) == resumed
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    code = cli.main(["report", str(folder), "--out", str(tmp_path / "again")])
+    assert code == 1
+    assert scores(tmp_path / "again") == resumed
+
+
+def recipe(**changes: Any) -> CompareRecipe:
+    return CompareRecipe(**{"arms": ["lora"], "reference": "lora"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"own_arms": {"x": {"recipe": "adalora"}}}, "training loop of its own"),
+        ({"own_arms": {"x": {"recipe": "lora", "flags": {"train.seed": 3}}}}, "left to the comparison"),
+        ({"arms": ["nothing"]}, "--arms: got nothing"),
+        ({"margin": 2}, "--margin: got 2"),
+        ({"train_seconds": -1}, "--train_seconds: got -1"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [part for name, value in changes.items() for part in (f"--{name}", json.dumps(value))]
+    with pytest.raises(SystemExit):
+        parse_config(CompareRecipe, flags)
+    assert said in capsys.readouterr().err
+
+
+def test_what_the_comparison_decides_cannot_be_given() -> None:
+    with pytest.raises(UserError, match=r"--train\.learning_rate: .* left to the comparison"):
+        recipe(train=TrainConfig(learning_rate=0.5))
+    with pytest.raises(UserError, match=r"--data\.fold"):
+        recipe(data=DataConfig(fold=1))
+
+
+def test_settings_that_an_arm_does_not_take_are_told_before_anything_runs() -> None:
+    cfg = recipe(arms=["lora", "full"], model=ModelConfig(layer_weighted_sum=True))
+    check_arms(cfg)
+    wrong = CompareRecipe(arms=["full"], own_arms={}, model=ModelConfig(quantization="int8"))
+    with pytest.raises(UserError, match=r"arm full: --model\.quantization"):
+        check_arms(wrong)
