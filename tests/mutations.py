@@ -66,8 +66,8 @@ MUTATIONS = (
     Mutation(
         "projector not saved",
         "peft_audio/strategies.py",
-        "modules_to_save=list(anatomy.head),",
-        'modules_to_save=["classifier"],',
+        "modules_to_save=list(anatomy.head),\n        use_dora",
+        'modules_to_save=["classifier"],\n        use_dora',
         "tests/test_strategies.py tests/test_adapters.py",
     ),
     Mutation(
@@ -297,7 +297,7 @@ MUTATIONS = (
     Mutation(
         "each window counts as a recording",
         "peft_audio/evaluation.py",
-        "    if len(firsts) < len(rows):\n",
+        "    if len(firsts) < len(recordings):\n",
         "    if False:\n",
         "tests/test_windows.py",
     ),

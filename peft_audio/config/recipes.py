@@ -192,7 +192,7 @@ class BiasOnlyRecipe(Recipe):
     """Train the biases of an audio classifier and its head."""
 
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(output_dir="runs/bias_only", learning_rate=3e-3, head_learning_rate=1e-3)
+        default_factory=lambda: TrainConfig(output_dir="runs/bias_only", learning_rate=1e-2, head_learning_rate=1e-3)
     )
     takes_random_encoder: ClassVar[bool] = True
 
@@ -202,7 +202,7 @@ class IA3Recipe(Recipe):
     """Fine-tune an audio classifier with IA3's scaling vectors."""
 
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(output_dir="runs/ia3", learning_rate=1e-2, head_learning_rate=1e-3)
+        default_factory=lambda: TrainConfig(output_dir="runs/ia3", learning_rate=3e-2, head_learning_rate=1e-3)
     )
 
 
