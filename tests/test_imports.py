@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "accelerator": "config models",
     "strategies": "anatomy config models",
     "metrics": "",
+    "statistics": "",
     "optimizer": "config strategies",
     "tracking": "",
     "evaluation": "metrics",
