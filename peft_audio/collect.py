@@ -54,9 +54,10 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
     for folder in folders:
         if (folder / JOBS).is_file() and (folder / SETTINGS).is_file():
             cfg = read_config(CompareRecipe, ["--config", str(folder / SETTINGS)])
-            question = Question(cfg.reference, cfg.margin, tuple(cfg.arms), cfg.train_seconds is not None)
+            controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
+            question = Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds is not None)
             for job in _jobs(folder):
-                _take(job, folder, cfg, runs, failures, diverged)
+                _take(job, folder, controls, runs, failures, diverged)
         else:
             runs += find_runs(folder)
     question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
@@ -71,7 +72,7 @@ def _jobs(folder: Path) -> list[Job]:
 def _take(
     job: Job,
     folder: Path,
-    cfg: CompareRecipe,
+    controls: frozenset[str],
     runs: list[Finished],
     failures: dict[str, list[Failure]],
     diverged: dict[tuple[str, int | None], list[float]],
@@ -79,7 +80,7 @@ def _take(
     """Put one job of a comparison where it belongs."""
     if finished(job):
         run = read_run(job.folder)
-        runs.append(replace(run, control=run.control or cfg.all_arms()[job.arm].control))
+        runs.append(replace(run, control=run.control or job.arm in controls))
         return
     record = read_json(beside(job.folder, ".json"))
     said = record.get("last_lines", "it was not run to its end")

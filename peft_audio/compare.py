@@ -26,12 +26,14 @@ class Question:
         reference: The arm that the others are held against.
         margin: The difference in accuracy that matters.
         order: Names of the arms in the order of the settings; others follow.
+        controls: Arms that were declared controls.
         timed: Whether the budget was a time.
     """
 
     reference: str = "full"
     margin: float = 0.02
     order: tuple[str, ...] = ()
+    controls: frozenset[str] = frozenset()
     timed: bool = False
 
 
@@ -66,7 +68,8 @@ def compare(
         trials[key] = {**trials.get(key, {}), **dict.fromkeys(rates, (-math.inf, -math.inf))}
     tables = {name: by_seed(arm) for name, arm in finals.items() if arm}
     competing = {name: arm for name, arm in finals.items() if arm and not arm[0].control}
-    broken = broken_rules(competing, tuning, trials, failures, question.timed)
+    lost = {name: found for name, found in failures.items() if name not in question.controls}
+    broken = broken_rules(competing, tuning, trials, lost, question.timed)
     arms = [
         make_arm(name, finals[name], tuning[name], trials, tables.get(name, {}), tuple(failures.get(name, ())))
         for name in names

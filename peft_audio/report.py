@@ -107,7 +107,13 @@ def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequen
     """
     if not cfg.pretrained:
         return None
-    meant = {id(weight) for name, weight in model.named_parameters() if name in trained.parameters}
+    # Factors that an adapter keeps fixed belong to it all the same.
+    adapter = f".{model.base_model.prefix}" if hasattr(model, "get_base_model") else None
+    meant = {
+        id(weight)
+        for name, weight in model.named_parameters()
+        if name in trained.parameters or (adapter and adapter in name)
+    }
     encoder = dict(encoder_of(model).named_parameters())
     # PEFT moves the layer that an adapter changes one level down.
     now = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in meant}

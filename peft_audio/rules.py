@@ -38,10 +38,10 @@ def broken_rules(
         finals: Final runs of each competing arm.
         tuning: Tuning runs of each.
         trials: Scores on validation by arm and fold.
-        failures: Runs that failed.
+        failures: Runs of competing arms that failed.
         timed: Whether the budget was a time, so that arms made different numbers of steps.
     """
-    found = [f"{name}: {len(lost)} runs failed." for name, lost in failures.items() if name in finals and lost]
+    found = [f"{name}: {len(lost)} of its runs failed." for name, lost in failures.items() if lost]
     found += _different("were trained on different data (dataset hashes)", finals, _hash("dataset_sha256"))
     found += _different("were trained or tested on different splits (split hashes)", finals, _hash("split_sha256"))
     found += _different("had different final seeds or folds", finals, lambda runs: sorted(_places(runs)))
