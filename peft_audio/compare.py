@@ -103,7 +103,9 @@ def with_differences(
             arm,
             difference=found.get(arm.name),
             p_holm=corrected.get(arm.name),
-            claim=_claim(arm, base, found[arm.name], question.margin, resolved) if arm.name in held else None,
+            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question.margin, resolved)
+            if arm.name in held
+            else None,
         )
         for arm in arms
     ]
@@ -150,9 +152,11 @@ def _mean(arm: Arm) -> float:
     return arm.test_accuracy.interval.mean if arm.test_accuracy else -math.inf
 
 
-def _claim(arm: Arm, reference: Arm, difference: Difference, margin: float, resolved: float | None) -> str:
+def _claim(
+    arm: Arm, reference: Arm, difference: Difference, p_holm: float, margin: float, resolved: float | None
+) -> str:
     """The sentence a reader needs: how far apart, at what share of the parameters, and what these clips can tell."""
-    sentence = claim(arm.name, reference.name, difference, margin).rstrip(".")
+    sentence = claim(arm.name, reference.name, difference, margin, p_holm).rstrip(".")
     if arm.num_trainable_params and reference.num_trainable_params:
         ratio = reference.num_trainable_params / arm.num_trainable_params
         sentence += f", at 1/{ratio:.0f} of its trained parameters" if ratio >= 1.5 else ""

@@ -22,6 +22,7 @@ OF_A_RUN = {
     "train.evaluate_test",
     "train.evaluate_train",
     "train.log_with",
+    "train.verify_adapter",
     "data.fold",
     "data.num_workers",
 }

@@ -62,6 +62,8 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
     flags = cfg.shared_settings(arm) | {"train.seed": seed, "train.evaluate_test": phase == "final"}
     if phase != "final":
         flags["train.evaluate_train"] = False
+        if arm.recipe != "baseline":
+            flags["train.verify_adapter"] = False
     if rate is not None:
         flags["train.learning_rate"] = rate
     if cell.fold is not None:

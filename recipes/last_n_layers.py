@@ -45,7 +45,7 @@ def main(cfg: LastNLayersRecipe) -> RunReport | None:
     save_predictions(run, evaluations)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
     if accelerator.is_main_process:
-        save_adapter(run.folder, model, trained, extractor, record)
+        save_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
     accelerator.wait_for_everyone()
     return finish_run(run, model, trained, result, evaluations)
 

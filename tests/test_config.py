@@ -103,6 +103,7 @@ REFUSED = {
     "train.best_metric": ["auc"],
     "train.evaluate_train": ["perhaps"],
     "train.evaluate_test": ["perhaps"],
+    "train.verify_adapter": ["perhaps"],
     "train.log_with": ["mlflow", "wandb"],
     "lora.r": ["0", "1.5"],
     "lora.alpha": ["0"],

@@ -35,7 +35,7 @@ REFUSED = {
     "and so would not train under the same conditions",
 }
 # What the comparison decides for every run.
-DECIDED = ("output_dir", "overwrite", "learning_rate", "seed", "evaluate_test", "log_with")
+DECIDED = ("output_dir", "overwrite", "learning_rate", "seed", "evaluate_test", "verify_adapter", "log_with")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CompareRecipe:
     reference: str = "full"
     margin: float = 0.02
     trials: int = 3
-    extra_trials: int = 2
+    extra_trials: int = 1
     tuning_seeds: int = 1
     seeds: int = 5
     folds: bool = False

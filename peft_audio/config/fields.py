@@ -163,6 +163,8 @@ class TrainConfig:
         best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
         evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
+        verify_adapter: Let the saved adapter (or model) stand only once a fresh process has loaded a copy and answers
+            the same. Turn it off for runs that only choose settings: it takes seconds, and nobody will load those.
         log_with: Trackers that get every step and epoch beside metrics.jsonl: tensorboard, wandb, trackio. Each is an
             extra of this package. One that fails is reported once and never stops a run.
     """
@@ -191,6 +193,7 @@ class TrainConfig:
     best_metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"
     evaluate_train: bool = False
     evaluate_test: bool = True
+    verify_adapter: bool = True
     log_with: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
