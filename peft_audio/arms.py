@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 from peft_audio.comparison import Arm, Curve, Failure, Score, Trial
-from peft_audio.finished import Finished, predictions_of
+from peft_audio.finished import Finished, epochs_of, predictions_of
 from peft_audio.search import Trials, at_edge, best_rate
 from peft_audio.statistics import seed_interval
 
@@ -85,10 +84,8 @@ def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finis
 
 
 def _curve(run: Finished) -> Curve:
-    """What `metrics.jsonl` says of each epoch; nothing where there were none."""
-    path = run.folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    epochs = [line for line in lines if "epoch" in line]
+    """What each of its epochs came to."""
+    epochs = epochs_of(run)
     return Curve(
         seed=run.seed,
         fold=run.fold,

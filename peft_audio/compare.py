@@ -11,6 +11,7 @@ import pandas as pd
 from peft_audio.arms import by_seed, correctness, make_arm, trials_of
 from peft_audio.comparison import Arm, Comparison, Failure
 from peft_audio.config import UserError
+from peft_audio.contribution import peft_result
 from peft_audio.finished import Finished
 from peft_audio.rules import Arms, broken_rules
 from peft_audio.statistics import Difference, claim, holm, paired_difference, resolution
@@ -197,6 +198,7 @@ def _described(
         versions=first.report.get("versions", {}),
         dataset_sha256=tuple(sorted({run.report["dataset_sha256"] for run in every})),
         split_sha256=tuple(sorted({run.report["split_sha256"] for run in every})),
+        results=tuple(peft_result(run) for run in every),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft_audio.statistics import Difference, Interval
 
@@ -169,6 +170,7 @@ class Comparison:
         versions: Of the packages, of the first final run.
         dataset_sha256: Of the data, distinct.
         split_sha256: Of the splits, distinct.
+        results: The final runs in the form of PEFT's method comparison, see `contribution.py`.
     """
 
     arms: tuple[Arm, ...]
@@ -189,4 +191,5 @@ class Comparison:
     versions: dict[str, str]
     dataset_sha256: tuple[str, ...]
     split_sha256: tuple[str, ...]
+    results: tuple[dict[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION

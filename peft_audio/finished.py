@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +119,13 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
         own = ", ".join(f"{key} {run.settings.get(key)}" for key in names.get(strategy, ()))
         found.append(run if run.arm else replace(run, arm=f"{strategy} ({own})" if own else strategy))
     return found
+
+
+def epochs_of(run: Finished) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` says of each epoch; nothing where there were none."""
+    path = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [line for line in lines if "epoch" in line]
 
 
 def predictions_of(run: Finished) -> pd.DataFrame:

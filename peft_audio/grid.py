@@ -29,7 +29,7 @@ class Cell:
 
 def cells(cfg: CompareRecipe) -> list[Cell]:
     """Every arm in every fold."""
-    folds = list(range(cfg.data.num_folds)) if cfg.folds else [None]
+    folds = list(range(cfg.folds)) if cfg.folds else [None]
     return [Cell(arm, fold) for fold in folds for arm in cfg.arms]
 
 
@@ -67,7 +67,7 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
     if rate is not None:
         flags["train.learning_rate"] = rate
     if cell.fold is not None:
-        flags |= {"data.num_folds": cfg.data.num_folds, "data.fold": cell.fold}
+        flags |= {"data.num_folds": cfg.folds, "data.fold": cell.fold}
     flags |= {name.replace("__", "."): value for name, value in more.items()}
     parts = [phase, *([f"fold{cell.fold}"] if cell.fold is not None else []), *([f"rate{rate:g}"] if rate else [])]
     folder = Path(cfg.output_dir).expanduser() / "runs" / cell.arm / "-".join([*parts, f"seed{seed}"])

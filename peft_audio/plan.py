@@ -75,7 +75,7 @@ def _arm_plan(cfg: CompareRecipe, job: Job) -> ArmPlan:
             f"arm {job.arm}: its timed steps failed: {read_json(beside(job.folder, '.json'))['last_lines']}"
         )
     report, record = read_json(job.folder / "report.json"), read_json(beside(job.folder, ".json"))
-    folds = cfg.data.num_folds if cfg.folds else 1
+    folds = cfg.folds or 1
     trials = [0, 0]
     if job.recipe != "baseline":
         least = len(grid_of(cfg, cfg.all_arms()[job.arm]))

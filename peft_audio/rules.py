@@ -17,7 +17,6 @@ BUDGET = (
     "train.max_steps",
     "train.batch_size",
     "train.batch_seconds",
-    "train.early_stopping_patience",
     "data.max_train_clips",
     "data.max_seconds",
     "data.max_eval_seconds",

@@ -142,6 +142,19 @@ def test_equal_conditions_are_ranked_by_test_accuracy(folder: Path) -> None:
     assert (comparison.groups, comparison.conditional) == (10, False)
 
 
+def test_results_have_the_fields_that_peft_reads(folder: Path) -> None:
+    """Those that `preprocess` in PEFT's method_comparison/processing.py takes from a result."""
+    result = read_comparison([folder]).results[0]
+    run, trained, meta = result["run_info"], result["train_info"], result["meta_info"]
+    assert {"peft_config", "experiment_name", "train_config", "total_time", "peft_branch", "created_at"} <= run.keys()
+    assert "model_id" in run["train_config"]
+    memory = {f"accelerator_memory_{part}" for part in ("reserved_avg", "max", "reserved_99th")}
+    assert {"status", "train_time", "file_size", "metrics", *memory} <= trained.keys()
+    assert {"test accuracy", "train loss", "train samples", "train total tokens"} <= trained["metrics"][-1].keys()
+    packages = {f"{name}-version" for name in ("peft", "transformers", "datasets", "torch", "bitsandbytes")}
+    assert packages <= meta["package_info"].keys() and "system_info" in meta
+
+
 def test_one_method_under_two_names_is_not_told_apart(tmp_path: Path) -> None:
     write_arm(tmp_path, "full", 0.85)
     write_arm(tmp_path, "lora", 0.85, draw=50)

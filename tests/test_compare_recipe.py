@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from test_training import divide
 
 from peft_audio import cli
-from peft_audio.config import CompareRecipe, DataConfig, ModelConfig, TrainConfig, UserError, parse_config
+from peft_audio.config import ARMS, CompareRecipe, DataConfig, ModelConfig, TrainConfig, UserError, parse_config
 from peft_audio.grid import check_arms
 
 ROOT = Path(__file__).parents[1]
@@ -82,21 +84,66 @@ def recipe(**changes: Any) -> CompareRecipe:
     return CompareRecipe(**{"arms": ["lora"], "reference": "lora"} | changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"own_arms": {"x": {"recipe": "adalora"}}}, "training loop of its own"),
-        ({"own_arms": {"x": {"recipe": "lora", "flags": {"train.seed": 3}}}}, "left to the comparison"),
-        ({"arms": ["nothing"]}, "--arms: got nothing"),
-        ({"margin": 2}, "--margin: got 2"),
-        ({"train_seconds": -1}, "--train_seconds: got -1"),
+REFUSED = {
+    "output_dir": [""],
+    "arms": ["[]", "[nothing]", "[lora, lora]"],
+    "own_arms": [
+        "{x: {recipe: adalora}}",
+        "{x: {recipe: nothing}}",
+        "{x: {recipe: lora, learning_rates: [0]}}",
+        "{x: {recipe: lora, flags: {train.seed: 3}}}",
+        "{x: {recipe: lora, control: perhaps}}",
     ],
-)
-def test_wrong_settings_are_refused(changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [part for name, value in changes.items() for part in (f"--{name}", json.dumps(value))]
+    "margin": ["0", "1", "nan"],
+    "trials": ["0", "some"],
+    "extra_trials": ["-1"],
+    "tuning_seeds": ["0"],
+    "seeds": ["0"],
+    "folds": ["2", "true"],
+    "train_seconds": ["0", "nan"],
+    "jobs": ["0"],
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in REFUSED.items() for value in values])
+def test_wrong_settings_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(CompareRecipe, [f"--{flag}", value])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith(f"error: --{flag}: ") and "Traceback" not in said, said
+
+
+def test_every_setting_has_values_that_it_refuses() -> None:
+    own = {field.name for field in fields(CompareRecipe)} - {"data", "model", "augment", "train", "reference"}
+    assert own == REFUSED.keys()
+
+
+def test_methods_with_a_loop_of_their_own_are_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_config(CompareRecipe, flags)
-    assert said in capsys.readouterr().err
+        parse_config(CompareRecipe, ["--own_arms", "{x: {recipe: AdaLoRA}}"])
+    assert "moves rank between layers in a training loop of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "recipes" / "configs").glob("compare_*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_comparisons_are_taken_by_their_recipes(file: Path) -> None:
+    cfg = parse_config(CompareRecipe, ["--config", str(file)])
+    check_arms(cfg)
+    if file.stem == "compare_bundled":
+        assert cfg == CompareRecipe()
+
+
+def test_every_named_arm_is_taken_by_its_recipe() -> None:
+    check_arms(CompareRecipe(arms=list(ARMS)))
+
+
+def test_one_folder_takes_one_comparison_at_a_time(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        code, said = finish("--output_dir", str(tmp_path))
+    assert code == 2
+    assert said.strip().endswith("is in use by another comparison; wait, or give another.")
 
 
 def test_what_the_comparison_decides_cannot_be_given() -> None:

@@ -83,6 +83,7 @@ ARMS = {name: ArmConfig(name) for name in RECIPES if name != "baseline"} | {
     "full_l1": ArmConfig("full", flags={"train.l1": 0.2}),
     "full_dropout": ArmConfig("full", flags={"model.dropout": 0.1, "model.head_dropout": 0.3}),
     "full_smoothing": ArmConfig("full", flags={"train.label_smoothing": 0.1}),
+    "full_early_stopping": ArmConfig("full", flags={"train.early_stopping_patience": 3}),
     "lora_dropout": ArmConfig("lora", flags={"lora.dropout": 0.1}),
     "majority": ArmConfig("baseline", flags={"baseline.kind": "majority"}, control=True),
     "log_mel": ArmConfig("baseline", flags={"baseline.kind": "log_mel"}, control=True),
@@ -103,7 +104,8 @@ class CompareRecipe:
         arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
             dora, rslora, random_heads, head_only_mixture, lora_dropout; full fine-tuning with a remedy against
             overfitting (full_light, full_speech, full_environment, full_spec_augment, full_l2, full_l1, full_dropout,
-            full_smoothing); controls (majority, log_mel, random_head_only, random_full); and the names in own_arms.
+            full_smoothing, full_early_stopping); controls (majority, log_mel, random_head_only, random_full); and the names
+            in own_arms.
         own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
         reference: The arm that the others are held against.
         margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
@@ -115,7 +117,8 @@ class CompareRecipe:
         tuning_seeds: Seeds that a learning rate is tried with; never those of the final runs.
         seeds: Final runs of each arm, with fresh seeds, the only ones that read the test split. Below 5 nothing is
             ranked.
-        folds: Hold out each of data.num_folds folds once, rates chosen in each anew, and pool the test clips.
+        folds: Divide the clips into so many folds and hold each out once, as data.fold does; rates are chosen in each
+            anew, and the test clips of all are pooled.
         train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
             timed first, and train.epochs and the schedule are stretched over as many steps as fit.
         jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4) while rates are
@@ -137,7 +140,7 @@ class CompareRecipe:
     extra_trials: int = 1
     tuning_seeds: int = 1
     seeds: int = 5
-    folds: bool = False
+    folds: int | None = None
     train_seconds: float | None = None
     jobs: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -158,6 +161,8 @@ class CompareRecipe:
         for name, least in (("trials", 1), ("extra_trials", 0), ("tuning_seeds", 1), ("seeds", 1)):
             value = getattr(self, name)
             require(value >= least, name, value, f"{least} or more", "Leave it out for the default.")
+        usable = self.folds is None or self.folds >= 3
+        require(usable, "folds", self.folds, "3 or more: test, validation and the rest", "Try 5.")
         usable = self.train_seconds is None or positive(self.train_seconds)
         require(usable, "train_seconds", self.train_seconds, "a number of seconds above 0", "Leave it out.")
         require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "1 or more", "Leave it out.")
@@ -170,7 +175,7 @@ class CompareRecipe:
             allowed = "left to the comparison, which decides it for every run"
             require(value == getattr(usual, name), f"train.{name}", value, allowed, "Leave it out.")
         fold = self.data.fold
-        require(fold is None, "data.fold", fold, "left to the comparison", "--folds true holds out each fold once.")
+        require(fold is None, "data.fold", fold, "left to the comparison", "Try --folds 5, which holds out each once.")
         steps = self.train.max_steps
         clash = self.train_seconds is not None and steps is not None
         require(not clash, "train.max_steps", steps, "left out with train_seconds", "Give one budget.")
