@@ -104,8 +104,8 @@ class CompareRecipe:
         arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
             dora, rslora, random_heads, head_only_mixture, lora_dropout; full fine-tuning with a remedy against
             overfitting (full_light, full_speech, full_environment, full_spec_augment, full_l2, full_l1, full_dropout,
-            full_smoothing, full_early_stopping); controls (majority, log_mel, random_head_only, random_full); and the names
-            in own_arms.
+            full_smoothing, full_early_stopping); controls (majority, log_mel, random_head_only, random_full); and the
+            names in own_arms.
         own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
         reference: The arm that the others are held against.
         margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
