@@ -86,24 +86,24 @@ def run_jobs(
         mixed_precision: As the recipes are told.
         tell: Is called with each job and the record of its process as it ends, or as it was where it ended before.
     """
-    import torch  # the command reads RECIPES from here, and must start at once
-
-    gpus = torch.cuda.device_count()
-    at_once = at_once or max(1, gpus)
+    gpus = visible_gpus()
+    at_once = at_once or max(1, len(gpus))
     slots: queue.Queue[int] = queue.Queue()
     for slot in range(at_once):
         slots.put(slot)
     children: list[subprocess.Popen[bytes]] = []
     stop = threading.Event()
+    for job in jobs:
+        _end_leftover(job)
 
     def work(job: Job) -> dict[str, Any]:
         if finished(job) or stop.is_set():
             return read_json(beside(job.folder, ".json"))
         slot = slots.get()
         try:
-            alone = at_once <= gpus if gpus else at_once == 1
+            alone = at_once <= max(1, len(gpus))
             threads = max(1, (os.cpu_count() or 1) // at_once)
-            launcher = launch_command(slot % gpus if gpus else None, threads, mixed_precision)
+            launcher = launch_command(gpus[slot % len(gpus)] if gpus else None, threads, mixed_precision)
             return _run(job, launcher, {"alone": alone, "threads": threads}, children, stop)
         finally:
             slots.put(slot)
@@ -122,9 +122,18 @@ def run_jobs(
             raise
 
 
-def launch_command(gpu: int | None, threads: int, mixed_precision: str) -> list[str]:
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that their users know."""
+    import torch  # the command reads RECIPES from here, and must start at once
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return chosen[:count] if chosen != [""] else [str(i) for i in range(count)]
+
+
+def launch_command(gpu: str | None, threads: int, mixed_precision: str) -> list[str]:
     """`accelerate launch` with every choice made, so that no machine's default config has a say."""
-    device = ["--cpu"] if gpu is None else ["--gpu_ids", str(gpu)]
+    device = ["--cpu"] if gpu is None else ["--gpu_ids", gpu]
     one = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
     rest = ["--mixed_precision", mixed_precision, "--num_cpu_threads_per_process", str(threads)]
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *device, *one, *rest]
@@ -136,9 +145,6 @@ def _run(
     """Start one run and wait for it; gives the record of its process."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     record_file = beside(job.folder, ".json")
-    left = read_json(record_file)
-    if "exit_code" not in left and "pid" in left:
-        end(left["pid"], left["created"])
     command = [*launcher, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
     record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
     began = time.perf_counter()
@@ -161,6 +167,13 @@ def _run(
         record |= {"exit_code": 1, "last_lines": "it ended without a report"}
     _write(record_file, record)
     return record
+
+
+def _end_leftover(job: Job) -> None:
+    """End a run that outlived a comparison which was killed: it would write into the folder, and share the device."""
+    record = read_json(beside(job.folder, ".json"))
+    if "exit_code" not in record and record.get("created") is not None:
+        end(record["pid"], record["created"])
 
 
 def created(pid: int) -> float | None:

@@ -72,7 +72,7 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
     return tell
 
 
-def compare(cfg: CompareRecipe) -> int:
+def run_alone(cfg: CompareRecipe) -> int:
     """Run `main` as the only one in its folder; the exit code is 1 where a run failed, 2 where the user can mend it."""
     folder = Path(cfg.output_dir).expanduser()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -93,4 +93,4 @@ def compare(cfg: CompareRecipe) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(compare(parse_config(CompareRecipe)))
+    sys.exit(run_alone(parse_config(CompareRecipe)))
