@@ -70,7 +70,7 @@ def _scores(comparison: Comparison) -> Section:
     arms = sorted(comparison.arms, key=lambda arm: arm.control)
     lines = []
     if any(arm.control for arm in arms):
-        lines.append("control: not ranked; shows what the task is worth without a pretrained encoder.")
+        lines.append("control: not ranked; shows what the task is worth.")
     if any(arm.at_edge for arm in arms):
         lines.append("edge: the lowest or the highest rate that was tried; a better one may lie beyond it.")
     if any(arm.gap is not None for arm in arms):

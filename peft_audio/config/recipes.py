@@ -100,8 +100,7 @@ class AttentionHeadsConfig:
         scoring_batches: Batches of training clips that the heads are scored on, at most an epoch of them; with
             data.streaming, training goes on behind them. A choice: 16 hold 256 clips by default.
         head_steps: Steps, each over all of those clips, for which the fresh head is fitted before the scores are taken.
-            It starts anew afterwards, so that training is as long as in other recipes. A choice: on the bundled clips
-            50, 200 and 800 choose the same four heads.
+            It starts anew afterwards, so that training is as long as in other recipes. A choice.
     """
 
     count: int = 4
