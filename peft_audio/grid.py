@@ -136,11 +136,15 @@ def tuning_jobs(cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], s
 
 
 def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict[str, int]) -> list[Job]:
-    """A run a seed of every cell, seeds outermost: what stops early has all arms with fewer seeds."""
+    """A run a seed of every cell, seeds outermost: what stops early has all arms with fewer seeds.
+
+    A baseline draws nothing, so one seed says all.
+    """
     return [
         make_job(cfg, cell, "final", seed, rate, **budget(cfg, cell, steps))
         for seed in range(cfg.seeds)
         for cell, rate in chosen.items()
+        if seed == 0 or is_tuned(cfg, cell)
     ]
 
 

@@ -81,7 +81,7 @@ def _arm_plan(cfg: CompareRecipe, job: Job) -> ArmPlan:
         least = len(grid_of(cfg, cfg.all_arms()[job.arm]))
         trials = [least, least + cfg.extra_trials] if least > 1 else [0, 0]
     least_runs, most_runs = (count * cfg.tuning_seeds * folds for count in trials)
-    final_runs = cfg.seeds * folds
+    final_runs = folds * (1 if job.recipe == "baseline" else cfg.seeds)
     train, tuning, final = _seconds(cfg, job, report, record)
     return ArmPlan(
         name=job.arm,

@@ -85,7 +85,7 @@ def test_final_runs_have_fresh_seeds_and_alone_read_the_test_split(tmp_path: Pat
     run, made = recorder()
     chosen = tune(cfg, run, {})
     jobs = final_jobs(cfg, chosen, {})
-    assert len(jobs) == 3 * 3 * 2 and len({job.folder for job in jobs}) == len(jobs)
+    assert len(jobs) == 3 * (2 + 2 + 1) and len({job.folder for job in jobs}) == len(jobs)
     assert all(job.flags["train.evaluate_test"] for job in jobs)
     assert {job.flags["data.fold"] for job in jobs} == {0, 1, 2}
     assert not {job.flags["train.seed"] for job in jobs} & {job.flags["train.seed"] for job in made}
