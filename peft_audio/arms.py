@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from statistics import mean, median
 from typing import Any
 
@@ -70,7 +70,7 @@ def make_arm(
         num_trainable_params=first.get("trainable_parameters"),
         num_total_params=first.get("total_parameters"),
         file_size=first.get("adapter_bytes"),
-        encoder_drift=max((report.get("encoder_drift") or 0.0 for report in reports), default=None),
+        encoder_drift=_largest(report.get("encoder_drift") for report in reports),
         front=(),
         curves=tuple(_curve(run) for run in finals),
         failures=failures,
@@ -114,6 +114,12 @@ def _macro_f1(table: pd.DataFrame) -> float:
     return float(f1_score(table["label"], table["predicted"], average="macro", zero_division=0))
 
 
+def _largest(values: Iterable[Any]) -> float | None:
+    """None where one is unknown, or there is none; NaN where one is."""
+    known = list(values)
+    return None if not known or None in known else float(np.max(known))
+
+
 def _median(values: Iterable[Any]) -> float | None:
     known = [value for value in values if value is not None]
     return float(median(known)) if known else None
@@ -130,9 +136,11 @@ def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[st
     return dict(found)
 
 
-def by_seed(runs: Sequence[Finished]) -> dict[int, pd.DataFrame]:
-    """Predictions on the test clips of each seed, over all folds together."""
-    seeds = sorted({run.seed for run in runs})
+def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, pd.DataFrame]:
+    """Predictions on the test clips of each seed that all folds were held out with, those of all folds together."""
+    seeds = [
+        seed for seed in sorted({run.seed for run in runs}) if {run.fold for run in runs if run.seed == seed} == folds
+    ]
     return {
         seed: pd.concat([predictions_of(run) for run in runs if run.seed == seed]).sort_values("id", ignore_index=True)
         for seed in seeds

@@ -161,10 +161,16 @@ def run_plan(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from peft_audio.config import CompareRecipe, parse_config
+    from peft_audio.launching import alone_in
     from peft_audio.plan import plan, print_plan
 
     cfg = parse_config(CompareRecipe, options.settings)
-    arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record.get('seconds', 0):.0f} s", file=sys.stderr))
+    try:
+        with alone_in(Path(cfg.output_dir).expanduser()):
+            arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record['seconds']:.0f} s", file=sys.stderr))
+    except KeyboardInterrupt:
+        print("stopped; what was timed stays.", file=sys.stderr)
+        return 130
     if options.json:
         print(json.dumps([asdict(arm) for arm in arms], indent=2))
     else:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peft_audio.compare import Question, compare
 from peft_audio.comparison import Comparison, Failure
-from peft_audio.config import CompareRecipe, read_config, to_yaml
-from peft_audio.finished import Finished, find_runs, named, read_run
-from peft_audio.launching import Job, beside, finished, read_json
+from peft_audio.config import CompareRecipe, UserError, read_config, to_yaml
+from peft_audio.finished import Finished, named, read_run
+from peft_audio.launching import Job, beside, diverged, finished, read_json, write_aside
 
 SETTINGS = "comparison.yaml"
 JOBS = "runs.json"
-# How our loop says that a rate was too high: a result of a trial, no failure of it.
-DIVERGED = ("the loss became", "the validation loss was never a finite number")
+
+
+@dataclass
+class Found:
+    """What was found so far: runs, what failed by arm, and rates that diverged by arm and fold."""
+
+    runs: list[Finished] = field(default_factory=list)
+    failures: dict[str, list[Failure]] = field(default_factory=dict)
+    diverged: dict[tuple[str, int | None], list[float]] = field(default_factory=dict)
 
 
 def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     """Write down what belongs to the comparison, for `peft-audio report`."""
     folder = Path(cfg.output_dir).expanduser()
-    (folder / SETTINGS).write_text(to_yaml(cfg), encoding="utf-8")
     listed = [
         {
             "arm": job.arm,
@@ -33,59 +39,89 @@ def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
         }
         for job in jobs
     ]
-    (folder / JOBS).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    write_aside(folder / SETTINGS, to_yaml(cfg))
+    write_aside(folder / JOBS, json.dumps({"jobs": listed}, indent=1) + "\n")
 
 
 def read_comparison(folders: Sequence[Path], reference: str | None = None, margin: float | None = None) -> Comparison:
     """What the runs in some folders say together.
 
     Args:
-        folders: Of comparisons, whose own settings and lists of runs count, or of any runs.
+        folders: Of comparisons, whose own settings and lists of runs count, or of any runs; searched to the bottom.
         reference: The arm to hold the others against; the comparison's own when not given.
         margin: The difference in accuracy that matters; likewise.
 
     Raises:
-        UserError: There is nothing to compare in them, or what is there is damaged.
+        UserError: There is nothing to compare in them, what is there is damaged, or two comparisons have arms of one
+            name.
     """
-    runs: list[Finished] = []
-    failures: dict[str, list[Failure]] = {}
-    diverged: dict[tuple[str, int | None], list[float]] = {}
-    question = Question()
-    for folder in folders:
-        if (folder / JOBS).is_file() and (folder / SETTINGS).is_file():
-            cfg = read_config(CompareRecipe, ["--config", str(folder / SETTINGS)])
-            controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
-            question = Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds is not None)
-            for job in _jobs(folder):
-                _take(job, folder, controls, runs, failures, diverged)
-        else:
-            runs += find_runs(folder)
+    found, question, settings = Found(), Question(), {}
+    for folder in map(Path.resolve, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
+        comparisons = sorted(path.parent for path in folder.rglob(JOBS) if (path.parent / SETTINGS).is_file())
+        for inner in comparisons:
+            settings[inner] = read_config(CompareRecipe, ["--config", str(inner / SETTINGS)])
+            question = _question(settings[inner])
+            for job in _jobs(inner):
+                _take(job, inner, question.controls, found)
+        reports = sorted(path.parent for path in folder.rglob("report.json"))
+        loose = [path for path in reports if not any(path.is_relative_to(inner) for inner in comparisons)]
+        if not loose and not comparisons:
+            raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
+        for path in loose:
+            _take_loose(path, folder, found)
+    _check_names(settings)
     question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
-    return compare(named(runs), question, failures, diverged)
+    return compare(named(found.runs), question, found.failures, found.diverged)
+
+
+def _question(cfg: CompareRecipe) -> Question:
+    controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
+    return Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds)
+
+
+def _check_names(settings: dict[Path, CompareRecipe]) -> None:
+    """Arms of one name in two comparisons would become one arm."""
+    homes: dict[str, Path] = {}
+    for folder, cfg in settings.items():
+        for name in cfg.arms:
+            if name in homes:
+                raise UserError(f"{homes[name]} and {folder} both have an arm {name}; report on them one by one.")
+            homes[name] = folder
 
 
 def _jobs(folder: Path) -> list[Job]:
-    listed = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+    listed = read_json(folder / JOBS).get("jobs")
+    if listed is None:
+        raise UserError(f"{folder / JOBS} is damaged; start the comparison again, it keeps what is finished.")
     return [Job(**(entry | {"folder": folder / entry["folder"]})) for entry in listed]
 
 
-def _take(
-    job: Job,
-    folder: Path,
-    controls: frozenset[str],
-    runs: list[Finished],
-    failures: dict[str, list[Failure]],
-    diverged: dict[tuple[str, int | None], list[float]],
-) -> None:
+def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> None:
     """Put one job of a comparison where it belongs."""
     if finished(job):
         run = read_run(job.folder)
-        runs.append(replace(run, control=run.control or job.arm in controls))
+        found.runs.append(replace(run, control=run.control or job.arm in controls))
+        return
+    if diverged(job):
+        rates = found.diverged.setdefault((job.arm, job.flags.get("data.fold")), [])
+        rates.append(job.flags["train.learning_rate"])
         return
     record = read_json(beside(job.folder, ".json"))
     said = record.get("last_lines", "it was not run to its end")
-    if job.phase == "tuning" and any(words in said for words in DIVERGED):
-        diverged.setdefault((job.arm, job.flags.get("data.fold")), []).append(job.flags["train.learning_rate"])
-        return
     place = job.folder.relative_to(folder).as_posix()
-    failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), said))
+    found.failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), said))
+
+
+def _take_loose(path: Path, folder: Path, found: Found) -> None:
+    """Put a run that no list names where it belongs; one that a launcher saw fail left an old report behind."""
+    record = read_json(beside(path, ".json"))
+    if record.get("phase") == "timing":
+        return
+    if "flags" in record and record.get("exit_code") != 0:
+        said = record.get("last_lines", "it was not run to its end")
+        lost = Failure(path.relative_to(folder).as_posix(), record.get("exit_code", -1), said)
+        found.failures.setdefault(record["arm"], []).append(lost)
+        return
+    found.runs.append(read_run(path))

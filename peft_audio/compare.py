@@ -12,8 +12,8 @@ from peft_audio.arms import by_seed, correctness, make_arm, trials_of
 from peft_audio.comparison import Arm, Comparison, Failure
 from peft_audio.config import UserError
 from peft_audio.contribution import peft_result
-from peft_audio.finished import Finished
-from peft_audio.rules import Arms, broken_rules
+from peft_audio.finished import Finished, predictions_of
+from peft_audio.rules import Arms, broken_rules, hashes
 from peft_audio.statistics import Difference, claim, holm, paired_difference, resolution
 
 COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
@@ -28,14 +28,14 @@ class Question:
         margin: The difference in accuracy that matters.
         order: Names of the arms in the order of the settings; others follow.
         controls: Arms that were declared controls.
-        timed: Whether the budget was a time.
+        seconds: Of training that each run was given, where the budget was a time.
     """
 
     reference: str = "full"
     margin: float = 0.02
     order: tuple[str, ...] = ()
     controls: frozenset[str] = frozenset()
-    timed: bool = False
+    seconds: float | None = None
 
 
 def compare(
@@ -56,34 +56,48 @@ def compare(
         UserError: There is no final run.
     """
     failures = failures or {}
-    names = [name for name in question.order if name in failures or any(run.arm == name for run in runs)]
-    names += sorted({run.arm for run in runs} - set(names))
+    names = [*question.order, *sorted({run.arm for run in runs} - set(question.order))]
     finals = {name: [run for run in runs if run.arm == name and run.final] for name in names}
     tuning = {name: [run for run in runs if run.arm == name and not run.final] for name in names}
-    some = next((run for arm in finals.values() for run in arm), None)
-    if some is None:
-        raise UserError("no run read the test split; a comparison needs final runs (train.evaluate_test true).")
-    metric = some.settings.get("train.best_metric", "macro_f1")
+    competing = {name: arm for name, arm in finals.items() if _competes(name, arm, question)}
+    if not any(finals.values()):
+        raise UserError(_nothing(failures))
+    first = next(run for arm in (*competing.values(), *finals.values()) for run in arm)
+    metric = first.settings.get("train.best_metric", "macro_f1")
     trials = {key: scores for name in names for key, scores in trials_of(name, tuning[name], metric).items()}
     for key, rates in (diverged or {}).items():
         trials[key] = {**trials.get(key, {}), **dict.fromkeys(rates, (-math.inf, -math.inf))}
-    tables = {name: by_seed(arm) for name, arm in finals.items() if arm}
-    competing = {name: arm for name, arm in finals.items() if arm and not arm[0].control}
-    lost = {name: found for name, found in failures.items() if name not in question.controls}
-    broken = broken_rules(competing, tuning, trials, lost, question.timed)
+    folds = {run.fold for arm in finals.values() for run in arm}
+    tables = {name: by_seed(arm, folds) for name, arm in finals.items()}
+    lost = {name: found for name, found in failures.items() if name in competing}
+    broken = broken_rules(competing, tuning, trials, lost, question.seconds is not None)
     arms = [
-        make_arm(name, finals[name], tuning[name], trials, tables.get(name, {}), tuple(failures.get(name, ())))
+        make_arm(name, finals[name], tuning[name], trials, tables[name], tuple(failures.get(name, ())))
         for name in names
     ]
-    arms = with_differences(arms, tables, question)
-    arms = with_fronts(ranked(arms) if not broken else arms)
-    return _described(arms, finals, tables, broken, question, metric)
+    arms = [replace(arm, control=arm.name not in competing) for arm in arms]
+    arms = with_differences(arms, finals, tables, question)
+    # What a broken rule forbids is not only the order: no sentence, no front.
+    arms = [replace(arm, claim=None) for arm in arms] if broken else with_fronts(ranked(arms))
+    return _described(arms, finals, tables, broken, question, first)
+
+
+def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
+    """Whether an arm is held to the rules. The reference always is: others are held against it."""
+    return name == question.reference or not (name in question.controls or any(run.control for run in finals))
+
+
+def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
+    for name, lost in failures.items():
+        if lost:
+            return f"every final run is missing; the first of {name} that failed said:\n{lost[0].last_lines}"
+    return "no run read the test split; a comparison needs final runs (train.evaluate_test true)."
 
 
 def with_differences(
-    arms: Sequence[Arm], tables: Mapping[str, Mapping[int, pd.DataFrame]], question: Question
+    arms: Sequence[Arm], finals: Arms, tables: Mapping[str, Mapping[int, pd.DataFrame]], question: Question
 ) -> list[Arm]:
-    """Each arm against the reference, where both heard the same test clips; controls too, outside of the correction."""
+    """Each arm against the reference, on the same data, splits and clips; controls too, outside of the correction."""
     reference = tables.get(question.reference)
     if not reference:
         return list(arms)
@@ -92,19 +106,20 @@ def with_differences(
     base = next(arm for arm in arms if arm.name == question.reference)
     found: dict[str, Difference] = {}
     for arm in arms:
-        own = tables.get(arm.name)
-        same = own and all(table["id"].equals(clips["id"]) for table in (*own.values(), *reference.values()))
-        if own and same and arm.name != question.reference:
+        own = tables[arm.name]
+        same = hashes(finals[arm.name]) == hashes(finals[base.name]) and all(
+            table[["id", "label"]].equals(clips[["id", "label"]]) for table in (*own.values(), *reference.values())
+        )
+        if own and same and arm is not base:
             found[arm.name] = paired_difference(correctness(own), correctness(reference), groups)
     held = [arm.name for arm in arms if arm.name in found and not arm.control]
     corrected = dict(zip(held, holm([found[name].p_value for name in held]), strict=True)) if held else {}
-    resolved = resolution([found[name] for name in held]) if held else None
     return [
         replace(
             arm,
             difference=found.get(arm.name),
             p_holm=corrected.get(arm.name),
-            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question.margin, resolved)
+            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question.margin)
             if arm.name in held
             else None,
         )
@@ -153,15 +168,14 @@ def _mean(arm: Arm) -> float:
     return arm.test_accuracy.interval.mean if arm.test_accuracy else -math.inf
 
 
-def _claim(
-    arm: Arm, reference: Arm, difference: Difference, p_holm: float, margin: float, resolved: float | None
-) -> str:
+def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, margin: float) -> str:
     """The sentence a reader needs: how far apart, at what share of the parameters, and what these clips can tell."""
     sentence = claim(arm.name, reference.name, difference, margin, p_holm).rstrip(".")
     if arm.num_trainable_params and reference.num_trainable_params:
         ratio = reference.num_trainable_params / arm.num_trainable_params
-        sentence += f", at 1/{ratio:.0f} of its trained parameters" if ratio >= 1.5 else ""
-    return sentence + (f"; this test split can resolve {100 * resolved:.1f} points." if resolved is not None else ".")
+        share = f"1/{ratio:.0f}" if ratio >= 5 else f"{1 / ratio:.0%}"
+        sentence += f", with {share} of its trained parameters"
+    return f"{sentence}; for these two, this test can resolve {100 * resolution([difference]):.1f} points."
 
 
 def _described(
@@ -170,11 +184,10 @@ def _described(
     tables: Mapping[str, Mapping[int, pd.DataFrame]],
     broken: Sequence[str],
     question: Question,
-    metric: str,
+    first: Finished,
 ) -> Comparison:
     every = [run for arm in finals.values() for run in arm]
-    first = next((run for run in every if not run.control), every[0])
-    clips = next(iter(tables[first.arm].values()))
+    clips = next((table for arm in tables.values() for table in arm.values()), predictions_of(first))
     groups = clips["group"].replace("", None)
     held = [arm.difference for arm in arms if arm.difference and not arm.control]
     folds = {run.fold for run in every} - {None}
@@ -191,7 +204,7 @@ def _described(
         groups=None if groups.isna().any() else groups.nunique(),
         folds=len(folds) or None,
         budget=_budget(first, question),
-        best_metric=metric,
+        best_metric=first.settings.get("train.best_metric", "macro_f1"),
         resolution=resolution(held) if held else None,
         conditional=any(difference.conditional for difference in held),
         device=first.report.get("device", ""),
@@ -203,8 +216,8 @@ def _described(
 
 
 def _budget(run: Finished, question: Question) -> str:
-    if question.timed:
-        return "the same seconds of training, as steps that a timing run said fit in"
+    if question.seconds is not None:
+        return f"{question.seconds:g} s of training, as the steps that fit in when a few were timed"
     steps = run.settings.get("train.max_steps")
     return f"{steps} steps" if steps else f"{run.settings.get('train.epochs')} epochs"
 
@@ -217,11 +230,14 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
     for arm in arms:
         if arm.at_edge:
             yield f"{arm.name}: its best learning rate is at the edge of those tried; a better one may lie beyond."
-    bases = {run.report.get("base_sha256") for run in runs if not run.control}
-    if len(bases) > 1:
+        spent = arm.train_time
+        if spent and question.seconds and not arm.control and not 0.8 < spent / question.seconds < 1.25:
+            yield f"{arm.name}: {question.seconds:g} s of training became {spent:.0f} s; the timed steps misled."
+    pretrained = [run for run in runs if not run.control]
+    if len({run.report.get("base_sha256") for run in pretrained}) > 1:
         yield "the arms do not share one pretrained encoder."
     for what in ("device", "mixed_precision", "versions"):
-        if len({str(run.report.get(what)) for run in runs}) > 1:
+        if len({str(run.report.get(what)) for run in pretrained}) > 1:
             yield f"the runs differ in {what}; compare costs with care."
     if any(not run.alone for run in runs):
         yield "some runs shared their device, or nobody knows whether they did; their times and memory are left out."

@@ -29,6 +29,20 @@ OF_A_RUN = {
 }
 
 
+# What any report says that can be compared; other fields may be missing in those of earlier versions.
+NEEDED = {
+    "strategy",
+    "seed",
+    "dataset_sha256",
+    "split_sha256",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "validation_loss",
+    "validation_clips",
+    "train_clips",
+}
+
+
 @dataclass(frozen=True)
 class Finished:
     """One run.
@@ -74,9 +88,10 @@ def read_run(folder: Path) -> Finished:
         UserError: One of them is missing or damaged, or was made by something else.
     """
     report = read_json(folder / "report.json")
-    missing = {"strategy", "seed", "split_sha256", "dataset_sha256", "validation_accuracy"} - report.keys()
+    missing = NEEDED - report.keys()
     if missing:
-        raise UserError(f"{folder / 'report.json'} is missing, damaged or no report of a recipe; run it again.")
+        what = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
+        raise UserError(f"{folder / 'report.json'} {what}; make the run again.")
     try:
         sections = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         settings = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
@@ -86,20 +101,6 @@ def read_run(folder: Path) -> Finished:
     final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
     control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
     return Finished(folder, start.get("arm", ""), final, report, settings, start.get("alone", False), control)
-
-
-def find_runs(folder: Path) -> list[Finished]:
-    """Every run in and under a folder.
-
-    Raises:
-        UserError: It does not exist or holds no report.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
-    found = sorted({path.parent for path in folder.rglob("report.json")})
-    if not found:
-        raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
-    return [read_run(path) for path in found if read_json(beside(path, ".json")).get("phase") != "timing"]
 
 
 def named(runs: Sequence[Finished]) -> list[Finished]:
@@ -124,7 +125,10 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
 def epochs_of(run: Finished) -> list[dict[str, Any]]:
     """What `metrics.jsonl` says of each epoch; nothing where there were none."""
     path = run.folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make the run again.") from error
     return [line for line in lines if "epoch" in line]
 
 

@@ -34,11 +34,18 @@ def cells(cfg: CompareRecipe) -> list[Cell]:
 
 
 def check_arms(cfg: CompareRecipe) -> None:
-    """Hold each arm's settings against its recipe, before anything runs.
+    """Hold each arm's settings against its recipe, and their trials against each other's, before anything runs.
 
     Raises:
-        UserError: A recipe does not take them; the arm is named.
+        UserError: A recipe does not take them, and the arm is named; or arms would be tried unequally often.
     """
+    arms = {name: cfg.all_arms()[name] for name in cfg.arms}
+    counts = {
+        name: len(grid_of(cfg, arm)) for name, arm in arms.items() if arm.recipe != "baseline" and not arm.control
+    }
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"--own_arms: arms have different numbers of learning rates ({given}); make them equal.")
     for name in cfg.arms:
         job = make_job(cfg, Cell(name, 0 if cfg.folds else None), "final", 0, first_rate(cfg, name))
         try:
@@ -62,8 +69,8 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
     flags = cfg.shared_settings(arm) | {"train.seed": seed, "train.evaluate_test": phase == "final"}
     if phase != "final":
         flags["train.evaluate_train"] = False
-        if arm.recipe != "baseline":
-            flags["train.verify_adapter"] = False
+    if phase == "tuning" and arm.recipe != "baseline":
+        flags["train.verify_adapter"] = False
     if rate is not None:
         flags["train.learning_rate"] = rate
     if cell.fold is not None:
@@ -106,20 +113,12 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
         The rate of each cell; cells whose trials all failed are left out.
     """
     tried = {cell: list(grid_of(cfg, cfg.all_arms()[cell.arm])) for cell in cells(cfg)}
-    counts = {cell.arm: len(rates) for cell, rates in tried.items() if is_tuned(cfg, cell)}
-    if len(set(counts.values())) > 1:
-        given = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-        raise UserError(
-            f"own_arms: arms are tried with different numbers of learning rates ({given}); make them equal."
-        )
-    if set(counts.values()) <= {1}:
-        return {cell: rates[0] for cell, rates in tried.items()}
+    if cfg.trials == 1:
+        return {cell: rates[len(rates) // 2] for cell, rates in tried.items()}
     for extra in range(cfg.extra_trials + 1):
-        jobs = [
-            job for cell, rates in tried.items() if is_tuned(cfg, cell) for job in tuning_jobs(cfg, cell, rates, steps)
-        ]
-        run(jobs, False)
-        trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tried.items() if is_tuned(cfg, cell)}
+        tuned = {cell: rates for cell, rates in tried.items() if is_tuned(cfg, cell)}
+        run([job for cell, rates in tuned.items() for job in tuning_jobs(cfg, cell, rates, steps)], False)
+        trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tuned.items()}
         trials = {cell: scores for cell, scores in trials.items() if any(map(_worked, scores.values()))}
         if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
             break

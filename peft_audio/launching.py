@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 PACKAGE = Path(__file__).parent
 # A wheel carries the recipes inside the package; a checkout has them beside it.
 RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 LAST_LINES = 12
+# How our loop says that a rate was too high: a result of a trial, no failure of it.
+DIVERGED = ("the loss became", "the validation loss was never a finite number")
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,30 @@ def beside(folder: Path, ending: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is missing or cut off."""
+    """What a JSON file holds; nothing where it is missing, cut off or no object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def finished(job: Job) -> bool:
     """Whether the run is there already, with a report and the same settings."""
-    start = read_json(beside(job.folder, ".json"))
-    report = read_json(job.folder / "report.json")
-    asked = json.loads(json.dumps(job.flags))
-    same = start.get("flags") == asked and start.get("recipe") == job.recipe
-    return same and start.get("exit_code") == 0 and "strategy" in report
+    return _record(job).get("exit_code") == 0 and "strategy" in read_json(job.folder / "report.json")
+
+
+def diverged(job: Job) -> bool:
+    """Whether the run tried a rate, with the same settings, that was too high: again it would be so again."""
+    said = _record(job).get("last_lines", "")
+    return job.phase == "tuning" and any(words in said for words in DIVERGED)
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """How the run was started and ended; nothing where that was with other settings."""
+    record = read_json(beside(job.folder, ".json"))
+    same = record.get("flags") == json.loads(json.dumps(job.flags)) and record.get("recipe") == job.recipe
+    return record if same else {}
 
 
 def run_jobs(
@@ -93,11 +108,9 @@ def run_jobs(
         slots.put(slot)
     children: list[subprocess.Popen[bytes]] = []
     stop = threading.Event()
-    for job in jobs:
-        _end_leftover(job)
 
     def work(job: Job) -> dict[str, Any]:
-        if finished(job) or stop.is_set():
+        if finished(job) or diverged(job) or stop.is_set():
             return read_json(beside(job.folder, ".json"))
         slot = slots.get()
         try:
@@ -117,8 +130,7 @@ def run_jobs(
             # Runs left to themselves would write into the folders that the next call uses.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(children):
-                end(child.pid)
+            end([child.pid for child in children])
             raise
 
 
@@ -153,8 +165,8 @@ def _run(
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
         if stop.is_set():
-            end(child.pid)
-        _write(record_file, record | {"pid": child.pid, "created": created(child.pid)})
+            end([child.pid])
+        write_aside(record_file, json.dumps(record | {"pid": child.pid, "created": _created(child.pid)}, indent=2))
         exit_code = child.wait()
     children.remove(child)
     if stop.is_set():
@@ -165,44 +177,59 @@ def _run(
         record["last_lines"] = "\n".join(log_text.strip().splitlines()[-LAST_LINES:])
     elif not read_json(job.folder / "report.json"):
         record |= {"exit_code": 1, "last_lines": "it ended without a report"}
-    _write(record_file, record)
+    write_aside(record_file, json.dumps(record, indent=2) + "\n")
     return record
 
 
-def _end_leftover(job: Job) -> None:
-    """End a run that outlived a comparison which was killed: it would write into the folder, and share the device."""
-    record = read_json(beside(job.folder, ".json"))
-    if "exit_code" not in record and record.get("created") is not None:
-        end(record["pid"], record["created"])
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a comparison's folder, without runs that a killed comparison left, and end one's own when told to stop.
+
+    Raises:
+        UserError: The folder cannot be made, or another comparison (or plan) holds it.
+    """
+    from peft_audio.config import UserError  # likewise
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            # They would write into folders that are about to be used, and share the device.
+            for path in folder.glob("runs/*/*.json"):
+                record = read_json(path)
+                if "exit_code" not in record and _created(record.get("pid")) == record.get("created"):
+                    end([record["pid"]] if "pid" in record else [])
+            yield
+    except Timeout as error:
+        raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
+    except OSError as error:
+        raise UserError(f"--output_dir: {folder} cannot be used ({error.strerror}); give another.") from error
 
 
-def created(pid: int) -> float | None:
+def _created(pid: int | None) -> float | None:
     """When a process began, so that another one with its number is not taken for it; None where it is gone."""
     try:
-        return psutil.Process(pid).create_time()
+        return psutil.Process(pid).create_time() if pid else None
     except psutil.NoSuchProcess:
         return None
 
 
-def end(pid: int, began: float | None = None) -> None:
-    """End a process and what it started, if it still runs (and is the one that began then)."""
-    try:
-        process = psutil.Process(pid)
-        if began is not None and process.create_time() != began:
-            return
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
+def end(pids: Sequence[int]) -> None:
+    """End processes and what they started, those that still run."""
+    family = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            family += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     for member in family:
-        try:
+        with suppress(psutil.NoSuchProcess):
             member.terminate()
-        except psutil.NoSuchProcess:
-            continue
     for member in psutil.wait_procs(family, timeout=5)[1]:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def write_aside(path: Path, text: str) -> None:
+    """Write a file so that nobody ever sees a part of it."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)

@@ -31,7 +31,7 @@ class ArmPlan:
         accelerator_memory_max: Peak memory of the timed steps, bytes; longer clips later on may need more.
         train_time: Seconds in training steps of one run that has the device to itself.
         total_time: Seconds of one final run, from start to report.
-        tuning_time: Seconds of one tuning run, likewise.
+        tuning_time: Seconds of one tuning run, likewise; a little high, because those do not verify what they save.
         runs: Tuning runs at least, tuning runs at most, final runs.
         seconds: Of all of them at least and at most, one after the other.
     """
@@ -58,9 +58,14 @@ def plan(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> lis
         UserError: An arm's settings are wrong, or its timed steps failed.
     """
     check_arms(cfg)
+    return [_arm_plan(cfg, job) for job in time_steps(cfg, tell)]
+
+
+def time_steps(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> list[Job]:
+    """Make the timing runs that are missing, each with the device to itself; all of them."""
     jobs = timing_jobs(cfg)
     run_jobs([job for job in jobs if not finished(job)], None, cfg.train.mixed_precision, tell)
-    return [_arm_plan(cfg, job) for job in jobs]
+    return jobs
 
 
 def at_once(cfg: CompareRecipe, costs_count: bool) -> int | None:
@@ -115,8 +120,9 @@ def _seconds(
             epochs = -(-made // clips)
         train = made / report["samples_per_second"]
     validation = report["validation_clips"] * report["inference_seconds"]
-    # The timed run validated after its only epoch and once more at the end.
-    fixed = record["seconds"] - report["train_seconds"] - 2 * validation
+    # The timed run validated after each of its epochs, and once more at the end.
+    timed_epochs = -(-report["steps"] * cfg.train.batch_size // clips)
+    fixed = record["seconds"] - report["train_seconds"] - (timed_epochs + 1) * validation
     tuning = fixed + train + (epochs + 1) * validation
     heard = report["test_clips"] + (report["train_clips"] if cfg.train.evaluate_train else 0)
     return train, tuning, tuning + heard * report["inference_seconds"]

@@ -12,7 +12,7 @@ from peft_audio.comparison import Arm, Comparison, Score
 NOTHING = "–"
 COSTS = "Costs"
 # These three and the time of inference are read from runs that had the device to themselves.
-TIMED = ("accelerator_memory_max", "train_time", "samples_per_second", "inference_seconds")
+TIMED = ("accelerator_memory_max", "train_time", "total_time", "samples_per_second", "inference_seconds")
 # What a terminal would have coloured, and other characters that a page cannot show.
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -111,6 +111,7 @@ def _costs(comparison: Comparison) -> Section:
         "saved, kB",
         "peak memory, MiB",
         "training, s",
+        "whole run, s",
         "clips/s",
         "inference, ms/clip",
     )
@@ -123,6 +124,7 @@ def _costs(comparison: Comparison) -> Section:
             _figures(arm.file_size, 1e-3),
             _figures(arm.accelerator_memory_max, 2**-20),
             _figures(arm.train_time),
+            _figures(arm.total_time),
             _figures(arm.samples_per_second),
             _figures(arm.inference_seconds, 1e3),
         )
@@ -158,8 +160,8 @@ def _guide(comparison: Comparison) -> tuple[str, ...]:
     margin = f"a difference of {_hundredths(comparison.margin)} points counts as worth having"
     if comparison.resolution is None or not math.isfinite(comparison.resolution):
         return (*found, f"Here {margin}.")
-    resolution = f"This test resolves differences of about {_hundredths(comparison.resolution)} points; {margin}"
-    wide = ", and the test is too small to rule one out" if comparison.resolution > comparison.margin else ""
+    resolution = f"For the least certain arm, this test resolves {_hundredths(comparison.resolution)} points; {margin}"
+    wide = ", which it cannot tell for that arm" if comparison.resolution > comparison.margin else ""
     return (*found, f"{resolution}{wide}.")
 
 

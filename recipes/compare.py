@@ -10,7 +10,6 @@ Starts the recipes as a user would, tries learning rates on validation, runs fre
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +17,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from peft_audio.collect import note_jobs, read_comparison
 from peft_audio.comparison import Comparison
 from peft_audio.config import CompareRecipe, UserError, parse_config
-from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
-from peft_audio.launching import Job, finished, read_json, run_jobs
+from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, tune
+from peft_audio.launching import Job, alone_in, diverged, finished, read_json, run_jobs
 from peft_audio.page import print_comparison, write_comparison
-from peft_audio.plan import at_once
+from peft_audio.plan import at_once, time_steps
 
 
 def main(cfg: CompareRecipe) -> Comparison:
@@ -37,7 +35,7 @@ def main(cfg: CompareRecipe) -> Comparison:
     done: list[Job] = []
 
     def run(jobs: Sequence[Job], costs_count: bool) -> None:
-        missing = [job for job in jobs if not finished(job)]
+        missing = [job for job in jobs if not (finished(job) or diverged(job))]
         done.extend(job for job in jobs if job not in done)
         note_jobs(cfg, done)
         if missing:
@@ -46,9 +44,8 @@ def main(cfg: CompareRecipe) -> Comparison:
 
     steps: dict[str, int] = {}
     if cfg.train_seconds is not None:
-        run(timing_jobs(cfg), True)
+        time_steps(cfg, teller(console, len(cfg.arms)))
         steps = steps_for_seconds(cfg)
-        done.clear()
     chosen = tune(cfg, run, steps)
     run(final_jobs(cfg, chosen, steps), True)
     comparison = read_comparison([Path(cfg.output_dir).expanduser()])
@@ -65,32 +62,27 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
         done = next(ended)
         left = (time.monotonic() - began) / done * (total - done) / 60
         report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
-        said = f"validation {report['validation_accuracy']:.3f}" if report else f"FAILED, see {job.folder}.log"
+        failed = "the loss diverged" if diverged(job) else f"FAILED, see {job.folder}.log"
+        said = f"validation {report['validation_accuracy']:.3f}" if report else failed
         line = f"[{done}/{total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
         console.print(f"{line}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
 
     return tell
 
 
-def run_alone(cfg: CompareRecipe) -> int:
+def conclude(cfg: CompareRecipe) -> int:
     """Run `main` as the only one in its folder; the exit code is 1 where a run failed, 2 where the user can mend it."""
     folder = Path(cfg.output_dir).expanduser()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
+        with alone_in(folder):
             return int(any(arm.failures for arm in main(cfg).arms))
-    except Timeout:
-        print(f"error: --output_dir: {folder} is in use by another comparison; wait, or give another.", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: --output_dir: {folder} cannot be used ({error.strerror}); give another.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"stopped; what is finished stays in {folder}. The same command goes on from there.", file=sys.stderr)
         return 130
-    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(run_alone(parse_config(CompareRecipe)))
+    sys.exit(conclude(parse_config(CompareRecipe)))

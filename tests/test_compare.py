@@ -187,26 +187,38 @@ def forget_tuning(folder: Path) -> None:
         remove(folder, path.relative_to(folder).as_posix())
 
 
+def rig_folds(folder: Path) -> None:
+    """Rates tried without folds, final runs with one."""
+    rig_setting(folder, "*/final*", "data", fold=1)
+
+
 RIGGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer trials": (lambda folder: remove(folder, "lora/tuning0.003"), "different numbers of learning rate trials"),
-    "another split": (lambda folder: rewrite(folder, "lora/*", split_sha256="t"), "different splits"),
-    "other data": (lambda folder: rewrite(folder, "lora/*", dataset_sha256="t"), "different data"),
+    "another split": (lambda folder: rewrite(folder, "lora/*", split_sha256="t"), "different data or splits"),
+    "other data": (lambda folder: rewrite(folder, "lora/*", dataset_sha256="t"), "different data or splits"),
+    "tuned on another split": (lambda folder: rewrite(folder, "*/tun*", split_sha256="t"), "runs of one fold are of"),
+    "data that changed half-way": (lambda folder: rewrite(folder, "*/final4", dataset_sha256="t"), "runs of one fold"),
+    "tuned elsewhere": (rig_folds, "no rate was tried on the validation clips of fold 1"),
     "chosen on the test clips": (
         lambda folder: rewrite(folder, "lora/*", validation_is_test=True),
-        "chosen on the test clips",
+        "chosen on the test",
     ),
     "a rate of its own": (
         lambda folder: rig_setting(folder, "lora/final*", "train", learning_rate=3e-3),
         "final runs use rate 0.003, validation chose 0.001",
     ),
     "more epochs": (lambda folder: rig_setting(folder, "lora/*", "train", epochs=16), "different train.epochs"),
+    "more windows": (lambda folder: rig_setting(folder, "lora/*", "data", window_seconds=0.2), "data.window_seconds"),
+    "chosen otherwise": (
+        lambda folder: rig_setting(folder, "lora/*", "train", best_metric="loss"),
+        "train.best_metric",
+    ),
     "fewer seeds": (lambda folder: remove(folder, "lora/final4"), "lora: 4 final seeds"),
     "other seeds": (lambda folder: rewrite(folder, "lora/final4", seed=9), "different final seeds"),
     "seeds of the tuning": (lambda folder: rewrite(folder, "*/final4", seed=1000), "served for tuning"),
-    "frozen weights moved": (
-        lambda folder: rewrite(folder, "lora/final0", encoder_drift=1e-7),
-        "encoder changed, by 1e-07",
-    ),
+    "frozen weights moved": (lambda folder: rewrite(folder, "lora/final3", encoder_drift=1e-7), "changed by 1e-07"),
+    "frozen weights are no numbers": (lambda folder: rewrite(folder, "lora/final3", encoder_drift=np.nan), "by nan"),
+    "nobody looked at frozen weights": (lambda folder: rewrite(folder, "lora/final3", encoder_drift=None), "by None"),
     "no tuning": (forget_tuning, "no arm's learning rate was chosen on validation"),
 }
 
@@ -217,7 +229,47 @@ def test_nothing_is_ranked_where_a_rule_is_broken(folder: Path, case: str) -> No
     rig(folder)
     comparison = read_comparison([folder])
     assert any(said in rule for rule in comparison.broken_rules), comparison.broken_rules
-    assert all(arm.rank is None for arm in comparison.arms)
+    assert all(arm.rank is None and arm.claim is None and not arm.front for arm in comparison.arms)
+
+
+def test_a_tuning_run_that_read_the_test_split_breaks_a_rule(folder: Path) -> None:
+    """In a comparison's own folder the launcher says what a run was for."""
+    for path in folder.glob("lora/*"):
+        start = {"arm": "lora", "phase": "tuning" if "tuning" in path.name else "final", "exit_code": 0}
+        path.with_name(path.name + ".json").write_text(json.dumps(start))
+    rewrite(folder, "lora/tuning*", test_accuracy=0.9)
+    assert any("tuning runs read the test split" in rule for rule in read_comparison([folder]).broken_rules)
+
+
+@pytest.mark.parametrize("name", ["dataset_sha256", "split_sha256"])
+def test_arms_on_other_data_or_splits_are_never_paired(folder: Path, name: str) -> None:
+    rewrite(folder, "lora/*", **{name: "t"})
+    assert by_name(read_comparison([folder]))["lora"].difference is None
+
+
+def test_a_control_cannot_be_the_reference_that_escapes_the_rules(folder: Path) -> None:
+    for seed in SEEDS[:2]:
+        write_run(folder / "control" / str(seed), "log_mel", seed, 1e-3, correct_clips(0.4, seed), pretrained=False)
+    comparison = read_comparison([folder], reference="log_mel")
+    assert any("log_mel: 2 final seeds" in rule for rule in comparison.broken_rules)
+
+
+def test_a_run_that_failed_again_does_not_count_by_its_old_report(folder: Path) -> None:
+    record = {"arm": "lora", "phase": "final", "flags": {}, "exit_code": 1, "last_lines": "out of memory"}
+    (folder / "lora" / "final4.json").write_text(json.dumps(record))
+    comparison = read_comparison([folder])
+    assert by_name(comparison)["lora"].failures[0].last_lines == "out of memory"
+    assert "lora: 1 of its runs failed." in comparison.broken_rules
+
+
+def test_seeds_without_all_folds_are_left_out(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        write_arm(tmp_path / f"fold{fold}", "full", 0.9, draw=fold, **{"data.fold": fold}, split_sha256=f"s{fold}")
+    remove(tmp_path, "fold1/full/final4")
+    (arm,) = read_comparison([tmp_path]).arms
+    assert arm.seeds == (0, 1, 2, 3)
+    pooled = [np.concatenate([correct_clips(0.9, fold + seed) for fold in (0, 1)]).mean() for seed in arm.seeds]
+    assert arm.test_accuracy.values == pytest.approx(pooled)
 
 
 def test_arms_on_other_clips_are_never_paired(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from peft_audio.config import ArmConfig, CompareRecipe, TrainConfig, UserError
-from peft_audio.grid import Cell, final_jobs, steps_for_seconds, timing_jobs, tune
+from peft_audio.grid import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
 from peft_audio.launching import Job, beside, finished
 from peft_audio.plan import _arm_plan
 
@@ -101,9 +101,9 @@ def test_an_arm_whose_trials_all_fail_leaves_the_others_alone(tmp_path: Path) ->
 
 def test_arms_may_not_bring_more_trials_than_others(tmp_path: Path) -> None:
     own = {"mine": ArmConfig("lora", [1e-3, 3e-3, 1e-2, 3e-2])}
-    cfg = settings(tmp_path, arms=["lora", "mine"], own_arms=own)
+    cfg = settings(tmp_path, arms=["lora", "mine"], own_arms=own, reference="lora")
     with pytest.raises(UserError, match=r"different numbers of learning rates \(lora 3, mine 4\)"):
-        tune(cfg, recorder()[0], {})
+        check_arms(cfg)
 
 
 def test_a_budget_in_seconds_becomes_steps_by_what_was_timed(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_a_budget_in_seconds_becomes_steps_by_what_was_timed(tmp_path: Path) -> 
 
 
 def test_a_plan_adds_up(tmp_path: Path) -> None:
-    """30 s around 12 steps in 10 s; 8 epochs of 100 clips at 20 clips a second, 10 validations and one test."""
-    cfg = settings(tmp_path, arms=["lora"], seeds=5, extra_trials=1)
+    """12 steps (two epochs) took 10 of 30 s; wanted are 8 epochs of 100 clips, at 20 clips and 50 clips a second."""
+    cfg = settings(tmp_path, arms=["lora"], reference="lora", seeds=5, extra_trials=1)
     (job,) = timing_jobs(cfg)
     measured = {"steps": 12, "train_seconds": 10.0, "samples_per_second": 20.0, "inference_seconds": 0.02}
     clips = {"train_clips": 100, "validation_clips": 50, "test_clips": 60}
@@ -127,7 +127,7 @@ def test_a_plan_adds_up(tmp_path: Path) -> None:
     write(job, report_of(job) | measured | clips | costs)
     pd.DataFrame({"split": ["train"] * 100 + ["test"] * 60}).to_parquet(job.folder / "splits.parquet")
     arm = _arm_plan(cfg, job)
-    tuning = (30 - 10 - 2 * 1) + 800 / 20 + 9 * 1
+    tuning = (30 - 10 - 3 * 1) + 800 / 20 + 9 * 1
     assert arm.train_time == pytest.approx(40)
     assert arm.tuning_time == pytest.approx(tuning)
     assert arm.total_time == pytest.approx(tuning + (60 + 100) * 0.02)

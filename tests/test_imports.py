@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "baseline": "accelerator audio collection config data evaluation models report run",
     "check": "collection config fingerprint scan sources splitting",
     "search": "",
-    "launching": "",
+    "launching": "config",
     "finished": "config launching",
     "comparison": "statistics",
     "contribution": "finished launching",

@@ -61,8 +61,9 @@ class ArmConfig:
         why = REFUSED.get(self.recipe.lower())
         require(why is None, "own_arms", self.recipe, f"one of {', '.join(RECIPES)}: {why}", "Try lora.")
         require(self.recipe in RECIPES, "own_arms", self.recipe, f"one of {', '.join(RECIPES)}", "Try lora.")
-        usable = all(positive(rate) for rate in self.learning_rates)
-        require(usable, "own_arms", self.learning_rates, "learning rates above 0", "Leave them out, or try [1e-3].")
+        rates = self.learning_rates
+        usable = all(map(positive, rates)) and len(set(rates)) == len(rates)
+        require(usable, "own_arms", rates, "different learning rates above 0", "Leave them out, or try [1e-3].")
         decided = [name for name in self.flags if name in {f"train.{part}" for part in DECIDED}]
         require(
             not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags."
@@ -116,7 +117,7 @@ class CompareRecipe:
             at most this many times; that arm looks further out, the others between their best rates.
         tuning_seeds: Seeds that a learning rate is tried with; never those of the final runs.
         seeds: Final runs of each arm, with fresh seeds, the only ones that read the test split. Below 5 nothing is
-            ranked.
+            ranked. A baseline, which draws nothing, is run once.
         folds: Divide the clips into so many folds and hold each out once, as data.fold does; rates are chosen in each
             anew, and the test clips of all are pooled.
         train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
@@ -157,6 +158,8 @@ class CompareRecipe:
             usable = name.replace("_", "").replace("-", "").replace(".", "").isalnum() and not name.startswith(".")
             require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "It names a folder.")
         require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "different arms", "Name each once.")
+        usable = self.reference in self.arms
+        require(usable, "reference", self.reference, f"one of the arms: {', '.join(self.arms)}", "Add it, or name one.")
         require(0 < self.margin < 1, "margin", self.margin, "between 0 and 1", "Try 0.02, two points.")
         for name, least in (("trials", 1), ("extra_trials", 0), ("tuning_seeds", 1), ("seeds", 1)):
             value = getattr(self, name)

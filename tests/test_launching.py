@@ -1,0 +1,140 @@
+"""Runs as processes, with small scripts in the place of recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from peft_audio import launching
+from peft_audio.config import UserError
+from peft_audio.launching import Job, alone_in, beside, diverged, end, finished, launch_command, read_json, run_jobs
+
+REPORTS = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--train.output_dir") + 1])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "report.json").write_text(json.dumps({"strategy": "x", "gpu": os.environ.get("GPU")}))
+"""
+SCRIPTS = {
+    "good": REPORTS,
+    "silent": "",
+    "broken": "print('reading clips'); raise SystemExit('out of memory')",
+    "wild": "import sys; print('error: the loss became nan at step 3 (epoch 1)'); sys.exit(2)",
+    "endless": "import time; time.sleep(600)",
+}
+
+
+@pytest.fixture(autouse=True)
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(launching, "RECIPES", tmp_path)
+    monkeypatch.setattr(
+        launching, "launch_command", lambda gpu, threads, precision: ["env", f"GPU={gpu}", sys.executable]
+    )
+    monkeypatch.setattr(launching, "visible_gpus", list)
+
+
+def job(folder: Path, recipe: str, name: str = "run", phase: str = "final", **flags: Any) -> Job:
+    return Job("arm", phase, recipe, flags, folder / "runs" / "arm" / name)
+
+
+def run(jobs: list[Job], at_once: int | None = None) -> list[dict[str, Any]]:
+    """The records, in the order of the jobs."""
+    told: dict[Path, dict[str, Any]] = {}
+    run_jobs(jobs, at_once, "no", lambda job, record: told.update({job.folder: record}))
+    return [told[job.folder] for job in jobs]
+
+
+def test_a_run_is_made_once_for_its_settings(tmp_path: Path) -> None:
+    first = job(tmp_path, "good", epochs=3)
+    (record,) = run([first])
+    assert record["exit_code"] == 0 and record["alone"] and finished(first)
+    written = beside(first.folder, ".json").stat().st_mtime_ns
+    run([first])
+    assert beside(first.folder, ".json").stat().st_mtime_ns == written
+    assert not finished(job(tmp_path, "good", epochs=4))
+    (first.folder / "report.json").write_text('{"strat')
+    assert not finished(first)
+
+
+def test_what_failed_is_recorded_with_its_last_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "broken", "a"), job(tmp_path, "silent", "b"), job(tmp_path, "good", "c")]
+    broken, silent, good = run(jobs, at_once=2)
+    assert (broken["exit_code"], broken["last_lines"]) == (1, "reading clips\nout of memory")
+    assert (silent["exit_code"], silent["last_lines"]) == (1, "it ended without a report")
+    assert good["exit_code"] == 0 and not good["alone"]
+    assert read_json(beside(jobs[0].folder, ".json"))["last_lines"] == broken["last_lines"]
+
+
+def test_a_rate_that_diverged_is_a_result_and_not_tried_again(tmp_path: Path) -> None:
+    trial, final = job(tmp_path, "wild", "a", "tuning"), job(tmp_path, "wild", "b", "final")
+    run([trial, final])
+    assert diverged(trial) and not diverged(final)
+    written = beside(trial.folder, ".json").stat().st_mtime_ns
+    run([trial])
+    assert beside(trial.folder, ".json").stat().st_mtime_ns == written
+
+
+def test_each_gpu_has_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "visible_gpus", lambda: ["2", "GPU-5"])
+    jobs = [job(tmp_path, "good", str(i)) for i in range(6)]
+    records = run(jobs)
+    assert all(record["alone"] for record in records)
+    assert {read_json(each.folder / "report.json")["gpu"] for each in jobs} == {"2", "GPU-5"}
+
+
+def test_an_interrupt_ends_the_runs(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "good", "a"), job(tmp_path, "endless", "b")]
+
+    def interrupt(job: Job, record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, "no", interrupt)
+    left = read_json(beside(jobs[1].folder, ".json"))
+    assert "exit_code" not in left and not psutil.pid_exists(left["pid"])
+
+
+def test_a_killed_comparison_leaves_nothing_running_for_the_next_one(tmp_path: Path) -> None:
+    endless = job(tmp_path, "endless")
+    threading.Thread(target=run, args=([endless],), daemon=True).start()
+    while "pid" not in read_json(beside(endless.folder, ".json")):
+        time.sleep(0.01)
+    pid = read_json(beside(endless.folder, ".json"))["pid"]
+    assert psutil.pid_exists(pid)
+    with alone_in(tmp_path), pytest.raises(UserError, match="in use by another comparison"), alone_in(tmp_path):
+        pass
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    place = tmp_path / "runs" / "arm"
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps({"pid": other.pid, "created": 1.0}))
+    with alone_in(tmp_path):
+        assert other.poll() is None
+    end([other.pid])
+    assert other.poll() is not None
+
+
+def test_gpus_keep_the_names_that_the_user_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3,5")
+    assert launching.visible_gpus() == ["3", "5"]
+    monkeypatch.delitem(os.environ, "CUDA_VISIBLE_DEVICES")
+    assert launching.visible_gpus() == ["0", "1"]
+    command = launch_command("3", 4, "bf16")
+    assert command[command.index("--gpu_ids") + 1] == "3" and "--cpu" not in command
+    assert "--cpu" in launch_command(None, 4, "no")
