@@ -120,6 +120,8 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
         run([job for cell, rates in tuned.items() for job in tuning_jobs(cfg, cell, rates, steps)], False)
         trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tuned.items()}
         trials = {cell: scores for cell, scores in trials.items() if any(map(_worked, scores.values()))}
+        if tuned and not trials:
+            raise UserError(f"every tuning run failed; the first one said:\n{_first_words(cfg, tuned, steps)}")
         if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
             break
         for cell, scores in trials.items():
@@ -204,6 +206,12 @@ def mean_score(reports: Sequence[dict[str, Any]], metric: str) -> tuple[float, f
     loss = -sum(report["validation_loss"] for report in reports) / len(reports)
     value = sum(report[f"validation_{metric}"] for report in reports) / len(reports)
     return (loss if metric == "loss" else value), loss
+
+
+def _first_words(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
+    cell, rates = next(iter(tuned.items()))
+    job = tuning_jobs(cfg, cell, rates, steps)[0]
+    return read_json(beside(job.folder, ".json")).get("last_lines", "nothing")
 
 
 def _worked(score: tuple[float, float]) -> bool:

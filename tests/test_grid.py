@@ -99,6 +99,19 @@ def test_an_arm_whose_trials_all_fail_leaves_the_others_alone(tmp_path: Path) ->
     assert tune(settings(tmp_path), run, {}) == {Cell("lora", None): 1e-3, Cell("log_mel", None): None}
 
 
+def test_nothing_goes_on_where_every_trial_failed(tmp_path: Path) -> None:
+    """Such as where the data source does not exist."""
+
+    def run(jobs: Sequence[Job], costs_count: bool) -> None:
+        for job in jobs:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            record = {"recipe": job.recipe, "flags": job.flags, "exit_code": 2, "last_lines": "error: no folder x"}
+            beside(job.folder, ".json").write_text(json.dumps(record))
+
+    with pytest.raises(UserError, match="every tuning run failed; the first one said:\nerror: no folder x"):
+        tune(settings(tmp_path), run, {})
+
+
 def test_arms_may_not_bring_more_trials_than_others(tmp_path: Path) -> None:
     own = {"mine": ArmConfig("lora", [1e-3, 3e-3, 1e-2, 3e-2])}
     cfg = settings(tmp_path, arms=["lora", "mine"], own_arms=own, reference="lora")
