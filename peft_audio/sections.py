@@ -175,12 +175,20 @@ def _conditions(comparison: Comparison) -> Section:
         *([] if comparison.folds is None else [("folds", str(comparison.folds))]),
         ("each run", comparison.budget),
         ("rates and epochs chosen by", f"validation {comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
+        ("change of frozen encoder weights, adapter off", _drift(comparison)),
         ("device", comparison.device),
         ("versions", ", ".join(f"{name} {version}" for name, version in comparison.versions.items())),
         ("data SHA-256", _hashes(comparison.dataset_sha256)),
         ("splits SHA-256", _hashes(comparison.split_sha256)),
     ]
     return Section("Conditions", header=("what", "how it was"), rows=tuple(rows), numbers=False)
+
+
+def _drift(comparison: Comparison) -> str:
+    drifts = [arm.encoder_drift for arm in comparison.arms if arm.seeds and not arm.control]
+    if not drifts or None in drifts:
+        return "unknown"
+    return "exactly 0 in every run" if set(drifts) == {0.0} else ", ".join(f"{drift:g}" for drift in drifts)
 
 
 def _hashes(hashes: Sequence[str]) -> str:
