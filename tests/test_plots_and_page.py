@@ -50,7 +50,7 @@ def arm(name: str, accuracy: float, parameters: int, **changed: Any) -> Arm:
         validation_accuracy=score(accuracy),
         train_accuracy=score(accuracy),
         gap=0.031,
-        difference=Difference(accuracy - 0.9, accuracy - 0.92, accuracy - 0.88, 0.03, 180, 3, True),
+        difference=Difference(accuracy - 0.9, accuracy - 0.92, accuracy - 0.88, 0.03, 180, 3, True, (5, 5)),
         p_holm=0.0004,
         claim=f"{name} is measured.",
         num_trainable_params=parameters,
@@ -238,7 +238,7 @@ def test_a_broken_rule_is_named_first_and_takes_the_ranks() -> None:
 
 def test_the_guide_says_of_what_the_intervals_speak() -> None:
     assert "these 3 groups of the test only" in to_markdown(compared())
-    assert "too small to rule one out" in to_markdown(compared())
+    assert "which it cannot tell for that arm" in to_markdown(compared())
     assert "rule one out" not in to_markdown(compared(resolution=0.01))
     assert "choice of the clips of the test" in to_markdown(compared(conditional=False, groups=None))
     assert "all 3 folds together" in to_markdown(CASES["folds"])
