@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_audio import __version__
 from peft_audio.launching import RECIPES
@@ -74,6 +74,22 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--jobs", type=int, help="clips read at once (default: one for each core)")
     check.set_defaults(run=run_check)
 
+    _add_comparison_commands(commands)
+
+    recipe = commands.add_parser(
+        "recipe", help="print a recipe, or a launch config, to copy: peft-audio recipe lora > lora.py"
+    )
+    names = sorted(recipe_files())
+    recipe.add_argument("name", choices=names, help=f"one of: {', '.join(names)}")
+    recipe.set_defaults(run=run_recipe_command)
+
+    base = commands.add_parser("base", help="copy the bundled encoder out as an ordinary transformers directory")
+    base.add_argument("folder", type=Path, metavar="DIR", help="a folder that does not exist yet")
+    base.set_defaults(run=run_base)
+    return parser
+
+
+def _add_comparison_commands(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         help="say what a comparison will cost before it is run",
@@ -96,18 +112,6 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--reference", help="the arm that the others are held against (default: full)")
     report.add_argument("--margin", type=float, help="the difference in accuracy that matters (default: 0.02)")
     report.set_defaults(run=run_report)
-
-    recipe = commands.add_parser(
-        "recipe", help="print a recipe, or a launch config, to copy: peft-audio recipe lora > lora.py"
-    )
-    names = sorted(recipe_files())
-    recipe.add_argument("name", choices=names, help=f"one of: {', '.join(names)}")
-    recipe.set_defaults(run=run_recipe_command)
-
-    base = commands.add_parser("base", help="copy the bundled encoder out as an ordinary transformers directory")
-    base.add_argument("folder", type=Path, metavar="DIR", help="a folder that does not exist yet")
-    base.set_defaults(run=run_base)
-    return parser
 
 
 def recipe_files() -> dict[str, Path]:
