@@ -171,6 +171,7 @@ def run_plan(options: argparse.Namespace) -> int:
     cfg = parse_config(CompareRecipe, options.settings)
     try:
         with alone_in(Path(cfg.output_dir).expanduser()):
+            print(f"timing a few steps of {len(cfg.arms)} arms, one after the other", file=sys.stderr)
             arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record['seconds']:.0f} s", file=sys.stderr))
     except KeyboardInterrupt:
         print("stopped; what was timed stays.", file=sys.stderr)

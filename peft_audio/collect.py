@@ -11,7 +11,7 @@ from peft_audio.compare import Question, compare
 from peft_audio.comparison import Comparison, Failure
 from peft_audio.config import CompareRecipe, UserError, read_config, to_yaml
 from peft_audio.finished import Finished, named, read_run
-from peft_audio.launching import Job, beside, diverged, finished, read_json, write_aside
+from peft_audio.launching import Job, beside, diverged, finished, other_settings, read_json, write_aside
 
 SETTINGS = "comparison.yaml"
 JOBS = "runs.json"
@@ -109,7 +109,8 @@ def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> Non
         rates.append(job.flags["train.learning_rate"])
         return
     record = read_json(beside(job.folder, ".json"))
-    said = record.get("last_lines", "it was not run to its end")
+    other = other_settings(job)
+    said = f"made with other settings ({other})" if other else record.get("last_lines", "not run to its end")
     place = job.folder.relative_to(folder).as_posix()
     found.failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), said))
 

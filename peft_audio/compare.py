@@ -78,7 +78,7 @@ def compare(
     arms = [replace(arm, control=arm.name not in competing) for arm in arms]
     arms = with_differences(arms, finals, tables, question)
     # What a broken rule forbids is not only the order: no sentence, no front.
-    arms = [replace(arm, claim=None) for arm in arms] if broken else with_fronts(ranked(arms))
+    arms = [replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))
     return _described(arms, finals, tables, broken, question, first)
 
 
@@ -226,7 +226,7 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
     """What else a reader must know."""
     names = {arm.name for arm in arms}
     if question.reference not in names:
-        yield f"there is no arm {question.reference} to hold the others against."
+        yield f"there is no arm {question.reference} to hold the others against; name another reference."
     for arm in arms:
         if arm.at_edge:
             yield f"{arm.name}: its best learning rate is at the edge of those tried; a better one may lie beyond."

@@ -77,6 +77,16 @@ def finished(job: Job) -> bool:
     return _record(job).get("exit_code") == 0 and "strategy" in read_json(job.folder / "report.json")
 
 
+def other_settings(job: Job) -> str | None:
+    """What a finished run in this one's folder was told otherwise, in words; None where there is no such run."""
+    record, asked = read_json(beside(job.folder, ".json")), json.loads(json.dumps(job.flags))
+    made = record.get("flags", {})
+    if record.get("exit_code") != 0 or made == asked:
+        return None
+    name = next(name for name in {**asked, **made} if asked.get(name) != made.get(name))
+    return f"{name} {in_words(made[name])}" if name in made else f"{name} left out"
+
+
 def diverged(job: Job) -> bool:
     """Whether the run tried a rate, with the same settings, that was too high: again it would be so again."""
     said = _record(job).get("last_lines", "")
@@ -203,7 +213,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
     except OSError as error:
-        raise UserError(f"--output_dir: {folder} cannot be used ({error.strerror}); give another.") from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
 
 
 def _created(pid: int | None) -> float | None:

@@ -72,7 +72,8 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
             for row in section.rows:
                 table.add_row(*(escape_markup(row[i]) for i in shown))
             console.print(table)
-        for line in (*section.lines, *(f"{caption}\n{text}" for caption, text in section.outputs)):
+        lines = [line for line in section.lines if not line.startswith("gap")]
+        for line in (*lines, *(f"{caption}\n{text}" for caption, text in section.outputs)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in written)
     console.print(f"\n{names} in {written[0].parent}", highlight=False, markup=False, soft_wrap=True)

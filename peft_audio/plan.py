@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -130,10 +131,11 @@ def _seconds(
 
 def print_plan(arms: list[ArmPlan], console: Console) -> None:
     """A row an arm, and the total."""
-    table = Table(title="What the comparison will cost, from a few steps of each arm", title_justify="left")
+    title = "What the comparison will cost, from a few steps of each arm"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns = ("arm", "trained", "saved", "peak memory", "a run", "tuning runs", "final runs", "in all")
     for name in columns:
-        table.add_column(name, justify="left" if name == "arm" else "right")
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name in ("arm", "trained"))
     for arm in arms:
         least, most, final = arm.runs
         table.add_row(
@@ -149,7 +151,8 @@ def print_plan(arms: list[ArmPlan], console: Console) -> None:
     console.print(table)
     runs = [sum(arm.runs[0] + arm.runs[2] for arm in arms), sum(arm.runs[1] + arm.runs[2] for arm in arms)]
     total = (sum(arm.seconds[0] for arm in arms), sum(arm.seconds[1] for arm in arms))
-    console.print(f"{runs[0]} to {runs[1]} runs, {_minutes(total)} one after the other; several devices share them.")
+    count = f"{runs[0]}" if runs[0] == runs[1] else f"{runs[0]} to {runs[1]}"
+    console.print(f"{count} runs, {_minutes(total)} one after the other, if nothing else keeps the machine busy")
 
 
 def _minutes(seconds: tuple[float, float]) -> str:

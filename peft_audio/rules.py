@@ -81,7 +81,7 @@ def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished
         yield f"{name}: frozen weights of the encoder changed by {moved[0]}, which must be 0."
     seeds = {run.seed for run in finals}
     if len(seeds) < MIN_SEEDS:
-        yield f"{name}: {len(seeds)} final seeds; at least {MIN_SEEDS} are needed."
+        yield f"{name}: only {len(seeds)} of at least {MIN_SEEDS} final seeds."
     if len(places(finals)) < len(finals):
         yield f"{name}: a final seed was run more than once."
     reused = sorted(seeds & {run.seed for run in tuning})

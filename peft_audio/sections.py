@@ -131,7 +131,7 @@ def _costs(comparison: Comparison) -> Section:
         rows.append(row)
     scored = [arm for arm in arms if arm.test_accuracy is not None and not arm.control]
     unknown = any(getattr(arm, cost) is None for arm in scored for cost in TIMED)
-    lines = (f"{NOTHING}: no run had the device to itself.",) if unknown else ()
+    lines = (f"{NOTHING}: of no run is it known that it had the device to itself.",) if unknown else ()
     return Section(COSTS, header=header, rows=tuple(rows), lines=lines)
 
 
@@ -157,6 +157,11 @@ def _guide(comparison: Comparison) -> tuple[str, ...]:
             if comparison.conditional
             else f"They allow for the choice of the {things} of the test, as far as these stand for others."
         )
+    if any(len(arm.seeds) == 1 and not arm.control for arm in comparison.arms):
+        found.append("An arm with one seed is measured as that run: another seed may give another difference.")
+    if comparison.groups is None:
+        found.append("No groups are known: if one speaker or source is on both sides of the split, all of it flatters.")
+    found.append("Costs are of runs beside which no other run of the comparison ran; clips/s are those of training.")
     margin = f"a difference of {_hundredths(comparison.margin)} points counts as worth having"
     if comparison.resolution is None or not math.isfinite(comparison.resolution):
         return (*found, f"Here {margin}.")
@@ -174,7 +179,9 @@ def _conditions(comparison: Comparison) -> Section:
         ("test groups", "unknown" if comparison.groups is None else str(comparison.groups)),
         *([] if comparison.folds is None else [("folds", str(comparison.folds))]),
         ("each run", comparison.budget),
-        ("rates and epochs chosen by", f"validation {comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
+        ("margin", f"{_hundredths(comparison.margin)} points"),
+        ("learning rates tried for an arm", _rates_tried(comparison)),
+        ("chosen on validation by", f"{comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
         ("change of frozen encoder weights, adapter off", _drift(comparison)),
         ("device", comparison.device),
         ("versions", ", ".join(f"{name} {version}" for name, version in comparison.versions.items())),
@@ -182,6 +189,11 @@ def _conditions(comparison: Comparison) -> Section:
         ("splits SHA-256", _hashes(comparison.split_sha256)),
     ]
     return Section("Conditions", header=("what", "how it was"), rows=tuple(rows), numbers=False)
+
+
+def _rates_tried(comparison: Comparison) -> str:
+    counts = sorted({len({trial.learning_rate for trial in arm.trials}) for arm in comparison.arms if not arm.control})
+    return "none" if counts in ([], [0]) else " to ".join(map(str, counts))
 
 
 def _drift(comparison: Comparison) -> str:

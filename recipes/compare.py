@@ -23,24 +23,31 @@ from peft_audio.collect import note_jobs, read_comparison
 from peft_audio.comparison import Comparison
 from peft_audio.config import CompareRecipe, UserError, parse_config
 from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, tune
-from peft_audio.launching import Job, alone_in, diverged, finished, read_json, run_jobs
+from peft_audio.launching import Job, alone_in, diverged, finished, other_settings, read_json, run_jobs
 from peft_audio.page import print_comparison, write_comparison
 from peft_audio.plan import at_once, time_steps
+from peft_audio.rules import MIN_SEEDS
 
 
 def main(cfg: CompareRecipe) -> Comparison:
     """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
     console = Console()
     check_arms(cfg)
+    if cfg.seeds < MIN_SEEDS or cfg.trials == 1:
+        needed = f"that takes seeds of {MIN_SEEDS} or more and trials of 2 or more"
+        console.print(f"note: nothing will be ranked; {needed}", highlight=False)
     done: list[Job] = []
 
     def run(jobs: Sequence[Job], costs_count: bool) -> None:
         missing = [job for job in jobs if not (finished(job) or diverged(job))]
+        keep_finished(cfg, missing)
         done.extend(job for job in jobs if job not in done)
         note_jobs(cfg, done)
-        if missing:
-            console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do")
-            run_jobs(missing, at_once(cfg, costs_count), cfg.train.mixed_precision, teller(console, len(missing)))
+        if not missing:
+            console.print(f"{jobs[0].phase}: all {len(jobs)} runs are there")
+            return
+        console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
+        run_jobs(missing, at_once(cfg, costs_count), cfg.train.mixed_precision, teller(console, len(missing)))
 
     steps: dict[str, int] = {}
     if cfg.train_seconds is not None:
@@ -54,6 +61,21 @@ def main(cfg: CompareRecipe) -> Comparison:
     return comparison
 
 
+def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
+    """Refuse to replace runs that were finished with other settings.
+
+    Raises:
+        UserError: There is one, and the user did not say that it may go.
+    """
+    other = {job.folder: made for job in jobs if (made := other_settings(job))}
+    if other and not cfg.overwrite:
+        folder, made = next(iter(other.items()))
+        raise UserError(
+            f"--output_dir: {cfg.output_dir} holds {len(other)} finished runs with other settings, such as {made} in "
+            f"{folder.name}; give another, or --overwrite true to make them again."
+        )
+
+
 def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None]:
     """Says how each run ended, and about how long the others will take."""
     began, ended = time.monotonic(), count(1)
@@ -62,7 +84,8 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
         done = next(ended)
         left = (time.monotonic() - began) / done * (total - done) / 60
         report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
-        failed = "the loss diverged" if diverged(job) else f"FAILED, see {job.folder}.log"
+        last = record.get("last_lines", "").splitlines()[-1:] or ["no word"]
+        failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
         said = f"validation {report['validation_accuracy']:.3f}" if report else failed
         line = f"[{done}/{total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
         console.print(f"{line}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
@@ -71,11 +94,12 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
 
 
 def conclude(cfg: CompareRecipe) -> int:
-    """Run `main` as the only one in its folder; the exit code is 1 where a run failed, 2 where the user can mend it."""
+    """Run `main` as the only one in its folder; the exit code is 1 if nothing is ranked, 2 if the user can mend it."""
     folder = Path(cfg.output_dir).expanduser()
     try:
         with alone_in(folder):
-            return int(any(arm.failures for arm in main(cfg).arms))
+            comparison = main(cfg)
+            return int(bool(comparison.broken_rules) or any(arm.failures for arm in comparison.arms))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

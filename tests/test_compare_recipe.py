@@ -54,8 +54,8 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     folder = tmp_path / "compared"
     own = "{broken: {recipe: head_only, flags: {model.name: ./nowhere}}}"
     flags = ["--output_dir", str(folder), "--arms", "[log_mel, head_only, broken]", "--own_arms", own]
-    flags += ["--reference", "head_only", "--trials", "1", "--seeds", "1", "--train.epochs", "2"]
-    flags += ["--data.source", str(tones), "--model.name", str(tiny_base)]
+    flags += ["--reference", "head_only", "--trials", "1", "--seeds", "1"]
+    flags += ["--data.source", str(tones), "--model.name", str(tiny_base), "--train.epochs", "2"]
     first = start(*flags)
     while not (folder / "runs" / "log_mel" / "final-seed0" / "report.json").exists():
         assert first.poll() is None, first.communicate()[0]
@@ -74,6 +74,9 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/report.json")}
     code, said = finish(*flags)
     assert "1 of 3 runs to do" in said
+    # Other settings: nothing that is finished is replaced unless asked.
+    code, said = finish(*flags[:-1], "1")
+    assert code == 2 and "finished runs with other settings, such as train.epochs 2 in" in said
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert scores(folder) == resumed
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "again")]) == 1
@@ -86,7 +89,8 @@ def recipe(**changes: Any) -> CompareRecipe:
 
 REFUSED = {
     "output_dir": [""],
-    "arms": ["[]", "[nothing]", "[lora, lora]"],
+    "overwrite": ["perhaps"],
+    "arms": ["[]", "[nothing]", "[lora, lora]", "lora"],
     "own_arms": [
         "{x: {recipe: adalora}}",
         "{x: {recipe: nothing}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from peft_audio.config.baseline import BaselineRecipe
@@ -102,6 +103,8 @@ class CompareRecipe:
     Args:
         output_dir: Folder of the comparison. What is in it already is not run again, as long as its settings are the
             same.
+        overwrite: Make runs again that are finished in output_dir with other settings; without it they are kept, and
+            nothing runs.
         arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
             dora, rslora, random_heads, head_only_mixture, lora_dropout; full fine-tuning with a remedy against
             overfitting (full_light, full_speech, full_environment, full_spec_augment, full_l2, full_l1, full_dropout,
@@ -131,6 +134,7 @@ class CompareRecipe:
     """
 
     output_dir: str = "runs/compare"
+    overwrite: bool = False
     arms: list[str] = field(
         default_factory=lambda: ["head_only", "last_n_layers", "attention_heads", "lora", "full", "majority", "log_mel"]
     )
@@ -153,8 +157,9 @@ class CompareRecipe:
         require(bool(self.output_dir), "output_dir", "''", "a folder", "Try runs/compare.")
         require(bool(self.arms), "arms", "[]", "at least one arm", "Try [lora, full].")
         for name in self.arms:
-            known = ", ".join({**ARMS, **self.own_arms})
-            require(name in self.all_arms(), "arms", name, f"among {known}", "Correct it, or describe it in own_arms.")
+            close = get_close_matches(name, self.all_arms(), n=1)
+            hint = f"Did you mean {close[0]}?" if close else "Correct it, or describe it in own_arms."
+            require(name in self.all_arms(), "arms", name, f"among {', '.join(self.all_arms())}", hint)
             usable = name.replace("_", "").replace("-", "").replace(".", "").isalnum() and not name.startswith(".")
             require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "It names a folder.")
         require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "different arms", "Name each once.")

@@ -97,7 +97,8 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
     for group in (section.name for section in fields(recipe)):
         kind = kinds[group]
         if not is_dataclass(kind):
-            flags[group] = _takes(kind)
+            # The only list among plain settings is the comparison's arms.
+            flags[group] = _takes(kind).replace("[q_proj, v_proj]", '"[lora, full]", with the quotes')
             continue
         hints = get_type_hints(kind)
         for field in fields(kind):
@@ -180,6 +181,10 @@ def _explain(message: str, recipe: type[Any]) -> str:
     if wrong_value and wrong_value[1] in flags:
         name, value = wrong_value[1], wrong_value[2].strip().splitlines()[0]
         return f"--{name}: got {value}, must be {flags[name]}. See --help."
+    misplaced = re.search(r"ArmConfig': Option '([\w.]+)' is not accepted", message)
+    if misplaced:
+        example = f"{{my_arm: {{recipe: lora, flags: {{{misplaced[1]}: ...}}}}}}"
+        return f"--own_arms: got {misplaced[1]}, must be under flags if it is a setting of the recipe: {example}."
     unknown = re.search(r"[Uu]nrecognized arguments: --?([\w.]+)", message)
     if unknown:
         return _unknown(unknown[1], recipe)
