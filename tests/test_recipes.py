@@ -372,7 +372,7 @@ def body_of_main(strategy: str) -> tuple[list[str], str]:
 
 def test_the_mains_differ_in_one_line_and_their_settings() -> None:
     bodies = {strategy: body_of_main(strategy) for strategy in STRATEGIES}
-    assert {*STRATEGIES, "baseline"} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    assert {*STRATEGIES, "baseline", "compare"} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
     assert len({settings for _, settings in bodies.values()}) == len(STRATEGIES)
     lines = list(zip(*(body for body, _ in bodies.values()), strict=True))
     different = [set(line) for line in lines if len(set(line)) > 1]
