@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 from matplotlib import style
@@ -80,9 +81,12 @@ def _head(figure: Figure, comparison: Comparison) -> None:
     height = figure.get_figheight()
     title = f"{_end(comparison.encoder)} on {_end(comparison.source)}"
     figure.text(0.055, 1 - 0.35 / height, title, fontsize=16, weight="bold", va="center")
-    words = (
-        "Bars are 95% intervals over seeds. No rival of a filled mark is both cheaper and as accurate (Pareto front)."
-    )
+    words = "Bars are 95% intervals over seeds."
+    if comparison.broken_rules:
+        more = len(comparison.broken_rules) - 1
+        words += f" Broken: {shorten(comparison.broken_rules[0], 100)}" + (f" ({more} more)" if more else "")
+    else:
+        words += " No rival of a filled mark is both cheaper and as accurate (Pareto front)."
     figure.text(0.055, 1 - 0.68 / height, words, color=GREY, va="center")
     if comparison.broken_rules:
         broken = "Not ranked: a rule is broken"

@@ -116,7 +116,7 @@ def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, 
     scored = [arm for arm in arms if not arm.control and accuracy(arm)]
     shown = [arm for arm in scored if finite(getattr(arm, cost)) and getattr(arm, cost) > 0]
     if not shown:
-        unknown = "nothing was trained" if cost == "num_trainable_params" else "no run had the device to itself"
+        unknown = "nothing was trained" if cost == "num_trainable_params" else "of no run is it known that it was alone"
         return say(panel, unknown if scored else "no arm has a test accuracy")
     costs = np.array([getattr(arm, cost) / unit for arm in shown])
     accuracies = np.array([accuracy(arm) for arm in shown])
