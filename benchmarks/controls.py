@@ -18,21 +18,18 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForAudioClassification
-from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from peft_audio.accelerator import make_accelerator
-from peft_audio.audio import load_audio
+from peft_audio.baseline import fit_baseline
 from peft_audio.batching import make_loaders
-from peft_audio.collection import SPLITS, recording_of
-from peft_audio.config import FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.collection import SPLITS
+from peft_audio.config import BaselineRecipe, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.data import Splits, load_splits
 from peft_audio.evaluation import evaluate
 from peft_audio.models import load_classifier, load_extractor
@@ -41,7 +38,6 @@ from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, free
 from peft_audio.tracking import Log
 from peft_audio.training import train
 
-RATE = 16_000
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 
@@ -133,7 +129,8 @@ def random_classifier(cfg: ModelConfig, labels: tuple[str, ...]) -> Any:
 
 def simple_arms(splits: Splits) -> list[tuple[str, list[float], list[float]]]:
     """Majority class, and scikit-learn on mean and deviation over time of 64 log-mel bands."""
-    features = {split: np.stack([log_mel(row, splits.stored) for row in splits[split]]) for split in SPLITS}
+    log_mel = fit_baseline(splits, BaselineRecipe())
+    features = {split: log_mel.features(split) for split in SPLITS}
     makers: dict[str, Callable[[int], Any]] = {
         "majority class": lambda seed: DummyClassifier(strategy="most_frequent"),
         "log-mel statistics, logistic regression": lambda seed: make_pipeline(
@@ -150,15 +147,6 @@ def simple_arms(splits: Splits) -> list[tuple[str, list[float], list[float]]]:
         }
         rows.append((name, scores["validation"], scores["test"]))
     return rows
-
-
-def log_mel(row: dict[str, Any], stored: Dataset | None) -> np.ndarray:
-    """Shape (128,): mean and standard deviation over time of the log-mel spectrogram."""
-    waveform = load_audio(recording_of(row, stored), RATE)
-    filters = mel_filter_bank(201, 64, 50.0, 4000.0, RATE, norm="slaney", mel_scale="slaney")
-    bands = spectrogram(waveform, window_function(400), 400, 160, fft_length=400, power=2.0, mel_filters=filters)
-    bands = np.log(bands + 1e-6)
-    return np.concatenate([bands.mean(axis=1), bands.std(axis=1)])
 
 
 def spread(values: list[float]) -> str:

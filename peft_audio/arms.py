@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 from peft_audio.comparison import Arm, Curve, Failure, Score, Trial
 from peft_audio.finished import Finished, epochs_of, predictions_of
-from peft_audio.search import Trials, at_edge, best_rate
+from peft_audio.search import Trials, at_edge, best_rate, mean_score
 from peft_audio.statistics import seed_interval
 
 # What reports call the measured costs, by the names of PEFT's method comparison.
@@ -32,6 +32,7 @@ def make_arm(
     trials: Mapping[tuple[str, int | None], Trials],
     tables: Mapping[int, pd.DataFrame],
     failures: tuple[Failure, ...],
+    control: bool,
 ) -> Arm:
     """What an arm's runs say, before it is held against others.
 
@@ -42,6 +43,7 @@ def make_arm(
         trials: Scores on validation by arm and fold.
         tables: Predictions on the test clips of each seed.
         failures: Its runs that failed.
+        control: Whether it is there to show what the task is worth.
     """
     reports = [run.report for run in finals]
     first = reports[0] if reports else {}
@@ -53,7 +55,7 @@ def make_arm(
     return Arm(
         name=name,
         strategy=first.get("strategy", ""),
-        control=bool(finals) and finals[0].control,
+        control=control,
         rank=None,
         learning_rates=tuple(rates),
         trials=tuple(_trial(fold, rate, scores, tuning) for fold, scores in own.items() for rate in sorted(scores)),
@@ -126,13 +128,11 @@ def _median(values: Iterable[Any]) -> float | None:
 
 
 def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[str, int | None], Trials]:
-    """Scores on validation by arm and fold: of each rate the mean over seeds of the metric and of the negative loss."""
+    """Scores on validation of each rate, by arm and fold."""
     found: dict[tuple[str, int | None], dict[float, tuple[float, float]]] = {}
     for fold, rate in sorted({(run.fold, run.learning_rate) for run in runs}, key=str):
         reports = [run.report for run in runs if (run.fold, run.learning_rate) == (fold, rate)]
-        loss = -mean(report["validation_loss"] for report in reports)
-        score = loss if metric == "loss" else mean(report[f"validation_{metric}"] for report in reports)
-        found.setdefault((name, fold), {})[rate or 0.0] = (score, loss)
+        found.setdefault((name, fold), {})[rate or 0.0] = mean_score(reports, metric)
     return dict(found)
 
 

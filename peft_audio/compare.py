@@ -14,6 +14,7 @@ from peft_audio.config import UserError
 from peft_audio.contribution import peft_result
 from peft_audio.finished import Finished, predictions_of
 from peft_audio.rules import Arms, broken_rules, hashes
+from peft_audio.search import DIVERGED_SCORE
 from peft_audio.statistics import Difference, claim, holm, paired_difference, resolution
 
 COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
@@ -66,16 +67,23 @@ def compare(
     metric = first.settings.get("train.best_metric", "macro_f1")
     trials = {key: scores for name in names for key, scores in trials_of(name, tuning[name], metric).items()}
     for key, rates in (diverged or {}).items():
-        trials[key] = {**trials.get(key, {}), **dict.fromkeys(rates, (-math.inf, -math.inf))}
+        trials[key] = {**trials.get(key, {}), **dict.fromkeys(rates, DIVERGED_SCORE)}
     folds = {run.fold for arm in finals.values() for run in arm}
     tables = {name: by_seed(arm, folds) for name, arm in finals.items()}
     lost = {name: found for name, found in failures.items() if name in competing}
     broken = broken_rules(competing, tuning, trials, lost, question.seconds is not None)
     arms = [
-        make_arm(name, finals[name], tuning[name], trials, tables[name], tuple(failures.get(name, ())))
+        make_arm(
+            name,
+            finals[name],
+            tuning[name],
+            trials,
+            tables[name],
+            failures=tuple(failures.get(name, ())),
+            control=name not in competing,
+        )
         for name in names
     ]
-    arms = [replace(arm, control=arm.name not in competing) for arm in arms]
     arms = with_differences(arms, finals, tables, question)
     # What a broken rule forbids is not only the order: no sentence, no front.
     arms = [replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))
@@ -187,7 +195,8 @@ def _described(
     first: Finished,
 ) -> Comparison:
     every = [run for arm in finals.values() for run in arm]
-    clips = next((table for arm in tables.values() for table in arm.values()), predictions_of(first))
+    whole = [table for arm in tables.values() for table in arm.values()]
+    clips = whole[0] if whole else predictions_of(first)
     groups = clips["group"].replace("", None)
     held = [arm.difference for arm in arms if arm.difference and not arm.control]
     folds = {run.fold for run in every} - {None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, read_config
 from peft_audio.launching import Job, beside, finished, read_json
-from peft_audio.search import at_edge, best_rate, first_rates, next_rate
+from peft_audio.search import DIVERGED_SCORE, at_edge, best_rate, first_rates, mean_score, next_rate
 
 # Tuning seeds start here, so that no final seed is among them.
 FIRST_TUNING_SEED = 1000
@@ -119,7 +118,7 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
         tuned = {cell: rates for cell, rates in tried.items() if is_tuned(cfg, cell)}
         run([job for cell, rates in tuned.items() for job in tuning_jobs(cfg, cell, rates, steps)], False)
         trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tuned.items()}
-        trials = {cell: scores for cell, scores in trials.items() if any(map(_worked, scores.values()))}
+        trials = {cell: scores for cell, scores in trials.items() if set(scores.values()) != {DIVERGED_SCORE}}
         if tuned and not trials:
             raise UserError(f"every tuning run failed; the first one said:\n{_first_words(cfg, tuned, steps)}")
         if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
@@ -168,51 +167,31 @@ def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, A
 
 
 def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
-    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured.
-
-    Raises:
-        UserError: A timing run failed.
-    """
+    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured."""
     steps = {}
     for job in timing_jobs(cfg):
-        if job.recipe == "baseline":
-            continue
-        if not finished(job):
-            said = read_json(beside(job.folder, ".json")).get("last_lines", "it did not end")
-            raise UserError(f"arm {job.arm}: its few timed steps failed: {said}")
-        report = read_json(job.folder / "report.json")
-        steps[job.arm] = max(1, round((cfg.train_seconds or 0) * report["steps"] / report["train_seconds"]))
+        if job.recipe != "baseline":
+            report = read_json(job.folder / "report.json")
+            steps[job.arm] = max(1, round((cfg.train_seconds or 0) * report["steps"] / report["train_seconds"]))
     return steps
 
 
 def scores_of(
     cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]
 ) -> dict[float, tuple[float, float]]:
-    """Of each rate the mean over tuning seeds of the metric that chooses, and of the negative loss."""
+    """The score of each rate over the tuning seeds; -inf where a run of it did not end."""
     scores = {}
     for rate in rates:
         reports = [
             read_json(job.folder / "report.json") if finished(job) else {}
             for job in tuning_jobs(cfg, cell, [rate], steps)
         ]
-        scores[rate or 0.0] = mean_score(reports, cfg.train.best_metric)
+        worked = mean_score(reports, cfg.train.best_metric) if all(reports) else DIVERGED_SCORE
+        scores[rate or 0.0] = worked
     return scores
-
-
-def mean_score(reports: Sequence[dict[str, Any]], metric: str) -> tuple[float, float]:
-    """Mean of a metric on validation, higher being better, and of the negative loss; -inf where a report is missing."""
-    if not all(reports):
-        return -math.inf, -math.inf
-    loss = -sum(report["validation_loss"] for report in reports) / len(reports)
-    value = sum(report[f"validation_{metric}"] for report in reports) / len(reports)
-    return (loss if metric == "loss" else value), loss
 
 
 def _first_words(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
     cell, rates = next(iter(tuned.items()))
     job = tuning_jobs(cfg, cell, rates, steps)[0]
     return read_json(beside(job.folder, ".json")).get("last_lines", "nothing")
-
-
-def _worked(score: tuple[float, float]) -> bool:
-    return score[0] > -math.inf

@@ -201,26 +201,30 @@ def alone_in(folder: Path) -> Iterator[None]:
     from peft_audio.config import UserError  # likewise
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            # They would write into folders that are about to be used, and share the device.
-            for path in folder.glob("runs/*/*.json"):
-                record = read_json(path)
-                if "exit_code" not in record and _created(record.get("pid")) == record.get("created"):
-                    end([record["pid"]] if "pid" in record else [])
-            yield
+        lock.acquire()
     except Timeout as error:
         raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
+    try:
+        # They would write into folders that are about to be used, and share the device.
+        for path in folder.glob("runs/*/*.json"):
+            record = read_json(path)
+            if "pid" in record and "exit_code" not in record and _created(record["pid"]) == record["created"]:
+                end([record["pid"]])
+        yield
+    finally:
+        lock.release()
 
 
-def _created(pid: int | None) -> float | None:
+def _created(pid: int) -> float | None:
     """When a process began, so that another one with its number is not taken for it; None where it is gone."""
     try:
-        return psutil.Process(pid).create_time() if pid else None
+        return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
 

@@ -63,9 +63,17 @@ def plan(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> lis
 
 
 def time_steps(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> list[Job]:
-    """Make the timing runs that are missing, each with the device to itself; all of them."""
+    """Make the timing runs that are missing, each with the device to itself; all of them.
+
+    Raises:
+        UserError: One failed.
+    """
     jobs = timing_jobs(cfg)
     run_jobs([job for job in jobs if not finished(job)], None, cfg.train.mixed_precision, tell)
+    for job in jobs:
+        if not finished(job):
+            said = read_json(beside(job.folder, ".json")).get("last_lines", "they did not end")
+            raise UserError(f"arm {job.arm}: its few timed steps failed: {said}")
     return jobs
 
 
@@ -76,10 +84,6 @@ def at_once(cfg: CompareRecipe, costs_count: bool) -> int | None:
 
 
 def _arm_plan(cfg: CompareRecipe, job: Job) -> ArmPlan:
-    if not finished(job):
-        raise UserError(
-            f"arm {job.arm}: its timed steps failed: {read_json(beside(job.folder, '.json'))['last_lines']}"
-        )
     report, record = read_json(job.folder / "report.json"), read_json(beside(job.folder, ".json"))
     folds = cfg.folds or 1
     trials = [0, 0]

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
 
 # A rate's score on validation and the negative loss that settles ties; higher is better.
 Trials = Mapping[float, tuple[float, float]]
+# Of a rate at which a run did not end with a report: tried, and worse than all others.
+DIVERGED_SCORE = (-math.inf, -math.inf)
+
+
+def mean_score(reports: Sequence[Mapping[str, Any]], metric: str) -> tuple[float, float]:
+    """The score of a rate: the mean over its runs of a metric on validation, and of the negative loss.
+
+    Args:
+        reports: Of the runs.
+        metric: "accuracy", "macro_f1" or "loss".
+    """
+    loss = -mean(report["validation_loss"] for report in reports)
+    return (loss if metric == "loss" else mean(report[f"validation_{metric}"] for report in reports)), loss
 
 
 def half_decade(rate: float, steps: int) -> float:

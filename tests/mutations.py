@@ -444,7 +444,7 @@ MUTATIONS = (
     Mutation(
         "comparison: whatever has a leftover's number is ended",
         "peft_audio/launching.py",
-        '_created(record.get("pid")) == record.get("created")',
+        '_created(record["pid"]) == record["created"]',
         "True",
         "tests/test_launching.py",
     ),

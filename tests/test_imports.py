@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "contribution": "finished launching",
     "arms": "comparison finished search statistics",
     "rules": "comparison finished search",
-    "compare": "arms comparison config contribution finished rules statistics",
+    "compare": "arms comparison config contribution finished rules search statistics",
     "collect": "compare comparison config finished launching",
     "grid": "config launching search",
     "plan": "config grid launching",

@@ -117,6 +117,13 @@ def test_a_killed_comparison_leaves_nothing_running_for_the_next_one(tmp_path: P
     assert not psutil.pid_exists(pid)
 
 
+def test_what_goes_wrong_inside_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), alone_in(tmp_path):
+        (tmp_path / "nothing").read_text()
+    with alone_in(tmp_path):
+        pass
+
+
 def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     place = tmp_path / "runs" / "arm"
