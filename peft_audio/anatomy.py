@@ -26,6 +26,7 @@ class Anatomy:
         attention_block: The attention of one layer, seen from the layer.
         attention: Linear layers of that attention, by the last part of their names.
         feed_forward: Linear layers of its feed-forward block, likewise.
+        projection_returns_both: Whether the feature projection hands on what it was given beside what it made of it.
     """
 
     encoder: str
@@ -36,6 +37,7 @@ class Anatomy:
     attention_block: str = "attention"
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     feed_forward: tuple[str, ...] = ("intermediate_dense", "output_dense")
+    projection_returns_both: bool = True
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ class Anatomy:
 
 
 ANATOMIES = {
-    "hubert": Anatomy("hubert", "HuBERT, DistilHuBERT"),
+    "hubert": Anatomy("hubert", "HuBERT, DistilHuBERT", projection_returns_both=False),
     "unispeech-sat": Anatomy("unispeech_sat", "UniSpeech-SAT"),
     "wav2vec2": Anatomy("wav2vec2", "wav2vec 2.0, XLS-R"),
     "wavlm": Anatomy("wavlm", "WavLM", lora_reaches_attention=False),

@@ -1,0 +1,160 @@
+"""The rest of a model, run on what its frozen prefix returned, against the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENCODERS, save_encoder, tiny_config
+from test_families import LABELS, STRATEGIES, batch
+from torch.nn.functional import cross_entropy
+
+from peft_audio.anatomy import count_frames
+from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.models import load_classifier
+from peft_audio.prefix import Cut, accept_features, find_cut, replay_samples, run_prefix
+from peft_audio.spec_augment import masked
+from peft_audio.strategies import Trained, apply_lora, freeze_all_but_last_n_layers
+from peft_audio.training import set_modes
+
+LENGTHS = [8_000, 5_000, 700]
+Strategy = Callable[[Any], tuple[Any, Trained]]
+EVERY: dict[str, Strategy] = STRATEGIES | {
+    "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
+    "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
+    "last_n_layers, all": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=2)),
+}
+# Where the frozen part ends with each strategy, on encoders of two layers.
+ENDS = {
+    "head_only": Cut("pooled", 2),
+    "bias_only": Cut("convolutions"),
+    "last_n_layers": Cut("layers", 1),
+    "last_n_layers, attention": Cut("layers", 0),
+    "last_n_layers, all": Cut("layers", 0),
+    "lora": Cut("layers", 0),
+    "lora, dora": Cut("layers", 0),
+    "lora, rslora": Cut("layers", 0),
+    "lora, last layer": Cut("layers", 1),
+    "ia3": Cut("layers", 0),
+    "attention_heads": Cut("layers", 1),
+    "full": Cut("convolutions"),
+    "full, train_cnn": None,
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: save_encoder(folder / str(i), config) for i, (name, config) in enumerate(ENCODERS.items())}
+
+
+def ready(base: Path, strategy: str, **settings: Any) -> tuple[Any, Trained]:
+    """A model of a strategy whose output is far from where it starts, and whose head tells clips apart."""
+    torch.manual_seed(0)
+    model, trained = EVERY[strategy](load_classifier(ModelConfig(name=str(base), **settings), LABELS))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in trained.head or "lora_B" in name:
+                weight.add_(torch.randn_like(weight) * 0.3)
+    set_modes(model, trained)
+    return model, trained
+
+
+def step(model: Any, trained: Trained, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Logits and gradients of what trains; dropout draws the same in every call."""
+    torch.manual_seed(2)
+    model.zero_grad()
+    with masked(model, inputs):
+        logits = model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+    cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+    weights = dict(model.named_parameters())
+    return {"logits": logits.detach()} | {name: weights[name].grad.clone() for name in trained.parameters}
+
+
+def features_of(model: Any, trained: Trained, cut: Cut) -> dict[str, torch.Tensor]:
+    """A batch of features made clip by clip: what one clip returned does not depend on the batch it is trained in."""
+    whole, shortest = batch(), 400
+    parts = []
+    for i, length in enumerate(LENGTHS):
+        values = whole["input_values"][i : i + 1, : max(length, shortest)]
+        alone = run_prefix(model, {"input_values": values, "attention_mask": torch.ones_like(values).long()}, cut)
+        assert cut.place == "pooled" or alone.shape[1] == count_frames(model.config, length)
+        parts.append(alone[0])
+    padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return whole | {"input_values": padded, "attention_mask": replay_samples(LENGTHS, cut, model.config)}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}")
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("strategy", [name for name in EVERY if ENDS[name]])
+def test_logits_and_gradients_are_those_of_the_whole_model(bases: dict[str, Path], strategy: str, family: str) -> None:
+    if strategy == "attention_heads" and "wavlm" in family:
+        pytest.skip("WavLM's attention ignores LoRA")
+    model, trained = ready(bases[family], strategy)
+    expected = step(model, trained, batch())
+    cut = find_cut(model, trained, masked=False, head_dropout=False)
+    assert cut is not None
+    features = features_of(model, trained, cut)
+    accept_features(model, cut)
+    assert_same(step(model, trained, features), expected)
+    # Waveforms are still taken.
+    assert_same(step(model, trained, batch()), expected)
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_prefix_ends_before_the_first_weight_that_trains(bases: dict[str, Path], strategy: str) -> None:
+    family = "hubert-base" if strategy == "ia3" else "wav2vec2-base"
+    model, trained = ready(bases[family], strategy)
+    assert find_cut(model, trained, masked=False, head_dropout=False) == ENDS[strategy]
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-base", "wav2vec2-large, XLS-R", "hubert-base", "wavlm-large"])
+@pytest.mark.parametrize(
+    ("strategy", "settings", "hidden", "end"),
+    [
+        ("head_only", {"layer_weighted_sum": True}, False, Cut("pooled", 2)),
+        ("last_n_layers", {"layer_weighted_sum": True}, False, Cut("layers", 0)),
+        ("head_only", {"head_dropout": 0.3}, False, Cut("layers", 2)),
+        ("head_only", {"head_dropout": 0.3, "layer_weighted_sum": True}, False, Cut("layers", 0)),
+        ("last_n_layers", {}, True, Cut("projection")),
+        ("head_only", {}, True, Cut("projection")),
+        ("full", {}, True, Cut("convolutions")),
+    ],
+)
+def test_prefix_ends_earlier_where_later_frames_are_needed(
+    bases: dict[str, Path], family: str, strategy: str, settings: dict[str, Any], hidden: bool, end: Cut
+) -> None:
+    model, trained = ready(bases[family], strategy, **settings)
+    cut = find_cut(model, trained, masked=hidden, head_dropout="head_dropout" in settings)
+    assert cut == end
+    masks = {}
+    if hidden:
+        rng = torch.Generator().manual_seed(3)
+        frames = count_frames(model.config, LENGTHS[0])
+        masks["time_mask"] = torch.rand(len(LENGTHS), frames, generator=rng) < 0.3
+        masks["feature_mask"] = torch.rand(len(LENGTHS), model.config.hidden_size, generator=rng) < 0.3
+    expected = step(model, trained, batch() | masks)
+    features = features_of(model, trained, cut)
+    accept_features(model, cut)
+    assert_same(step(model, trained, features | masks), expected)
+
+
+def test_prefix_of_a_deeper_encoder_is_everything_before_its_last_layers(tmp_path: Path) -> None:
+    base = save_encoder(tmp_path / "deep", tiny_config("layer", num_hidden_layers=4))
+    model, trained = ready(base, "last_n_layers, all")
+    cut = find_cut(model, trained, masked=False, head_dropout=False)
+    assert cut == Cut("layers", 2)
+    expected = step(model, trained, batch())
+    features = features_of(model, trained, cut)
+    accept_features(model, cut)
+    assert_same(step(model, trained, features), expected)
