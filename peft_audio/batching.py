@@ -26,6 +26,27 @@ from peft_audio.streaming import StreamedClips, StreamedSteps, StreamLoader
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """What became of the frozen prefix: see `prefix_cache.cache_frozen_prefix`.
+
+    Attributes:
+        cached: What was run once and kept, in words; empty where nothing was.
+        reason: Why not, or what of it was not.
+        clips: How many were kept, views of one clip apart.
+        bytes: What they take.
+        seconds: What it took to fill, whichever run did it.
+        reused: This run found them all there.
+    """
+
+    cached: str = ""
+    reason: str = ""
+    clips: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    reused: bool = False
+
+
+@dataclass(frozen=True)
 class Loaders:
     """This process's share of the batches of each split.
 
@@ -35,6 +56,7 @@ class Loaders:
         train_whole: The training clips as evaluation sees clips.
         validation: Whole clips.
         test: Whole clips.
+        prefix: What became of the frozen prefix.
     """
 
     train: Iterable[dict[str, torch.Tensor]]
@@ -42,6 +64,7 @@ class Loaders:
     train_whole: DataLoader
     validation: DataLoader
     test: DataLoader
+    prefix: Prefix = Prefix()
 
 
 def collate(items: Sequence[dict[str, Any]], minimum_samples: int) -> dict[str, torch.Tensor]:
@@ -100,7 +123,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
     heard = View(extractor, cfg.data, train.seed)
     augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
-    trained = View(extractor, cfg.data, train.seed, augment, masks)
+    trained = View(extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
     padded = partial(collate, minimum_samples=minimum_samples(encoder))
     workers = _workers(cfg, accelerator)
 

@@ -29,6 +29,7 @@ class View:
         seed: With epoch and clip, decides crop, augmentation and masks.
         augment: Of training clips.
         masks: SpecAugment, of training clips.
+        views: In how many ways training hears a clip, in turn; anew in every epoch when None.
     """
 
     extractor: Any
@@ -36,6 +37,16 @@ class View:
     seed: int = 0
     augment: Augment | None = None
     masks: Masks | None = None
+    views: int | None = None
+
+    def seeds(self, draw: Draw) -> list[int]:
+        """What crop and augmentation of a training clip depend on."""
+        assert draw.epoch is not None
+        return [self.seed, draw.epoch if self.views is None else (draw.epoch - 1) % self.views + 1, draw.index]
+
+    def hidden(self, samples: int, draw: Draw) -> dict[str, np.ndarray]:
+        """SpecAugment's masks for a training clip of so many samples, anew in every epoch; none where it is off."""
+        return self.masks(samples, [self.seed, draw.epoch or 0, draw.index]) if self.masks else {}
 
     def whole(self, source: Path | bytes, start: float, seconds: float | None) -> np.ndarray:
         """A clip as evaluation hears it: from its start.
@@ -51,8 +62,8 @@ class View:
 
     def training(
         self, source: Path | bytes, start: float, seconds: float, seeds: list[int], to_end: bool = True
-    ) -> dict[str, np.ndarray]:
-        """A clip as training hears it: a random crop, augmented, with SpecAugment's masks.
+    ) -> np.ndarray:
+        """A clip as training hears it: a random crop, augmented.
 
         Args:
             source: A file, or the bytes of one.
@@ -66,8 +77,7 @@ class View:
         offset = np.random.default_rng(seeds).uniform(0, spare) if spare > 0 else 0.0
         length = limit if to_end else min(limit, seconds)
         waveform = load_audio(source, self.extractor.sampling_rate, start + offset, length)
-        values = normalise(self.augment(waveform, seeds) if self.augment else waveform, self.extractor)
-        return {"input_values": values} | (self.masks(len(values), seeds) if self.masks else {})
+        return normalise(self.augment(waveform, seeds) if self.augment else waveform, self.extractor)
 
 
 class Clips(torch.utils.data.Dataset):
@@ -96,8 +106,8 @@ class Clips(torch.utils.data.Dataset):
             if draw.epoch is None:
                 item: dict[str, Any] = {"input_values": self.view.whole(source, start, None if to_end else seconds)}
             else:
-                seeds = [self.view.seed, draw.epoch, draw.index]
-                item = dict(self.view.training(source, start, seconds, seeds, to_end))
+                values = self.view.training(source, start, seconds, self.view.seeds(draw), to_end)
+                item = {"input_values": values} | self.view.hidden(len(values), draw)
         except AudioError as error:
             raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
         item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}

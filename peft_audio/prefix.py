@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from peft_audio.anatomy import anatomy_of, encoder_of, minimum_samples
+from peft_audio.anatomy import MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
 from peft_audio.strategies import Trained
 
 
@@ -49,7 +49,7 @@ def find_cut(model: Any, trained: Trained, masked: bool, head_dropout: bool) -> 
     """
     config = model.config
     count, mixture = config.num_hidden_layers, bool(config.use_weighted_layer_sum)
-    # 0: inside the convolutions; 1: behind them; 2: before the transformer; 3: its first layer; after the last: the head.
+    # 0: in the convolutions; 1: behind them; 2: before the transformer; 3: its first layer; last: the head.
     at = min(_depth(name, model) for name in trained.parameters)
     if masked:
         at = min(at, 2)
@@ -78,7 +78,19 @@ def _depth(name: str, model: Any) -> int:
     return {"feature_extractor": 0, "feature_projection": 1}.get(within.partition(".")[0], 2)
 
 
-class _Reached(Exception):
+def prefix_weights(model: Any, cut: Cut) -> dict[str, torch.Tensor]:
+    """The weights, and other state, that decide what the prefix returns."""
+    config, encoder = model.config, anatomy_of(model.config).encoder
+    depth = {"convolutions": 1, "projection": 2, "pooled": 4 + config.num_hidden_layers}.get(cut.place, 3 + cut.layers)
+    state = encoder_of(model).state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if name != MASK_VECTOR and _depth(f"{encoder}.{name}", model) < depth
+    }
+
+
+class _Reached(Exception):  # noqa: N818 (nothing went wrong)
     """Carries what the prefix returned past the rest of the model, which need not run."""
 
 
@@ -173,7 +185,7 @@ def _instead(module: nn.Module, when: Callable[..., bool], answer: Callable[...,
         given = args[0] if args else next(iter(kwargs.values()))
         return answer(given, *args[1:], **kwargs) if when(given) else usual(*args, **kwargs)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _as_output(values: torch.Tensor, *args: Any, **kwargs: Any) -> BaseModelOutput:

@@ -38,11 +38,13 @@ class RunReport:
     report, saving and verifying included; `train_seconds` is time in training steps, `data_wait_share` the share of it
     that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
     `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
-    out. `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's
-    peak allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
-    `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
-    included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
-    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no such base.
+    out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
+    `prefix_seconds` what that took, whichever run did it; `prefix_bytes` is what was kept. `validation_is_test` says
+    that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's peak allocation on CUDA, and
+    the largest resident size of the first process, libraries included, on a CPU. `inference_seconds` is what a
+    validation recording took in the last evaluation, by all processes together, decoding included. `encoder_drift` is
+    the largest absolute difference between an encoder weight that was not meant to train, with the adapter off, and the
+    base as loaded afresh; it must be exactly 0, and is None where there is no such base.
     `pretrained` is false where the encoder's weights were random at the start, or there is none. Without a network
     `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
     """
@@ -67,6 +69,9 @@ class RunReport:
     inference_seconds: float
     samples_per_second: float
     data_wait_share: float
+    prefix_cached: str
+    prefix_seconds: float
+    prefix_bytes: int
     peak_memory_bytes: int
     num_processes: int
     mixed_precision: str
@@ -160,6 +165,9 @@ def finish_run(
         train_seconds=result.train_seconds,
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
+        prefix_cached=result.prefix.cached,
+        prefix_seconds=result.prefix.seconds,
+        prefix_bytes=result.prefix.bytes,
         peak_memory_bytes=result.peak_memory_bytes,
         **measured(run, evaluations, skipped),
         pretrained=run.cfg.model.pretrained,
@@ -214,6 +222,8 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
     table.add_row("device", report.device + (f", {n} processes" if (n := report.num_processes) > 1 else ""))
     table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
+    if report.prefix_cached:
+        table.add_row("frozen prefix", f"{report.prefix_seconds:.1f} s once, {report.prefix_bytes / 1e6:,.1f} MB kept")
     table.add_row("speed", f"{report.samples_per_second:.1f} clips per second")
     table.add_row("waiting for data", f"{report.data_wait_share:.0%} of that time")
     table.add_row("peak memory", f"{report.peak_memory_bytes / 2**20:,.0f} MiB")

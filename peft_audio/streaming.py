@@ -15,6 +15,7 @@ from peft_audio.audio import AudioError, read_info
 from peft_audio.clips import View
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.hub_dataset import Stream
+from peft_audio.sampler import Draw
 from peft_audio.scan import scan_clip
 
 # Before so many clips, a share of bad ones says nothing.
@@ -119,9 +120,10 @@ class StreamedClips(torch.utils.data.IterableDataset):
         if error:
             raise AudioError(error)
         info = read_info(source)
-        seeds = [self.view.seed, 0, index]
-        item = self.view.training(source, 0.0, info.num_frames / info.sampling_rate, seeds)
-        return item | {"label": self.labels.index(name), "index": index}
+        draw = Draw(index, epoch=0)
+        values = self.view.training(source, 0.0, info.num_frames / info.sampling_rate, self.view.seeds(draw))
+        item = {"input_values": values, "label": self.labels.index(name), "index": index}
+        return item | self.view.hidden(len(values), draw)
 
     def _check_bad(self, name: str, reason: str, bad: int, seen: int) -> None:
         cfg = self.view.cfg

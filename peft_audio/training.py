@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from peft_audio.accelerator import peak_memory_bytes, seed_dropout
-from peft_audio.batching import Loaders
+from peft_audio.batching import Loaders, Prefix
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.evaluation import evaluate, model_logits
 from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
@@ -43,6 +43,7 @@ class Result:
         samples_per_second: Clips trained on in each of those seconds, over all processes.
         peak_memory_bytes: The most that the first process held by the end of the training: on its device on CUDA, the
             whole process, libraries included, on a CPU.
+        prefix: What became of the frozen prefix, which that time does not include.
     """
 
     model: Any
@@ -52,6 +53,7 @@ class Result:
     data_wait_share: float
     samples_per_second: float
     peak_memory_bytes: int
+    prefix: Prefix
 
 
 def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
@@ -128,7 +130,7 @@ def train(
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    return Result(model, best.epoch, step, seconds, sum(waits) / seconds, clips / seconds, peak)
+    return Result(model, best.epoch, step, seconds, sum(waits) / seconds, clips / seconds, peak, loaders.prefix)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from peft_audio.config import FullRecipe, run_recipe
 from peft_audio.data import load_splits
 from peft_audio.evaluation import evaluate
 from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.prefix_cache import cache_frozen_prefix
 from peft_audio.report import RunReport, finish_run, split_metrics
 from peft_audio.run import check_output_dir, save_predictions, start_run
 from peft_audio.strategies import freeze_nothing, on_float32_encoder
@@ -35,7 +36,8 @@ def main(cfg: FullRecipe) -> RunReport | None:
     loaders = make_loaders(splits, extractor, model.config, cfg, accelerator)
     model, trained = freeze_nothing(model, cfg.full)  # the one line in which the recipes differ
     run = start_run(cfg, splits, base, accelerator, began)
-    result = train(model, trained, loaders, cfg.train, accelerator, run.log)
+    model, kept = cache_frozen_prefix(model, trained, loaders, cfg, accelerator)  # says what it did, or why not
+    result = train(model, trained, kept, cfg.train, accelerator, run.log)
     model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)
     evaluations = {"validation": evaluate(model, loaders.validation, accelerator)}
     if cfg.train.evaluate_train:

@@ -92,7 +92,9 @@ def features_of(model: Any, trained: Trained, cut: Cut) -> dict[str, torch.Tenso
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}")
+        torch.testing.assert_close(
+            found[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}"
+        )
 
 
 @pytest.mark.parametrize("family", ENCODERS)

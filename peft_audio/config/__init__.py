@@ -5,6 +5,7 @@ from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
+from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
     AttentionHeadsConfig,
     AttentionHeadsRecipe,
@@ -44,6 +45,7 @@ __all__ = [
     "LoraConfig",
     "LoraRecipe",
     "ModelConfig",
+    "PrefixCacheConfig",
     "Recipe",
     "TrainConfig",
     "UserError",

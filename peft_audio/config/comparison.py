@@ -9,6 +9,7 @@ from typing import Any
 from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
+from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,
@@ -130,6 +131,7 @@ class CompareRecipe:
         data: Which recordings, and how much of each.
         model: Which pretrained encoder.
         augment: What happens to training clips.
+        prefix_cache: What is done about parts that are frozen; all arms and seeds share what is kept.
         train: How the training goes.
     """
 
@@ -151,6 +153,7 @@ class CompareRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(evaluate_train=True))
 
     def __post_init__(self) -> None:
@@ -196,7 +199,7 @@ class CompareRecipe:
 
     def shared_settings(self, arm: ArmConfig) -> dict[str, Any]:
         """What every run of an arm is told, by flag: settings that differ from a recipe's own, then the arm's."""
-        sections = ("data",) if arm.recipe == "baseline" else ("data", "model", "augment", "train")
+        sections = ("data",) if arm.recipe == "baseline" else ("data", "model", "augment", "prefix_cache", "train")
         shared: dict[str, Any] = {"train.evaluate_train": self.train.evaluate_train}
         for section in sections:
             given = getattr(self, section)

@@ -6,14 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import (
-    AugmentConfig,
-    ModelConfig,
-    TrainConfig,
-    UserError,
-    require,
-    share,
-)
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, require, share
+from peft_audio.config.prefix_cache import PrefixCacheConfig
 
 # Which recipe a section that is not everybody's belongs to.
 OWN_SECTIONS = {
@@ -122,12 +116,14 @@ class Recipe:
         data: Which recordings, and how much of each.
         model: Which pretrained encoder.
         augment: What happens to training clips.
+        prefix_cache: What is done about parts that are frozen.
         train: How the training goes.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     quantizes: ClassVar[bool] = False
@@ -145,7 +141,9 @@ class Recipe:
                 "on a quantised encoder. Use that recipe, or leave it out."
             )
         if self.data.streaming:
-            steps = self.train.max_steps
+            views, steps = self.prefix_cache.views, self.train.max_steps
+            words = "left out with data.streaming, which hears every clip but once"
+            require(views is None, "prefix_cache.views", views, words, "Leave it out.")
             require(steps is not None, "train.max_steps", steps, "given with data.streaming", "Try 1000.")
             for name, allowed in (("evaluate_train", False), ("class_weights", "none"), ("batch_seconds", None)):
                 value = getattr(self.train, name)

@@ -1,0 +1,41 @@
+"""What is told about the cache of a frozen prefix's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from peft_audio.config.fields import positive, require
+
+
+@dataclass(frozen=True)
+class PrefixCacheConfig:
+    """What is frozen need not run in every epoch: its output for each clip is kept on the disk, and trained on.
+
+    Args:
+        use: "auto" keeps it where that gives the same numbers and a clip is trained on more than once, and says why
+            where it does not; "always" keeps it even for a single pass, for runs that come later; "never" runs
+            everything in every step. Figures in the report are measured from the recordings either way.
+        views: With augmentation, or crops of longer clips, training hears something new in every epoch, and nothing can
+            be kept. Given, it hears each clip in this many ways in turn, kept or not. Fewer ways regularise less.
+        folder: Where it is kept; in the Hugging Face cache when not given. Runs share it, side by side too:
+            `peft-audio cache` shows and clears it.
+        max_gigabytes: The folder may grow to this, in 10^9 bytes; what was not used for longest goes first. What alone
+            would need more is not kept. A choice.
+        dtype: What the output is kept in: "float32"; "bfloat16", at half the size and with 8 bits of precision; "auto"
+            takes the one that training computes in (train.mixed_precision).
+    """
+
+    use: Literal["auto", "always", "never"] = "auto"
+    views: int | None = None
+    folder: str | None = None
+    max_gigabytes: float = 20.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        views = self.views
+        require(views is None or views >= 1, "prefix_cache.views", views, "1 or more", "Leave it out, or try 4.")
+        usable = self.folder is None or bool(self.folder)
+        require(usable, "prefix_cache.folder", "''", "a folder", "Leave it out.")
+        size = self.max_gigabytes
+        require(positive(size), "prefix_cache.max_gigabytes", size, "a number above 0", "Try 20.")

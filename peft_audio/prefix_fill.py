@@ -1,0 +1,189 @@
+"""Which clips' features are wanted, which of them are missing, and how those are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
+
+from peft_audio.anatomy import count_frames, minimum_samples
+from peft_audio.batching import Loaders
+from peft_audio.clips import Clips
+from peft_audio.config import Recipe, UserError
+from peft_audio.prefix import Cut, run_prefix
+from peft_audio.prefix_store import Reader, Store, read_table
+from peft_audio.sampler import Draw
+
+# So many clips are computed again when features are reused. bfloat16 has 8 bits of precision.
+CHECKED_CLIPS = 2
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+Batch = dict[str, torch.Tensor]
+Compute = Callable[[Batch], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A split whose features are wanted, as training or as evaluation hears it.
+
+    Attributes:
+        clips: The split.
+        views: In how many ways training hears each clip; 0 for evaluation.
+        names: What the features of each row and view depend on, of shape (rows, max(1, views)).
+        seconds: How much of each row is heard.
+    """
+
+    clips: Clips
+    views: int
+    names: np.ndarray
+    seconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A clip whose features are not there: its name, and where it stands among those that are wanted."""
+
+    name: str
+    wanted: Wanted
+    row: int
+    view: int
+
+    def item(self) -> dict[str, Any]:
+        """The clip as `Clips` gives it."""
+        return self.wanted.clips[Draw(self.row, self.view + 1 if self.wanted.views else None)]
+
+
+def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
+    """The splits whose clips are heard alike in every epoch, or in so many ways; and why training's are not."""
+    clips: Clips = loaders.train.dataset  # type: ignore[attr-defined]
+    longer = int((_seconds(clips) > cfg.data.max_seconds).sum())
+    reason = f"{longer} are longer than data.max_seconds, and cropped anew in every epoch" if longer else ""
+    if clips.view.augment:
+        reason = "they are augmented anew in every epoch"
+    wanted = {"validation": _wanted(loaders.validation.dataset, 0, cfg)}
+    views = cfg.prefix_cache.views if reason else 1
+    if views is None:
+        hint = "prefix_cache.views would keep a few ways of hearing them"
+        return wanted, f"validation clips only, not those of training: {reason} ({hint})"
+    return wanted | {"train": _wanted(clips, views, cfg, drawn=bool(reason))}, ""
+
+
+def _seconds(clips: Clips) -> np.ndarray:
+    rows = clips.rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
+    return (rows["num_frames"] / rows["sampling_rate"]).to_numpy()
+
+
+def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
+    """With names that say what features depend on: the bytes, what is heard of them, and what was drawn."""
+    limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds
+    seconds = np.minimum(_seconds(clips), limit)
+    rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
+    names = np.empty((len(rows), max(1, views)), dtype=object)
+    for row, view in np.ndindex(names.shape):
+        facts = [rows["sha256"][row], float(rows["start_seconds"][row]), float(seconds[row])]
+        if drawn:
+            facts += [limit, asdict(cfg.augment), clips.view.seeds(Draw(row, view + 1))]
+        names[row, view] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return Wanted(clips, views, names, seconds)
+
+
+def _rows(model: Any, cut: Cut, each: Wanted) -> int:
+    """Of the features of a split, about."""
+    if cut.place == "pooled":
+        layers = cut.layers + 1 if model.config.use_weighted_layer_sum else 1
+        return layers * each.names.size
+    rate, shortest = each.clips.view.extractor.sampling_rate, minimum_samples(model.config)
+    samples = np.maximum(np.round(each.seconds * rate), shortest).astype(int).tolist()
+    return max(1, each.views) * sum(count_frames(model.config, length) for length in samples)
+
+
+def expected_bytes(store: Store, model: Any, cut: Cut, wanted: dict[str, Wanted]) -> int:
+    """What the features of all that is wanted take, about."""
+    return sum(_rows(model, cut, each) for each in wanted.values()) * store.row_bytes
+
+
+@torch.inference_mode()
+def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> list[torch.Tensor]:
+    """What the prefix makes of each clip of a batch, of shape (rows, width), without padding."""
+    with accelerator.autocast():
+        values = run_prefix(model, send_to_device(batch, accelerator.device), cut).cpu()
+    if cut.place == "pooled":
+        return list(values)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [row[: count_frames(model.config, samples)] for row, samples in zip(values, lengths, strict=True)]
+
+
+def find_missing(
+    store: Store, wanted: dict[str, Wanted], compute: Compute, loaders: Loaders, tell: Callable[[str], None]
+) -> list[Missing]:
+    """The clips that are not there, each once, by length; all of them where what is there is not what it should be."""
+    clips = {
+        str(name): Missing(str(name), each, row, view)
+        for each in wanted.values()
+        for (row, view), name in np.ndenumerate(each.names)
+    }
+    table = read_table(store)
+    there = [name for name in clips if name in table.index]
+    checked = [clips[name] for name in there[:: -(-len(there) // CHECKED_CLIPS)]] if there else []
+    if not _as_computed(Reader(store, table), checked, compute, loaders):
+        tell(f"prefix cache: {store.folder} does not hold what the model returns, and is made again")
+        shutil.rmtree(store.folder)
+        there = []
+    missing = [clips[name] for name in clips.keys() - set(there)]
+    return sorted(missing, key=lambda clip: (clip.wanted.seconds[clip.row], clip.name))
+
+
+def _as_computed(reader: Reader, clips: Sequence[Missing], compute: Compute, loaders: Loaders) -> bool:
+    for clip in clips:
+        (now,) = compute(loaders.validation.collate_fn([clip.item()]))
+        try:
+            kept, _ = reader.read(clip.name)
+        except UserError:
+            return False
+        bound = TOLERANCE[reader.store.dtype] * max(1.0, float(now.abs().max()))
+        if kept.shape != now.shape or not bool(((kept - now.float()).abs() <= bound).all()):
+            return False
+    return True
+
+
+class _Batches(Dataset):
+    """Clips in batches, decoded as the loaders do it."""
+
+    def __init__(self, batches: list[list[Missing]], collate_fn: Any):
+        self.batches, self.collate_fn = batches, collate_fn
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, at: int) -> tuple[list[str], Batch]:
+        return [clip.name for clip in self.batches[at]], self.collate_fn([clip.item() for clip in self.batches[at]])
+
+
+def in_batches(missing: list[Missing], size: int, loaders: Loaders) -> DataLoader:
+    """Names and batches of missing clips, decoded as the loaders do it."""
+    batches = [missing[at : at + size] for at in range(0, len(missing), size)]
+    workers = loaders.validation.num_workers
+    return DataLoader(_Batches(batches, loaders.validation.collate_fn), batch_size=None, num_workers=workers)
+
+
+def computed(
+    compute: Compute, batches: DataLoader, count: int, accelerator: Accelerator
+) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Each clip's name, length in samples and features, with a bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not accelerator.is_main_process) as progress:
+        bar = progress.add_task("frozen prefix", total=count)
+        for names, batch in batches:
+            for name, mask, values in zip(names, batch["attention_mask"], compute(batch), strict=True):
+                yield name, int(mask.sum()), values
+            progress.advance(bar, len(names))
