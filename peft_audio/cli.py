@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,16 @@ def make_parser() -> argparse.ArgumentParser:
     names = sorted(recipe_files())
     recipe.add_argument("name", choices=names, help=f"one of: {', '.join(names)}")
     recipe.set_defaults(run=run_recipe_command)
+
+    cache = commands.add_parser(
+        "cache",
+        help="show or clear what training kept of frozen encoders",
+        description="Training keeps the output of frozen parts on the disk, shared by runs (prefix_cache in the "
+        "recipes' --help). Shows each key's size and last use; clearing costs later runs a pass over their clips.",
+    )
+    cache.add_argument("--clear", action="store_true", help="delete all of it")
+    cache.add_argument("--folder", metavar="DIR", help="as in --prefix_cache.folder (default: the Hugging Face cache)")
+    cache.set_defaults(run=run_cache)
 
     base = commands.add_parser("base", help="copy the bundled encoder out as an ordinary transformers directory")
     base.add_argument("folder", type=Path, metavar="DIR", help="a folder that does not exist yet")
@@ -202,6 +213,24 @@ def run_report(options: argparse.Namespace) -> int:
 def run_recipe_command(options: argparse.Namespace) -> int:
     """Print a recipe or a launch config."""
     print(recipe_files()[options.name].read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def run_cache(options: argparse.Namespace) -> int:
+    """Show or clear what training kept of frozen encoders."""
+    from peft_audio.config import PrefixCacheConfig
+    from peft_audio.prefix import Cut
+    from peft_audio.prefix_store import cache_root, clear_stores, in_bytes, list_stores
+
+    root = cache_root(PrefixCacheConfig(folder=options.folder))
+    if options.clear:
+        print(f"{root}: {in_bytes(clear_stores(root))} deleted")
+        return 0
+    stores = list_stores(root)
+    for name, size, used, about in stores:
+        when = datetime.fromtimestamp(used).astimezone().strftime("%Y-%m-%d %H:%M")
+        print(f"{name[:8]}  {in_bytes(size):>9}  used {when}  {about['config']['model_type']}: {Cut(*about['cut'])}")
+    print(f"{root}: {in_bytes(sum(size for _, size, _, _ in stores))}")
     return 0
 
 

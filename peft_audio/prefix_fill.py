@@ -59,8 +59,9 @@ class Missing:
     view: int
 
     def item(self) -> dict[str, Any]:
-        """The clip as `Clips` gives it."""
-        return self.wanted.clips[Draw(self.row, self.view + 1 if self.wanted.views else None)]
+        """The clip as `Clips` gives it, without SpecAugment's masks, which come behind the prefix."""
+        item = self.wanted.clips[Draw(self.row, self.view + 1 if self.wanted.views else None)]
+        return {name: value for name, value in item.items() if name not in ("time_mask", "feature_mask")}
 
 
 def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:

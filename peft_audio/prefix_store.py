@@ -135,8 +135,8 @@ class Reader:
     """
 
     def __init__(self, store: Store, table: pd.DataFrame):
-        self.store, self.places = store, table.to_dict("index")
         self.files: dict[str, BinaryIO] = {}
+        self.store, self.places = store, table.to_dict("index")
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,8 +150,9 @@ class Reader:
         names = {place["file"] for place in self.places.values()}
         self.files = {name: (self.store.folder / name).open("rb") for name in names}
 
-    def __contains__(self, clip: str) -> bool:
-        return clip in self.places
+    def __del__(self) -> None:
+        for file in self.files.values():
+            file.close()
 
     def seconds(self, clips: Iterable[str]) -> float:
         """What it took to make the features of these clips, whichever run made them."""

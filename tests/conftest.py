@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where frozen prefixes are kept, by tests and by the recipes that they launch.
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="peft-audio-tests-")
 # Models this small lose more to handing work to a second thread than they gain.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -54,6 +59,12 @@ ENCODERS = {
     "unispeech-sat-base": tiny_config("group", UniSpeechSatConfig),
     "unispeech-sat-large": tiny_config("layer", UniSpeechSatConfig, conv_bias=True),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
