@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from huggingface_hub.utils import disable_progress_bars
 
+from peft_audio.arithmetic import choose_precision
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.models import use_exact_float32
 
@@ -33,10 +34,10 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
             `cfg`, or for fp16 on a CPU.
     """
     # The launcher exports "no" when nothing was asked, so only another value can be a choice.
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", cfg.mixed_precision):
+    launched, precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), choose_precision(cfg.mixed_precision)[0]
+    if launched not in ("no", precision):
         raise UserError(
-            f"--train.mixed_precision: got {cfg.mixed_precision}, must be {launched}, which accelerate launch was "
+            f"--train.mixed_precision: got {precision}, must be {launched}, which accelerate launch was "
             "given. Give both the same, or take it out of the launcher's flags and config file."
         )
     # The loop weighs its micro-batches itself; a number from the environment would scale every loss once more.
@@ -44,7 +45,7 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     # One process reads a large collection while the others wait; NCCL's own patience is ten minutes.
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     accelerator = Accelerator(
-        mixed_precision=cfg.mixed_precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient]
+        mixed_precision=precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient]
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would compute in float32 and report fp16.

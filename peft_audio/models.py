@@ -157,7 +157,9 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        config = AutoConfig.from_pretrained(base, revision=commit)
+        # "auto" is decided before a run; what only loads a model takes transformers' own.
+        attention = {} if cfg.attention == "auto" else {"attn_implementation": cfg.attention}
+        config = AutoConfig.from_pretrained(base, revision=commit, **attention)
         anatomy_of(config)
         config.update(classifier_settings(cfg, labels))
         with quiet_loading():

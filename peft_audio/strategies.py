@@ -7,7 +7,7 @@ feature encoder is frozen for real, without a graph through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import peft
@@ -16,8 +16,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, encoder_of
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
-from peft_audio.models import load_classifier, quiet_loading
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, UserError
+from peft_audio.models import quiet_loading
 
 
 @dataclass(frozen=True)
@@ -179,28 +179,6 @@ def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
         return {f"base_model.model.{name}": weights[name].detach() for name in trained.parameters}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
-
-
-def on_float32_encoder(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> Any:
-    """What is measured and saved: the trained weights on the encoder as published, never on a quantised one.
-
-    Args:
-        model: A trained model.
-        trained: What trains in it.
-        cfg: How it was loaded.
-        labels: The label names in the order of the logits.
-
-    Returns:
-        The model itself where the encoder was not quantised.
-    """
-    if cfg.quantization == "none":
-        return model
-    plain = load_classifier(replace(cfg, quantization="none"), labels)
-    with quiet_loading():
-        plain = peft.get_peft_model(plain, model.peft_config["default"])
-    weights = dict(model.named_parameters())
-    plain.load_state_dict({name: weights[name] for name in trained.parameters}, strict=False)
-    return plain.to(next(model.parameters()).device).eval()
 
 
 def _freeze_convolutions(model: Any) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from peft_audio.accelerator import peak_memory_bytes, seed_dropout
+from peft_audio.arithmetic import compile_layers
 from peft_audio.batching import Loaders, Prefix
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.evaluation import evaluate, model_logits
@@ -94,6 +95,8 @@ def train(
     total = min(order.total_steps(cfg.epochs), cfg.max_steps or sys.maxsize)
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
+    if cfg.compile == "yes":
+        compile_layers(model)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     best = Best()

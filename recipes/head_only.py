@@ -12,21 +12,24 @@ import time
 from peft_audio.accelerator import make_accelerator
 from peft_audio.adapter_record import describe_adapter
 from peft_audio.adapters import save_adapter
+from peft_audio.arithmetic import resolve
 from peft_audio.batching import make_loaders
 from peft_audio.config import HeadOnlyRecipe, run_recipe
 from peft_audio.data import load_splits
 from peft_audio.evaluation import evaluate
 from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.precision import on_float32_encoder, store_frozen
 from peft_audio.prefix_cache import cache_frozen_prefix
 from peft_audio.report import RunReport, finish_run, split_metrics
 from peft_audio.run import check_output_dir, save_predictions, start_run
-from peft_audio.strategies import freeze_all_but_head, on_float32_encoder
+from peft_audio.strategies import freeze_all_but_head
 from peft_audio.training import train
 
 
 def main(cfg: HeadOnlyRecipe) -> RunReport | None:
     """Files to adapter and report, in a straight line."""
     began = time.perf_counter()
+    cfg = resolve(cfg)  # "auto" becomes what suits this device, and says why
     accelerator = make_accelerator(cfg.train)
     check_output_dir(cfg.train, accelerator)
     splits = load_splits(cfg.data, accelerator)
@@ -37,6 +40,7 @@ def main(cfg: HeadOnlyRecipe) -> RunReport | None:
     model, trained = freeze_all_but_head(model)  # the one line in which the recipes differ
     run = start_run(cfg, splits, base, accelerator, began)
     model, kept = cache_frozen_prefix(model, trained, loaders, cfg, accelerator)  # says what it did, or why not
+    store_frozen(model, cfg.model, accelerator.mixed_precision)
     result = train(model, trained, kept, cfg.train, accelerator, run.log)
     model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)
     evaluations = {"validation": evaluate(model, loaders.validation, accelerator)}

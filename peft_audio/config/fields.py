@@ -61,6 +61,8 @@ class ModelConfig:
         quantization: "int8" (Dettmers et al., 2022, arXiv 2208.07339) or "nf4" (Dettmers et al., 2023, arXiv
             2305.14314) holds the frozen transformer in 8 or 4 bits while LoRA trains; needs the extra `bitsandbytes`.
             The adapter is measured and saved on the float32 encoder.
+        attention: How transformers computes attention: "eager", "sdpa", or "flash_attention_2" (its package installed,
+            a GPU, 16 bits); "auto" takes what was measured to be fastest for this device and family.
     """
 
     name: str = "wav2vec2-nano"
@@ -70,6 +72,7 @@ class ModelConfig:
     dropout: float | None = None
     head_dropout: float = 0.0
     quantization: Literal["none", "int8", "nf4"] = "none"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "''", "an encoder", "Try wav2vec2-nano or facebook/wav2vec2-base.")
@@ -78,6 +81,8 @@ class ModelConfig:
             require(value is None or share(value), f"model.{name}", value, "0 or more, below 1", "Try 0.1.")
         if self.quantization != "none":
             require_package("model.quantization", self.quantization, "bitsandbytes")
+        if self.attention == "flash_attention_2":
+            require_package("model.attention", self.attention, "flash_attn")
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,12 @@ class TrainConfig:
         batch_seconds: Instead of so many clips, fill each optimizer step with clips of like length until, padded to the
             longest, they last so many seconds. For collections whose lengths differ much; clips count the same.
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
-        mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits and keeps what trains in 32; "no" is float32.
-            This decides, not the launcher's setting.
+        mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits, holds frozen weights in them and keeps what
+            trains in 32; "no" is float32. "auto" takes bf16 where the device has units for it: GPUs since Ampere, CPUs
+            with AMX or AVX512-BF16; docs/performance.md has what that costs in accuracy. What is reported and saved is
+            computed in float32 either way.
+        compile: "yes" compiles the transformer layers with torch.compile, which takes a minute and needs a compiler;
+            "auto" does so where that was measured to pay.
         optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), which keeps its state in a
             quarter of the memory; it pays for full fine-tuning and needs the extra `bitsandbytes`.
         learning_rate: Peak rate for what the strategy trains. The recipes' defaults were chosen on the bundled
@@ -177,7 +186,8 @@ class TrainConfig:
     batch_size: int = 16
     batch_seconds: float | None = None
     gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-3
     head_learning_rate: float | None = None

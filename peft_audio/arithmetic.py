@@ -1,0 +1,108 @@
+"""In which arithmetic a run computes: precision, attention and compilation, decided before it starts and written down.
+
+Never by timing at run time: a resumed run, and the runs of a comparison, must compute alike.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import AutoConfig
+
+from peft_audio.anatomy import anatomy_of, encoder_of
+from peft_audio.config import CompareRecipe, ModelConfig, Recipe
+from peft_audio.models import pin_base
+
+Settings = TypeVar("Settings", Recipe, CompareRecipe)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What suits a family on a device.
+
+    Attributes:
+        attention: transformers' name of an implementation.
+        compiled: Whether torch.compile pays for the transformer layers.
+        source: The command that measured it, or why there is no choice.
+    """
+
+    attention: str
+    compiled: bool
+    source: str
+
+
+ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this family")
+NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
+# By device and family, from the command named; docs/performance.md has what it printed.
+MEASURED = "python benchmarks/arithmetic.py"
+TABLE: dict[tuple[str, str], Arithmetic] = {}
+
+
+def resolve(cfg: Settings) -> Settings:
+    """Replace what is "auto" by what suits this device, and say why; `config.yaml` then holds what was used.
+
+    Args:
+        cfg: A recipe's settings, or a comparison's.
+
+    Raises:
+        UserError: The encoder cannot be found, or is of an unknown family.
+    """
+    precision, why = choose_precision(cfg.train.mixed_precision)
+    tell = _tell(precision, why)
+    family = _family(cfg.model)
+    suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
+    attention = suits.attention if cfg.model.attention == "auto" else cfg.model.attention
+    compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
+    asked = "as asked" if "auto" not in (cfg.model.attention, cfg.train.compile) else suits.source
+    tell += f"; attention {attention}, {'compiled' if compiled else 'not compiled'} ({asked})"
+    if os.environ.get("RANK", "0") == "0":
+        print(tell)
+    train = replace(cfg.train, mixed_precision=precision, compile="yes" if compiled else "no")
+    return replace(cfg, train=train, model=replace(cfg.model, attention=attention))
+
+
+def choose_precision(asked: str) -> tuple[Any, str]:
+    """`train.mixed_precision`, and why: where nothing is asked, bf16 where the device has units for it."""
+    if asked != "auto":
+        return asked, "as asked"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched != "no":
+        return launched, "as accelerate launch was asked"
+    if device_type() == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "this GPU has units for it") if fast else ("no", "this GPU has no bf16 units")
+    if device_type() != "cpu":
+        return "no", "not measured on this device"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16", "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU has AVX512-BF16"
+    return "no", "this CPU has no bf16 units"
+
+
+def device_type() -> str:
+    """Where Accelerate will compute, asked before it starts."""
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU") else "cpu"
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each transformer layer by itself, in place: one graph serves all of them, and clips of any length."""
+    for layer in encoder_of(model).get_submodule(anatomy_of(model.config).layers):
+        layer.compile(dynamic=True)
+
+
+def _family(cfg: ModelConfig) -> str:
+    base, commit = pin_base(cfg)
+    config = AutoConfig.from_pretrained(base, revision=commit)
+    anatomy_of(config)
+    return config.model_type
+
+
+def _tell(precision: str, why: str) -> str:
+    return f"precision {'float32' if precision == 'no' else precision} ({why})"
