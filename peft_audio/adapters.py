@@ -18,13 +18,11 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.signal import chirp
 from transformers import AutoFeatureExtractor
 
 from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme, read_record
 from peft_audio.anatomy import LAYER_WEIGHTS
-from peft_audio.batching import collate
-from peft_audio.clips import normalise
+from peft_audio.collating import collate, normalise
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.models import (
     BUNDLED_ENCODER,
@@ -89,9 +87,14 @@ def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
     waveforms = []
     for seconds in PROBE_SECONDS:
         time = np.arange(round(seconds * sampling_rate)) / sampling_rate
-        tone = chirp(time, f0=150.0, t1=seconds, f1=3500.0) + 0.5 * chirp(time, f0=2000.0, t1=seconds, f1=300.0)
+        tone = _sweep(time, 150.0, 3500.0, seconds) + 0.5 * _sweep(time, 2000.0, 300.0, seconds)
         waveforms.append((0.4 * tone * np.cos(4 * np.pi * time)).astype(np.float32))
     return waveforms
+
+
+def _sweep(time: np.ndarray, first: float, last: float, seconds: float) -> np.ndarray:
+    # What scipy.signal.chirp gives, which takes half a second to import.
+    return np.cos(2 * np.pi * (first * time + 0.5 * (last - first) / seconds * time**2))
 
 
 def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:

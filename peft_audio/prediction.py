@@ -10,10 +10,9 @@ import numpy as np
 from scipy.special import softmax
 
 from peft_audio.adapters import Adapter
-from peft_audio.audio import AUDIO_SUFFIXES, AudioError, load_audio, read_info
+from peft_audio.audio import AUDIO_SUFFIXES, SILENT_PEAK, AudioError, load_audio, read_info
 from peft_audio.config import UserError
 from peft_audio.folder import files_below
-from peft_audio.scan import SILENT_PEAK
 from peft_audio.windows import window_starts
 
 

@@ -103,6 +103,23 @@ def test_command_prints_text_json_and_csv_alike(
     assert float(table[0]["probability_b"]) == pytest.approx(expected[0].probabilities["b"], abs=1e-6)
 
 
+def test_the_command_loads_only_what_labelling_needs(clips: Path, adapter_dir: Path) -> None:
+    unwanted = {
+        "audiomentations",
+        "bitsandbytes",
+        "datasets",
+        "evaluate",
+        "pandas",
+        "sklearn",
+        "torch._inductor.compile_fx",
+    }
+    call = ["predict", str(clips / "z.wav"), "--adapter", str(adapter_dir)]
+    code = f"import sys; from peft_audio.cli import main; main({call!r}); print(*{unwanted!r} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    label, loaded = done.stdout.splitlines()
+    assert label.startswith(str(clips / "z.wav")) and not loaded
+
+
 def test_unusable_recordings_are_listed_and_the_others_labelled(
     clips: Path, tmp_path: Path, adapter_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
