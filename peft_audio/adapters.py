@@ -70,7 +70,9 @@ class Adapter:
         ]
         batch = collate(items, self.record.mask["minimum_samples"])
         device = next(self.model.parameters()).device
-        inputs = {name: batch[name].to(device) for name in ("input_values", "attention_mask")}
+        # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
+        names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
+        inputs = {name: batch[name].to(device) for name in names}
         with torch.inference_mode():
             return self.model(**inputs).logits.float().cpu().numpy()
 
@@ -182,13 +184,15 @@ def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu") -> Adapter:
+def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu", merge: bool = True) -> Adapter:
     """Load an adapter directory onto its base, or a whole model as full fine-tuning saves it.
 
     Args:
         path: A directory made by a recipe: `adapter/` or `model/`.
         base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
         device: Where to run, such as "cpu" or "cuda".
+        merge: Fold the adapter's weights into the base's, which answers faster, with the same logits to 1e-5. Without
+            it the model is PEFT's, with the weights as they were saved.
 
     Raises:
         UserError: A part is missing or damaged, or the base is not the one that it was trained on.
@@ -221,6 +225,9 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu")
     if wanted != keys:
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
+    if merge:
+        # Also of modules that trained whole: PEFT's form holds a second copy of each.
+        model = model.merge_and_unload()
     return Adapter(_move(model, device).eval(), _load_extractor(folder), record)
 
 

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import torch
 from conftest import save_base, write_tone
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -135,6 +136,23 @@ PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
 }
+
+
+@pytest.mark.parametrize("strategy", [*PRODUCTS, "dora"])
+def test_merged_weights_give_the_logits_of_the_saved_ones(
+    strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    products = PRODUCTS | {"dora": lambda model: apply_lora(model, LoraConfig(r=4, use_dora=True))}
+    made = describe(tiny_base, products[strategy], layer_weighted_sum=strategy == "lora")
+    folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
+    merged, saved = load_adapter(folder), load_adapter(folder, merge=False)
+    expected = np.concatenate([saved.logits([clip]) for clip in clips])
+    np.testing.assert_allclose(merged.logits(clips), expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3, "the clips must have different answers"
+    assert isinstance(saved.model, PeftModel) == (strategy != "full")
+    plain = type(load_classifier(ModelConfig(name=str(tiny_base)), LABELS))
+    assert type(merged.model) is plain and not any("lora" in name for name, _ in merged.model.named_modules())
 
 
 @pytest.mark.parametrize("strategy", PRODUCTS)
