@@ -185,7 +185,7 @@ def run_pipeline(batch_size: int | None, adapter: Path, clips: Path, device: str
         dtype=torch.float32,
     )
     extractor = AutoFeatureExtractor.from_pretrained(adapter)
-    adapted = PeftModel.from_pretrained(model, adapter).eval()
+    adapted: Any = PeftModel.from_pretrained(model, adapter).eval()
     classify: Any = pipeline("audio-classification", model=adapted, feature_extractor=extractor, device=device)
     more = {} if batch_size is None else {"batch_size": batch_size}
 
