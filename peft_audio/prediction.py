@@ -16,9 +16,8 @@ from peft_audio.folder import files_below
 from peft_audio.sampler import cut
 from peft_audio.windows import window_starts
 
-# Padded seconds of sound that run through the model at once, whatever their number: a second takes about 20 MB of
-# float32 in the convolutions of most encoders. A CPU is fastest with few: two clips of more than 2 s are not padded
-# into a batch but follow each other (benchmarks/inference.py).
+# Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
+# the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
 BATCH_SECONDS = {"cpu": 4.0, "cuda": 120.0}
 
 

@@ -21,6 +21,7 @@ from conftest import save_base, write_tone
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.signal import chirp
 
 from peft_audio import adapters, verify
 from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
@@ -136,6 +137,12 @@ PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
 }
+
+
+def test_probe_clips_are_scipys_chirps() -> None:
+    time = np.arange(16_000) / 16_000
+    tone = chirp(time, f0=150.0, t1=1.0, f1=3500.0) + 0.5 * chirp(time, f0=2000.0, t1=1.0, f1=300.0)
+    np.testing.assert_allclose(probe_waveforms(16_000)[2], 0.4 * tone * np.cos(4 * np.pi * time), atol=1e-7)
 
 
 @pytest.mark.parametrize("strategy", [*PRODUCTS, "dora"])
