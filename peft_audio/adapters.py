@@ -89,14 +89,11 @@ def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
     waveforms = []
     for seconds in PROBE_SECONDS:
         time = np.arange(round(seconds * sampling_rate)) / sampling_rate
-        tone = _sweep(time, 150.0, 3500.0, seconds) + 0.5 * _sweep(time, 2000.0, 300.0, seconds)
+        # What scipy.signal.chirp gives, which takes half a second to import.
+        up, down = (f * time + 0.5 * (last - f) / seconds * time**2 for f, last in ((150.0, 3500.0), (2000.0, 300.0)))
+        tone = np.cos(2 * np.pi * up) + 0.5 * np.cos(2 * np.pi * down)
         waveforms.append((0.4 * tone * np.cos(4 * np.pi * time)).astype(np.float32))
     return waveforms
-
-
-def _sweep(time: np.ndarray, first: float, last: float, seconds: float) -> np.ndarray:
-    # What scipy.signal.chirp gives, which takes half a second to import.
-    return np.cos(2 * np.pi * (first * time + 0.5 * (last - first) / seconds * time**2))
 
 
 def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
@@ -191,8 +188,7 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu",
         path: A directory made by a recipe: `adapter/` or `model/`.
         base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
         device: Where to run, such as "cpu" or "cuda".
-        merge: Fold the adapter's weights into the base's, which answers faster, with the same logits to 1e-5. Without
-            it the model is PEFT's, with the weights as they were saved.
+        merge: Fold the adapter into the base: faster, with the same logits to 1e-5. Without it the model is PEFT's.
 
     Raises:
         UserError: A part is missing or damaged, or the base is not the one that it was trained on.
@@ -226,7 +222,6 @@ def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu",
         wrong = sorted(wanted ^ keys)
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     if merge:
-        # Also of modules that trained whole: PEFT's form holds a second copy of each.
         model = model.merge_and_unload()
     return Adapter(_move(model, device).eval(), _load_extractor(folder), record)
 
