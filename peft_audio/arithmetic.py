@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -17,7 +17,7 @@ from peft_audio.anatomy import anatomy_of, encoder_of
 from peft_audio.config import CompareRecipe, ModelConfig, Recipe
 from peft_audio.models import pin_base
 
-Settings = TypeVar("Settings", Recipe, CompareRecipe)
+Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Arithmetic:
         source: The command that measured it, or why there is no choice.
     """
 
-    attention: str
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
     compiled: bool
     source: str
 
@@ -55,7 +55,7 @@ def resolve(cfg: Settings) -> Settings:
     tell = _tell(precision, why)
     family = _family(cfg.model)
     suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
-    attention = suits.attention if cfg.model.attention == "auto" else cfg.model.attention
+    attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
     compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
     asked = "as asked" if "auto" not in (cfg.model.attention, cfg.train.compile) else suits.source
     tell += f"; attention {attention}, {'compiled' if compiled else 'not compiled'} ({asked})"

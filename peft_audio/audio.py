@@ -19,6 +19,8 @@ from peft_audio.ffmpeg import PYAV_SUFFIXES, AudioError, AudioInfo, open_bytes
 
 AUDIO_SUFFIXES = PYAV_SUFFIXES | {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
 LOWEST_RATE, HIGHEST_RATE, ALLOWED_RATES = 4_000, 192_000, "4,000 to 192,000 Hz"
+# Quieter than this after its mean is taken off, a clip holds nothing but rounding: three steps of 16 bits, -80 dB.
+SILENT_PEAK = 1e-4
 SLACK_SECONDS = 0.1  # headers round a length, WebM's and WMA's most; what is missing beyond this was cut off
 ONE_READ_SECONDS = 3600.0  # soundfile seeks between reads, where MP3 and Opus then decode to slightly other values
 # Anywhere in so much of its end, an OGG file has the start of a page.

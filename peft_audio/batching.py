@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from sklearn.utils.class_weight import compute_sample_weight
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from peft_audio.anatomy import minimum_samples
 from peft_audio.augment import make_augment
 from peft_audio.clips import Clips, View
+from peft_audio.collating import collate
 from peft_audio.config import Recipe, UserError
 from peft_audio.data import Splits
 from peft_audio.sampler import TrainingBatches, evaluation_batches
@@ -65,38 +65,6 @@ class Loaders:
     validation: DataLoader
     test: DataLoader
     prefix: Prefix = Prefix()
-
-
-def collate(items: Sequence[dict[str, Any]], minimum_samples: int) -> dict[str, torch.Tensor]:
-    """Pad clips with zeros to the longest, and any to the shortest input that the encoder takes.
-
-    Args:
-        items: What `Clips` gives; one without `recording` is a recording of its own.
-        minimum_samples: See `anatomy.minimum_samples`. Zeros up to it count as part of the clip, in any batch.
-
-    Returns:
-        `input_values`, float32 of shape (clips, samples); `attention_mask`, int64 of the same shape; of shape
-        (clips,): `label`, `index`, `recording`, `weight`; and with SpecAugment `time_mask`, bool of shape
-        (clips, frames), and `feature_mask`, bool of shape (clips, channels).
-    """
-    lengths = [max(len(item["input_values"]), minimum_samples) for item in items]
-    input_values = torch.zeros(len(items), max(lengths))
-    for row, item in zip(input_values, items, strict=True):
-        row[: len(item["input_values"])] = torch.from_numpy(item["input_values"])
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    hidden = {
-        name: pad_sequence([torch.from_numpy(item[name]) for item in items], batch_first=True)
-        for name in ("time_mask", "feature_mask")
-        if name in items[0]
-    }
-    return hidden | {
-        "input_values": input_values,
-        "attention_mask": mask.long(),
-        "label": torch.tensor([item["label"] for item in items]),
-        "index": torch.tensor([item["index"] for item in items]),
-        "recording": torch.tensor([item.get("recording", item["index"]) for item in items]),
-        "weight": torch.tensor([item["weight"] for item in items], dtype=torch.float32),
-    }
 
 
 def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, accelerator: Accelerator) -> Loaders:

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from peft_audio.audio import AudioError, load_audio
 from peft_audio.augment import Augment
+from peft_audio.collating import normalise
 from peft_audio.collection import recording_of
 from peft_audio.config import DataConfig, UserError
 from peft_audio.sampler import Draw
@@ -112,17 +113,3 @@ class Clips(torch.utils.data.Dataset):
             raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
         item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}
         return item | {"recording": int(self.recordings[draw.index])}
-
-
-def normalise(waveform: np.ndarray, extractor: Any) -> np.ndarray:
-    """Zero mean and unit variance if the encoder was pretrained so, of the clip alone: padding comes after.
-
-    Args:
-        waveform: float32 of shape (samples,) at the extractor's rate.
-        extractor: The encoder's feature extractor.
-
-    Returns:
-        float32 of shape (samples,).
-    """
-    features = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="np")
-    return features["input_values"][0].astype(np.float32, copy=False)

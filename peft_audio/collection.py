@@ -7,12 +7,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from peft_audio.config import DataConfig, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {split: split for split in SPLITS} | {"training": "train", "valid": "validation", "val": "validation"}
@@ -46,6 +47,9 @@ class Collection:
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
     """Columns as a table of clips, with "" and whole recordings for what is not given."""
+    # A table costs a fifth of a second to import, and not all that imports this module makes one.
+    import pandas as pd
+
     clips = pd.DataFrame(columns)
     defaults = {"path": "", "stored": -1, "group": "", "split": "", "start_seconds": 0.0, "end_seconds": float("nan")}
     for name, value in defaults.items():

@@ -10,11 +10,15 @@ import numpy as np
 from scipy.special import softmax
 
 from peft_audio.adapters import Adapter
-from peft_audio.audio import AUDIO_SUFFIXES, AudioError, load_audio, read_info
+from peft_audio.audio import AUDIO_SUFFIXES, SILENT_PEAK, AudioError, load_audio, read_info
 from peft_audio.config import UserError
 from peft_audio.folder import files_below
-from peft_audio.scan import SILENT_PEAK
+from peft_audio.sampler import cut
 from peft_audio.windows import window_starts
+
+# Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
+# the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
+BATCH_SECONDS = {"cpu": 4.0, "cuda": 120.0}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_
     Args:
         adapter: What `load_adapter` gives.
         sources: A recording or a folder, or several; folders are searched to any depth.
-        batch_size: Recordings that run through the model at once.
+        batch_size: Recordings that run through the model at once, or fewer where they are long (`BATCH_SECONDS`).
 
     Returns:
         One prediction a recording, in the order of `sources`, by name within a folder. A recording that cannot be
@@ -69,13 +73,11 @@ def predict(adapter: Adapter, sources: str | Path | Iterable[str | Path], batch_
         except AudioError as error:
             found[i] = _failed(path, str(error))
     parts = [(i, start, seconds) for i in lengths for start, seconds in _parts(adapter, lengths[i])]
-    # Neighbours in length share a batch, which saves padding and changes no answer.
-    parts.sort(key=lambda part: min(part[2], lengths[part[0]]))
     sums: dict[int, np.ndarray] = {}
     heard: dict[int, bool] = {}
-    for at in range(0, len(parts), batch_size):
+    for batch in _batches([min(seconds, lengths[i]) for i, _, seconds in parts], batch_size, adapter):
         waveforms, owners = [], []
-        for i, start, seconds in parts[at : at + batch_size]:
+        for i, start, seconds in [parts[number] for number in batch]:
             try:
                 waveforms.append(load_audio(paths[i], adapter.record.sampling_rate, start, seconds))
                 owners.append(i)
@@ -99,6 +101,14 @@ def _parts(adapter: Adapter, seconds: float) -> list[tuple[float, float]]:
     if window is None or seconds <= window:
         return [(0.0, crop["evaluation_seconds"])]
     return [(start, window) for start in window_starts(seconds, window, crop.get("hop_seconds"))]
+
+
+def _batches(seconds: Sequence[float], batch_size: int, adapter: Adapter) -> list[list[int]]:
+    """Which parts run at once: neighbours in length, which saves padding and changes no answer."""
+    known = np.asarray(seconds)
+    device = next(adapter.model.parameters()).device.type
+    together = cut(known.argsort(kind="stable"), known, batch_size, BATCH_SECONDS.get(device, BATCH_SECONDS["cuda"]))
+    return [rows[at : at + batch_size] for rows in together for at in range(0, len(rows), batch_size)]
 
 
 def find_recordings(sources: Iterable[str | Path]) -> list[Path]:

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from peft_audio.batching import Loaders, Prefix, collate
+from peft_audio.batching import Loaders, Prefix
+from peft_audio.collating import collate
 from peft_audio.config import Recipe
 from peft_audio.models import versions, weights_sha256
 from peft_audio.prefix import Cut, accept_features, find_cut, prefix_weights, replay_samples

@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from peft_audio.audio import AudioError, read_blocks, read_info
+from peft_audio.audio import SILENT_PEAK, AudioError, read_blocks, read_info
 from peft_audio.collection import Collection, recording_of
 
-# Quieter than this after its mean is taken off, a clip holds nothing but rounding: three steps of 16 bits, -80 dB.
-SILENT_PEAK = 1e-4
 FULL_SCALE = 0.999
 # Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
 ABSURD_PEAK = 1e10

@@ -25,7 +25,7 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
     Raises:
         UserError: It cannot be loaded.
     """
-    adapter = load_adapter(folder, base)
+    adapter = load_adapter(folder, base, merge=False)
     if not adapter.record.probes:
         return ["the record holds no probe clips"]
     problems = []

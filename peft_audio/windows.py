@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from peft_audio.collection import written_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def window_starts(seconds: float, window: float, hop: float | None = None) -> list[float]:

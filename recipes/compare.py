@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from peft_audio.arithmetic import resolve
 from peft_audio.collect import note_jobs, read_comparison
 from peft_audio.comparison import Comparison
 from peft_audio.config import CompareRecipe, UserError, parse_config
@@ -32,6 +33,7 @@ from peft_audio.rules import MIN_SEEDS
 def main(cfg: CompareRecipe) -> Comparison:
     """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
     console = Console()
+    cfg = resolve(cfg)
     check_arms(cfg)
     if cfg.seeds < MIN_SEEDS or cfg.trials == 1:
         needed = f"that takes seeds of {MIN_SEEDS} or more and trials of 2 or more"

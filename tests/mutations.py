@@ -51,7 +51,7 @@ MUTATIONS = (
     ),
     Mutation(
         "normalisation after padding",
-        "peft_audio/batching.py",
+        "peft_audio/collating.py",
         '        "input_values": input_values,',
         '        "input_values": torch.nn.functional.layer_norm(input_values, input_values.shape[1:]),',
         "tests/test_batching.py",
@@ -324,7 +324,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silence is trained on",
-        "peft_audio/scan.py",
+        "peft_audio/audio.py",
         "SILENT_PEAK = 1e-4",
         "SILENT_PEAK = 0.0",
         "tests/test_check.py tests/test_data.py",

@@ -18,8 +18,10 @@ import pytest
 import soundfile
 import torch
 from conftest import save_base, write_tone
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.signal import chirp
 
 from peft_audio import adapters, verify
 from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
@@ -135,6 +137,29 @@ PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
     "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
     "full": lambda model: freeze_nothing(model, FullConfig()),
 }
+
+
+def test_probe_clips_are_scipys_chirps() -> None:
+    time = np.arange(16_000) / 16_000
+    tone = chirp(time, f0=150.0, t1=1.0, f1=3500.0) + 0.5 * chirp(time, f0=2000.0, t1=1.0, f1=300.0)
+    np.testing.assert_allclose(probe_waveforms(16_000)[2], 0.4 * tone * np.cos(4 * np.pi * time), atol=1e-7)
+
+
+@pytest.mark.parametrize("strategy", [*PRODUCTS, "dora"])
+def test_merged_weights_give_the_logits_of_the_saved_ones(
+    strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    products = PRODUCTS | {"dora": lambda model: apply_lora(model, LoraConfig(r=4, use_dora=True))}
+    made = describe(tiny_base, products[strategy], layer_weighted_sum=strategy == "lora")
+    folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
+    merged, saved = load_adapter(folder), load_adapter(folder, merge=False)
+    expected = np.concatenate([saved.logits([clip]) for clip in clips])
+    np.testing.assert_allclose(merged.logits(clips), expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3, "the clips must have different answers"
+    assert isinstance(saved.model, PeftModel) == (strategy != "full")
+    plain = type(load_classifier(ModelConfig(name=str(tiny_base)), LABELS))
+    assert type(merged.model) is plain and not any("lora" in name for name, _ in merged.model.named_modules())
 
 
 @pytest.mark.parametrize("strategy", PRODUCTS)

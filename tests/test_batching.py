@@ -16,8 +16,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
 from peft_audio.anatomy import count_frames
-from peft_audio.batching import collate, make_loaders
-from peft_audio.clips import Clips, View, normalise
+from peft_audio.batching import make_loaders
+from peft_audio.clips import Clips, View
+from peft_audio.collating import collate, normalise
 from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig, UserError
 from peft_audio.data import Splits, load_splits
 from peft_audio.sampler import Draw, TrainingBatches, evaluation_batches

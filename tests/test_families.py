@@ -21,7 +21,8 @@ from transformers import HubertConfig
 from peft_audio import adapters, verify
 from peft_audio.adapter_record import describe_adapter
 from peft_audio.anatomy import encoder_of
-from peft_audio.batching import Loaders, collate
+from peft_audio.batching import Loaders
+from peft_audio.collating import collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.sampler import TrainingBatches

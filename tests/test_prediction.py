@@ -20,6 +20,7 @@ from transformers import AutoModelForAudioClassification
 from peft_audio import load_adapter, predict
 from peft_audio.cli import main
 from peft_audio.config import UserError
+from peft_audio.prediction import BATCH_SECONDS, _batches
 
 LABELS = ("a", "b", "c")
 
@@ -70,6 +71,16 @@ def test_order_is_as_given_and_batches_change_nothing(clips: Path, adapter_dir: 
         assert alone.probabilities == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
+def test_batches_are_of_one_length_and_bounded(adapter_dir: Path) -> None:
+    seconds = [0.5, 30.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.01, 2.5, 0.5, 2.5]
+    batches = _batches(seconds, 3, load_adapter(adapter_dir))
+    assert sorted(number for batch in batches for number in batch) == list(range(len(seconds)))
+    assert max(map(len, batches)) == 3
+    padded = [len(batch) * max(seconds[number] for number in batch) for batch in batches]
+    assert all(total <= BATCH_SECONDS["cpu"] or len(batch) == 1 for total, batch in zip(padded, batches, strict=True))
+    assert [seconds[number] for batch in batches for number in batch] == sorted(seconds)
+
+
 def test_long_recording_is_heard_from_its_start_and_said(
     tmp_path: Path, adapter_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +112,23 @@ def test_command_prints_text_json_and_csv_alike(
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["label"] for row in table] == [p.label for p in expected]
     assert float(table[0]["probability_b"]) == pytest.approx(expected[0].probabilities["b"], abs=1e-6)
+
+
+def test_the_command_loads_only_what_labelling_needs(clips: Path, adapter_dir: Path) -> None:
+    unwanted = {
+        "audiomentations",
+        "bitsandbytes",
+        "datasets",
+        "evaluate",
+        "pandas",
+        "sklearn",
+        "torch._inductor.compile_fx",
+    }
+    call = ["predict", str(clips / "z.wav"), "--adapter", str(adapter_dir)]
+    code = f"import sys; from peft_audio.cli import main; main({call!r}); print(*{unwanted!r} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    label, loaded = done.stdout.splitlines()
+    assert label.startswith(str(clips / "z.wav")) and not loaded
 
 
 def test_unusable_recordings_are_listed_and_the_others_labelled(

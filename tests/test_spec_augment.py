@@ -12,7 +12,7 @@ from conftest import ENCODERS, save_encoder, tiny_config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from peft_audio.anatomy import count_frames, encoder_of
-from peft_audio.batching import collate
+from peft_audio.collating import collate
 from peft_audio.config import AugmentConfig, LoraConfig, ModelConfig
 from peft_audio.models import load_classifier
 from peft_audio.spec_augment import make_masks, masked

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
 
 from peft_audio.attention_heads import unfreeze_heads
-from peft_audio.batching import collate
+from peft_audio.collating import collate
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
 from peft_audio.models import load_classifier
 from peft_audio.report import encoder_drift
