@@ -46,17 +46,18 @@ b's."""
 def main() -> None:
     """Measure, and print the page or draw the picture."""
     options = parse()
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="throughput_") as folder:
         bench = open_bench(Path(folder), options.threads)
         precisions = options.precisions or [name for name in PRECISIONS if name == "fp32" or bench.machine["fast_bf16"]]
         base = options.base or make_base(bench)
         if options.growth:
             case = Case("", max(options.epochs), precisions[-1], options.seconds[0], options.clips, options.batch, base)
-            found = measure_growth(bench, case, options.strategies, options.repeats)
+            for run in measure_growth(bench, case, options.strategies, options.repeats):
+                found.append(run)
+                save(options.json, bench, found)
             draw_growth(found, case, bench.machine, options.picture)
-            save(options.json, bench, found)
             return
-        found = []
         for seconds in options.seconds:
             for epochs in options.epochs:
                 for strategy in options.strategies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from typing import Any
 from machine import said
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from throughput_runs import Bench, Case, make_base, measure_in_turn
 
 SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
@@ -26,13 +28,12 @@ AXES = {
 }
 
 
-def measure_growth(bench: Bench, case: Case, strategies: list[str], repeats: int) -> list[dict[str, Any]]:
+def measure_growth(bench: Bench, case: Case, strategies: list[str], repeats: int) -> Iterator[dict[str, Any]]:
     """Measure around a case, one size changed at a time.
 
-    Returns:
+    Yields:
         `measure_in_turn`'s results, each with `panel` (of `AXES`) and `size`, what was changed and to what.
     """
-    found = []
     sizes = {name: make_base(bench, size) for name, size in SIZES.items()}
     few = replace(case, clips=max(2, STEPS * case.batch))
     for strategy in strategies:
@@ -44,8 +45,7 @@ def measure_growth(bench: Bench, case: Case, strategies: list[str], repeats: int
         ]
         for panel, size, one in around:
             runs = measure_in_turn(bench, [replace(one, strategy=strategy)], repeats)
-            found += [run | {"panel": panel, "size": size} for run in runs]
-    return found
+            yield from (run | {"panel": panel, "size": size} for run in runs)
 
 
 def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any], picture: Path) -> None:
@@ -68,10 +68,13 @@ def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any]
             axes.set_xticks(list(sizes), labels=[f"{size:g}" for size in sizes])
             axes.minorticks_off()
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
         axes.set_ylabel("seconds a step")
         axes.grid(color="#e8e8e8")
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=100)
 
