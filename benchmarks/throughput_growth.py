@@ -62,7 +62,8 @@ def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any]
         for strategy, colour in zip(strategies, COLOURS, strict=False):
             for way, line, name in (("a", "--", "as documented"), ("b", "-", "our recipe")):
                 sizes = _by_size(found, panel, strategy, way)
-                axes.plot(sizes.keys(), sizes.values(), line, color=colour, marker="o", label=f"{strategy}, {name}")
+                look = {"color": colour, "marker": "o", "markerfacecolor": "white" if way == "a" else colour}
+                axes.plot(sizes.keys(), sizes.values(), line, label=f"{strategy}, {name}", **look)
         if panel != "base":
             axes.set_xscale("log", base=2)
             axes.set_xticks(list(sizes), labels=[f"{size:g}" for size in sizes])
