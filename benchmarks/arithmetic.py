@@ -1,0 +1,197 @@
+"""Which attention implementation is fastest, and whether torch.compile pays: for each family and length of clips.
+
+    python benchmarks/arithmetic.py --out arithmetic.md
+    python benchmarks/arithmetic.py --encoders wav2vec2 --seconds 5 --batch 1 --repeats 2 --no-compile
+
+Times training steps of LoRA: forward and backward through the transformer's layers alone, on random frames, because
+the CNN before them has no attention and is run once a clip where its output is cached. Everything is in eval mode, as
+in our recipes what is frozen is. Each measurement is a fresh process, the choices of an encoder in turn. It runs on the
+GPU where there is one. torch.compile compiles each layer; on a CPU that needs a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from machine import NANO, PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
+
+BUNDLED = "bundled"
+FAMILIES = ("wav2vec2", "hubert", "unispeech-sat", "wavlm")
+EAGER_ONLY = ("wavlm",)  # whose attention ignores LoRA too
+BUNDLED_SECONDS = 0.5
+BETTER = 1.05  # a choice replaces the default where it is so many times as fast, in every repeat, at every length
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed.
+
+    Attributes:
+        encoder: A family, at its base size, or `BUNDLED`.
+        seconds: How long each clip is.
+        attention: As transformers names it.
+        compiled: Whether each layer is.
+    """
+
+    encoder: str
+    seconds: float
+    attention: str
+    compiled: bool
+
+    @property
+    def choice(self) -> str:
+        """What one would set for the encoder."""
+        return self.attention + (", compiled" if self.compiled else "")
+
+
+def main() -> None:
+    """Print the table and the choices."""
+    options = parse()
+    if options.measure:
+        encoder, seconds, attention, compiled = json.loads(options.measure)
+        print(json.dumps(timed(Setting(encoder, seconds, attention, compiled), options)))
+        return
+    set_environment(options.threads)
+    about = measured("machine")
+    options.precision = options.precision or ("bf16" if about["fast_bf16"] else "fp32")
+    found: dict[Setting, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="arithmetic_") as folder:
+        # What torch compiled on another day would hide what it takes.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        for encoder in options.encoders:
+            for seconds in [BUNDLED_SECONDS] if encoder == BUNDLED else options.seconds:
+                settings = [Setting(encoder, seconds, *choice) for choice in choices(encoder, about, options)]
+                for _ in range(options.repeats):
+                    for setting in settings:
+                        found.setdefault(setting, []).append(measure(setting, options))
+    text = page(found, about, options)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    encoders = (*FAMILIES, BUNDLED)
+    parser.add_argument("--encoders", nargs="+", choices=encoders, default=encoders, help="default: all")
+    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 30.0], help="of a clip (default: 5 30)")
+    parser.add_argument("--batch", type=int, default=4, help="clips a step (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a measurement, after a first (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where it is fast, else fp32")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    parser.add_argument("--threads", type=int, default=threads, help="of the CPU (default: all)")
+    parser.add_argument("--out", type=Path, help="a file for the page as well")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def choices(encoder: str, about: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, bool]]:
+    """Attention implementations, each compiled or not, that there are here; the library's default first."""
+    attentions = ["eager"]
+    if encoder not in EAGER_ONLY:
+        flash = about["gpu"] and options.precision == "bf16" and find_spec("flash_attn")
+        attentions = ["sdpa", "eager", *(["flash_attention_2"] if flash else [])]
+    compiler = about["gpu"] or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+    both = [False, True] if compiler and not options.no_compile else [False]
+    return [(attention, compiled) for attention in attentions for compiled in both]
+
+
+def measure(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
+    """Time a setting in a fresh process."""
+    words = json.dumps([setting.encoder, setting.seconds, setting.attention, setting.compiled])
+    command = [sys.executable, __file__, "--measure", words, "--precision", options.precision]
+    command += ["--batch", str(options.batch), "--steps", str(options.steps)]
+    result = json.loads(run(command).splitlines()[-1])
+    print(f"{result['step']:.4f} s, first {result['first']:.2f} s: {setting}", file=sys.stderr, flush=True)
+    return result
+
+
+def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the first step, which compiles, and of the steps after it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = setting.encoder
+    config = AutoConfig.from_pretrained(NANO) if name == BUNDLED else AutoConfig.for_model(name)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation=setting.attention, dtype=torch.float32).to(dtype)
+    targets = ["intermediate_dense", "output_dense"] if name in EAGER_ONLY else ["q_proj", "v_proj"]
+    # PEFT keeps what trains in float32.
+    adapted: Any = get_peft_model(model, LoraConfig(r=8, target_modules=targets)).eval().to(device)
+    encoder = adapted.get_base_model().encoder
+    if setting.compiled:
+        for layer in encoder.layers:
+            layer.compile()
+    samples = torch.tensor(round(setting.seconds * SAMPLING_RATE))
+    frames = int(model._get_feat_extract_output_lengths(samples))
+    hidden = torch.randn(options.batch, frames, config.hidden_size, device=device, dtype=dtype)
+    mask = torch.ones(options.batch, frames, dtype=torch.bool, device=device)
+    seconds = []
+    for _ in range(options.steps + 1):
+        began = perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = encoder(hidden, attention_mask=mask)[0].float().square().mean()
+        loss.backward()
+        encoder.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - began)
+    return {"first": seconds[0], "step": median(seconds[1:])}
+
+
+def page(found: dict[Setting, list[dict[str, float]]], about: dict[str, Any], options: argparse.Namespace) -> str:
+    """A row a setting, and what to choose for each encoder."""
+    lines = ["| encoder | clips of | choice | s a step | first step, s | at the least | default's s / this |"]
+    lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    gains: dict[str, dict[str, list[float]]] = {}
+    for setting, runs in found.items():
+        default = next(one for one in found if (one.encoder, one.seconds) == (setting.encoder, setting.seconds))
+        ratios = [one["step"] / run["step"] for one, run in zip(found[default], runs, strict=True)]
+        gains.setdefault(setting.encoder, {}).setdefault(setting.choice, []).extend(ratios)
+        step, firsts = median(run["step"] for run in runs), [run["first"] for run in runs]
+        speed = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if setting != default else "default"
+        cells = [setting.encoder, f"{setting.seconds:g} s", setting.choice, f"{step:.3g}"]
+        cells += [f"{firsts[0]:.3g}", f"{min(firsts):.3g}", speed]
+        lines.append(f"| {' | '.join(cells)} |")
+    chosen = ["| encoder | choice |", "| --- | --- |"]
+    chosen += [f"| {encoder} | {choose(speeds)} |" for encoder, speeds in gains.items()]
+    how = (
+        f"{options.precision}, {options.batch} clips a step, medians of {options.repeats} repeats of {options.steps} "
+        "steps after a first. LoRA of rank 8 on q_proj and v_proj (wavlm: on the feed-forward block), forward and "
+        "backward through the transformer's layers alone. The first step of the first run compiles; later runs find "
+        "what torch then left on the disk."
+    )
+    why = (
+        f"To be chosen: what is at least {BETTER - 1:.0%} faster than the default in every repeat and at every length, "
+        "and of that what is fastest at its worst; else the default."
+    )
+    return "\n\n".join([said(about), how, "\n".join(lines), why, "\n".join(chosen)])
+
+
+def choose(speeds: dict[str, list[float]]) -> str:
+    """The choice that beats the default, which is the first, by enough everywhere."""
+    default, *others = speeds
+    worst = {choice: min(speeds[choice]) for choice in others}
+    best = max(worst, key=worst.__getitem__, default=default)
+    return best if worst.get(best, 0.0) >= BETTER else default
+
+
+if __name__ == "__main__":
+    main()
