@@ -153,7 +153,7 @@ def _ours(bench: Bench, case: Case) -> dict[str, Any]:
         gpu = os.environ["CUDA_VISIBLE_DEVICES"] if bench.machine["gpu"] else None
         run([*launch_command(gpu, bench.machine["threads"], precision), str(RECIPES / f"{recipe}.py"), *words])
         report = json.loads((Path(folder) / "run" / "report.json").read_text(encoding="utf-8"))
-    filling = report.get("prefix_cache_seconds", 0.0)
+    filling = report.get("prefix_seconds", 0.0)
     return {
         "seconds": report["train_seconds"] + filling,
         "filling_seconds": filling,

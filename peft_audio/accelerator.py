@@ -44,9 +44,7 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     one = GradientAccumulationPlugin(num_steps=1)
     # One process reads a large collection while the others wait; NCCL's own patience is ten minutes.
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    accelerator = Accelerator(
-        mixed_precision=precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient]
-    )
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient])
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would compute in float32 and report fp16.
         raise UserError("--train.mixed_precision: got fp16, must be bf16 or no on a CPU. Try bf16.")

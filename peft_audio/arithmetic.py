@@ -37,32 +37,36 @@ class Arithmetic:
 
 ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this family")
 NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
-# By device and family, from the command named; docs/performance.md has what it printed.
-MEASURED = "python benchmarks/arithmetic.py"
-TABLE: dict[tuple[str, str], Arithmetic] = {}
+# By device and family, from the command named; docs/performance.md has what it printed. On a CPU, eager is as fast on
+# short clips and a third slower on those of 30 s, and compiling gains nothing within its first minutes.
+MEASURED = "benchmarks/arithmetic.py"
+TABLE = {("cpu", family): Arithmetic("sdpa", False, MEASURED) for family in ("wav2vec2", "hubert", "unispeech-sat")}
 
 
 def resolve(cfg: Settings) -> Settings:
     """Replace what is "auto" by what suits this device, and say why; `config.yaml` then holds what was used.
 
     Args:
-        cfg: A recipe's settings, or a comparison's.
+        cfg: A recipe's settings, or a comparison's, whose arms may be of several families: each run of it then looks
+            its attention up in the same table.
 
     Raises:
         UserError: The encoder cannot be found, or is of an unknown family.
     """
     precision, why = choose_precision(cfg.train.mixed_precision)
-    tell = _tell(precision, why)
-    family = _family(cfg.model)
-    suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
-    attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
-    compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
-    asked = "as asked" if "auto" not in (cfg.model.attention, cfg.train.compile) else suits.source
-    tell += f"; attention {attention}, {'compiled' if compiled else 'not compiled'} ({asked})"
+    tell = f"precision {'float32' if precision == 'no' else precision} ({why})"
+    train, model = replace(cfg.train, mixed_precision=precision), cfg.model
+    if isinstance(cfg, Recipe):
+        family = _family(cfg.model)
+        suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
+        attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
+        compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
+        asked = "as asked" if "auto" not in (cfg.model.attention, cfg.train.compile) else suits.source
+        tell += f"; attention {attention}, {'compiled' if compiled else 'not compiled'} ({asked})"
+        train, model = replace(train, compile="yes" if compiled else "no"), replace(model, attention=attention)
     if os.environ.get("RANK", "0") == "0":
         print(tell)
-    train = replace(cfg.train, mixed_precision=precision, compile="yes" if compiled else "no")
-    return replace(cfg, train=train, model=replace(cfg.model, attention=attention))
+    return replace(cfg, train=train, model=model)
 
 
 def choose_precision(asked: str) -> tuple[Any, str]:
@@ -72,16 +76,14 @@ def choose_precision(asked: str) -> tuple[Any, str]:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched != "no":
         return launched, "as accelerate launch was asked"
-    if device_type() == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", "this GPU has units for it") if fast else ("no", "this GPU has no bf16 units")
-    if device_type() != "cpu":
-        return "no", "not measured on this device"
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16", "this CPU has AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "this CPU has AVX512-BF16"
-    return "no", "this CPU has no bf16 units"
+    fast = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported(),
+    }
+    device = device_type()
+    if device not in fast:
+        return "no", f"bf16 was not tried on {device}"
+    return ("bf16", "this device has units for it") if fast[device]() else ("no", "this device has no bf16 units")
 
 
 def device_type() -> str:
@@ -102,7 +104,3 @@ def _family(cfg: ModelConfig) -> str:
     config = AutoConfig.from_pretrained(base, revision=commit)
     anatomy_of(config)
     return config.model_type
-
-
-def _tell(precision: str, why: str) -> str:
-    return f"precision {'float32' if precision == 'no' else precision} ({why})"

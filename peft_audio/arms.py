@@ -11,13 +11,12 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 from peft_audio.comparison import Arm, Curve, Failure, Score, Trial
-from peft_audio.finished import Finished, epochs_of, predictions_of
+from peft_audio.finished import Finished, epochs_of, predictions_of, training_seconds
 from peft_audio.search import Trials, at_edge, best_rate, mean_score
 from peft_audio.statistics import seed_interval
 
 # What reports call the measured costs, by the names of PEFT's method comparison.
 MEASURED = {
-    "train_time": "train_seconds",
     "total_time": "total_seconds",
     "accelerator_memory_max": "peak_memory_bytes",
     "samples_per_second": "samples_per_second",
@@ -51,7 +50,9 @@ def make_arm(
     rates = sorted({run.learning_rate for run in finals if run.learning_rate is not None})
     train, validation = (_of_seeds(finals, f"{split}_accuracy") for split in ("train", "validation"))
     gap = train.interval.mean - validation.interval.mean if train and validation else None
-    costs = {cost: _median(run.report.get(key) for run in finals if run.alone) for cost, key in MEASURED.items()}
+    alone = [run.report for run in finals if run.alone]
+    costs = {cost: _median(report.get(key) for report in alone) for cost, key in MEASURED.items()}
+    costs["train_time"] = _median(training_seconds(report) for report in alone)
     return Arm(
         name=name,
         strategy=first.get("strategy", ""),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from peft_audio.finished import Finished, epochs_of
+from peft_audio.finished import Finished, epochs_of, training_seconds
 from peft_audio.launching import read_json
 
 # Its table names these four beside PEFT itself.
@@ -35,7 +35,7 @@ def peft_result(run: Finished) -> dict[str, Any]:
             "accelerator_memory_reserved_avg": None,
             "accelerator_memory_max": report.get("peak_memory_bytes") if run.alone else None,
             "accelerator_memory_reserved_99th": None,
-            "train_time": report.get("train_seconds") if run.alone else None,
+            "train_time": training_seconds(report) if run.alone else None,
             "file_size": report.get("adapter_bytes"),
             "num_trainable_params": report.get("trainable_parameters"),
             "num_total_params": report.get("total_parameters"),

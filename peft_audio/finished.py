@@ -26,6 +26,9 @@ OF_A_RUN = {
     "train.verify_adapter",
     "data.fold",
     "data.num_workers",
+    "prefix_cache.use",
+    "prefix_cache.folder",
+    "prefix_cache.max_gigabytes",
 }
 
 
@@ -41,6 +44,13 @@ NEEDED = {
     "validation_clips",
     "train_clips",
 }
+
+
+def training_seconds(report: dict[str, Any]) -> float | None:
+    """Time in training steps, with the whole cost of what was run once before them, whichever run paid it."""
+    if "train_seconds" not in report:
+        return None
+    return report["train_seconds"] + report.get("prefix_seconds", 0.0)
 
 
 @dataclass(frozen=True)

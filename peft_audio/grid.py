@@ -153,7 +153,11 @@ def timing_jobs(cfg: CompareRecipe) -> list[Job]:
     fold = 0 if cfg.folds else None
     jobs = []
     for name in cfg.arms:
-        more = {} if cfg.all_arms()[name].recipe == "baseline" else {"train__max_steps": TIMED_STEPS}
+        more: dict[str, Any] = {}
+        if cfg.all_arms()[name].recipe != "baseline":
+            more = {"train__max_steps": TIMED_STEPS}
+            # So few steps would not pay for it; the runs that follow take it over.
+            more |= {"prefix_cache__use": "always"} if cfg.prefix_cache.use == "auto" else {}
         jobs.append(make_job(cfg, Cell(name, fold), "timing", FIRST_TUNING_SEED, first_rate(cfg, name), **more))
     return jobs
 
@@ -167,12 +171,16 @@ def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, A
 
 
 def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
-    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured."""
+    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured.
+
+    What an arm runs once for each clip, before its steps, counts in full in each of its runs.
+    """
     steps = {}
     for job in timing_jobs(cfg):
         if job.recipe != "baseline":
             report = read_json(job.folder / "report.json")
-            steps[job.arm] = max(1, round((cfg.train_seconds or 0) * report["steps"] / report["train_seconds"]))
+            left = (cfg.train_seconds or 0) - report.get("prefix_seconds", 0.0)
+            steps[job.arm] = max(1, round(left * report["steps"] / report["train_seconds"]))
     return steps
 
 

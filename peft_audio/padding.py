@@ -54,4 +54,8 @@ def _tell_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, An
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     first = encoder.feature_extractor.conv_layers[0]
     kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
-    first.layer_norm.valid_frames = None if mask is None else (mask.sum(-1) - kernel) // stride + 1
+    # Where nothing is padded, torch's own norm says the same, faster; to ask a GPU would cost more than that.
+    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
+        first.layer_norm.valid_frames = None
+    else:
+        first.layer_norm.valid_frames = (mask.sum(-1) - kernel) // stride + 1

@@ -124,13 +124,13 @@ def _seconds(
             made = min(made, cfg.train.max_steps * cfg.train.batch_size)
             epochs = -(-made // clips)
         train = made / report["samples_per_second"]
-    validation = report["validation_clips"] * report["inference_seconds"]
-    # The timed run validated after each of its epochs, and once more at the end.
+    # The timed run validated after each of its epochs; what ran once before them is there for all that follow.
     timed_epochs = -(-report["steps"] * cfg.train.batch_size // clips)
-    fixed = record["seconds"] - report["train_seconds"] - (timed_epochs + 1) * validation
-    tuning = fixed + train + (epochs + 1) * validation
+    fixed = record["seconds"] - report["train_seconds"] - report["validation_seconds"]
+    fixed -= 0.0 if report["prefix_reused"] else report["prefix_seconds"]
+    tuning = fixed + train + epochs * report["validation_seconds"] / timed_epochs
     heard = report["test_clips"] + (report["train_clips"] if cfg.train.evaluate_train else 0)
-    return train, tuning, tuning + heard * report["inference_seconds"]
+    return train + report["prefix_seconds"], tuning, tuning + heard * report["inference_seconds"]
 
 
 def print_plan(arms: list[ArmPlan], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Frozen weights in the precision that training computes in; what trains, and what is measured and saved, in float32."""
+"""Frozen weights in the precision that training computes in; what trains, is measured and is saved, in float32."""
 
 from __future__ import annotations
 

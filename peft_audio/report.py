@@ -35,18 +35,19 @@ class RunReport:
     """One run, as `report.json` holds it.
 
     `test_*` and `train_*` are None where the split was not read. `total_seconds` is from the start of `main` to the
-    report, saving and verifying included; `train_seconds` is time in training steps, `data_wait_share` the share of it
-    that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
-    `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
-    out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
-    `prefix_seconds` what that took, whichever run did it; `prefix_bytes` is what was kept. `validation_is_test` says
-    that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's peak allocation on CUDA, and
-    the largest resident size of the first process, libraries included, on a CPU. `inference_seconds` is what a
-    validation recording took in the last evaluation, by all processes together, decoding included. `encoder_drift` is
-    the largest absolute difference between an encoder weight that was not meant to train, with the adapter off, and the
-    base as loaded afresh; it must be exactly 0, and is None where there is no such base.
-    `pretrained` is false where the encoder's weights were random at the start, or there is none. Without a network
-    `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
+    report, saving and verifying included; `train_seconds` is time in training steps, `validation_seconds` in validating
+    after each epoch, `data_wait_share` the share of it that was spent waiting for batches, `samples_per_second` the
+    clips trained on in each of those seconds. `train_clips` and the like count recordings (None where they were
+    streamed), `skipped_clips` those that were left out. `prefix_cached` says which frozen part of the model ran once
+    for each clip, before `train_seconds`, and `prefix_seconds` what that took, an earlier run if it was
+    `prefix_reused`; `prefix_bytes` is what was kept. `validation_is_test` says that the best epoch was chosen on the
+    test clips. `peak_memory_bytes` is the device's peak allocation on CUDA, and the largest resident size of the first
+    process, libraries included, on a CPU. `inference_seconds` is what a validation recording took in the last
+    evaluation, by all processes together, decoding included. `encoder_drift` is the largest absolute difference between
+    an encoder weight that was not meant to train, with the adapter off, and the base as loaded afresh; it must be
+    exactly 0, and is None where there is no such base. `pretrained` is false where the encoder's weights were random at
+    the start, or there is none. Without a network `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is
+    empty.
     """
 
     strategy: str
@@ -65,12 +66,14 @@ class RunReport:
     total_parameters: int
     adapter_bytes: int
     train_seconds: float
+    validation_seconds: float
     total_seconds: float
     inference_seconds: float
     samples_per_second: float
     data_wait_share: float
     prefix_cached: str
     prefix_seconds: float
+    prefix_reused: bool
     prefix_bytes: int
     peak_memory_bytes: int
     num_processes: int
@@ -163,10 +166,12 @@ def finish_run(
         total_parameters=total,
         adapter_bytes=saved_weights(product).stat().st_size,
         train_seconds=result.train_seconds,
+        validation_seconds=result.validation_seconds,
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
         prefix_cached=result.prefix.cached,
         prefix_seconds=result.prefix.seconds,
+        prefix_reused=result.prefix.reused,
         prefix_bytes=result.prefix.bytes,
         peak_memory_bytes=result.peak_memory_bytes,
         **measured(run, evaluations, skipped),

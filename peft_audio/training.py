@@ -39,6 +39,7 @@ class Result:
         best_epoch: Which one that was, from 1.
         steps: Optimizer steps made.
         train_seconds: Time in training steps, decoding included, validation not.
+        validation_seconds: Time in the validations after each epoch.
         data_wait_share: Share of that time that this process waited for the next batch: decoding itself where no
             workers do it; an upper bound for the device's idling on a GPU.
         samples_per_second: Clips trained on in each of those seconds, over all processes.
@@ -51,6 +52,7 @@ class Result:
     best_epoch: int
     steps: int
     train_seconds: float
+    validation_seconds: float
     data_wait_share: float
     samples_per_second: float
     peak_memory_bytes: int
@@ -100,7 +102,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     best = Best()
-    step, clips, seconds, waits = 0, 0, 0.0, list[float]()
+    step, clips, seconds, validating, waits = 0, 0, 0.0, 0.0, list[float]()
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
@@ -120,7 +122,8 @@ def train(
             clips += order.clips_in(len(lines))
             log.write(lines)
             _check_finite(lines, epoch)
-            metrics = evaluate(model, loaders.validation, accelerator, mixed_precision=True).metrics
+            found = evaluate(model, loaders.validation, accelerator, mixed_precision=True)
+            metrics, validating = found.metrics, validating + found.seconds
             summary = _summary(epoch, lines, metrics)
             log.write([summary])
             best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
@@ -133,7 +136,8 @@ def train(
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    return Result(model, best.epoch, step, seconds, sum(waits) / seconds, clips / seconds, peak, loaders.prefix)
+    waited = sum(waits) / seconds
+    return Result(model, best.epoch, step, seconds, validating, waited, clips / seconds, peak, loaders.prefix)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from peft_audio.training import train
 def main(cfg: LastNLayersRecipe) -> RunReport | None:
     """Files to adapter and report, in a straight line."""
     began = time.perf_counter()
-    cfg = resolve(cfg)  # "auto" becomes what suits this device, and says why
     accelerator = make_accelerator(cfg.train)
     check_output_dir(cfg.train, accelerator)
+    cfg = resolve(cfg)  # "auto" becomes what suits this device, and says why
     splits = load_splits(cfg.data, accelerator)
     extractor = load_extractor(cfg.model)
     model = load_classifier(cfg.model, splits.labels)

@@ -17,6 +17,7 @@ from filelock import FileLock
 from test_training import divide
 
 from peft_audio import cli
+from peft_audio.arithmetic import resolve
 from peft_audio.config import ARMS, CompareRecipe, DataConfig, ModelConfig, TrainConfig, UserError, parse_config
 from peft_audio.grid import check_arms, final_jobs, tune
 from peft_audio.launching import finished
@@ -72,7 +73,7 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     resumed = scores(folder)
     assert [(arm["name"], arm["seeds"]) for arm in resumed] == [("head_only", [0]), ("broken", []), ("log_mel", [0])]
     # Asked again: what is finished stays, what failed is tried again.
-    cfg = parse_config(CompareRecipe, flags)
+    cfg = resolve(parse_config(CompareRecipe, flags))
     jobs = final_jobs(cfg, tune(cfg, lambda jobs, costs_count: None, {}), {})
     assert [job.arm for job in jobs if not finished(job)] == ["broken"]
     # Other settings: nothing that is finished is replaced unless asked.
@@ -121,7 +122,7 @@ def test_wrong_settings_are_refused(flag: str, value: str, capsys: pytest.Captur
 
 
 def test_every_setting_has_values_that_it_refuses() -> None:
-    own = {field.name for field in fields(CompareRecipe)} - {"data", "model", "augment", "train"}
+    own = {field.name for field in fields(CompareRecipe)} - {"data", "model", "augment", "prefix_cache", "train"}
     assert own == REFUSED.keys()
 
 

@@ -20,8 +20,9 @@ from peft_audio.batching import Loaders
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.optimizer import make_optimizer
+from peft_audio.precision import on_float32_encoder
 from peft_audio.sampler import TrainingBatches
-from peft_audio.strategies import apply_lora, on_float32_encoder
+from peft_audio.strategies import apply_lora
 from peft_audio.tracking import Log
 from peft_audio.training import train
 

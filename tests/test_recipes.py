@@ -30,6 +30,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
 from peft_audio import adapters, verify
+from peft_audio.arithmetic import resolve
 from peft_audio.config import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,
@@ -188,7 +189,7 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
 
     cfg = parse_config(LoraRecipe, ["--config", str(run / "config.yaml")])
-    assert cfg == parse_config(LoraRecipe, settings(tones, tiny_base, run))
+    assert cfg == resolve(parse_config(LoraRecipe, settings(tones, tiny_base, run))) == resolve(cfg)
     epochs = [line for line in read_lines(run) if "epoch" in line]
     assert [line["epoch"] for line in epochs] == list(range(1, 9))
     assert report["validation_loss"] == pytest.approx(min(line["validation_loss"] for line in epochs), abs=1e-5)
