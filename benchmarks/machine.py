@@ -31,9 +31,9 @@ LAST_LINES = 15
 PEAK_SECONDS = 3.0  # how long matrices are multiplied for, a precision
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str], where: dict[str, str] | None = None) -> str:
     """What a child process printed; its last lines are the error where it failed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_LINES:])
         raise SystemExit(f"{' '.join(command)} failed with {done.returncode}:\n{last}")

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 from machine import PRECISIONS, SAMPLING_RATE, measured, run, set_environment
 
-from peft_audio.launching import RECIPES, in_words, launch_command
+from peft_audio.launching import RECIPES, environment, in_words
 
 DOCUMENTED = Path(__file__).parent / "as_documented.py"
 # For each strategy our recipe and what it is told. The documented script trains all weights for both of the last two.
@@ -151,7 +151,7 @@ def _ours(bench: Bench, case: Case) -> dict[str, Any]:
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", in_words(value))]
         gpu = os.environ["CUDA_VISIBLE_DEVICES"] if bench.machine["gpu"] else None
-        run([*launch_command(gpu, bench.machine["threads"], precision), str(RECIPES / f"{recipe}.py"), *words])
+        run([sys.executable, str(RECIPES / f"{recipe}.py"), *words], environment(gpu, bench.machine["threads"]))
         report = json.loads((Path(folder) / "run" / "report.json").read_text(encoding="utf-8"))
     filling = report.get("prefix_seconds", 0.0)
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme, rea
 from peft_audio.anatomy import LAYER_WEIGHTS
 from peft_audio.collating import collate, normalise
 from peft_audio.config import ModelConfig, UserError
+from peft_audio.launching import environment
 from peft_audio.models import (
     BUNDLED_ENCODER,
     first_line,
@@ -273,10 +273,6 @@ def _stored_keys(path: Path) -> set[str]:
 
 
 def _verify_copy(folder: Path) -> None:
-    # The launcher's variables would make the child join its process group, and a GPU's arithmetic is not what the
-    # probes were measured with.
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
     # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
     command = [sys.executable, "-P", "-m", "peft_audio.verify"]
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -284,7 +280,8 @@ def _verify_copy(folder: Path) -> None:
         try:
             child = subprocess.run(
                 [*command, str(elsewhere_copy)],
-                env=clean | {"CUDA_VISIBLE_DEVICES": ""},
+                # A GPU's arithmetic is not what the probes were measured with.
+                env=environment(gpu=None),
                 capture_output=True,
                 text=True,
                 check=False,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gc
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_audio import __version__
 from peft_audio.launching import RECIPES
+from peft_audio.quick_start import quick_imports
 
 if TYPE_CHECKING:
     from peft_audio.prediction import Prediction
@@ -138,7 +137,7 @@ def run_predict(options: argparse.Namespace) -> int:
 
     if options.batch_size < 1:
         raise UserError(f"--batch-size: got {options.batch_size}, must be 1 or more. Try 16.")
-    with _quick_imports():
+    with quick_imports():
         from peft_audio.adapters import load_adapter
         from peft_audio.prediction import find_recordings, predict
 
@@ -154,26 +153,6 @@ def run_predict(options: argparse.Namespace) -> int:
             if prediction.error is None:
                 print(f"{prediction.path}\t{prediction.label}\t{prediction.probability:.3f}")
     return _report_on_stderr(found)
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Start without what only takes time here: a third of what labelling one clip would take.
-
-    Imports leave next to nothing for the garbage collector, which would go through it all again and again, once more
-    at exit. And an adapter is loaded in float32 however it was trained: PEFT may think that bitsandbytes, which imports
-    torch's compiler, is not installed; that is what None among the modules says.
-    """
-    absent = {"bitsandbytes"} - sys.modules.keys()
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        for name in absent:
-            del sys.modules[name]
 
 
 def run_check(options: argparse.Namespace) -> int:

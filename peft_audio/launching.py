@@ -100,15 +100,12 @@ def _record(job: Job) -> dict[str, Any]:
     return record if same else {}
 
 
-def run_jobs(
-    jobs: Sequence[Job], at_once: int | None, mixed_precision: str, tell: Callable[[Job, dict[str, Any]], None]
-) -> None:
+def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict[str, Any]], None]) -> None:
     """Run what is not finished yet.
 
     Args:
         jobs: The runs.
         at_once: How many side by side; one for each GPU, or one on a CPU, when None.
-        mixed_precision: As the recipes are told.
         tell: Is called with each job and the record of its process as it ends, or as it was where it ended before.
     """
     gpus = visible_gpus()
@@ -126,8 +123,8 @@ def run_jobs(
         try:
             alone = at_once <= max(1, len(gpus))
             threads = max(1, (os.cpu_count() or 1) // at_once)
-            launcher = launch_command(gpus[slot % len(gpus)] if gpus else None, threads, mixed_precision)
-            return _run(job, launcher, {"alone": alone, "threads": threads}, children, stop)
+            where = environment(gpus[slot % len(gpus)] if gpus else None, threads)
+            return _run(job, where, {"alone": alone, "threads": threads}, children, stop)
         finally:
             slots.put(slot)
 
@@ -153,26 +150,33 @@ def visible_gpus() -> list[str]:
     return chosen[:count] if chosen != [""] else [str(i) for i in range(count)]
 
 
-def launch_command(gpu: str | None, threads: int, mixed_precision: str) -> list[str]:
-    """`accelerate launch` with every choice made, so that no machine's default config has a say."""
-    device = ["--cpu"] if gpu is None else ["--gpu_ids", gpu]
-    one = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-    rest = ["--mixed_precision", mixed_precision, "--num_cpu_threads_per_process", str(threads)]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *device, *one, *rest]
+def environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
+    """What a process of its own is started with: one device, and nothing of what a launcher said to this one.
+
+    A recipe started so does what `accelerate launch` with one process and no config file does, four seconds sooner.
+
+    Args:
+        gpu: The one that it may use; none when None.
+        threads: Of a CPU; its own choice when None.
+    """
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
+    clean |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return clean | {"CUDA_VISIBLE_DEVICES": gpu or ""} | ({"ACCELERATE_USE_CPU": "true"} if gpu is None else {})
 
 
 def _run(
-    job: Job, launcher: list[str], how: dict[str, Any], children: list[subprocess.Popen[bytes]], stop: threading.Event
+    job: Job, where: dict[str, str], how: dict[str, Any], children: list[subprocess.Popen[bytes]], stop: threading.Event
 ) -> dict[str, Any]:
     """Start one run and wait for it; gives the record of its process."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     record_file = beside(job.folder, ".json")
-    command = [*launcher, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
+    command = [sys.executable, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
     record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
     began = time.perf_counter()
     with beside(job.folder, ".log").open("wb") as log:
         # A session of its own: an interrupt at the terminal is for the comparison, which then ends its runs.
-        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
         if stop.is_set():
             end([child.pid])

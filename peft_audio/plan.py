@@ -69,7 +69,7 @@ def time_steps(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) 
         UserError: One failed.
     """
     jobs = timing_jobs(cfg)
-    run_jobs([job for job in jobs if not finished(job)], None, cfg.train.mixed_precision, tell)
+    run_jobs([job for job in jobs if not finished(job)], None, tell)
     for job in jobs:
         if not finished(job):
             said = read_json(beside(job.folder, ".json")).get("last_lines", "they did not end")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from peft_audio.adapters import load_adapter, measure_probes
 from peft_audio.config import UserError
+from peft_audio.quick_start import quick_imports
 
 # Of float32 sums in another order, on another processor, relative to the largest logit where that is above 1.
 TOLERANCE = 1e-5
@@ -25,6 +25,9 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
     Raises:
         UserError: It cannot be loaded.
     """
+    # Here, so that a process that only verifies can start quickly.
+    from peft_audio.adapters import load_adapter, measure_probes
+
     adapter = load_adapter(folder, base, merge=False)
     if not adapter.record.probes:
         return ["the record holds no probe clips"]
@@ -48,7 +51,8 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
 def main(folder: str) -> int:
     """Print what is wrong with an adapter directory; the exit code says whether anything is."""
     try:
-        problems = check_probes(Path(folder))
+        with quick_imports():
+            problems = check_probes(Path(folder))
     except UserError as error:
         problems = [str(error)]
     print("\n".join(problems) or "ok")

@@ -41,6 +41,8 @@ def main(cfg: CompareRecipe) -> Comparison:
     done: list[Job] = []
 
     def run(jobs: Sequence[Job], costs_count: bool) -> None:
+        if not jobs:
+            return
         missing = [job for job in jobs if not (finished(job) or diverged(job))]
         keep_finished(cfg, missing)
         done.extend(job for job in jobs if job not in done)
@@ -49,14 +51,17 @@ def main(cfg: CompareRecipe) -> Comparison:
             console.print(f"{jobs[0].phase}: all {len(jobs)} runs are there")
             return
         console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
-        run_jobs(missing, at_once(cfg, costs_count), cfg.train.mixed_precision, teller(console, len(missing)))
+        run_jobs(missing, at_once(cfg, costs_count), teller(console, len(missing)))
 
     steps: dict[str, int] = {}
     if cfg.train_seconds is not None:
         time_steps(cfg, teller(console, len(cfg.arms)))
         steps = steps_for_seconds(cfg)
     chosen = tune(cfg, run, steps)
-    run(final_jobs(cfg, chosen, steps), True)
+    finals = final_jobs(cfg, chosen, steps)
+    # The first seed of each arm says what it costs, alone on the device; the others may share it.
+    run([job for job in finals if job.flags["train.seed"] == 0], True)
+    run([job for job in finals if job.flags["train.seed"] != 0], False)
     comparison = read_comparison([Path(cfg.output_dir).expanduser()])
     written = write_comparison(comparison, Path(cfg.output_dir).expanduser())
     print_comparison(comparison, written, console)

@@ -16,13 +16,13 @@ import pytest
 
 from peft_audio import launching
 from peft_audio.config import UserError
-from peft_audio.launching import Job, alone_in, beside, diverged, end, finished, launch_command, read_json, run_jobs
+from peft_audio.launching import Job, alone_in, beside, diverged, end, environment, finished, read_json, run_jobs
 
 REPORTS = """
 import json, os, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--train.output_dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "report.json").write_text(json.dumps({"strategy": "x", "gpu": os.environ.get("GPU")}))
+(folder / "report.json").write_text(json.dumps({"strategy": "x", "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}))
 """
 SCRIPTS = {
     "good": REPORTS,
@@ -38,9 +38,6 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in SCRIPTS.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(launching, "RECIPES", tmp_path)
-    monkeypatch.setattr(
-        launching, "launch_command", lambda gpu, threads, precision: ["env", f"GPU={gpu}", sys.executable]
-    )
     monkeypatch.setattr(launching, "visible_gpus", list)
 
 
@@ -51,7 +48,7 @@ def job(folder: Path, recipe: str, name: str = "run", phase: str = "final", **fl
 def run(jobs: list[Job], at_once: int | None = None) -> list[dict[str, Any]]:
     """The records, in the order of the jobs."""
     told: dict[Path, dict[str, Any]] = {}
-    run_jobs(jobs, at_once, "no", lambda job, record: told.update({job.folder: record}))
+    run_jobs(jobs, at_once, lambda job, record: told.update({job.folder: record}))
     return [told[job.folder] for job in jobs]
 
 
@@ -100,7 +97,7 @@ def test_an_interrupt_ends_the_runs(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, 2, "no", interrupt)
+        run_jobs(jobs, 2, interrupt)
     left = read_json(beside(jobs[1].folder, ".json"))
     assert "exit_code" not in left and not psutil.pid_exists(left["pid"])
 
@@ -142,6 +139,9 @@ def test_gpus_keep_the_names_that_the_user_gave(monkeypatch: pytest.MonkeyPatch)
     assert launching.visible_gpus() == ["3", "5"]
     monkeypatch.delitem(os.environ, "CUDA_VISIBLE_DEVICES")
     assert launching.visible_gpus() == ["0", "1"]
-    command = launch_command("3", 4, "bf16")
-    assert command[command.index("--gpu_ids") + 1] == "3" and "--cpu" not in command
-    assert "--cpu" in launch_command(None, 4, "no")
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    monkeypatch.setitem(os.environ, "ACCELERATE_MIXED_PRECISION", "fp16")
+    first = environment("3", 4)
+    assert (first["CUDA_VISIBLE_DEVICES"], first["OMP_NUM_THREADS"]) == ("3", "4")
+    assert not {"RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"} & first.keys()
+    assert environment(None)["ACCELERATE_USE_CPU"] == "true" and environment(None)["CUDA_VISIBLE_DEVICES"] == ""

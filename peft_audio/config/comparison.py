@@ -126,8 +126,9 @@ class CompareRecipe:
             anew, and the test clips of all are pooled.
         train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
             timed first, and train.epochs and the schedule are stretched over as many steps as fit.
-        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4) while rates are
-            tuned, and one while costs are measured. Given, it holds for all; above 1 on a CPU, no times are reported.
+        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4), except for the
+            first seed of each arm, which is alone while its costs are measured. Given, it holds for all; above 1 on a
+            CPU, no times are reported.
         data: Which recordings, and how much of each.
         model: Which pretrained encoder.
         augment: What happens to training clips.
