@@ -14,7 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig
 
 from peft_audio.anatomy import anatomy_of, encoder_of
-from peft_audio.config import CompareRecipe, ModelConfig, Recipe
+from peft_audio.config import CompareRecipe, ModelConfig, Recipe, require
 from peft_audio.models import pin_base
 
 Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
@@ -30,7 +30,7 @@ class Arithmetic:
         source: The command that measured it, or why there is no choice.
     """
 
-    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    attention: Literal["eager", "sdpa"]
     compiled: bool
     source: str
 
@@ -58,11 +58,13 @@ def resolve(cfg: Settings) -> Settings:
     train, model = replace(cfg.train, mixed_precision=precision), cfg.model
     if isinstance(cfg, Recipe):
         family = _family(cfg.model)
+        only = family != "wavlm" or cfg.model.attention in ("auto", "eager")
+        require(only, "model.attention", cfg.model.attention, "eager for WavLM, which has no other", "Leave it out.")
         suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
         attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
         compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
-        asked = "as asked" if "auto" not in (cfg.model.attention, cfg.train.compile) else suits.source
-        tell += f"; attention {attention}, {'compiled' if compiled else 'not compiled'} ({asked})"
+        tell += f"; attention {attention} ({suits.source if cfg.model.attention == 'auto' else 'as asked'})"
+        tell += ", compiled" if compiled else ""
         train, model = replace(train, compile="yes" if compiled else "no"), replace(model, attention=attention)
     if os.environ.get("RANK", "0") == "0":
         print(tell)

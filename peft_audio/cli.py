@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings and options.run not in (run_check, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
+    # Of a process that does nothing else; who calls this from Python goes on afterwards.
+    options.quick = quick_imports if arguments is None else nullcontext
     from peft_audio.config import UserError
 
     try:
@@ -57,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--adapter", required=True, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
     predict.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
     predict.add_argument("--device", default="cpu", help="where to run, such as cuda (default: %(default)s)")
-    predict.add_argument("--batch-size", type=int, default=16, help="recordings at once (default: %(default)s)")
+    predict.add_argument(
+        "--batch-size", type=int, default=16, help="recordings at once, at most (default: %(default)s)"
+    )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON list with the probability of every label")
     form.add_argument("--csv", action="store_true", help="a CSV table with the probability of every label")
@@ -137,7 +142,7 @@ def run_predict(options: argparse.Namespace) -> int:
 
     if options.batch_size < 1:
         raise UserError(f"--batch-size: got {options.batch_size}, must be 1 or more. Try 16.")
-    with quick_imports():
+    with options.quick():
         from peft_audio.adapters import load_adapter
         from peft_audio.prediction import find_recordings, predict
 
@@ -230,10 +235,12 @@ def run_cache(options: argparse.Namespace) -> int:
         print(f"{root}: {in_bytes(clear_stores(root))} deleted")
         return 0
     stores = list_stores(root)
-    for name, size, used, about in stores:
-        when = datetime.fromtimestamp(used).astimezone().strftime("%Y-%m-%d %H:%M")
-        print(f"{name[:8]}  {in_bytes(size):>9}  used {when}  {about['config']['model_type']}: {Cut(*about['cut'])}")
-    print(f"{root}: {in_bytes(sum(size for _, size, _, _ in stores))}")
+    for store in stores:
+        when = datetime.fromtimestamp(store.last_used).astimezone().strftime("%Y-%m-%d %H:%M")
+        about = store.about
+        what = f"{about['config']['model_type']} {about['weights'][:8]}: {Cut(*about['cut'])}" if about else "damaged"
+        print(f"{in_bytes(store.bytes):>9}  used {when}  {what}")
+    print(f"{root}: {in_bytes(sum(store.bytes for store in stores))}")
     return 0
 
 

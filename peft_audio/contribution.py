@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from peft_audio.finished import Finished, epochs_of, training_seconds
+from peft_audio.finished import Finished, epochs_of, training_seconds, whole_seconds
 from peft_audio.launching import read_json
 
 # Its table names these four beside PEFT itself.
@@ -24,7 +24,7 @@ def peft_result(run: Finished) -> dict[str, Any]:
     return {
         "run_info": {
             "created_at": made.isoformat(timespec="seconds"),
-            "total_time": report.get("total_seconds"),
+            "total_time": whole_seconds(report),
             "experiment_name": f"{run.arm}/{settings.get('model.name')}-seed{run.seed}",
             "peft_branch": None,
             "train_config": {"model_id": settings.get("model.name"), **settings},

@@ -53,6 +53,13 @@ def training_seconds(report: dict[str, Any]) -> float | None:
     return report["train_seconds"] + report.get("prefix_seconds", 0.0)
 
 
+def whole_seconds(report: dict[str, Any]) -> float | None:
+    """From start to report, as if nothing had been there before."""
+    if "total_seconds" not in report:
+        return None
+    return report["total_seconds"] + (report["prefix_seconds"] if report.get("prefix_reused") else 0.0)
+
+
 @dataclass(frozen=True)
 class Finished:
     """One run.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, read_config
+from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, read_config, require
 from peft_audio.launching import Job, beside, finished, read_json
 from peft_audio.search import DIVERGED_SCORE, at_edge, best_rate, first_rates, mean_score, next_rate
 
@@ -179,7 +179,11 @@ def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
     for job in timing_jobs(cfg):
         if job.recipe != "baseline":
             report = read_json(job.folder / "report.json")
-            left = (cfg.train_seconds or 0) - report.get("prefix_seconds", 0.0)
+            once = report.get("prefix_seconds", 0.0)
+            words = f"more than {once:.1f}, which arm {job.arm} needs before its first step"
+            fix = "Raise it, or try --prefix_cache.use never."
+            require((cfg.train_seconds or 0) > once, "train_seconds", cfg.train_seconds, words, fix)
+            left = (cfg.train_seconds or 0) - once
             steps[job.arm] = max(1, round(left * report["steps"] / report["train_seconds"]))
     return steps
 

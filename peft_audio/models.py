@@ -157,7 +157,6 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        # "auto" is decided before a run; what only loads a model takes transformers' own.
         attention = {} if cfg.attention == "auto" else {"attn_implementation": cfg.attention}
         config = AutoConfig.from_pretrained(base, revision=commit, **attention)
         anatomy_of(config)

@@ -41,6 +41,14 @@ def _frozen_linear(model: Any) -> Iterator[nn.Linear]:
             yield module
 
 
+def _check_unmoved(model: Any, plain: Any, cfg: ModelConfig) -> None:
+    """What is loaded afresh would hide it, had training moved a weight that it held in 16 bits."""
+    fresh = dict(encoder_of(plain).named_parameters())
+    for name, weight in encoder_of(model).named_parameters() if cfg.quantization == "none" else ():
+        if weight.dtype != torch.float32 and not torch.equal(weight.cpu(), fresh[name].to(weight.dtype)):
+            raise RuntimeError(f"the frozen weight {name} was changed by the training")
+
+
 def on_float32_encoder(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> Any:
     """What is measured and saved: the trained weights on the encoder as published, in float32.
 
@@ -60,6 +68,7 @@ def on_float32_encoder(model: Any, trained: Trained, cfg: ModelConfig, labels: S
     if hasattr(model, "peft_config"):
         with quiet_loading():
             plain = peft.get_peft_model(plain, model.peft_config["default"])
+    _check_unmoved(model, plain, cfg)
     # Factors that an adapter keeps fixed are no part of the encoder either.
     prefix = f".{model.base_model.prefix}" if hasattr(model, "peft_config") else None
     weights = {

@@ -30,9 +30,9 @@ class Cut:
 
     def __str__(self) -> str:
         if self.place == "layers":
-            return f"everything before transformer layer {self.layers}, counted from 0,"
+            return f"everything before transformer layer {self.layers} (of 0, 1, ...)"
         words = {"convolutions": "the convolutions", "projection": "everything before the transformer"}
-        return words.get(self.place, "the encoder, pooled over time,")
+        return words.get(self.place, "the whole encoder, pooled over time")
 
 
 def find_cut(model: Any, trained: Trained, masked: bool, head_dropout: bool) -> Cut | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from peft_audio.batching import Loaders, Prefix
 from peft_audio.collating import collate
 from peft_audio.config import Recipe
-from peft_audio.models import versions, weights_sha256
+from peft_audio.models import weights_sha256
 from peft_audio.prefix import Cut, accept_features, find_cut, prefix_weights, replay_samples
 from peft_audio.prefix_fill import (
     Batch,
@@ -52,8 +53,9 @@ from peft_audio.sampler import Draw
 from peft_audio.strategies import Trained
 
 # What decides the features of a clip besides its bytes: another word in one of these files makes another key.
-CODE = ("anatomy", "audio", "augment", "clips", "ffmpeg", "models", "padding", "prefix", "prefix_fill")
-PACKAGES = ("numpy", "soundfile", "soxr", "audiomentations")
+CODE = ["anatomy", "audio", "augment", "clips", "collating", "ffmpeg", "models", "padding"]
+CODE += ["prefix", "prefix_fill", "prefix_store"]
+PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr", "audiomentations", "av")
 # What a model's config says of the head, of dropout and of where it came from decides nothing in the prefix.
 NOT_THE_PREFIX = ("label", "dropout", "name_or_path", "version", "dtype", "classifier", "quantization")
 Tell = Callable[[str], None]
@@ -92,15 +94,16 @@ def cache_frozen_prefix(
     model.to(accelerator.device).eval()
     store = _open(model, cut, loaders, cfg, accelerator)
     compute = partial(run_frozen, model, cut, accelerator)
-    with filling(store, tell):
-        missing = find_missing(store, wanted, compute, loaders, tell)
+    # One of a machine's processes fills; which one would otherwise be chance.
+    with accelerator.local_main_process_first(), filling(store, tell):
+        missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
         too_much = _too_much(store, model, cut, wanted, missing, loaders, cfg)
         if too_much:
             return refuse(too_much)
-        tell(_announcement(store, model, cut, wanted, reason, cfg))
+        tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
         if missing:
             parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-            batches = in_batches(missing, -(-cfg.train.batch_size // parts), loaders)
+            batches = in_batches(missing, cfg.train, parts, loaders)
             write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
         reader = Reader(store, read_table(store))
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
@@ -175,9 +178,9 @@ def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Acce
         "sampling_rate": extractor.sampling_rate,
         "do_normalize": bool(extractor.do_normalize),
         "precision": accelerator.mixed_precision,
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "code": hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in CODE)).hexdigest(),
-        "versions": versions() | {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
     width = config["conv_dim"][-1] if cut.place == "convolutions" else config["hidden_size"]
     dtype = cfg.prefix_cache.dtype
@@ -198,26 +201,48 @@ def _too_much(
     """Why what is missing should not be made: it would not pay, or has no room; empty where it should."""
     if not missing:
         return ""
-    order = loaders.train_order
-    passes = min(order.total_steps(cfg.train.epochs), cfg.train.max_steps or np.inf) / order.steps
-    views = wanted["train"].views if "train" in wanted else 1
+    passes, views = _passes(loaders, cfg), wanted["train"].views if "train" in wanted else 1
     if passes <= views and cfg.prefix_cache.use == "auto":
-        return f"it would not pay: training goes over its clips {passes:.3g} times, and would keep each {views} times"
+        ways = f", each to be kept in {views} ways" if views > 1 else ""
+        return f"it would not pay: training goes over its clips {passes:.3g} times{ways}"
     root = store.folder.parent
     share = expected_bytes(store, model, cut, wanted) * len(missing) // sum(each.names.size for each in wanted.values())
     return make_room(root, store, share, 1e9 * cfg.prefix_cache.max_gigabytes) or ""
 
 
-def _announcement(store: Store, model: Any, cut: Cut, wanted: dict[str, Wanted], reason: str, cfg: Recipe) -> str:
-    clips = sum(each.names.size for each in wanted.values())
-    size = expected_bytes(store, model, cut, wanted)
-    views = wanted["train"].views if "train" in wanted else 1
-    pays = f"pays from epoch {views + 1} of {cfg.train.epochs} on" if views < cfg.train.epochs else "pays in later runs"
-    told = f"prefix cache: {cut} runs once for each of {clips:,} clips ({in_bytes(size)}), and {pays}"
+def _passes(loaders: Loaders, cfg: Recipe) -> float:
+    """How often training goes over its clips."""
+    order = loaders.train_order
+    return min(order.total_steps(cfg.train.epochs), cfg.train.max_steps or np.inf) / order.steps
+
+
+def _precision(store: Store, cfg: Recipe, accelerator: Accelerator) -> str:
+    """The coarsest precision that features went through."""
+    if "bf16" in (accelerator.mixed_precision, *(["bf16"] if store.dtype == "bfloat16" else [])):
+        return "bf16"
+    return "fp16" if accelerator.mixed_precision == "fp16" or cfg.model.quantization != "none" else "no"
+
+
+def _announcement(
+    store: Store,
+    model: Any,
+    cut: Cut,
+    wanted: dict[str, Wanted],
+    missing: list[Missing],
+    reason: str,
+    loaders: Loaders,
+    cfg: Recipe,
+) -> str:
+    clips, size = sum(each.names.size for each in wanted.values()), in_bytes(expected_bytes(store, model, cut, wanted))
+    views, passes = wanted["train"].views if "train" in wanted else 1, _passes(loaders, cfg)
+    told = f"prefix cache: {cut} runs once for each of {clips:,} clips ({size}), "
+    if len(missing) < clips:
+        told += f"{clips - len(missing):,} of them there already; "
+    told += f"pays after {views} of {passes:.3g} epochs" if views < passes else "pays in later runs"
     return f"{told}; {reason}" if reason else told
 
 
 def _outcome(cut: Cut, reason: str, reader: Reader, wanted: dict[str, Wanted], filled: bool) -> Prefix:
     names = {name for each in wanted.values() for name in each.names.ravel()}
     size = sum(reader.places[name]["rows"] for name in names) * reader.store.row_bytes
-    return Prefix(str(cut).rstrip(","), reason, len(names), size, reader.seconds(names), not filled)
+    return Prefix(str(cut), reason, len(names), size, reader.seconds(names), not filled)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,16 @@ from torch.utils.data import DataLoader, Dataset
 from peft_audio.anatomy import count_frames, minimum_samples
 from peft_audio.batching import Loaders
 from peft_audio.clips import Clips
-from peft_audio.config import Recipe, UserError
+from peft_audio.config import AugmentConfig, Recipe, TrainConfig, UserError
 from peft_audio.prefix import Cut, run_prefix
 from peft_audio.prefix_store import Reader, Store, read_table
 from peft_audio.sampler import Draw
+from peft_audio.sampler import cut as cut_batches
 
-# So many clips are computed again when features are reused. bfloat16 has 8 bits of precision.
+# So many clips are computed again when features are reused, each alone, where they were filled in batches. bfloat16 has
+# 8 bits of precision, float16 11; bitsandbytes computes in the latter.
 CHECKED_CLIPS = 2
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
 Batch = dict[str, torch.Tensor]
 Compute = Callable[[Batch], list[torch.Tensor]]
@@ -90,10 +94,11 @@ def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
     seconds = np.minimum(_seconds(clips), limit)
     rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
     names = np.empty((len(rows), max(1, views)), dtype=object)
+    augmentation = _augmentation(cfg.augment) if drawn else None
     for row, view in np.ndindex(names.shape):
         facts = [rows["sha256"][row], float(rows["start_seconds"][row]), float(seconds[row])]
         if drawn:
-            facts += [limit, asdict(cfg.augment), clips.view.seeds(Draw(row, view + 1))]
+            facts += [limit, augmentation, clips.view.seeds(Draw(row, view + 1))]
         names[row, view] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return Wanted(clips, views, names, seconds)
 
@@ -106,6 +111,18 @@ def _rows(model: Any, cut: Cut, each: Wanted) -> int:
     rate, shortest = each.clips.view.extractor.sampling_rate, minimum_samples(model.config)
     samples = np.maximum(np.round(each.seconds * rate), shortest).astype(int).tolist()
     return max(1, each.views) * sum(count_frames(model.config, length) for length in samples)
+
+
+def _augmentation(cfg: AugmentConfig) -> list[Any]:
+    """What augmentation depends on; SpecAugment comes behind the prefix."""
+    settings = {name: value for name, value in asdict(cfg).items() if not name.startswith("mask_")}
+    files = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for folder in (cfg.noise_folder, cfg.impulse_response_folder)
+        if folder is not None
+        for path in sorted(Path(folder).expanduser().rglob("*"))
+    ]
+    return [settings, files]
 
 
 def expected_bytes(store: Store, model: Any, cut: Cut, wanted: dict[str, Wanted]) -> int:
@@ -125,7 +142,12 @@ def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> 
 
 
 def find_missing(
-    store: Store, wanted: dict[str, Wanted], compute: Compute, loaders: Loaders, tell: Callable[[str], None]
+    store: Store,
+    wanted: dict[str, Wanted],
+    compute: Compute,
+    precision: str,
+    loaders: Loaders,
+    tell: Callable[[str], None],
 ) -> list[Missing]:
     """The clips that are not there, each once, by length; all of them where what is there is not what it should be."""
     clips = {
@@ -136,22 +158,24 @@ def find_missing(
     table = read_table(store)
     there = [name for name in clips if name in table.index]
     checked = [clips[name] for name in there[:: -(-len(there) // CHECKED_CLIPS)]] if there else []
-    if not _as_computed(Reader(store, table), checked, compute, loaders):
+    if not _as_computed(Reader(store, table), checked, compute, TOLERANCE[precision], loaders):
         tell(f"prefix cache: {store.folder} does not hold what the model returns, and is made again")
-        shutil.rmtree(store.folder)
+        shutil.rmtree(store.folder, ignore_errors=True)
         there = []
     missing = [clips[name] for name in clips.keys() - set(there)]
     return sorted(missing, key=lambda clip: (clip.wanted.seconds[clip.row], clip.name))
 
 
-def _as_computed(reader: Reader, clips: Sequence[Missing], compute: Compute, loaders: Loaders) -> bool:
+def _as_computed(
+    reader: Reader, clips: Sequence[Missing], compute: Compute, tolerance: float, loaders: Loaders
+) -> bool:
     for clip in clips:
         (now,) = compute(loaders.validation.collate_fn([clip.item()]))
         try:
             kept, _ = reader.read(clip.name)
         except UserError:
             return False
-        bound = TOLERANCE[reader.store.dtype] * max(1.0, float(now.abs().max()))
+        bound = tolerance * max(1.0, float(now.abs().max()))
         if kept.shape != now.shape or not bool(((kept - now.float()).abs() <= bound).all()):
             return False
     return True
@@ -170,9 +194,19 @@ class _Batches(Dataset):
         return [clip.name for clip in self.batches[at]], self.collate_fn([clip.item() for clip in self.batches[at]])
 
 
-def in_batches(missing: list[Missing], size: int, loaders: Loaders) -> DataLoader:
-    """Names and batches of missing clips, decoded as the loaders do it."""
-    batches = [missing[at : at + size] for at in range(0, len(missing), size)]
+def in_batches(missing: list[Missing], cfg: TrainConfig, parts: int, loaders: Loaders) -> DataLoader:
+    """Names and batches of missing clips, decoded as the loaders do it; the longest first, which need most memory.
+
+    Args:
+        missing: By length.
+        cfg: How much a step holds.
+        parts: Into how many micro-batches, over all processes, it is split.
+        loaders: Of the run.
+    """
+    seconds = np.array([clip.wanted.seconds[clip.row] for clip in missing])
+    limit = None if cfg.batch_seconds is None else cfg.batch_seconds / parts
+    rows = cut_batches(np.arange(len(missing)), seconds, -(-cfg.batch_size // parts), limit)
+    batches = [[missing[row] for row in batch] for batch in reversed(rows)]
     workers = loaders.validation.num_workers
     return DataLoader(_Batches(batches, loaders.validation.collate_fn), batch_size=None, num_workers=workers)
 
@@ -182,7 +216,8 @@ def computed(
 ) -> Iterator[tuple[str, int, torch.Tensor]]:
     """Each clip's name, length in samples and features, with a bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not accelerator.is_main_process) as progress:
+    seen = accelerator.is_main_process and sys.stdout.isatty()
+    with Progress(*columns, transient=True, disable=not seen) as progress:
         bar = progress.add_task("frozen prefix", total=count)
         for names, batch in batches:
             for name, mask, values in zip(names, batch["attention_mask"], compute(batch), strict=True):

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,10 @@ from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path
 
 from peft_audio.config import PrefixCacheConfig, UserError
+from peft_audio.launching import read_json, write_aside
 
 ABOUT = "about.json"
+KEY_LENGTH = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLUMNS = ["clip", "file", "at", "rows", "samples", "crc32", "seconds"]
 # Room that is left on the disk for whatever else runs.
@@ -65,7 +67,7 @@ def cache_root(cfg: PrefixCacheConfig) -> Path:
 def open_store(root: Path, about: Mapping[str, Any], width: int, dtype: str) -> Store:
     """The folder for what `about` says; another word in it is another folder."""
     text = json.dumps([about, width, dtype], sort_keys=True)
-    return Store(root / hashlib.sha256(text.encode()).hexdigest()[:32], about, width, dtype)
+    return Store(root / hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH], about, width, dtype)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor
         began: `time.perf_counter()` before the work on them began; each clip's share of what it took is kept.
     """
     store.folder.mkdir(parents=True, exist_ok=True)
-    (store.folder / ABOUT).write_text(json.dumps(store.about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_aside(store.folder / ABOUT, json.dumps(store.about, indent=2, sort_keys=True) + "\n")
     whole = {path.with_suffix("") for path in store.folder.glob("*.parquet")}
     for left in store.folder.iterdir():
         # Of a run that was killed while it filled.
@@ -137,18 +139,8 @@ class Reader:
     def __init__(self, store: Store, table: pd.DataFrame):
         self.files: dict[str, BinaryIO] = {}
         self.store, self.places = store, table.to_dict("index")
-        self._open()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"files": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def _open(self) -> None:
         names = {place["file"] for place in self.places.values()}
-        self.files = {name: (self.store.folder / name).open("rb") for name in names}
+        self.files = {name: (store.folder / name).open("rb") for name in names}
 
     def __del__(self) -> None:
         for file in self.files.values():
@@ -178,43 +170,58 @@ class Reader:
 
 
 def make_room(root: Path, keep: Store, wanted_bytes: int, max_bytes: float) -> str | None:
-    """Let what was not used for longest go until so much more fits.
+    """Let what was not used for longest go until so much more fits, under the limit and on the disk.
 
     Returns:
         Why it cannot fit; None where it can.
     """
-    held = sum(size for name, size, _, _ in list_stores(root) if name == keep.folder.name)
+    stores = {entry.name: entry for entry in list_stores(root)}
+    held = stores.pop(keep.folder.name).bytes if keep.folder.name in stores else 0
     if held + wanted_bytes > max_bytes:
         return f"{in_bytes(held + wanted_bytes)} are more than prefix_cache.max_gigabytes allows"
-    others = [entry for entry in list_stores(root) if entry[0] != keep.folder.name]
-    total = held + wanted_bytes + sum(size for _, size, _, _ in others)
-    for name, size, _, _ in sorted(others, key=lambda entry: entry[2]):
-        if total <= max_bytes:
-            break
-        shutil.rmtree(root / name, ignore_errors=True)
-        total -= size
-    free = shutil.disk_usage(root).free
-    return (
-        None if wanted_bytes + SPARE_BYTES <= free else f"it needs {in_bytes(wanted_bytes)}, and {root} is nearly full"
+    room = min(
+        max_bytes - held - sum(entry.bytes for entry in stores.values()), shutil.disk_usage(root).free - SPARE_BYTES
     )
+    for entry in sorted(stores.values(), key=lambda entry: entry.last_used):
+        if wanted_bytes <= room:
+            break
+        room += _delete(root / entry.name, entry.bytes)
+    return None if wanted_bytes <= room else f"it needs {in_bytes(wanted_bytes)}, and {root} has no room for it"
 
 
-def list_stores(root: Path) -> Sequence[tuple[str, int, float, dict[str, Any]]]:
-    """Every key's folder: its name, bytes, when it was last used (seconds since 1970), and what it is about."""
+@dataclass(frozen=True)
+class Held:
+    """A key's folder: its name, its size, when it was last used (seconds since 1970), and what it is about."""
+
+    name: str
+    bytes: int
+    last_used: float
+    about: dict[str, Any]
+
+
+def list_stores(root: Path) -> list[Held]:
+    """Every key's folder."""
     found = []
-    for about in sorted(root.glob(f"*/{ABOUT}")):
-        with suppress(OSError, ValueError):
-            size = sum(path.stat().st_size for path in about.parent.iterdir())
-            found.append((about.parent.name, size, about.stat().st_mtime, json.loads(about.read_text("utf-8"))))
+    for folder in sorted(path for path in root.glob("*/") if len(path.name) == KEY_LENGTH):
+        with suppress(OSError):
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            found.append(Held(folder.name, size, (folder / ABOUT).stat().st_mtime, read_json(folder / ABOUT)))
     return found
 
 
 def clear_stores(root: Path) -> int:
-    """Delete every key's folder; gives the bytes that were freed. What runs use is freed when they end."""
-    stores = list_stores(root)
-    for name, *_ in stores:
-        shutil.rmtree(root / name, ignore_errors=True)
-    return sum(size for _, size, _, _ in stores)
+    """Delete every key's folder that no run is filling; gives the bytes. What runs read is freed when they end."""
+    return sum(_delete(root / entry.name, entry.bytes) for entry in list_stores(root))
+
+
+def _delete(folder: Path, size: int) -> int:
+    """The bytes that this freed: none where a run is filling it."""
+    try:
+        with FileLock(folder.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+            return size
+    except Timeout:
+        return 0
 
 
 def in_bytes(count: float) -> str:

@@ -18,11 +18,13 @@ def quick_imports() -> Iterator[None]:
     """
     absent = {"bitsandbytes"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collecting:
+            gc.enable()
         for name in absent:
             del sys.modules[name]

@@ -89,7 +89,7 @@ REFUSED = {
     "train.gradient_accumulation_steps": ["0"],
     "train.mixed_precision": ["fp8", "16"],
     "train.compile": ["perhaps"],
-    "model.attention": ["fast", "flash_attention_2"],
+    "model.attention": ["fast"],
     "prefix_cache.use": ["sometimes"],
     "prefix_cache.views": ["0", "1.5"],
     "prefix_cache.folder": [""],

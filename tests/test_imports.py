@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "tracking": "",
     "evaluation": "metrics",
     "prefix": "anatomy strategies",
-    "prefix_store": "config",
+    "prefix_store": "config launching",
     "prefix_fill": "anatomy batching clips config prefix prefix_store sampler",
     "prefix_cache": "batching collating config models prefix prefix_fill prefix_store sampler strategies",
     "attention_heads": "anatomy batching config evaluation models strategies",

@@ -36,7 +36,7 @@ from peft_audio.config import (
 from peft_audio.data import load_splits
 from peft_audio.models import load_classifier, load_extractor
 from peft_audio.prefix_cache import cache_frozen_prefix
-from peft_audio.prefix_store import open_store, read_table
+from peft_audio.prefix_store import Store, clear_stores, filling, make_room, open_store, read_table
 from peft_audio.strategies import Trained
 from peft_audio.tracking import Log
 from peft_audio.training import Result, train
@@ -67,7 +67,10 @@ def settings(tone_folder: Path, bases: dict[str, Path], tmp_path: Path) -> Calla
             model=ModelConfig(**{"name": str(bases[family])} | sections.get("model", {})),
             augment=AugmentConfig(**sections.get("augment", {})),
             prefix_cache=PrefixCacheConfig(**{"folder": str(tmp_path / "kept")} | sections.get("prefix_cache", {})),
-            train=TrainConfig(**{"epochs": 4, "batch_size": 3, "learning_rate": 1e-2} | sections.get("train", {})),
+            train=TrainConfig(
+                **{"epochs": 4, "batch_size": 3, "learning_rate": 1e-2, "mixed_precision": "no"}
+                | sections.get("train", {})
+            ),
         )
 
     return make
@@ -128,7 +131,7 @@ def test_loss_curves_are_those_of_the_plain_path(
         pytest.skip("WavLM's attention ignores LoRA")
     cfg = settings(family, train={"max_steps": 20})
     kept, parts = curve(cfg, strategy, tmp_path / "kept.jsonl")
-    assert parts.loaders.prefix.cached == str(ENDS[strategy]).rstrip(",") and parts.loaders.prefix.clips > 15
+    assert parts.loaders.prefix.cached == str(ENDS[strategy]) and parts.loaders.prefix.clips > 15
     plain, parts = curve(never(cfg), strategy, tmp_path / "plain.jsonl")
     assert not parts.loaders.prefix.cached
     assert len(kept) == len(plain) == 24
@@ -331,6 +334,32 @@ def test_bfloat16_halves_it_and_is_close(settings: Callable[..., Recipe], tmp_pa
     assert 2 * half.loaders.prefix.bytes == exact.loaders.prefix.bytes
     for one, other in zip(exact.loaders.validation, half.loaders.validation, strict=True):
         torch.testing.assert_close(one["input_values"], other["input_values"], rtol=2**-8, atol=0)
+
+
+def test_features_that_were_computed_in_16_bits_are_reused(settings: Callable[..., Recipe]) -> None:
+    sections = {"train": {"mixed_precision": "bf16"}, "prefix_cache": {"dtype": "float32"}}
+    assert not ready(settings(**sections)).loaders.prefix.reused and ready(settings(**sections)).loaders.prefix.reused
+
+
+def test_what_is_being_filled_is_not_cleared(settings: Callable[..., Recipe], tmp_path: Path) -> None:
+    root = tmp_path / "kept"
+    prefix = ready(settings()).loaders.prefix
+    (folder,) = (about.parent for about in root.glob("*/about.json"))
+    with filling(Store(folder, {}, 32, "float32"), print):
+        assert clear_stores(root) == 0 and make_room(root, open_store(root, {}, 1, "float32"), 10, prefix.bytes)
+    assert features(root).exists() and clear_stores(root) > prefix.bytes and not folder.exists()
+
+
+def test_noises_belong_to_what_is_heard(settings: Callable[..., Recipe], tmp_path: Path) -> None:
+    write_tone(tmp_path / "noises" / "hum.wav", 100, 0.5)
+    noisy = {"augment": {"noise_folder": str(tmp_path / "noises")}, "prefix_cache": {"views": 2}}
+    first = ready(settings(**noisy)).loaders.prefix
+    assert not first.reused and ready(settings(**noisy)).loaders.prefix.reused
+    # What SpecAugment hides of it comes behind.
+    masked = {**noisy, "augment": noisy["augment"] | {"mask_feature_share": 0.2}}
+    assert ready(settings(**masked), "full").loaders.prefix.clips == first.clips
+    write_tone(tmp_path / "noises" / "hiss.wav", 5000, 0.5)
+    assert not ready(settings(**noisy)).loaders.prefix.reused
 
 
 def test_two_processes_fill_it_once(settings: Callable[..., Recipe], tmp_path: Path) -> None:

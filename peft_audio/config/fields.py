@@ -61,8 +61,8 @@ class ModelConfig:
         quantization: "int8" (Dettmers et al., 2022, arXiv 2208.07339) or "nf4" (Dettmers et al., 2023, arXiv
             2305.14314) holds the frozen transformer in 8 or 4 bits while LoRA trains; needs the extra `bitsandbytes`.
             The adapter is measured and saved on the float32 encoder.
-        attention: How transformers computes attention: "eager", "sdpa", or "flash_attention_2" (its package installed,
-            a GPU, 16 bits); "auto" takes what was measured to be fastest for this device and family.
+        attention: How transformers computes attention: "eager", or "sdpa", which is torch's own and takes a flash
+            kernel where it can; "auto" takes what was measured to be fastest for this device and family.
     """
 
     name: str = "wav2vec2-nano"
@@ -72,7 +72,7 @@ class ModelConfig:
     dropout: float | None = None
     head_dropout: float = 0.0
     quantization: Literal["none", "int8", "nf4"] = "none"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "''", "an encoder", "Try wav2vec2-nano or facebook/wav2vec2-base.")
@@ -81,8 +81,6 @@ class ModelConfig:
             require(value is None or share(value), f"model.{name}", value, "0 or more, below 1", "Try 0.1.")
         if self.quantization != "none":
             require_package("model.quantization", self.quantization, "bitsandbytes")
-        if self.attention == "flash_attention_2":
-            require_package("model.attention", self.attention, "flash_attn")
 
 
 @dataclass(frozen=True)
