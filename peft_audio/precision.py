@@ -35,9 +35,10 @@ def store_frozen(model: Any, cfg: ModelConfig, mixed_precision: str) -> None:
 
 
 def _frozen_linear(model: Any) -> Iterator[nn.Linear]:
-    for module in encoder_of(model).modules():
-        # Those of bitsandbytes are of a class of their own.
-        if type(module) is nn.Linear and not any(weight.requires_grad for weight in module.parameters()):
+    for name, module in encoder_of(model).named_modules():
+        # Those of bitsandbytes are of a class of their own, and factors that an adapter keeps fixed are not the base's.
+        own = type(module) is nn.Linear and "lora_" not in name
+        if own and not any(weight.requires_grad for weight in module.parameters()):
             yield module
 
 
