@@ -103,7 +103,11 @@ def test_frozen_weights_are_held_in_16_bits_and_given_back(tiny_base: Path, stra
         exact = model(torch.sin(torch.arange(4_000.0))[None]).logits
     store_frozen(model, cfg, "bf16")
     halved = [weight for weight in model.parameters() if weight.dtype == torch.bfloat16]
-    linear = [module for module in encoder_of(model).modules() if type(module) is nn.Linear]
+    linear = [
+        module
+        for name, module in encoder_of(model).named_modules()
+        if type(module) is nn.Linear and "lora_" not in name
+    ]
     assert halved and all(not weight.requires_grad for weight in halved)
     assert all(weight.dtype == torch.float32 for weight in model.parameters() if weight.requires_grad)
     assert {module.weight.dtype for module in linear if not module.weight.requires_grad} == {torch.bfloat16}
