@@ -87,8 +87,8 @@ MUTATIONS = (
     Mutation(
         "test split used for selection",
         "peft_audio/training.py",
-        "evaluate(model, loaders.validation, accelerator, mixed_precision=True).metrics",
-        "evaluate(model, loaders.test, accelerator, mixed_precision=True).metrics",
+        "evaluate(model, loaders.validation, accelerator, mixed_precision=True)",
+        "evaluate(model, loaders.test, accelerator, mixed_precision=True)",
         "tests/test_training.py",
     ),
     Mutation(
@@ -199,8 +199,8 @@ MUTATIONS = (
     Mutation(
         "SpecAugment hides the same frames in every epoch",
         "peft_audio/clips.py",
-        "self.masks(len(values), seeds)",
-        "self.masks(len(values), seeds[::2])",
+        "[self.seed, draw.epoch or 0, draw.index]) if self.masks",
+        "[self.seed, draw.index]) if self.masks",
         "tests/test_batching.py",
     ),
     Mutation(
@@ -241,8 +241,8 @@ MUTATIONS = (
     Mutation(
         "only the first process says what went wrong",
         "peft_audio/config/parse.py",
-        """        print(f"error{'' if process == '0' else f' (process {process})'}: {error}", file=sys.stderr)""",
-        '        process == "0" and print(f"error: {error}", file=sys.stderr)',
+        """        told = f": {error}" if process == "0" else f" (process {process}): {str(error).splitlines()[0]}"""",
+        """        told = f": {error}" if process == "0" else sys.exit(1)""",
         "tests/test_recipes.py",
     ),
     Mutation(
@@ -262,7 +262,7 @@ MUTATIONS = (
     Mutation(
         "a launcher's precision is overruled in silence",
         "peft_audio/accelerator.py",
-        'if launched not in ("no", cfg.mixed_precision):',
+        'if launched not in ("no", precision):',
         "if False:",
         "tests/test_accelerator.py",
     ),
@@ -381,8 +381,8 @@ MUTATIONS = (
     Mutation(
         "comparison: times of runs that shared their device count",
         "peft_audio/arms.py",
-        "for run in finals if run.alone)",
-        "for run in finals)",
+        "for run in finals if run.alone]",
+        "for run in finals]",
         "tests/test_compare.py",
     ),
     Mutation(
@@ -409,7 +409,7 @@ MUTATIONS = (
     Mutation(
         "comparison: broken rules do not keep arms from being ranked",
         "peft_audio/compare.py",
-        "[replace(arm, claim=None) for arm in arms] if broken else with_fronts(ranked(arms))",
+        "[replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))",
         "with_fronts(ranked(arms))",
         "tests/test_compare.py",
     ),
@@ -454,6 +454,62 @@ MUTATIONS = (
         "grouped = count is not None and count >= MIN_GROUPS",
         "grouped = False",
         "tests/test_statistics.py",
+    ),
+    Mutation(
+        "prefix cache: position embeddings are added once more",
+        "peft_audio/prefix.py",
+        "lambda values: values.new_zeros(())",
+        "lambda values: values",
+        "tests/test_prefix.py",
+    ),
+    Mutation(
+        "prefix cache: the cut is a layer too late",
+        "peft_audio/prefix.py",
+        "after_layers = layers[cut.layers] if cut.layers < len(layers)",
+        "after_layers = layers[cut.layers + 1] if cut.layers + 1 < len(layers)",
+        "tests/test_prefix.py",
+    ),
+    Mutation(
+        "prefix cache: a key without the weights",
+        "peft_audio/prefix_cache.py",
+        '"weights": weights_sha256(prefix_weights(model, cut)),',
+        '"weights": "",',
+        "tests/test_prefix_cache.py",
+    ),
+    Mutation(
+        "prefix cache: what is reused is not computed again",
+        "peft_audio/prefix_fill.py",
+        "    for clip in clips:\n        (now,)",
+        "    for clip in clips[:0]:\n        (now,)",
+        "tests/test_prefix_cache.py",
+    ),
+    Mutation(
+        "prefix cache: no checksum",
+        "peft_audio/prefix_store.py",
+        'if zlib.crc32(stored) != place["crc32"]:',
+        "if False:",
+        "tests/test_prefix_cache.py",
+    ),
+    Mutation(
+        "prefix cache: views are ignored without it",
+        "peft_audio/clips.py",
+        "draw.epoch if self.views is None else (draw.epoch - 1) % self.views + 1",
+        "draw.epoch",
+        "tests/test_prefix_cache.py",
+    ),
+    Mutation(
+        "prefix cache: validation takes the features of training's first view",
+        "peft_audio/prefix_fill.py",
+        "limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds",
+        "limit = cfg.data.max_seconds",
+        "tests/test_prefix_cache.py",
+    ),
+    Mutation(
+        "precision: the float32 encoder is not given back",
+        "peft_audio/precision.py",
+        'if cfg.quantization == "none" and not low:',
+        'if cfg.quantization == "none":',
+        "tests/test_arithmetic.py",
     ),
 )
 
