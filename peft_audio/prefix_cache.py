@@ -92,20 +92,24 @@ def cache_frozen_prefix(
         return refuse(reason)
     wanted, reason = find_wanted(loaders, cfg)
     model.to(accelerator.device).eval()
-    store = _open(model, cut, loaders, cfg, accelerator)
     compute = partial(run_frozen, model, cut, accelerator)
-    # One of a machine's processes fills; which one would otherwise be chance.
-    with accelerator.local_main_process_first(), filling(store, tell):
-        missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
-        too_much = _too_much(store, model, cut, wanted, missing, loaders, cfg)
-        if too_much:
-            return refuse(too_much)
-        tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
-        if missing:
-            parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-            batches = in_batches(missing, cfg.train, parts, loaders)
-            write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
-        reader = Reader(store, read_table(store))
+    try:
+        store = _open(model, cut, loaders, cfg, accelerator)
+        # One of a machine's processes fills; which one would otherwise be chance.
+        with accelerator.local_main_process_first(), filling(store, tell):
+            missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
+            too_much = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+            if too_much:
+                return refuse(too_much)
+            tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+            if missing:
+                parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
+                batches = in_batches(missing, cfg.train, parts, loaders)
+                write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
+            reader = Reader(store, read_table(store))
+    except OSError as error:
+        # Training does without what only makes it faster.
+        return refuse(f"{error.filename or cfg.prefix_cache.folder or 'its folder'}: {error.strerror or error}")
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
     tell(f"prefix cache: {'filled' if missing else 'all there; it was filled'} in {prefix.seconds:.1f} s")
     accept_features(model, cut)

@@ -350,6 +350,12 @@ def test_what_is_being_filled_is_not_cleared(settings: Callable[..., Recipe], tm
     assert features(root).exists() and clear_stores(root) > prefix.bytes and not folder.exists()
 
 
+def test_a_folder_that_cannot_be_used_costs_no_run(settings: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    parts = ready(settings())
+    assert "File exists" in parts.loaders.prefix.reason and parts.loaders.train is parts.plain.train
+
+
 def test_noises_belong_to_what_is_heard(settings: Callable[..., Recipe], tmp_path: Path) -> None:
     write_tone(tmp_path / "noises" / "hum.wav", 100, 0.5)
     noisy = {"augment": {"noise_folder": str(tmp_path / "noises")}, "prefix_cache": {"views": 2}}
