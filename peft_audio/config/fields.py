@@ -142,8 +142,7 @@ class TrainConfig:
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
         mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits, holds frozen weights in them and keeps what
             trains in 32; "no" is float32. "auto" takes bf16 where the device has units for it: GPUs since Ampere, CPUs
-            with AMX or AVX512-BF16; docs/performance.md has what that costs in accuracy. What is reported and saved is
-            computed in float32 either way.
+            with AMX or AVX512-BF16. What is reported and saved is computed in float32 either way.
         compile: "yes" compiles the transformer layers with torch.compile, which takes a minute and needs a compiler;
             "auto" does so where that was measured to pay.
         optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), which keeps its state in a
