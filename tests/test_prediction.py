@@ -124,8 +124,9 @@ def test_the_command_loads_only_what_labelling_needs(clips: Path, adapter_dir: P
         "sklearn",
         "torch._inductor.compile_fx",
     }
-    call = ["predict", str(clips / "z.wav"), "--adapter", str(adapter_dir)]
-    code = f"import sys; from peft_audio.cli import main; main({call!r}); print(*{unwanted!r} & sys.modules.keys())"
+    call = ["peft-audio", "predict", str(clips / "z.wav"), "--adapter", str(adapter_dir)]
+    code = f"import sys; sys.argv = {call!r}; from peft_audio.cli import main; main()"
+    code += f"; print(*{unwanted!r} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     label, loaded = done.stdout.splitlines()
     assert label.startswith(str(clips / "z.wav")) and not loaded
