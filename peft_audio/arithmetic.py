@@ -95,8 +95,15 @@ def device_type() -> str:
     return "mps" if torch.backends.mps.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU") else "cpu"
 
 
-def compile_layers(model: Any) -> None:
-    """Compile each transformer layer by itself, in place: one graph serves all of them, and clips of any length."""
+def compile_layers(model: Any, wanted: str) -> None:
+    """Compile each transformer layer by itself, in place: one graph serves all of them, and clips of any length.
+
+    Args:
+        model: What a strategy returned.
+        wanted: `train.compile`, resolved; nothing is compiled unless it is "yes".
+    """
+    if wanted != "yes":
+        return
     for layer in encoder_of(model).get_submodule(anatomy_of(model.config).layers):
         layer.compile(dynamic=True)
 

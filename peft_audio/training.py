@@ -97,12 +97,10 @@ def train(
     total = min(order.total_steps(cfg.epochs), cfg.max_steps or sys.maxsize)
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
-    if cfg.compile == "yes":
-        compile_layers(model)
+    compile_layers(model, cfg.compile)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
-    best = Best()
-    step, clips, seconds, validating, waits = 0, 0, 0.0, 0.0, list[float]()
+    best, step, clips, seconds, validating, waits = Best(), 0, 0, 0.0, 0.0, list[float]()
     with _progress(accelerator) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
@@ -123,21 +121,19 @@ def train(
             log.write(lines)
             _check_finite(lines, epoch)
             found = evaluate(model, loaders.validation, accelerator, mixed_precision=True)
-            metrics, validating = found.metrics, validating + found.seconds
-            summary = _summary(epoch, lines, metrics)
+            validating += found.seconds
+            summary = _summary(epoch, lines, found.metrics)
             log.write([summary])
-            best = best.better_of(metrics, cfg.best_metric, epoch, model, trained)
-            patient = epoch - best.epoch < (cfg.early_stopping_patience or sys.maxsize)
-            ended = "" if (patient and step < total) or epoch == cfg.epochs else "max_steps" if patient else "patience"
-            if accelerator.is_main_process:
-                progress.console.print(_epoch_line(summary, cfg.epochs, ended), highlight=False, soft_wrap=True)
+            best = best.better_of(found.metrics, cfg.best_metric, epoch, model, trained)
+            ended = _ending(cfg, epoch, best.epoch, last_step=step >= total)
+            _tell_epoch(progress, accelerator, _epoch_line(summary, cfg.epochs, ended))
             if ended:
                 break
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
     model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    waited = sum(waits) / seconds
-    return Result(model, best.epoch, step, seconds, validating, waited, clips / seconds, peak, loaders.prefix)
+    shares = (sum(waits) / seconds, clips / seconds)
+    return Result(model, best.epoch, step, seconds, validating, *shares, peak, loaders.prefix)
 
 
 @dataclass(frozen=True)
@@ -226,6 +222,20 @@ def _summary(epoch: int, lines: list[dict[str, Any]], metrics: dict[str, float])
     loss = float(np.mean([line["loss"] for line in lines]))
     validation = {f"validation_{name}": value for name, value in metrics.items()}
     return {"epoch": epoch, "step": lines[-1]["step"], "train_loss": loss} | validation
+
+
+def _ending(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bool) -> str:
+    """Why training ends before its last epoch; empty where it does not."""
+    if epoch == cfg.epochs:
+        return ""
+    if epoch - best_epoch >= (cfg.early_stopping_patience or sys.maxsize):
+        return "patience"
+    return "max_steps" if last_step else ""
+
+
+def _tell_epoch(progress: Progress, accelerator: Accelerator, line: str) -> None:
+    if accelerator.is_main_process:
+        progress.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
