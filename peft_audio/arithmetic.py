@@ -47,8 +47,8 @@ def resolve(cfg: Settings) -> Settings:
     """Replace what is "auto" by what suits this device, and say why; `config.yaml` then holds what was used.
 
     Args:
-        cfg: A recipe's settings, or a comparison's, whose arms may be of several families: each run of it then looks
-            its attention up in the same table.
+        cfg: A recipe's settings, or a comparison's. Where its arms are of several encoders, each run looks its
+            attention up in the table.
 
     Raises:
         UserError: The encoder cannot be found, or is of an unknown family.
@@ -56,7 +56,7 @@ def resolve(cfg: Settings) -> Settings:
     precision, why = choose_precision(cfg.train.mixed_precision)
     tell = f"precision {'float32' if precision == 'no' else precision} ({why})"
     train, model = replace(cfg.train, mixed_precision=precision), cfg.model
-    if isinstance(cfg, Recipe):
+    if isinstance(cfg, Recipe) or not any("model.name" in cfg.all_arms()[arm].flags for arm in cfg.arms):
         family = _family(cfg.model)
         only = family != "wavlm" or cfg.model.attention in ("auto", "eager")
         require(only, "model.attention", cfg.model.attention, "eager for WavLM, which has no other", "Leave it out.")

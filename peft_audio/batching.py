@@ -96,7 +96,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:
-        lengths = _seconds(rows, cfg.data.max_eval_seconds)
+        lengths = heard_seconds(rows, cfg.data.max_eval_seconds)
         batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
         return DataLoader(Clips(rows, splits.stored, heard), batch_sampler=batches, collate_fn=padded, **workers)
 
@@ -108,7 +108,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         batches = _streamed(splits, trained, padded, cfg, accelerator)
     else:
         train_order = TrainingBatches(
-            _seconds(splits.train, cfg.data.max_seconds),
+            heard_seconds(splits.train, cfg.data.max_seconds),
             train.batch_size,
             train.seed,
             train.gradient_accumulation_steps,
@@ -150,9 +150,15 @@ def _collate_streamed(padded: Any, batch: tuple[list[dict[str, Any]], Any]) -> t
     return padded(batch[0]), batch[1]
 
 
-def _seconds(rows: Dataset, limit: float) -> list[float]:
+def heard_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
+    """How much of each row is heard, shape (rows,).
+
+    Args:
+        rows: See `data.Splits`.
+        limit: Of a clip, in seconds.
+    """
     known = rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
-    return np.minimum(known["num_frames"] / known["sampling_rate"], limit).tolist()
+    return np.minimum(known["num_frames"] / known["sampling_rate"], limit).to_numpy()
 
 
 def _balancing(labels: Sequence[int]) -> np.ndarray:

@@ -153,7 +153,7 @@ def visible_gpus() -> list[str]:
 def environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
     """What a process of its own is started with: one device, and nothing of what a launcher said to this one.
 
-    A recipe started so does what `accelerate launch` with one process and no config file does, four seconds sooner.
+    A recipe started so does what `accelerate launch` with one process and no config file does, sooner.
 
     Args:
         gpu: The one that it may use; none when None.

@@ -29,10 +29,11 @@ class Cut:
     layers: int = 0
 
     def __str__(self) -> str:
-        if self.place == "layers":
-            return f"everything before transformer layer {self.layers} (of 0, 1, ...)"
-        words = {"convolutions": "the convolutions", "projection": "everything before the transformer"}
-        return words.get(self.place, "the whole encoder, pooled over time")
+        if self.place == "layers" and self.layers:
+            return f"everything up to the transformer's first {self.layers} layers"
+        words = {"convolutions": "the convolutions", "pooled": "the whole encoder, pooled over time"}
+        words["layers"] = "everything before the transformer's first layer"
+        return words.get(self.place, "everything before the transformer")
 
 
 def find_cut(model: Any, trained: Trained, masked: bool, head_dropout: bool) -> Cut | None:

@@ -111,7 +111,7 @@ def cache_frozen_prefix(
         # Training does without what only makes it faster.
         return refuse(f"{error.filename or cfg.prefix_cache.folder or 'its folder'}: {error.strerror or error}")
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
-    tell(f"prefix cache: {'filled' if missing else 'all there; it was filled'} in {prefix.seconds:.1f} s")
+    tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
     accept_features(model, cut)
     kept: dict[str, Any] = {
         split: _loader(getattr(loaders, split), Features(each, reader), cut, model.config, accelerator)
@@ -240,9 +240,11 @@ def _announcement(
     clips, size = sum(each.names.size for each in wanted.values()), in_bytes(expected_bytes(store, model, cut, wanted))
     views, passes = wanted["train"].views if "train" in wanted else 1, _passes(loaders, cfg)
     told = f"prefix cache: {cut} runs once for each of {clips:,} clips ({size}), "
-    if len(missing) < clips:
-        told += f"{clips - len(missing):,} of them there already; "
-    told += f"pays after {views} of {passes:.3g} epochs" if views < passes else "pays in later runs"
+    if missing:
+        told += f"{len(missing):,} of them now, " if len(missing) < clips else ""
+        told += f"and pays after {views} of {passes:.3g} epochs" if views < passes else "and pays in later runs"
+    else:
+        told += "as earlier runs did"
     return f"{told}; {reason}" if reason else told
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from peft_audio.anatomy import count_frames, minimum_samples
-from peft_audio.batching import Loaders
+from peft_audio.batching import Loaders, heard_seconds
 from peft_audio.clips import Clips
 from peft_audio.config import AugmentConfig, Recipe, TrainConfig, UserError
 from peft_audio.prefix import Cut, run_prefix
 from peft_audio.prefix_store import Reader, Store, read_table
 from peft_audio.sampler import Draw
 from peft_audio.sampler import cut as cut_batches
+from peft_audio.tracking import progress_bar
 
 # So many clips are computed again when features are reused, each alone, where they were filled in batches. bfloat16 has
 # 8 bits of precision, float16 11; bitsandbytes computes in the latter.
@@ -71,7 +71,7 @@ class Missing:
 def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
     """The splits whose clips are heard alike in every epoch, or in so many ways; and why training's are not."""
     clips: Clips = loaders.train.dataset  # type: ignore[attr-defined]
-    longer = int((_seconds(clips) > cfg.data.max_seconds).sum())
+    longer = int((heard_seconds(clips.rows) > cfg.data.max_seconds).sum())
     reason = f"{longer} are longer than data.max_seconds, and cropped anew in every epoch" if longer else ""
     if clips.view.augment:
         reason = "they are augmented anew in every epoch"
@@ -83,15 +83,10 @@ def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
     return wanted | {"train": _wanted(clips, views, cfg, drawn=bool(reason))}, ""
 
 
-def _seconds(clips: Clips) -> np.ndarray:
-    rows = clips.rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
-    return (rows["num_frames"] / rows["sampling_rate"]).to_numpy()
-
-
 def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
     """With names that say what features depend on: the bytes, what is heard of them, and what was drawn."""
     limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds
-    seconds = np.minimum(_seconds(clips), limit)
+    seconds = heard_seconds(clips.rows, limit)
     rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
     names = np.empty((len(rows), max(1, views)), dtype=object)
     augmentation = _augmentation(cfg.augment) if drawn else None
@@ -215,9 +210,7 @@ def computed(
     compute: Compute, batches: DataLoader, count: int, accelerator: Accelerator
 ) -> Iterator[tuple[str, int, torch.Tensor]]:
     """Each clip's name, length in samples and features, with a bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    seen = accelerator.is_main_process and sys.stdout.isatty()
-    with Progress(*columns, transient=True, disable=not seen) as progress:
+    with progress_bar(accelerator.is_main_process and sys.stdout.isatty()) as progress:
         bar = progress.add_task("frozen prefix", total=count)
         for names, batch in batches:
             for name, mask, values in zip(names, batch["attention_mask"], compute(batch), strict=True):

@@ -50,7 +50,7 @@ class TrainingBatches(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        lengths: Sequence[float],
+        lengths: Sequence[float] | np.ndarray,
         batch_size: int,
         seed: int,
         micro_batches: int = 1,
@@ -117,7 +117,7 @@ class TrainingBatches(Sampler[list[Draw]]):
 
 
 def evaluation_batches(
-    lengths: Sequence[float],
+    lengths: Sequence[float] | np.ndarray,
     batch_size: int,
     num_processes: int = 1,
     process_index: int = 0,

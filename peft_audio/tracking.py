@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PROJECT = "peft-audio"
 
@@ -85,3 +86,9 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
 def _report(name: str, error: Exception) -> None:
     what = " ".join(str(error).split())[:200] or type(error).__name__
     print(f"note: the tracker {name} failed and gets no more ({what}); metrics.jsonl goes on.", file=sys.stderr)
+
+
+def progress_bar(shown: bool) -> Progress:
+    """A bar that goes away when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=not shown)

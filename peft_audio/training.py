@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ from peft_audio.evaluation import evaluate, model_logits
 from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
 from peft_audio.spec_augment import masked
 from peft_audio.strategies import Trained
-from peft_audio.tracking import Log
+from peft_audio.tracking import Log, progress_bar
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     best, step, clips, seconds, validating, waits = Best(), 0, 0, 0.0, 0.0, list[float]()
-    with _progress(accelerator) as progress:
+    with progress_bar(accelerator.is_main_process) as progress:
         bar = progress.add_task("training", total=total)
         for epoch in range(1, cfg.epochs + 1):
             order.epoch, began = epoch, time.perf_counter()
@@ -244,8 +244,3 @@ def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
         f"validation loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
         f"macro-F1 {summary['validation_macro_f1']:.3f}" + (f"  (ends here: {ended})" if ended else "")
     )
-
-
-def _progress(accelerator: Accelerator) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not accelerator.is_main_process)

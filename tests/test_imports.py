@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "evaluation": "metrics",
     "prefix": "anatomy strategies",
     "prefix_store": "config launching",
-    "prefix_fill": "anatomy batching clips config prefix prefix_store sampler",
+    "prefix_fill": "anatomy batching clips config prefix prefix_store sampler tracking",
     "prefix_cache": "batching collating config models prefix prefix_fill prefix_store sampler strategies",
     "attention_heads": "anatomy batching config evaluation models strategies",
     "training": "accelerator arithmetic batching config evaluation optimizer spec_augment strategies tracking",

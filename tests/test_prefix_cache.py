@@ -401,7 +401,7 @@ def test_command_shows_and_clears(
     capsys.readouterr()
     assert cli.main(["cache", "--folder", root]) == 0
     said = capsys.readouterr().out
-    assert "wav2vec2" in said and "everything before transformer layer 0" in said and root in said
+    assert "wav2vec2" in said and "before the transformer's first layer" in said and root in said
     assert cli.main(["cache", "--folder", root, "--clear"]) == 0
     assert re.search(r"0\.\d MB deleted", capsys.readouterr().out)
     assert not list((tmp_path / "kept").glob("*/about.json")) and not ready(settings()).loaders.prefix.reused
