@@ -31,7 +31,7 @@ class Cut:
     def __str__(self) -> str:
         if self.place == "layers" and self.layers:
             return f"everything up to the transformer's first {self.layers} layers"
-        words = {"convolutions": "the convolutions", "pooled": "the whole encoder, pooled over time"}
+        words = {"convolutions": "the convolutions", "pooled": "the whole encoder (pooled over time)"}
         words["layers"] = "everything before the transformer's first layer"
         return words.get(self.place, "everything before the transformer")
 
