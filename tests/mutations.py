@@ -498,7 +498,7 @@ MUTATIONS = (
         "tests/test_prefix_cache.py",
     ),
     Mutation(
-        "prefix cache: validation takes the features of training's first view",
+        "prefix cache: a key that knows training's length for validation's",
         "peft_audio/prefix_fill.py",
         "limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds",
         "limit = cfg.data.max_seconds",
@@ -558,7 +558,20 @@ def run(mutation: Mutation) -> str:
 
 def run_tests(copy: Path, tests: str) -> subprocess.CompletedProcess[str]:
     """Run test files of a copy against the package in that copy, up to the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests.split()]
+    # Side by side, pytest says of a failure that it was interrupted.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        *tests.split(),
+    ]
     environment = os.environ | {"PYTHONPATH": str(copy)}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
 

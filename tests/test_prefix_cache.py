@@ -241,6 +241,12 @@ def test_another_setting_is_another_key(
     assert len(list((tmp_path / "kept").glob("*/about.json"))) == 2
 
 
+def test_more_of_a_clip_is_another_clip(settings: Callable[..., Recipe]) -> None:
+    """Validation hears up to `max_eval_seconds`, however little of a clip training takes."""
+    heard = [{"max_seconds": 0.2, "max_eval_seconds": seconds} for seconds in (0.3, 0.35, 0.3)]
+    assert [ready(settings(data=each)).loaders.prefix.reused for each in heard] == [False, False, True]
+
+
 def test_other_weights_are_another_key(settings: Callable[..., Recipe], bases: dict[str, Path], tmp_path: Path) -> None:
     ready(settings())
     cfg = settings()
