@@ -23,6 +23,7 @@ from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme, rea
 from peft_audio.anatomy import LAYER_WEIGHTS
 from peft_audio.collating import collate, normalise
 from peft_audio.config import ModelConfig, UserError
+from peft_audio.hub import fetch_adapter
 from peft_audio.launching import environment
 from peft_audio.models import (
     BUNDLED_ENCODER,
@@ -181,19 +182,22 @@ def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_adapter(path: str | Path, base: str | None = None, device: str = "cpu", merge: bool = True) -> Adapter:
+def load_adapter(
+    path: str | Path, base: str | None = None, device: str = "cpu", merge: bool = True, revision: str | None = None
+) -> Adapter:
     """Load an adapter directory onto its base, or a whole model as full fine-tuning saves it.
 
     Args:
-        path: A directory made by a recipe: `adapter/` or `model/`.
+        path: A directory made by a recipe, `adapter/` or `model/`, or `org/name` on the Hub.
         base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
         device: Where to run, such as "cpu" or "cuda".
         merge: Fold the adapter into the base: faster, with the same logits to 1e-5. Without it the model is PEFT's.
+        revision: On the Hub, see `hub.fetch_adapter`.
 
     Raises:
         UserError: A part is missing or damaged, or the base is not the one that it was trained on.
     """
-    folder = Path(path).expanduser()
+    folder = fetch_adapter(path, revision)
     record = read_record(folder)
     if record.whole:
         return Adapter(_move(_load_whole(folder, record, base), device).eval(), _load_extractor(folder), record)

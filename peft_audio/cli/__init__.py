@@ -1,0 +1,49 @@
+"""The `peft-audio` command: one file a group of commands, each importing what is heavy once it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from peft_audio import __version__
+from peft_audio.cli import cache, check, comparison, copies, predict
+from peft_audio.quick_start import quick_imports
+
+TAKES_SETTINGS = ("check", "plan")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what the user can mend is said in one line, with exit code 2."""
+    parser = make_parser()
+    options, settings = parser.parse_known_args(arguments)
+    if settings and options.command not in TAKES_SETTINGS:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    options.settings = settings
+    # Of a process that does nothing else; who calls this from Python goes on afterwards.
+    options.quick = quick_imports if arguments is None else nullcontext
+    from peft_audio.config import UserError
+
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.
+        sys.stderr.close()
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their flags, in the order in which `--help` lists them."""
+    parser = argparse.ArgumentParser(
+        prog="peft-audio",
+        description="Small adapters for audio classifiers. To train one: accelerate launch recipes/lora.py --help",
+    )
+    parser.add_argument("--version", action="version", version=f"peft-audio {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in (predict, check, comparison, copies, cache):
+        group.add_commands(commands)
+    return parser

@@ -1,0 +1,7 @@
+"""The same as the command `peft-audio`."""
+
+import sys
+
+from peft_audio.cli import main
+
+sys.exit(main())

@@ -1,0 +1,40 @@
+"""`peft-audio cache`."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add `cache`."""
+    cache = commands.add_parser(
+        "cache",
+        help="show or clear what training kept of frozen encoders",
+        description="Training keeps the output of frozen parts on the disk, shared by runs (prefix_cache in the "
+        "recipes' --help). Shows each key's size and last use; clearing costs later runs a pass over their clips.",
+    )
+    cache.add_argument("--clear", action="store_true", help="delete all of it")
+    cache.add_argument("--folder", metavar="DIR", help="as in --prefix_cache.folder (default: the Hugging Face cache)")
+    cache.set_defaults(run=run_cache)
+
+
+def run_cache(options: argparse.Namespace) -> int:
+    """Show or clear what training kept of frozen encoders."""
+    from peft_audio.config import PrefixCacheConfig
+    from peft_audio.prefix import Cut
+    from peft_audio.prefix_store import cache_root, clear_stores, in_bytes, list_stores
+
+    root = cache_root(PrefixCacheConfig(folder=options.folder))
+    if options.clear:
+        print(f"{root}: {in_bytes(clear_stores(root))} deleted")
+        return 0
+    stores = list_stores(root)
+    for store in stores:
+        when = datetime.fromtimestamp(store.last_used).astimezone().strftime("%Y-%m-%d %H:%M")
+        about = store.about
+        what = f"{about['config']['model_type']} {about['weights'][:8]}: {Cut(*about['cut'])}" if about else "damaged"
+        print(f"{in_bytes(store.bytes):>9}  used {when}  {what}")
+    print(f"{root}: {in_bytes(sum(store.bytes for store in stores))}")
+    return 0

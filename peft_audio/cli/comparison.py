@@ -1,0 +1,75 @@
+"""`peft-audio plan` and `peft-audio report`: before a comparison and after it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add `plan` and `report`."""
+    plan = commands.add_parser(
+        "plan",
+        help="say what a comparison will cost before it is run",
+        description="Makes a few real steps of every arm, alone on the device, and reckons parameters, bytes, memory "
+        "and time of all runs. The timed runs stay in the comparison's folder.",
+        epilog="It takes the settings of recipes/compare.py, such as --config FILE or --data.source FOLDER; "
+        "python recipes/compare.py --help explains them.",
+    )
+    plan.add_argument("--json", action="store_true", help="the figures of each arm, as JSON")
+    plan.set_defaults(run=run_plan)
+
+    report = commands.add_parser(
+        "report",
+        help="compare finished runs: tables, pictures and a page",
+        description="Reads comparisons made by recipes/compare.py, and runs of the recipes from anywhere, and writes "
+        "comparison.md, .json, .html, .png and .svg. Exit code 1 if a rule is broken, so that nothing is ranked.",
+    )
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a comparison, or a folder of runs")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first DIR)")
+    report.add_argument("--reference", help="the arm that the others are held against (default: full)")
+    report.add_argument("--margin", type=float, help="the difference in accuracy that matters (default: 0.02)")
+    report.set_defaults(run=run_report)
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Say what a comparison will cost."""
+    from rich.console import Console
+
+    from peft_audio.config import CompareRecipe, parse_config
+    from peft_audio.launching import alone_in
+    from peft_audio.plan import plan, print_plan
+
+    cfg = parse_config(CompareRecipe, options.settings)
+    try:
+        with alone_in(Path(cfg.output_dir).expanduser()):
+            print(f"timing a few steps of {len(cfg.arms)} arms, one after the other", file=sys.stderr)
+            arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record['seconds']:.0f} s", file=sys.stderr))
+    except KeyboardInterrupt:
+        print("stopped; what was timed stays.", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps([asdict(arm) for arm in arms], indent=2))
+    else:
+        print_plan(arms, Console())
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Compare finished runs."""
+    from rich.console import Console
+
+    from peft_audio.collect import read_comparison
+    from peft_audio.config import UserError
+    from peft_audio.page import print_comparison, write_comparison
+
+    if options.margin is not None and not 0 < options.margin < 1:
+        raise UserError(f"--margin: got {options.margin}, must be between 0 and 1. Try 0.02, two points.")
+    comparison = read_comparison(options.folders, options.reference, options.margin)
+    written = write_comparison(comparison, options.out or options.folders[0])
+    print_comparison(comparison, written, Console())
+    return int(bool(comparison.broken_rules))

@@ -1,0 +1,78 @@
+"""Adapters on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from peft_audio.adapter_record import RECORD
+from peft_audio.config import UserError
+
+# All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
+# code.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WHOLE_FILES = ("config.json", "model.safetensors")
+COMMON_FILES = ("README.md", RECORD, "preprocessor_config.json")
+
+
+def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
+    """The folder of an adapter: as given, or fetched from the Hub into its cache.
+
+    Args:
+        where: A folder, which goes first, or `org/name` on the Hub.
+        revision: Branch, tag or commit on the Hub; what a branch stands for now when not given.
+
+    Returns:
+        The folder, which may be that of anybody's adapter, or empty.
+
+    Raises:
+        UserError: It is neither, or the Hub cannot be asked.
+    """
+    folder = Path(where).expanduser()
+    if folder.exists() or not is_hub_id(str(where)):
+        if revision is not None:
+            raise UserError(f"--revision: got {revision}, but {where} is not on the Hub. Leave it out.")
+        return folder
+    with _told_in_words(str(where), revision):
+        files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES]
+        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `org/name` that the Hub gives to repositories."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+@contextmanager
+def _told_in_words(name: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        raise UserError(f"--revision: {name} has no revision {revision}; leave it out, or see its page.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name} is no folder here and no model on the Hub that you may read; check the name, or log in with "
+            "`hf auth login` if it is private."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name} is no folder here, was not fetched from the Hub before, and the Hub cannot be asked (no "
+            "connection, or HF_HUB_OFFLINE is set)."
+        ) from error
+    except OSError as error:  # of huggingface_hub's many kinds, all that come of a connection are
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is no folder here, and the Hub does not give it: {reason}") from error
