@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from peft_audio.adapters import saved_folder, saved_weights
 from peft_audio.anatomy import encoder_of
 from peft_audio.config import ModelConfig, Recipe
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import load_classifier, versions
 from peft_audio.run import Run, save_skipped
+from peft_audio.saving import saved_folder, saved_weights
 from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
 from peft_audio.training import Result

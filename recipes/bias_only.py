@@ -11,7 +11,6 @@ import time
 
 from peft_audio.accelerator import make_accelerator
 from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import save_adapter
 from peft_audio.arithmetic import resolve
 from peft_audio.batching import make_loaders
 from peft_audio.config import BiasOnlyRecipe, run_recipe
@@ -22,6 +21,7 @@ from peft_audio.precision import on_float32_encoder, store_frozen
 from peft_audio.prefix_cache import cache_frozen_prefix
 from peft_audio.report import RunReport, finish_run, split_metrics
 from peft_audio.run import check_output_dir, save_predictions, start_run
+from peft_audio.saving import save_adapter
 from peft_audio.strategies import freeze_all_but_biases
 from peft_audio.training import train
 

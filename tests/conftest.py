@@ -114,9 +114,9 @@ def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved LoRA adapter of the labels "a", "b", "c" on the tiny base, far from its zero start."""
     from peft_audio.adapter_record import describe_adapter
-    from peft_audio.adapters import save_adapter
     from peft_audio.config import DataConfig, LoraConfig, LoraRecipe, ModelConfig
     from peft_audio.models import identify_base, load_classifier, load_extractor
+    from peft_audio.saving import save_adapter
     from peft_audio.strategies import apply_lora
 
     torch.manual_seed(1)

@@ -23,11 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.signal import chirp
 
-from peft_audio import adapters, verify
+from peft_audio import saving, verify
 from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
-from peft_audio.adapters import load_adapter, probe_waveforms, save_adapter
+from peft_audio.adapters import load_adapter, probe_waveforms
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.saving import save_adapter
 from peft_audio.strategies import (
     Trained,
     apply_ia3,
@@ -149,7 +150,7 @@ def test_probe_clips_are_scipys_chirps() -> None:
 def test_merged_weights_give_the_logits_of_the_saved_ones(
     strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)
     products = PRODUCTS | {"dora": lambda model: apply_lora(model, LoraConfig(r=4, use_dora=True))}
     made = describe(tiny_base, products[strategy], layer_weighted_sum=strategy == "lora")
     folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
@@ -166,7 +167,7 @@ def test_merged_weights_give_the_logits_of_the_saved_ones(
 def test_the_readme_loads_it_without_this_package(
     strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)
     made = describe(tiny_base, PRODUCTS[strategy], layer_weighted_sum=strategy == "last_n_layers")
     folder = save_adapter(tmp_path / "run", made.model, made.trained, made.extractor, made.record)
     adapter = shutil.copytree(folder, tmp_path / "elsewhere")
@@ -199,7 +200,7 @@ json.dump({"logits": answered, "names": model.config.id2label}, open("answers.js
 def test_a_whole_model_is_an_ordinary_directory_that_needs_no_base(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)
     made = describe(tiny_base, PRODUCTS["full"])
     folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     assert folder == tmp_path / "model"
@@ -237,7 +238,7 @@ def edit_record(folder: Path, **changes: Any) -> None:
 def test_a_small_adapter_holds_what_trains_and_is_refused_without_a_part_of_it(
     strategy: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)
     made = describe(tiny_base, PRODUCTS[strategy])
     folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     weights = load_file(folder / "adapter_model.safetensors")
@@ -386,13 +387,13 @@ def test_a_save_that_does_not_reproduce_its_logits_is_none(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = describe(tiny_base)
-    real = adapters.save_file
+    real = saving.save_file
 
     def corrupting(weights: dict[str, torch.Tensor], path: Path, **settings: Any) -> None:
         weights["base_model.model.classifier.bias"] = weights["base_model.model.classifier.bias"] + 1e-3
         real(weights, path, **settings)
 
-    monkeypatch.setattr(adapters, "save_file", corrupting)
+    monkeypatch.setattr(saving, "save_file", corrupting)
     with pytest.raises(RuntimeError, match=r"did not reproduce its logits:\n.*logits differ by 1.0e-03"):
         save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.partial"]

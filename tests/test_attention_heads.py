@@ -17,7 +17,7 @@ from test_families import LABELS, alone, batch, logits, run_cell
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
-from peft_audio import adapters, attention_heads, verify
+from peft_audio import attention_heads, saving, verify
 from peft_audio.attention_heads import (
     best_heads,
     mask_gradients,
@@ -216,7 +216,7 @@ def test_random_heads_are_the_seed_s(stable_base: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("encoder", ["hubert-base", "unispeech-sat-large"])
 def test_others_load_what_was_trained(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     few = {"few": lambda model: unfreeze_heads(model, {0: [1], 1: [0, 1]})}
     monkeypatch.setattr(test_families, "STRATEGIES", few)
     base = save_encoder(tmp_path / "base", ENCODERS[encoder])

@@ -13,7 +13,7 @@ import pytest
 from conftest import write_tone
 from test_recipes import load_recipe
 
-from peft_audio import adapters
+from peft_audio import saving
 from peft_audio.adapters import load_adapter
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.prediction import predict
@@ -38,7 +38,7 @@ def table(tmp_path: Path) -> Path:
 def test_a_run_on_a_hard_collection_keeps_its_word(
     table: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     data = DataConfig(
         source=str(table),
         group_column="singer",

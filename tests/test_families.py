@@ -18,7 +18,7 @@ from conftest import ENCODERS, save_encoder, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import HubertConfig
 
-from peft_audio import adapters, verify
+from peft_audio import adapters, saving, verify
 from peft_audio.adapter_record import describe_adapter
 from peft_audio.anatomy import encoder_of
 from peft_audio.batching import Loaders
@@ -152,7 +152,7 @@ def run_cell(base: Path, strategy: str, mixture: bool, folder: Path) -> Cell:
     with torch.no_grad():
         together, each = logits(model), alone(model)
     record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
-    product = adapters.save_adapter(folder, model, trained, extractor, record)
+    product = saving.save_adapter(folder, model, trained, extractor, record)
     return Cell(
         folder=product,
         base=base,
@@ -173,7 +173,7 @@ def run_cell(base: Path, strategy: str, mixture: bool, folder: Path) -> Cell:
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cell]:
     """Each encoder x each strategy, trained for three steps and saved. The large ones have a mixture of layers."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(adapters, "_verify_copy", lambda folder: None)  # one fresh process will load all of them
+    patch.setattr(saving, "_verify_copy", lambda folder: None)  # one fresh process will load all of them
     root, found = tmp_path_factory.mktemp("matrix"), {}
     for encoder, config in ENCODERS.items():
         base = save_encoder(root / encoder / "base", config)

@@ -28,7 +28,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import load_adapter, save_adapter
+from peft_audio.adapters import load_adapter
+from peft_audio.saving import save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.strategies import apply_lora

@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from conftest import ENCODERS, save_encoder
 from test_families import batch, clips, logits
 
-from peft_audio import adapters
+from peft_audio import saving
 from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import load_adapter, save_adapter
+from peft_audio.adapters import load_adapter
 from peft_audio.batching import Loaders
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.optimizer import make_optimizer
 from peft_audio.precision import on_float32_encoder
 from peft_audio.sampler import TrainingBatches
+from peft_audio.saving import save_adapter
 from peft_audio.strategies import apply_lora
 from peft_audio.tracking import Log
 from peft_audio.training import train
@@ -39,7 +40,7 @@ def quantised_layers(model: Any, kind: str) -> set[str]:
 def test_lora_trains_on_it_and_is_saved_for_the_float32_encoder(
     kind: str, encoder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     base = save_encoder(tmp_path / "base", ENCODERS[encoder])
     cfg = LoraRecipe(model=ModelConfig(name=str(base), quantization=kind))  # type: ignore[arg-type]
     torch.manual_seed(0)

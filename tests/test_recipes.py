@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
-from peft_audio import adapters, verify
+from peft_audio import adapters, saving, verify
 from peft_audio.arithmetic import resolve
 from peft_audio.config import (
     AttentionHeadsRecipe,
@@ -249,7 +249,7 @@ STRATEGIES = tuple(RECIPES)
 
 def read_weights(run: Path) -> dict[str, torch.Tensor]:
     (product,) = {path for path in run.iterdir() if path.name in ("adapter", "model")}
-    return load_file(adapters.saved_weights(product))
+    return load_file(saving.saved_weights(product))
 
 
 # Biases and IA3 go through the loop as the head and LoRA do.
@@ -269,7 +269,7 @@ def test_two_processes_do_what_one_does(
         more += ["--model.dropout", "0", "--train.head_learning_rate", "0.01", "--train.learning_rate", "0.003"]
         more += ["--attention_heads.count", "2"] if strategy == "attention_heads" else []
         one, recipe = tmp_path / "one", load_recipe(strategy)
-        monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+        monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
         recipe.main(parse_config(RECIPES[strategy], [*more, "--train.output_dir", str(one)]))
     printed, warned = launch(
         two_processes(),
@@ -310,7 +310,7 @@ def test_a_network_from_random_weights_is_saved_whole(
     strategy: str, tones: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if strategy != "last_n_layers":
-        monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # one fresh process is enough
+        monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # one fresh process is enough
     flags = [*settings(tones, tiny_base, tmp_path / "run"), "--train.epochs", "2", "--model.pretrained", "false"]
     report = load_recipe(strategy).main(parse_config(RECIPES[strategy], flags))
     assert (report.strategy, report.pretrained, report.encoder_drift) == (strategy, False, None)
@@ -393,7 +393,7 @@ def short_runs(
 
     def make(name: str, *flags: str) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
-        patch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+        patch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
         arguments = [*settings(tones, tiny_base, root / name), "--train.epochs", "2", *flags]
         lora.main(parse_config(LoraRecipe, arguments))
         patch.undo()
@@ -502,7 +502,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
         return splits
 
     monkeypatch.setattr(lora, "load_splits", without_test_clips)
-    monkeypatch.setattr(adapters, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
+    monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.yaml", "adapter.partial"):

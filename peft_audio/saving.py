@@ -1,0 +1,124 @@
+"""Saving a run's product, which stands only once a fresh process has got the same logits from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from copy import copy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme
+from peft_audio.adapters import WEIGHTS, Adapter, measure_probes
+from peft_audio.config import UserError
+from peft_audio.launching import environment
+from peft_audio.models import quiet_loading
+from peft_audio.strategies import Trained, peft_weights
+
+WHOLE_WEIGHTS = "model.safetensors"
+# A fresh process that takes longer than this to load a copy and answer for it hangs.
+VERIFY_SECONDS = 500
+
+
+def saved_folder(run_folder: Path, trained: Trained, pretrained: bool) -> Path:
+    """Where a run's product stands: `adapter/`, or `model/` where everything was trained or nothing was pretrained."""
+    return run_folder / ("model" if trained.peft_config is None or not pretrained else "adapter")
+
+
+def saved_weights(folder: Path) -> Path:
+    """The file of a product that holds its weights."""
+    return folder / (WEIGHTS if folder.name == "adapter" else WHOLE_WEIGHTS)
+
+
+def save_adapter(
+    run_folder: Path, model: Any, trained: Trained, extractor: Any, record: AdapterRecord, verify: bool = True
+) -> Path:
+    """Write a run's product, and let it stand only once a fresh process has got the same logits from a copy.
+
+    What trained beside a pretrained encoder is saved in PEFT's form, a whole model as transformers saves it.
+
+    Args:
+        run_folder: The directory goes there, see `saved_folder`.
+        model: A trained model; it is left on the CPU, in eval mode.
+        trained: What trained in it.
+        extractor: The encoder's feature extractor.
+        record: What to say about it; probes are measured here.
+        verify: Whether a fresh process is to load a copy.
+
+    Returns:
+        The directory.
+
+    Raises:
+        RuntimeError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
+    """
+    folder = saved_folder(run_folder, trained, record.pretrained)
+    record = replace(record, probes=measure_probes(Adapter(model, extractor, record)))
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if record.whole:
+        with quiet_loading():
+            model.save_pretrained(aside)
+    else:
+        _save_peft(aside, model, trained, record)
+    for weights in aside.glob("*.safetensors"):
+        # safetensors makes its files readable by their owner alone; an adapter is made to be passed on.
+        weights.chmod(0o644)
+    extractor.save_pretrained(aside)
+    (aside / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    (aside / "README.md").write_text(adapter_readme(record), encoding="utf-8")
+    if verify:
+        print("loading a copy in a fresh process, to compare its answers ...", flush=True)
+        _verify_copy(aside)
+    aside.rename(folder)
+    return folder
+
+
+def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord) -> None:
+    """PEFT's two files, as `PeftModel.save_pretrained` writes them."""
+    assert trained.peft_config is not None
+    config = copy(trained.peft_config)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config.base_model_name_or_path, config.revision = record.base.name, record.base.commit
+    config.inference_mode = True
+    # By this AutoPeftModel finds the class of the base.
+    config.auto_mapping = {"base_model_class": type(plain).__name__, "parent_library": type(plain).__module__}
+    config.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for name in {"target_modules", "feedforward_modules", "modules_to_save"} & stored.keys():
+        # Sets are written in an order that changes from process to process.
+        stored[name] = sorted(stored[name]) if isinstance(stored[name], list) else stored[name]
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights = {name: value.contiguous().cpu() for name, value in peft_weights(model, trained).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _verify_copy(folder: Path) -> None:
+    # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
+    command = [sys.executable, "-P", "-m", "peft_audio.verify"]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        elsewhere_copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
+        try:
+            child = subprocess.run(
+                [*command, str(elsewhere_copy)],
+                # A GPU's arithmetic is not what the probes were measured with.
+                env=environment(gpu=None),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=VERIFY_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"loading a copy of {folder} took more than {VERIFY_SECONDS} s; it stays there, unverified. "
+                f"Check it with: {' '.join([*command, str(folder)])}"
+            ) from error
+    if child.returncode:
+        raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")
