@@ -53,7 +53,7 @@ def main() -> None:
         base = options.base or make_base(bench)
         if options.growth:
             case = Case("", max(options.epochs), precisions[-1], options.seconds[0], options.clips, options.batch, base)
-            for run in measure_growth(bench, case, options.strategies, options.repeats):
+            for run in measure_growth(bench, case, options.strategies, options.repeats, options.longest):
                 found.append(run)
                 save(options.json, bench, found)
             draw_growth(found, case, bench.machine, options.picture)
@@ -89,6 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--growth", action="store_true", help="draw growth around the first --seconds, with most epochs"
     )
+    parser.add_argument("--longest", type=float, default=60.0, help="seconds of a clip in --growth (default: 60)")
     picture = Path("docs/pictures/throughput_growth.png")
     parser.add_argument("--picture", type=Path, default=picture, help=f"of --growth (default: {picture})")
     options = parser.parse_args()

@@ -28,17 +28,20 @@ AXES = {
 }
 
 
-def measure_growth(bench: Bench, case: Case, strategies: list[str], repeats: int) -> Iterator[dict[str, Any]]:
-    """Measure around a case, one size changed at a time.
+def measure_growth(
+    bench: Bench, case: Case, strategies: list[str], repeats: int, longest: float
+) -> Iterator[dict[str, Any]]:
+    """Measure around a case, one size changed at a time, clips up to `longest` seconds.
 
     Yields:
         `measure_in_turn`'s results, each with `panel` (of `AXES`) and `size`, what was changed and to what.
     """
     sizes = {name: make_base(bench, size) for name, size in SIZES.items()}
+    lengths = [seconds for seconds in SECONDS if seconds <= longest]
     few = replace(case, clips=max(2, STEPS * case.batch))
     for strategy in strategies:
         around: list[tuple[str, Any, Case]] = [
-            *(("clip_seconds", seconds, replace(few, clip_seconds=seconds)) for seconds in SECONDS),
+            *(("clip_seconds", seconds, replace(few, clip_seconds=seconds)) for seconds in lengths),
             *(("batch", batch, replace(case, batch=batch, clips=max(2, STEPS * batch))) for batch in BATCHES),
             *(("base", name, replace(few, base=base)) for name, base in sizes.items()),
             *(("clips", times * case.clips, replace(case, clips=times * case.clips)) for times in TIMES_CLIPS),

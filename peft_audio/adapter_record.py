@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from peft_audio.config import DataConfig, Recipe, UserError
+from peft_audio.markdown import markdown_table, marked
 from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
 
 RECORD = "peft_audio.json"
@@ -113,31 +114,43 @@ def read_record(folder: Path) -> AdapterRecord:
         raise UserError(f"{folder / RECORD} is damaged ({error}); get the adapter again.") from error
 
 
-def adapter_readme(record: AdapterRecord) -> str:
-    """The product's README: what it is, and a snippet that loads it without this package."""
-    whole = record.whole
-    base = "." if whole else resolve_base(record.base.name)
+def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
+    """The product's README: what it is, and a snippet that loads it without this package.
+
+    Args:
+        record: What it says of itself.
+        repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
+    """
+    whole, place = record.whole, repository or "."
+    base = place if whole else resolve_base(record.base.name)
     local = Path(base).is_dir()
-    metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items())
+    metrics = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
+    # JSON that is Python too, and holds no backtick that would end what it stands in.
+    labels = json.dumps(record.labels, ensure_ascii=False).replace("`", "\\u0060")
+    places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
+    places += [] if whole else [("ADAPTER", place)]
     return Template(_asset("adapter_readme.md")).substitute(
-        base=json.dumps(base if whole or not local else str(Path(base).resolve())),
-        base_name=record.base.name if record.pretrained else f"{record.base.name} with random weights, a control",
+        base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
+        extractor=places[-1][0],
+        inside="" if repository else ", from inside this folder",
         kind="model" if whole else f"{record.strategy} adapter",
-        labels=json.dumps(record.labels, ensure_ascii=False),
+        labels=labels,
         load=Template(_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
         .substitute(
-            labels=json.dumps(record.labels, ensure_ascii=False),
+            labels=labels,
             layer_weighted_sum=record.layer_weighted_sum,
             revision=f', revision="{record.base.commit}"' if record.base.commit and not local else "",
         )
         .strip(),
-        metrics=metrics,
+        metrics=markdown_table(("measured", "value"), metrics, numbers_from=1),
         minimum_samples=record.mask["minimum_samples"],
+        place=place,
+        places="\n".join(f"{name} = {json.dumps(value)}" for name, value in places),
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
         sha256=record.base.sha256,
-        where="" if whole else f", with `BASE` set to where the base is{hint}",
+        where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
     )
 
 

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_audio.adapter_record import RECORD
 from peft_audio.config import UserError
+from peft_audio.models import first_line
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
 # code.
@@ -73,6 +74,5 @@ def _told_in_words(name: str, revision: str | None) -> Iterator[None]:
             f"{name} is no folder here, was not fetched from the Hub before, and the Hub cannot be asked (no "
             "connection, or HF_HUB_OFFLINE is set)."
         ) from error
-    except OSError as error:  # of huggingface_hub's many kinds, all that come of a connection are
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is no folder here, and the Hub does not give it: {reason}") from error
+    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
+        raise UserError(f"{name} is no folder here, and the Hub does not give it: {first_line(error)}") from error

@@ -18,6 +18,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from peft_audio.comparison import Comparison
+from peft_audio.markdown import markdown_table, marked
 from peft_audio.plots import draw_comparison, to_bytes
 from peft_audio.sections import COSTS, Section, sections
 
@@ -25,8 +26,6 @@ from peft_audio.sections import COSTS, Section, sections
 OFF_SCREEN = ("Conditions", "How to read this")
 TOO_WIDE = ("seeds", "macro-F1, %", "gap, points", "inference, ms/clip")
 PAGE = Path(__file__).parent / "assets" / "comparison.html"
-# What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
-SPECIAL = re.compile(r"[\\`*|<&~$]|(?<!\w)_|_(?!\w)")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -86,7 +85,7 @@ def to_json(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """The tables and sentences, to paste into an issue, a model card or a README."""
-    parts = [f"# {_marked(_title(comparison))}"]
+    parts = [f"# {marked(_title(comparison))}"]
     for section in sections(comparison):
         parts += [f"## {section.title}", *_markdown(section)]
     return "\n\n".join(parts) + "\n"
@@ -119,24 +118,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _marked(text: str) -> str:
-    return SPECIAL.sub(lambda found: "\\" + found[0], " ".join(text.split()))
-
-
 def _markdown(section: Section) -> list[str]:
     parts = []
     if section.bullets:
-        parts.append("\n".join(f"- {_marked(bullet)}" for bullet in section.bullets))
+        parts.append("\n".join(f"- {marked(bullet)}" for bullet in section.bullets))
     if section.header:
-        sides = ["---:" if _is_number(section, i) else "---" for i in range(len(section.header))]
-        rows = [[_marked(cell) for cell in row] for row in section.rows]
-        table = [list(map(_marked, section.header)), sides, *rows]
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table))
-    parts += map(_marked, section.lines)
+        parts.append(markdown_table(section.header, section.rows, section.name_column + 1 if section.numbers else None))
+    parts += map(marked, section.lines)
     for caption, output in section.outputs:
         # A fence is longer than any in what it holds.
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", output)), default=0))
-        parts += [_marked(caption), f"{fence}text\n{output}\n{fence}"]
+        parts += [marked(caption), f"{fence}text\n{output}\n{fence}"]
     return parts
 
 

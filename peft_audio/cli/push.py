@@ -1,0 +1,54 @@
+"""`peft-audio push`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add `push`."""
+    push = commands.add_parser(
+        "push",
+        help="send an adapter to the Hugging Face Hub",
+        description="Sends an adapter (or a whole model) in one commit, after it has given its recorded answers again: "
+        "the files that it consists of and no others, with a card in the place of its README. --dry-run lists them.",
+        epilog="It needs a token that may write: hf auth login. Afterwards anybody can say "
+        "peft-audio predict CLIP --adapter org/name.",
+    )
+    push.add_argument("folder", type=Path, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
+    push.add_argument("repository", metavar="ORG/NAME", help="where to; made if it does not exist")
+    push.add_argument(
+        "--base-id", metavar="ORG/NAME", help="the base on the Hub, if it was trained on a copy in a folder"
+    )
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--license", default="", metavar="NAME", help="for the card, such as apache-2.0")
+    push.add_argument("--comparison", type=Path, metavar="DIR", help="what recipes/compare.py wrote, for the card")
+    push.add_argument("--dry-run", action="store_true", help="say which files and how many bytes, and send nothing")
+    push.set_defaults(run=run_push)
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Send an adapter to the Hub."""
+    with options.quick():
+        from peft_audio.push import push_adapter
+
+    done = push_adapter(
+        options.folder.expanduser(),
+        options.repository,
+        base_id=options.base_id,
+        private=options.private,
+        comparison=options.comparison,
+        license=options.license,
+        dry_run=options.dry_run,
+    )
+    for name, size in done.files:
+        print(f"{size:>12,} bytes  {name}")
+    total = sum(size for _, size in done.files)
+    if done.commit is None:
+        print(f"{total:>12,} bytes for {options.repository}; nothing was sent")
+        return 0
+    print(f"{total:>12,} bytes at {done.url}")
+    print(f"to use it:  peft-audio predict CLIP --adapter {options.repository} --revision {done.commit}")
+    return 0

@@ -1,0 +1,149 @@
+"""Adapters to the Hub and back: pushed, fetched, used and verified in fresh processes, against a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_tone
+from hub_standin import COMMIT, TOKEN, Hub, running
+from huggingface_hub import ModelCard
+from sklearn.metrics import confusion_matrix
+
+from peft_audio.adapter_record import read_record
+from peft_audio.cli import main
+from peft_audio.config import DataConfig, LoraRecipe, to_yaml
+from peft_audio.finished import NEEDED
+from peft_audio.hub import ADAPTER_FILES, COMMON_FILES
+from peft_audio.model_card import model_card
+
+BASE, NAME = "org/tiny", "me/pitch"
+SENT = {*ADAPTER_FILES, *COMMON_FILES}
+
+
+@pytest.fixture
+def hub(tiny_base: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that has the base."""
+    with running(Hub({BASE: tiny_base}, {}, tmp_path / "hub")) as found:
+        yield found
+
+
+def python(hub: Hub, home: Path, *words: str | Path, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """A fresh process with a cache of its own, that knows this Hub and no other."""
+    known = {"HF_ENDPOINT": hub.url(), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    env = os.environ | known | ({"HF_TOKEN": token} if token else {})
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_an_adapter_is_pushed_fetched_used_and_verified(
+    adapter_dir: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, command = write_tone(tmp_path / "clip.wav", 500), ("-m", "peft_audio.cli")
+    (adapter_dir / "notes.txt").write_text("not for others")
+    hub.drops = 1
+    try:
+        sent = python(hub, tmp_path / "a", *command, "push", adapter_dir, NAME, "--base-id", BASE, "--private")
+    finally:
+        (adapter_dir / "notes.txt").unlink()
+    assert sent.returncode == 0, sent.stderr
+    assert hub.drops == 0 and sum(request.startswith("PUT /upload") for request in hub.requests) == 2
+    _, (commit, folder) = hub.models[NAME].commits.items()
+    assert commit in sent.stdout and hub.models[NAME].private
+    assert {path.name for path in folder.iterdir()} == SENT | {".gitattributes"}
+    for file in folder.iterdir():
+        # Neither this machine's folders nor the token.
+        content = file.read_bytes()
+        assert str(tmp_path).encode() not in content and b"/tmp" not in content and TOKEN.encode() not in content
+
+    assert main(["predict", str(clip), "--adapter", str(adapter_dir), "--json"]) == 0
+    here = capsys.readouterr().out
+    predict = (*command, "predict", clip, "--adapter", NAME)
+    there = python(hub, tmp_path / "b", *predict, "--revision", commit, "--json")
+    assert there.returncode == 0, there.stderr
+    assert json.loads(there.stdout) == json.loads(here)
+    stranger = python(hub, tmp_path / "c", *predict, token="")
+    assert stranger.returncode == 2 and "no model on the Hub that you may read" in stranger.stderr
+    verified = python(hub, tmp_path / "b", *command, "verify", NAME)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+# Several commands in one process, because starting one takes longer than what it does here.
+COMMANDS = """
+import contextlib, io, json, os, sys
+import huggingface_hub.utils._http as http
+from peft_audio.cli import main
+http.time.sleep = lambda seconds: None
+found = []
+for words in json.loads(sys.argv[1]):
+    if words == "forget the token":
+        del os.environ["HF_TOKEN"]
+        continue
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(words)
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
+def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tmp_path: Path) -> None:
+    push = ["push", str(adapter_dir), NAME]
+    from_hub = [*push, "--base-id", BASE]
+    other = ["push", str(adapter_dir), "me/more", "--base-id", BASE]
+    commands = [[*from_hub, "--dry-run"], push, [*push[:2], "pitch"], [*push, "--base-id", "org/other"]]
+    # huggingface_hub tries six times.
+    hub.drops = 6
+    done = python(hub, tmp_path, "-c", COMMANDS, json.dumps([*commands, from_hub, from_hub, "forget the token", other]))
+    assert done.returncode == 0, done.stderr
+    listed, local, name, missing, dropped, again, locked = json.loads(done.stdout.splitlines()[-1])
+    assert listed[0] == 0 and set(re.findall(r"bytes  (\S+)", listed[1])) == SENT
+    assert [local[0], name[0], missing[0], dropped[0], again[0], locked[0]] == [2, 2, 2, 2, 0, 2]
+    assert "is a folder of this machine, which nobody else has" in local[2]
+    assert "ORG/NAME: got pitch" in name[2] and "org/other cannot be loaded" in missing[2]
+    assert f"{NAME} was not changed" in dropped[2] and "hf auth login" in locked[2]
+    assert len(hub.models[NAME].commits) == 2 and "me/more" not in hub.models
+
+
+LABELS = ("a", "b|c", "<i>`d`")
+
+
+def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    true, said = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
+    rows = {"id": [f"{i}.wav" for i in range(60)], "group": "", "split": "test", "label": [LABELS[i] for i in true]}
+    rows |= {f"probability_{label}": (said == i) * 0.8 + 0.1 for i, label in enumerate(LABELS)}
+    pd.DataFrame(rows).to_parquet(tmp_path / "predictions.parquet")
+    report = dict.fromkeys(NEEDED, 1) | {"strategy": "lora", "test_accuracy": float((true == said).mean())}
+    report |= {"best_epoch": 3, "steps": 24, "trainable_parameters": 1000, "total_parameters": 9000, "device": "cpu"}
+    report |= {"mixed_precision": "no", "train_seconds": 1.0, "versions": {"torch": "2"}, "dataset_revision": None}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    cfg = LoraRecipe(data=DataConfig(source="/home/somebody/secret/birds"))
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    (tmp_path / "comparison.md").write_text("# Comparison: x on y\n\n## Scores\n\n| arm |\n| --- |\n")
+    record = read_record(adapter_dir)
+    metrics = {"test_accuracy": report["test_accuracy"], "test_macro_f1": 0.25}
+    record = replace(record, labels=LABELS, base=replace(record.base, name=BASE, commit=COMMIT), metrics=metrics)
+
+    text = model_card(record, NAME, run=tmp_path, comparison=tmp_path, license="apache-2.0")
+    card = ModelCard(text)
+    assert card.data.base_model == BASE and card.data.base_model_relation == "adapter"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "audio-classification")
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert found["accuracy"].metric_value == round(report["test_accuracy"], 4)
+    assert found["f1"].dataset_name == "birds" and "secret" not in text
+    expected = confusion_matrix(true, said)
+    cells = [re.split(r"(?<!\\)\|", line)[2:-1] for line in text.splitlines() if line.count(" | ") == 3]
+    assert [[int(cell.strip() or 0) for cell in row] for row in cells[2:]] == expected.tolist()
+    # Labels stay text: no HTML, no code, no further columns.
+    assert "<i>" not in re.sub(r"```.*?```|`[^`]*`", "", text.replace("\\<", ""), flags=re.DOTALL)
+    assert "### Scores" in text and "| lora.r | 8 |" in text
+    compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "snippet", "exec")
