@@ -112,7 +112,8 @@ def _training(run: Finished, record: AdapterRecord) -> str:
     facts["trained parameters"] = f"{report['trainable_parameters']:,} of {report['total_parameters']:,}"
     own = [name for name in settings if name.partition(".")[0] == record.strategy]
     facts |= {name: settings[name] for name in (*own, *TOLD) if settings.get(name) is not None}
-    facts |= {"precision": report["mixed_precision"], "device": report["device"]}
+    precision = report["mixed_precision"]
+    facts |= {"precision": "float32" if precision == "no" else precision, "device": report["device"]}
     facts["training"] = f"{report['train_seconds']:.0f} s"
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     rows = [(name, str(value)) for name, value in facts.items()]
