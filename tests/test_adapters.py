@@ -25,9 +25,10 @@ from scipy.signal import chirp
 
 from peft_audio import saving, verify
 from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
-from peft_audio.adapters import load_adapter, probe_waveforms
+from peft_audio.adapters import load_adapter
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
 from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.probes import probe_waveforms
 from peft_audio.saving import save_adapter
 from peft_audio.strategies import (
     Trained,
