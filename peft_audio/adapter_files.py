@@ -15,6 +15,8 @@ WEIGHTS = "adapter_model.safetensors"
 WHOLE_CONFIG = "config.json"
 WHOLE_WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+# What a config may say where nothing of that rank is saved.
+LEAST_RANK = 64
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -66,7 +68,31 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{path} is damaged: {error}; get the adapter again.") from error
 
 
+def refuse_excessive_rank(folder: Path, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a rank for which PEFT would take all of the memory before it sees that the file holds no such weights.
+
+    Raises:
+        UserError: It is far above what the weights have.
+    """
+    patterns = settings.get("rank_pattern")
+    ranks = [settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    largest = max([LEAST_RANK, *(side for shape in shapes.values() for side in shape)])
+    for rank in ranks:
+        if isinstance(rank, int) and rank > largest:
+            raise UserError(f"{folder / ADAPTER_CONFIG}: r is {rank}, but no weight in the file has so many rows.")
+
+
 def not_finite(path: Path) -> list[str]:
-    """Weights with a NaN or an infinity in them, in a file that `stored_shapes` could read."""
-    with safe_open(path, framework="pt") as weights:
-        return [name for name in weights.keys() if not weights.get_tensor(name).isfinite().all()]  # noqa: SIM118
+    """Weights with a NaN or an infinity in them.
+
+    Args:
+        path: A file that `stored_shapes` could read.
+
+    Raises:
+        UserError: A weight is of a kind that torch does not take.
+    """
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return [name for name in weights.keys() if not weights.get_tensor(name).float().isfinite().all()]  # noqa: SIM118
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged: {error}; get the adapter again.") from error

@@ -97,7 +97,7 @@ def read_record(folder: Path) -> AdapterRecord:
         UserError: It is missing, damaged or of a newer version.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not path.exists():
         inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
         hint = str(inside[0]) if inside else "runs/<name>/adapter, or runs/full/model"
         raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give {hint}.")

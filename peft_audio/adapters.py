@@ -12,15 +12,17 @@ from transformers import AutoFeatureExtractor
 
 from peft_audio.adapter import Adapter
 from peft_audio.adapter_files import (
+    ADAPTER_CONFIG,
     PREPROCESSOR,
     WEIGHTS,
     WHOLE_WEIGHTS,
     read_object,
     read_peft_config,
+    refuse_excessive_rank,
     stored_shapes,
 )
 from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
-from peft_audio.anatomy import LAYER_WEIGHTS
+from peft_audio.anatomy import LAYER_WEIGHTS, minimum_samples
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import (
@@ -76,15 +78,16 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     """
     record = read_record(folder)
     use_exact_float32()
+    extractor = load_extractor_of(folder, record)
     if record.whole:
-        return Adapter(_load_whole(folder, record, base), load_extractor_of(folder, record), record)
-    keys = set(stored_shapes(folder / WEIGHTS))
-    kind = read_peft_config(folder)["peft_type"]
+        return Adapter(_load_whole(folder, record, base), extractor, record)
+    shapes = stored_shapes(folder / WEIGHTS)
+    settings = read_peft_config(folder)
+    kind = settings["peft_type"]
     if kind not in PEFT_TYPES:
         raise UserError(f"{folder}: peft_type is {kind}, must be {' or '.join(PEFT_TYPES)}; get the adapter again.")
-    extractor = load_extractor_of(folder, record)
-    config = base_of(folder, record, base)
-    model = _load_base(folder, record, config)
+    refuse_excessive_rank(folder, settings, shapes)
+    model = _load_base(folder, record, base_of(folder, record, base))
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
     biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
     try:
@@ -96,8 +99,8 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = wanted_shapes(model, biases, record.layer_weighted_sum).keys()
-    if wanted != keys:
-        wrong = sorted(wanted ^ keys)
+    if wanted != shapes.keys():
+        wrong = sorted(wanted ^ shapes.keys())
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     return Adapter(model.eval(), extractor, record)
 
@@ -110,11 +113,13 @@ def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: b
         biases: The biases that train, and what trains beside them, where that is all that does.
         layer_weighted_sum: Whether there is a mixture of layers, which PEFT does not know of.
     """
-    plain = {
-        f"base_model.model.{name}": tuple(value.shape) for name, value in model.get_base_model().state_dict().items()
+    # What PEFT saves whole it keeps twice, the first of them as it was.
+    base = {
+        name.replace(".original_module.", "."): value for name, value in model.get_base_model().state_dict().items()
     }
+    plain = {f"base_model.model.{name}": tuple(value.shape) for name, value in base.items()}
     if biases:
-        return {f"base_model.model.{name}": plain.get(f"base_model.model.{name}", ()) for name in biases}
+        return {f"base_model.model.{name}": plain[f"base_model.model.{name}"] for name in biases}
     found = get_peft_model_state_dict(model, save_embedding_layers=False)
     mixture = {name: shape for name, shape in plain.items() if name.endswith(f".{LAYER_WEIGHTS}")}
     return {name: tuple(value.shape) for name, value in found.items()} | (mixture if layer_weighted_sum else {})
@@ -125,10 +130,23 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
         raise UserError(f"--base: got {base}, but {folder} is a whole model and needs none. Leave it out.")
     # transformers would read a pickle instead.
     stored_shapes(folder / WHOLE_WEIGHTS)
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; take that out.")
     try:
-        return load_tuned(folder, record.labels, record.layer_weighted_sum)
+        model = load_tuned(folder, record.labels, record.layer_weighted_sum)
     except UserError as error:
         raise UserError(str(error).removeprefix("--model.name: ")) from error
+    _same_minimum(folder, record, model)
+    return model
+
+
+def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
+    """Refuse a record by which a short clip would be padded to less, or more, than in training."""
+    found, said = minimum_samples(model.config), record.mask["minimum_samples"]
+    if found != said:
+        raise UserError(
+            f"{folder / RECORD}: minimum_samples is {said}, but the encoder's is {found}; get the adapter again."
+        )
 
 
 def load_extractor_of(folder: Path, record: AdapterRecord) -> Any:
@@ -177,6 +195,7 @@ def _load_base(folder: Path, record: AdapterRecord, config: ModelConfig) -> Any:
             f"{folder}: the base {config.name} is not the one the adapter was trained on "
             f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
         )
+    _same_minimum(folder, record, model)
     rate = base_rate(config)
     if rate not in (None, record.sampling_rate):
         raise UserError(

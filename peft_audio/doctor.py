@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +54,8 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
     ours = (folder / RECORD).exists()
     if not ours and not (folder / ADAPTER_CONFIG).exists():
         read_record(folder)
-    names = sorted(os.listdir(folder)) if Path(where).expanduser().exists() else _names_on_hub(str(where), revision)
+    here = Path(where).expanduser().exists()
+    names = sorted(path.name for path in folder.iterdir()) if here else _names_on_hub(str(where), revision)
     record, about_record = _read(folder) if ours else (None, [])
     whole = record.whole if record else not (folder / ADAPTER_CONFIG).exists()
     findings = [*_check_files(folder, names, WHOLE_WEIGHTS if whole else WEIGHTS), *about_record]
@@ -138,7 +138,7 @@ def _check_settings(
         return None, [Finding("settings", "broken", str(error), AGAIN)]
     found = [*_settings_of_whole(settings, record)] if whole else [*_settings_of_adapter(settings, record)]
     kind = settings.get("model_type" if whole else "peft_type")
-    usable = all(finding.severity != "broken" for finding in found) or record is not None
+    usable = whole or kind in PEFT_TYPE_TO_CONFIG_MAPPING
     return settings if usable else None, found or [Finding("settings", "ok", f"{name}: {kind}")]
 
 
@@ -147,7 +147,8 @@ def _settings_of_adapter(settings: dict[str, Any], record: AdapterRecord | None)
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(PEFT_TYPE_TO_CONFIG_MAPPING))
         yield Finding("settings", "broken", f"peft_type {kind} is none that PEFT here knows ({known})", "upgrade PEFT")
-    library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers")
+    mapping = settings.get("auto_mapping")
+    library = mapping.get("parent_library", "transformers") if isinstance(mapping, dict) else "transformers"
     if str(library).split(".")[0] not in ("transformers", "peft"):
         why = f"auto_mapping.parent_library is {library}: AutoPeftModel would import that, which is code; not done here"
         yield Finding("settings", "broken", why, "set it to null")
@@ -196,7 +197,8 @@ def _check_probes(
         try:
             problems = check_probes(folder, base)
         except UserError as error:
-            problems = [str(error)]
+            yield Finding("loading", "broken", str(error), AGAIN)
+            return
         for problem in problems:
             yield Finding("answers", "broken", problem, "labels or weights were changed since it was saved; " + AGAIN)
         if not problems:

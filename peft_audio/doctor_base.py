@@ -12,7 +12,7 @@ import peft
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from transformers import AutoConfig, AutoFeatureExtractor
 
-from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS
+from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, refuse_excessive_rank
 from peft_audio.adapter_record import AdapterRecord
 from peft_audio.adapters import base_of, base_rate, wanted_shapes
 from peft_audio.anatomy import LAYER_WEIGHTS
@@ -168,6 +168,7 @@ def _keys(patient: Patient, model: Any, fresh: set[str]) -> Iterator[Finding]:
     plain = {f"{PREFIX}{name}" for name in model.state_dict()}
     biases = freeze_all_but_biases(model)[1].parameters if record and record.strategy == "bias_only" else ()
     try:
+        refuse_excessive_rank(patient.folder, patient.settings or {}, shapes)
         wanted = _wanted(patient.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))
     except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
         yield Finding("keys", "broken", f"PEFT cannot put it on this base: {first_line(error)}", AGAIN)
