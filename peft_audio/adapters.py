@@ -67,7 +67,7 @@ def load_adapter(
         if problems:
             raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
     merged = adapter.model.merge_and_unload() if merge and isinstance(adapter.model, PeftModel) else adapter.model
-    return replace(adapter, model=_move(merged, device).eval())
+    return replace(adapter, model=move_to(merged, device).eval())
 
 
 def load_unasked(folder: Path, base: str | None = None) -> Adapter:
@@ -77,8 +77,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
         UserError: A part is missing or damaged, or the base is not the one that it was trained on.
     """
     record = read_record(folder)
-    use_exact_float32()
-    extractor = load_extractor_of(folder, record)
+    extractor = read_extractor(folder, record)
     if record.whole:
         return Adapter(_load_whole(folder, record, base), extractor, record)
     shapes = stored_shapes(folder / WEIGHTS)
@@ -87,7 +86,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     if kind not in PEFT_TYPES:
         raise UserError(f"{folder}: peft_type is {kind}, must be {' or '.join(PEFT_TYPES)}; get the adapter again.")
     refuse_excessive_rank(folder, settings, shapes)
-    model = _load_base(folder, record, base_of(folder, record, base))
+    model = load_base(folder, record, base)[0]
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
     biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
     try:
@@ -149,7 +148,7 @@ def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
         )
 
 
-def load_extractor_of(folder: Path, record: AdapterRecord) -> Any:
+def read_extractor(folder: Path, record: AdapterRecord) -> Any:
     """The adapter's own feature extractor.
 
     Raises:
@@ -184,7 +183,18 @@ def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfi
     return ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)
 
 
-def _load_base(folder: Path, record: AdapterRecord, config: ModelConfig) -> Any:
+def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+    """The base of an adapter under a fresh head of its labels, and how it was loaded.
+
+    Args:
+        folder: Of the adapter, for messages.
+        record: What the adapter says of its base.
+        base: Where the base is now, if not where the record says.
+
+    Raises:
+        UserError: It is not there, cannot be loaded, or is not the one that was recorded.
+    """
+    config = base_of(folder, record, base)
     try:
         model = load_classifier(config, record.labels)
         found = identify_base(config, model)
@@ -201,7 +211,7 @@ def _load_base(folder: Path, record: AdapterRecord, config: ModelConfig) -> Any:
         raise UserError(
             f"{folder}: is for {record.sampling_rate} Hz, but its base takes {rate} Hz; get the adapter again."
         )
-    return model
+    return model, config
 
 
 def base_rate(config: ModelConfig) -> int | None:
@@ -212,7 +222,13 @@ def base_rate(config: ModelConfig) -> int | None:
         return None
 
 
-def _move(model: Any, device: str) -> Any:
+def move_to(model: Any, device: str) -> Any:
+    """A model on a device, where float32 then is float32.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    use_exact_float32()
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

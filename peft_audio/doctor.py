@@ -175,10 +175,10 @@ def _settings_of_whole(settings: dict[str, Any], record: AdapterRecord | None) -
 
 def _check_preprocessor(folder: Path, record: AdapterRecord) -> Iterator[Finding]:
     # Here, because adapters loads models, and all above is said where those cannot be imported.
-    from peft_audio.adapters import load_extractor_of
+    from peft_audio.adapters import read_extractor
 
     try:
-        load_extractor_of(folder, record)
+        read_extractor(folder, record)
     except UserError as error:
         yield Finding("preprocessor", "broken", str(error), f"copy {PREPROCESSOR} from the base, if that fits")
     else:
