@@ -62,10 +62,9 @@ def load_adapter(
         UserError: A part is missing or damaged, the base is not the one that it was trained on, or it answers wrongly.
     """
     adapter = load_unasked(fetch_adapter(path, revision), base)
-    if adapter.record.probes:
-        problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
-        if problems:
-            raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
+    problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
+    if problems:
+        raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
     merged = adapter.model.merge_and_unload() if merge and isinstance(adapter.model, PeftModel) else adapter.model
     return replace(adapter, model=move_to(merged, device).eval())
 
@@ -112,9 +111,10 @@ def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: b
         biases: The biases that train, and what trains beside them, where that is all that does.
         layer_weighted_sum: Whether there is a mixture of layers, which PEFT does not know of.
     """
-    # What PEFT saves whole it keeps twice, the first of them as it was.
+    # PEFT wraps what it changes, and keeps what it saves whole twice, the first of them as it was.
     base = {
-        name.replace(".original_module.", "."): value for name, value in model.get_base_model().state_dict().items()
+        name.replace(".original_module.", ".").replace(".base_layer.", "."): value
+        for name, value in model.get_base_model().state_dict().items()
     }
     plain = {f"base_model.model.{name}": tuple(value.shape) for name, value in base.items()}
     if biases:

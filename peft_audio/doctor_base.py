@@ -194,12 +194,17 @@ def _keys(patient: Patient, model: Any, fresh: set[str]) -> Iterator[Finding]:
 
 
 def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> Shapes:
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING:
-        raise ValueError(f"{config.peft_type} is not for audio classifiers")
-    if hasattr(config, "init_lora_weights"):
-        # Only names and shapes are asked for; some ways of beginning decompose every matrix of the base.
-        config.init_lora_weights = False
     with quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        # An XLORA names other adapters to load, and the rest are for models that read text.
+        if (
+            config.is_prompt_learning
+            or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING
+            or config.peft_type == "XLORA"
+        ):
+            raise ValueError(f"{config.peft_type} is not for audio classifiers")
+        if hasattr(config, "init_lora_weights"):
+            # Only names and shapes are asked for; some ways of beginning decompose every matrix of the base.
+            config.init_lora_weights = False
         return wanted_shapes(peft.get_peft_model(model, config, low_cpu_mem_usage=True), biases, mixed)

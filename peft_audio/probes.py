@@ -55,6 +55,8 @@ def compare_probes(record: AdapterRecord, measured: Sequence[dict[str, Any]], to
     Returns:
         One sentence a difference.
     """
+    if not record.probes:
+        return ["the record holds no probe clips"]
     recorded = record.probes[: len(measured)]
     if [probe["seconds"] for probe in recorded] != [probe["seconds"] for probe in measured]:
         return ["the record holds answers to other probe clips"]
