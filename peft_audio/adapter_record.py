@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from peft_audio.adapter_files import read_object
 from peft_audio.config import DataConfig, Recipe, UserError
 from peft_audio.markdown import markdown_table, marked
 from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
@@ -94,24 +97,65 @@ def read_record(folder: Path) -> AdapterRecord:
     Raises:
         UserError: It is missing, damaged or of a newer version.
     """
-    if not (folder / RECORD).is_file():
+    path = folder / RECORD
+    if not path.exists():
         inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
         hint = str(inside[0]) if inside else "runs/<name>/adapter, or runs/full/model"
         raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give {hint}.")
+    stored = read_object(path)
+    version = stored.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
+    # Records of earlier versions do not say so.
+    stored = {"pretrained": True} | stored
     try:
-        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if stored["schema_version"] > SCHEMA_VERSION:
-            raise UserError(
-                f"{folder / RECORD}: schema version {stored['schema_version']} is newer than {SCHEMA_VERSION}; "
-                "upgrade peft-audio."
-            )
-        # Records of earlier versions do not say so.
-        stored = {"pretrained": True} | stored
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
-        return AdapterRecord(**known)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / RECORD} is damaged ({error}); get the adapter again.") from error
+        record = AdapterRecord(**known)
+        wrong = next((name for name, right in _soundness(record).items() if not right), None)
+    except KeyError as error:
+        raise UserError(f"{path} is damaged (it lacks {error}); get the adapter again.") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); get the adapter again.") from error
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); get the adapter again.")
+    return record
+
+
+def _soundness(record: AdapterRecord) -> dict[str, bool]:
+    """Whether each part is what everything after it takes for granted."""
+    labels, base, crop = record.labels, record.base, record.crop
+    texts = (base.name, base.model_type, record.strategy, record.quantization)
+    counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.mask["minimum_samples"])
+    hashed = isinstance(base.sha256, str) and re.fullmatch("[0-9a-f]{64}", base.sha256)
+    pinned = base.commit is None or (isinstance(base.commit, str) and re.fullmatch("[0-9a-f]{40}", base.commit))
+    flags = (record.pretrained, record.layer_weighted_sum, record.normalisation["do_normalize"])
+    answers = [value for probe in record.probes for value in (probe["seconds"], *probe["logits"].values())]
+    return {
+        "labels must be texts": bool(labels) and all(isinstance(label, str) and label for label in labels),
+        "a label stands there twice": len(set(labels)) == len(labels),
+        "base, strategy and quantization must be texts": all(isinstance(text, str) and text for text in texts),
+        "base.sha256 must be 64 hexadecimal digits": bool(hashed),
+        "base.commit must be 40 hexadecimal digits, or null": bool(pinned),
+        "rate, version and minimum_samples must be whole numbers above 0": all(
+            type(count) is int and count > 0 for count in counts
+        ),
+        "pretrained, layer_weighted_sum and do_normalize must be true or false": all(
+            isinstance(flag, bool) for flag in flags
+        ),
+        "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
+        and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
+        "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),
+        "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
+        "probes must hold numbers": all(_is_number(value) for value in answers),
+        "probes are of other labels": all(
+            set(probe["logits"]) == set(labels) and probe["label"] in probe["logits"] for probe in record.probes
+        ),
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:

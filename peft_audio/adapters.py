@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from transformers import AutoFeatureExtractor
 
-from peft_audio.adapter_record import AdapterRecord, read_record
-from peft_audio.anatomy import LAYER_WEIGHTS
-from peft_audio.collating import collate, normalise
+from peft_audio.adapter import Adapter
+from peft_audio.adapter_files import (
+    ADAPTER_CONFIG,
+    PREPROCESSOR,
+    WEIGHTS,
+    WHOLE_WEIGHTS,
+    read_object,
+    read_peft_config,
+    refuse_excessive_rank,
+    stored_shapes,
+)
+from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
+from peft_audio.anatomy import LAYER_WEIGHTS, minimum_samples
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import (
@@ -22,85 +30,26 @@ from peft_audio.models import (
     first_line,
     identify_base,
     load_classifier,
+    load_extractor,
     load_tuned,
     quiet_loading,
     use_exact_float32,
 )
+from peft_audio.probes import compare_probes, measure_probes
 from peft_audio.strategies import freeze_all_but_biases
 
-WEIGHTS = "adapter_model.safetensors"
-PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A loaded adapter: the model in eval mode, how to feed it, and its record."""
-
-    model: Any
-    extractor: Any
-    record: AdapterRecord
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the logits."""
-        return self.record.labels
-
-    def logits(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """Logits of a batch of clips, each as if it were alone.
-
-        Args:
-            waveforms: float32 of shape (samples,) each, mono, at `record.sampling_rate`.
-
-        Returns:
-            float32 of shape (clips, labels).
-        """
-        items = [
-            {"input_values": normalise(waveform, self.extractor), "label": 0, "index": i, "weight": 1.0}
-            for i, waveform in enumerate(waveforms)
-        ]
-        batch = collate(items, self.record.mask["minimum_samples"])
-        device = next(self.model.parameters()).device
-        # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
-        names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
-        inputs = {name: batch[name].to(device) for name in names}
-        with torch.inference_mode():
-            return self.model(**inputs).logits.float().cpu().numpy()
-
-
-def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
-    """The fixed clips by which a loaded adapter is compared with the saved one: swept tones, swelling and fading.
-
-    Args:
-        sampling_rate: In hertz.
-
-    Returns:
-        Float32 of shape (samples,), 0.01 to 2.3 s; the first is shorter than what the encoder takes.
-    """
-    waveforms = []
-    for seconds in PROBE_SECONDS:
-        time = np.arange(round(seconds * sampling_rate)) / sampling_rate
-        # What scipy.signal.chirp gives, which takes half a second to import.
-        up, down = (f * time + 0.5 * (last - f) / seconds * time**2 for f, last in ((150.0, 3500.0), (2000.0, 300.0)))
-        tone = np.cos(2 * np.pi * up) + 0.5 * np.cos(2 * np.pi * down)
-        waveforms.append((0.4 * tone * np.cos(4 * np.pi * time)).astype(np.float32))
-    return waveforms
-
-
-def measure_probes(adapter: Adapter) -> tuple[dict[str, Any], ...]:
-    """Logits and top label of each probe clip, in float32 on the CPU, clip by clip."""
-    adapter.model.to("cpu").eval()
-    found = []
-    for seconds, waveform in zip(PROBE_SECONDS, probe_waveforms(adapter.record.sampling_rate), strict=True):
-        logits = adapter.logits([waveform])[0]
-        by_name = dict(zip(adapter.labels, logits.tolist(), strict=True))
-        found.append({"seconds": seconds, "label": adapter.labels[int(logits.argmax())], "logits": by_name})
-    return tuple(found)
+# The kinds of PEFT that our strategies are saved as.
+PEFT_TYPES = ("LORA", "IA3")
+# A guard against answers that are wrong, not a check of their digits: `peft-audio verify` allows 1e-5.
+LOADING_TOLERANCE = 1e-3
 
 
 def load_adapter(
     path: str | Path, base: str | None = None, device: str = "cpu", merge: bool = True, revision: str | None = None
 ) -> Adapter:
     """Load an adapter directory onto its base, or a whole model as full fine-tuning saves it.
+
+    Its answer to the shortest probe clip must be the recorded one, to 1e-3; `peft-audio verify` asks for more.
 
     Args:
         path: A directory made by a recipe, `adapter/` or `model/`, or `org/name` on the Hub.
@@ -110,82 +59,178 @@ def load_adapter(
         revision: On the Hub, see `hub.fetch_adapter`.
 
     Raises:
+        UserError: A part is missing or damaged, the base is not the one that it was trained on, or it answers wrongly.
+    """
+    adapter = load_unasked(fetch_adapter(path, revision), base)
+    problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
+    if problems:
+        raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
+    merged = adapter.model.merge_and_unload() if merge and isinstance(adapter.model, PeftModel) else adapter.model
+    return replace(adapter, model=move_to(merged, device).eval())
+
+
+def load_unasked(folder: Path, base: str | None = None) -> Adapter:
+    """An adapter in PEFT's form, or a whole model, on the CPU; nothing was compared with the recorded answers yet.
+
+    Raises:
         UserError: A part is missing or damaged, or the base is not the one that it was trained on.
     """
-    folder = fetch_adapter(path, revision)
     record = read_record(folder)
+    extractor = read_extractor(folder, record)
     if record.whole:
-        return Adapter(_move(_load_whole(folder, record, base), device).eval(), _load_extractor(folder), record)
-    model, config = _load_base(folder, record, base)
-    found = identify_base(config, model)
-    if found.sha256 != record.base.sha256:
-        raise UserError(
-            f"{folder}: the base {config.name} is not the one the adapter was trained on "
-            f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
-        )
+        return Adapter(_load_whole(folder, record, base), extractor, record)
+    shapes = stored_shapes(folder / WEIGHTS)
+    settings = read_peft_config(folder)
+    kind = settings["peft_type"]
+    if kind not in PEFT_TYPES:
+        raise UserError(f"{folder}: peft_type is {kind}, must be {' or '.join(PEFT_TYPES)}; get the adapter again.")
+    refuse_excessive_rank(folder, settings, shapes)
+    model = load_base(folder, record, base)[0]
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
     biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
     try:
-        keys = _stored_keys(folder / WEIGHTS)
         with quiet_loading():
             model = PeftModel.from_pretrained(model, folder)
     except KeyError as error:
         raise UserError(f"{folder}/{WEIGHTS}: weight {error.args[0]} is missing; get the adapter again.") from error
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    wanted |= {f"base_model.model.{LAYER_WEIGHTS}"} if record.layer_weighted_sum else set()
-    wanted = {f"base_model.model.{name}" for name in biases} or wanted
-    if wanted != keys:
-        wrong = sorted(wanted ^ keys)
+    wanted = wanted_shapes(model, biases, record.layer_weighted_sum).keys()
+    if wanted != shapes.keys():
+        wrong = sorted(wanted ^ shapes.keys())
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
-    if merge:
-        model = model.merge_and_unload()
-    return Adapter(_move(model, device).eval(), _load_extractor(folder), record)
+    return Adapter(model.eval(), extractor, record)
+
+
+def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: bool) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that an adapter's file must hold.
+
+    Args:
+        model: The base in PEFT's form.
+        biases: The biases that train, and what trains beside them, where that is all that does.
+        layer_weighted_sum: Whether there is a mixture of layers, which PEFT does not know of.
+    """
+    # PEFT wraps what it changes, and keeps what it saves whole twice, the first of them as it was.
+    base = {
+        name.replace(".original_module.", ".").replace(".base_layer.", "."): value
+        for name, value in model.get_base_model().state_dict().items()
+    }
+    plain = {f"base_model.model.{name}": tuple(value.shape) for name, value in base.items()}
+    if biases:
+        return {f"base_model.model.{name}": plain[f"base_model.model.{name}"] for name in biases}
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    mixture = {name: shape for name, shape in plain.items() if name.endswith(f".{LAYER_WEIGHTS}")}
+    return {name: tuple(value.shape) for name, value in found.items()} | (mixture if layer_weighted_sum else {})
 
 
 def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
     if base is not None:
         raise UserError(f"--base: got {base}, but {folder} is a whole model and needs none. Leave it out.")
+    # transformers would read a pickle instead.
+    stored_shapes(folder / WHOLE_WEIGHTS)
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; take that out.")
     try:
-        return load_tuned(folder, record.labels, record.layer_weighted_sum)
+        model = load_tuned(folder, record.labels, record.layer_weighted_sum)
     except UserError as error:
         raise UserError(str(error).removeprefix("--model.name: ")) from error
+    _same_minimum(folder, record, model)
+    return model
 
 
-def _load_extractor(folder: Path) -> Any:
+def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
+    """Refuse a record by which a short clip would be padded to less, or more, than in training."""
+    found, said = minimum_samples(model.config), record.mask["minimum_samples"]
+    if found != said:
+        raise UserError(
+            f"{folder / RECORD}: minimum_samples is {said}, but the encoder's is {found}; get the adapter again."
+        )
+
+
+def read_extractor(folder: Path, record: AdapterRecord) -> Any:
+    """The adapter's own feature extractor.
+
+    Raises:
+        UserError: It is missing or damaged, or is not what the record says.
+    """
+    read_object(folder / PREPROCESSOR)
     try:
-        return AutoFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        found = (extractor.model_input_names[0], extractor.sampling_rate, extractor.do_normalize)
+    except Exception as error:  # as many kinds as there are ways to damage it
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({first_line(error)}).") from error
+    wanted = ("input_values", record.sampling_rate, record.normalisation["do_normalize"])
+    for name, value, recorded in zip(("input", "sampling_rate", "do_normalize"), found, wanted, strict=True):
+        if value != recorded:
+            raise UserError(
+                f"{folder / PREPROCESSOR}: {name} is {value}, but {RECORD} says {recorded}; get the adapter again."
+            )
+    return extractor
 
 
-def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfig:
+    """Where the base is: as given, or as recorded.
+
+    Raises:
+        UserError: It is a folder that is not here.
+    """
     name = base or record.base.name
     # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
     if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not Path(name).expanduser().is_dir():
         raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
     revision = None if base else record.base.commit
-    config = ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)
+    return ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)
+
+
+def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+    """The base of an adapter under a fresh head of its labels, and how it was loaded.
+
+    Args:
+        folder: Of the adapter, for messages.
+        record: What the adapter says of its base.
+        base: Where the base is now, if not where the record says.
+
+    Raises:
+        UserError: It is not there, cannot be loaded, or is not the one that was recorded.
+    """
+    config = base_of(folder, record, base)
     try:
-        return load_classifier(config, record.labels), config
+        model = load_classifier(config, record.labels)
+        found = identify_base(config, model)
     except UserError as error:
         raise UserError(str(error).replace("--model.name", "--base")) from error
+    if found.sha256 != record.base.sha256:
+        raise UserError(
+            f"{folder}: the base {config.name} is not the one the adapter was trained on "
+            f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
+        )
+    _same_minimum(folder, record, model)
+    rate = base_rate(config)
+    if rate not in (None, record.sampling_rate):
+        raise UserError(
+            f"{folder}: is for {record.sampling_rate} Hz, but its base takes {rate} Hz; get the adapter again."
+        )
+    return model, config
 
 
-def _move(model: Any, device: str) -> Any:
+def base_rate(config: ModelConfig) -> int | None:
+    """The sampling rate in hertz that a base says it takes; None where it has no preprocessor to say so."""
+    try:
+        return load_extractor(config).sampling_rate
+    except UserError:
+        return None
+
+
+def move_to(model: Any, device: str) -> Any:
+    """A model on a device, where float32 then is float32.
+
+    Raises:
+        UserError: There is no such device.
+    """
     use_exact_float32()
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         where = "cpu, or cuda where there is one"
         raise UserError(f"--device: got {device}, must be {where} ({first_line(error)}).") from error
-
-
-def _stored_keys(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as weights:
-            return set(weights.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from error

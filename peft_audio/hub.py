@@ -15,15 +15,16 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
 from peft_audio.adapter_record import RECORD
 from peft_audio.config import UserError
 from peft_audio.models import first_line
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
 # code.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WHOLE_FILES = ("config.json", "model.safetensors")
-COMMON_FILES = ("README.md", RECORD, "preprocessor_config.json")
+ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS)
+WHOLE_FILES = (WHOLE_CONFIG, WHOLE_WEIGHTS)
+COMMON_FILES = ("README.md", RECORD, PREPROCESSOR)
 
 
 def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:

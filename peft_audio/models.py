@@ -12,22 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from logging import getLogger
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, BitsAndBytesConfig
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 from transformers.utils import logging
 
-from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, encoder_of, minimum_samples
+from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.padding import make_padding_exact
+from peft_audio.quantization import quantization_settings
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
@@ -95,9 +92,9 @@ def load_extractor(cfg: ModelConfig) -> Any:
     """
     base, commit = pin_base(cfg)
     try:
-        anatomy_of(AutoConfig.from_pretrained(base, revision=commit))
-        return AutoFeatureExtractor.from_pretrained(base, revision=commit)
-    except (OSError, ValueError) as error:
+        anatomy_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
+        return AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise _unloadable(cfg.name, error) from error
 
 
@@ -117,7 +114,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     Raises:
         UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
     """
-    model, absent = _load(cfg, labels)
+    model, absent = load_with_absent(cfg, labels)
     config, anatomy = model.config, anatomy_of(model.config)
     absent = {key for key in absent if not key.startswith((*anatomy.head, LAYER_WEIGHTS))}
     if absent:
@@ -144,26 +141,37 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
     Raises:
         UserError: It cannot be loaded, or lacks weights.
     """
-    model, absent = _load(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
+    model, absent = load_with_absent(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
     if absent:
         raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
     make_padding_exact(encoder_of(model))
     return model.eval()
 
 
-def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
-    """The classifier as transformers loads it, and the names of the weights that the checkpoint did not bring."""
+def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool = False) -> tuple[Any, set[str]]:
+    """The classifier as transformers loads it, and the names of the weights that the checkpoint did not bring.
+
+    Args:
+        cfg: Which encoder.
+        labels: The label names in the order of the logits.
+        any_family: Take encoders, too, that nothing else here can work with.
+
+    Raises:
+        UserError: The encoder is of an unknown family, or cannot be loaded.
+    """
     base, commit = pin_base(cfg)
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         attention = {} if cfg.attention == "auto" else {"attn_implementation": cfg.attention}
-        config = AutoConfig.from_pretrained(base, revision=commit, **attention)
-        anatomy_of(config)
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False, **attention)
+        _refuse_foreign_kernels(cfg, config)
+        if not any_family:
+            anatomy_of(config)
         config.update(classifier_settings(cfg, labels))
         with quiet_loading():
             model, loading = _with_weights(cfg, base, commit, config)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise _unloadable(cfg.name, error) from error
     # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
@@ -179,6 +187,15 @@ def _load(cfg: ModelConfig, labels: Sequence[str]) -> tuple[Any, set[str]]:
     return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}
 
 
+def _refuse_foreign_kernels(cfg: ModelConfig, config: Any) -> None:
+    """A config.json can make transformers fetch a kernel, which is code, or hold the weights in fewer bits."""
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        asked = config._attn_implementation
+        raise UserError(f"--model.name: {cfg.name}/config.json asks for the attention {asked}; take that out of it.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"--model.name: {cfg.name} is stored quantised; give the encoder as it was before that.")
+
+
 def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) -> tuple[Any, Any]:
     if not cfg.pretrained:
         model = AutoModelForAudioClassification.from_config(config, dtype=torch.float32)
@@ -187,31 +204,12 @@ def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) 
         base,
         config=config,
         revision=commit,
+        trust_remote_code=False,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
-        **_quantization(cfg, anatomy_of(config)),
+        **quantization_settings(cfg, config),
     )
-
-
-def _quantization(cfg: ModelConfig, anatomy: Anatomy) -> dict[str, Any]:
-    """What tells transformers to hold the transformer's linear layers in 8 or 4 bits; nothing where it is not asked."""
-    if cfg.quantization == "none":
-        return {}
-    # The fresh head must keep its precision, and the feature projection is where SpecAugment writes.
-    keep = [*anatomy.head, f"{anatomy.encoder}.feature_projection"]
-    if not anatomy.lora_reaches_attention:
-        keep += [*anatomy.attention, "gru_rel_pos_linear"]
-    # bitsandbytes says at every product of every step that it computes in float16.
-    getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")
-    eight = cfg.quantization == "int8"
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=keep
-        ),
-        # Accelerate moves no quantised model, and transformers would take the first GPU whatever was launched.
-        "device_map": {"": PartialState().device},
-    }
 
 
 def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

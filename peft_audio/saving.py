@@ -14,14 +14,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from peft_audio.adapter import Adapter
+from peft_audio.adapter_files import WEIGHTS, WHOLE_WEIGHTS
 from peft_audio.adapter_record import RECORD, AdapterRecord, adapter_readme
-from peft_audio.adapters import WEIGHTS, Adapter, measure_probes
 from peft_audio.config import UserError
 from peft_audio.launching import environment
 from peft_audio.models import quiet_loading
+from peft_audio.probes import measure_probes
 from peft_audio.strategies import Trained, peft_weights
 
-WHOLE_WEIGHTS = "model.safetensors"
 # A fresh process that takes longer than this to load a copy and answer for it hangs.
 VERIFY_SECONDS = 500
 

@@ -26,26 +26,11 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
         UserError: It cannot be loaded.
     """
     # Here, so that a process that only verifies can start quickly.
-    from peft_audio.adapters import load_adapter, measure_probes
+    from peft_audio.adapters import load_unasked
+    from peft_audio.probes import compare_probes, measure_probes
 
-    adapter = load_adapter(folder, base, merge=False)
-    if not adapter.record.probes:
-        return ["the record holds no probe clips"]
-    problems = []
-    for was, now in zip(adapter.record.probes, measure_probes(adapter), strict=True):
-        clip = f"probe of {was['seconds']:g} s"
-        if set(was["logits"]) != set(now["logits"]):
-            problems.append(f"{clip}: the recorded logits are of other labels")
-            continue
-        # By name, so that labels in another order are noticed even where the top one is the same.
-        differences = [abs(was["logits"][label] - value) for label, value in now["logits"].items()]
-        # Written so that NaN, which is not smaller than anything either, is a difference too.
-        allowed = TOLERANCE * max(1.0, *(abs(value) for value in was["logits"].values()))
-        if not all(difference <= allowed for difference in differences):
-            problems.append(f"{clip}: logits differ by {max(differences):.1e}, more than {allowed:.0e}")
-        if was["label"] != now["label"]:
-            problems.append(f"{clip}: says {now['label']}, recorded {was['label']}")
-    return problems
+    adapter = load_unasked(folder, base)
+    return compare_probes(adapter.record, measure_probes(adapter), TOLERANCE)
 
 
 def main(folder: str) -> int:

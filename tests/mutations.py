@@ -155,6 +155,20 @@ MUTATIONS = (
         "tests/test_adapters.py tests/test_prediction.py",
     ),
     Mutation(
+        "loading asks no probe clip",
+        "peft_audio/adapters.py",
+        "    problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)",
+        "    problems: list[str] = []",
+        "tests/test_broken.py",
+    ),
+    Mutation(
+        "verify passes a head that was never saved",
+        "peft_audio/doctor_base.py",
+        "for name in fresh - shapes.keys())",
+        "for name in fresh & set())",
+        "tests/test_broken.py",
+    ),
+    Mutation(
         "the test split is read although it was not to be",
         "recipes/lora.py",
         "if cfg.train.evaluate_test:",

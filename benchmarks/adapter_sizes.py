@@ -1,0 +1,71 @@
+"""How large is what each strategy saves, on an encoder of wav2vec2-base's size with random weights?
+
+    python benchmarks/adapter_sizes.py
+
+Prints the table of docs/adapters.md. Bytes are of the weights' file; everything else in an adapter is a few kB. Nothing
+is trained: sizes do not depend on values. It takes 2 GB of memory and of disk space for a while, and a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine import base
+from safetensors.torch import save_file
+
+from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.models import load_classifier
+from peft_audio.strategies import (
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_head,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+    peft_weights,
+)
+
+# The settings are the recipes' defaults, but where the name says otherwise.
+STRATEGIES: dict[str, Callable[[Any], Any]] = {
+    "full": lambda model: freeze_nothing(model, FullConfig()),
+    "last_n_layers, n 2": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig()),
+    "last_n_layers, n 1": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "lora, r 8": lambda model: apply_lora(model, LoraConfig()),
+    "lora, r 2": lambda model: apply_lora(model, LoraConfig(r=2)),
+    "dora, r 8": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
+    "rslora, r 8": lambda model: apply_lora(model, LoraConfig(use_rslora=True)),
+    "attention_heads, 4 in one layer": lambda model: unfreeze_heads(model, {11: [0, 1, 2, 3]}),
+    "attention_heads, 4 in four layers": lambda model: unfreeze_heads(model, {layer: [0] for layer in range(8, 12)}),
+    "bias_only": freeze_all_but_biases,
+    "ia3": apply_ia3,
+    "head_only": freeze_all_but_head,
+}
+
+
+def main() -> None:
+    """Print a Markdown row a strategy."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=int, default=10, help="of the head (default: %(default)s)")
+    labels = [f"class {i}" for i in range(parser.parse_args().labels)]
+    print(f"| strategy | trained parameters | bytes of the file | of the full model's, {len(labels)} labels |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        where, saved = base(f"{folder}/base", "12"), Path(folder) / "weights.safetensors"
+        whole = 0
+        for name, strategy in STRATEGIES.items():
+            model, trained = strategy(load_classifier(ModelConfig(name=where), labels))
+            weights = model.state_dict() if trained.peft_config is None else peft_weights(model, trained)
+            save_file({key: value.contiguous() for key, value in weights.items()}, saved, metadata={"format": "pt"})
+            count = sum(value.numel() for key, value in model.named_parameters() if key in trained.parameters)
+            size = saved.stat().st_size
+            whole = whole or size
+            print(f"| {name} | {count:,} | {size:,} | {size / whole:.2%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Make the golden adapters: one product of each strategy on a tiny encoder, which every later version must load.
+
+    python scripts/make_golden.py tests/golden
+
+They are kept as they were made: a new strategy gets a new folder, and what is there already is left alone, because an
+adapter that is made again says nothing of older ones. Nothing in them was trained; all that a strategy trains is drawn
+at random, so that every weight matters. The recorded logits are those of the probe clips in each `peft_audio.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.saving import save_adapter
+from peft_audio.strategies import (
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_head,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
+
+# A name that stands for no place: the folder is wherever the tests find it.
+BASE = "golden-base"
+LABELS = ("low", "mid dle", "höher", "zed")
+STRATEGIES: dict[str, Callable[[Any], Any]] = {
+    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
+    "dora": lambda model: apply_lora(model, LoraConfig(r=2, use_dora=True)),
+    "rslora": lambda model: apply_lora(model, LoraConfig(r=2, use_rslora=True)),
+    "head_only": freeze_all_but_head,
+    "head_only_weighted": freeze_all_but_head,
+    "bias_only": freeze_all_but_biases,
+    "ia3": apply_ia3,
+    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "attention_heads": lambda model: unfreeze_heads(model, {0: [1], 1: [0]}),
+    "full": lambda model: freeze_nothing(model, FullConfig()),
+}
+
+
+def make_base(folder: Path) -> None:
+    """A wav2vec 2.0 of two layers of width 32, with random weights."""
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=16,
+        vocab_size=12,
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
+
+
+def make_product(name: str, strategy: Callable[[Any], Any]) -> None:
+    """Save what a strategy makes of the base into a folder of its name."""
+    torch.manual_seed(0)
+    cfg = LoraRecipe(model=ModelConfig(name=BASE, layer_weighted_sum=name.endswith("_weighted")))
+    model = load_classifier(cfg.model, LABELS)
+    base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
+    model, trained = strategy(model)
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if path in trained.parameters:
+                # Around what a whole model was, so that its norms still are some.
+                weight.copy_(weight * (trained.strategy == "full") + 0.2 * torch.randn_like(weight))
+    record = describe_adapter(cfg, base, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
+    with TemporaryDirectory(dir=".") as run:
+        saved = save_adapter(Path(run), model, trained, extractor, record, verify=False)
+        # It says where the base was on the machine that made it.
+        (saved / "README.md").unlink()
+        saved.rename(name)
+
+
+def main(folder: Path) -> None:
+    """Make what is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    if not Path(BASE).exists():
+        make_base(Path(BASE))
+    for name, strategy in STRATEGIES.items():
+        if not Path(name).exists():
+            make_product(name, strategy)
+            print(f"{name}: {sum(path.stat().st_size for path in Path(name).iterdir()):,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""None of many broken adapters loads silently wrong, executes anything or ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from broken import FAULTS, GOLDEN, LABELS, MARKER, ask, prepare, right_logits
+
+from peft_audio import verify
+from peft_audio.adapters import load_adapter
+from peft_audio.cli import main
+from peft_audio.probes import compare_probes, measure_probes
+
+PRODUCTS = sorted(path.name for path in GOLDEN.iterdir() if path.name != "golden-base")
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[str, np.ndarray]:
+    return {product: right_logits(product) for product in {fault.of for fault in FAULTS.values()}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken")
+    prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_broken_adapter_is_told_and_never_answers_wrongly(
+    name: str, place: Path, right: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    fault = FAULTS[name]
+    said = ask(name, right[fault.of])
+    assert (fault.words in said.verify[1], said.verify[0]) == (True, int(fault.broken)), said.verify[1]
+    if fault.loads:
+        assert isinstance(said.load, float) and said.load < 1e-3, said.load
+        assert said.predict[0] == 0 and said.predict[1].startswith("clip.wav\t")
+    else:
+        assert isinstance(said.load, str), f"loads, wrong by {said.load}"
+        assert said.predict[0] == 2 and said.predict[1].startswith("error: ")
+    assert not [*place.rglob(MARKER)]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_golden_adapters_still_give_their_logits(
+    product: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(GOLDEN)
+    assert main(["verify", product, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {finding["severity"] for finding in found["findings"]} == {"ok"}
+    merged = load_adapter(product)
+    assert list(merged.labels) == LABELS
+    assert compare_probes(merged.record, measure_probes(merged), verify.TOLERANCE) == []
+
+
+def test_golden_adapters_are_small_and_of_no_machine() -> None:
+    files = [path for path in GOLDEN.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1.5e6
+    for path in files:
+        if path.suffix == ".json":
+            assert not [
+                value for value in _texts(json.loads(path.read_text(encoding="utf-8"))) if value.startswith("/")
+            ]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
