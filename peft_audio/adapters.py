@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,32 @@ class Adapter:
         Returns:
             float32 of shape (clips, labels).
         """
-        items = [
-            {"input_values": normalise(waveform, self.extractor), "label": 0, "index": i, "weight": 1.0}
-            for i, waveform in enumerate(waveforms)
-        ]
-        batch = collate(items, self.record.mask["minimum_samples"])
         device = next(self.model.parameters()).device
-        # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
-        names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
-        inputs = {name: batch[name].to(device) for name in names}
+        inputs = model_inputs(waveforms, self.extractor, self.record.mask["minimum_samples"])
+        inputs = {name: values.to(device) for name, values in inputs.items()}
         with torch.inference_mode():
             return self.model(**inputs).logits.float().cpu().numpy()
+
+
+def model_inputs(waveforms: Sequence[np.ndarray], extractor: Any, minimum_samples: int) -> dict[str, torch.Tensor]:
+    """A batch of clips as a model takes them.
+
+    Args:
+        waveforms: float32 of shape (samples,) each, mono, at the extractor's rate.
+        extractor: Of the adapter.
+        minimum_samples: See `anatomy.minimum_samples`.
+
+    Returns:
+        `input_values`, float32 of shape (clips, samples), and `attention_mask` of the same shape where one is needed.
+    """
+    items = [
+        {"input_values": normalise(waveform, extractor), "label": 0, "index": i, "weight": 1.0}
+        for i, waveform in enumerate(waveforms)
+    ]
+    batch = collate(items, minimum_samples)
+    # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
+    names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
+    return {name: batch[name] for name in names}
 
 
 def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
@@ -115,8 +131,8 @@ def load_adapter(
     folder = fetch_adapter(path, revision)
     record = read_record(folder)
     if record.whole:
-        return Adapter(_move(_load_whole(folder, record, base), device).eval(), _load_extractor(folder), record)
-    model, config = _load_base(folder, record, base)
+        return Adapter(move_to(_load_whole(folder, record, base), device).eval(), read_extractor(folder), record)
+    model, config = load_base(folder, record, base)
     found = identify_base(config, model)
     if found.sha256 != record.base.sha256:
         raise UserError(
@@ -142,7 +158,7 @@ def load_adapter(
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     if merge:
         model = model.merge_and_unload()
-    return Adapter(_move(model, device).eval(), _load_extractor(folder), record)
+    return Adapter(move_to(model, device).eval(), read_extractor(folder), record)
 
 
 def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
@@ -154,14 +170,29 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
         raise UserError(str(error).removeprefix("--model.name: ")) from error
 
 
-def _load_extractor(folder: Path) -> Any:
+def read_extractor(folder: Path) -> Any:
+    """The feature extractor of an adapter directory.
+
+    Raises:
+        UserError: None can be loaded from there.
+    """
     try:
         return AutoFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({first_line(error)}).") from error
 
 
-def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
+    """The base of an adapter under a fresh head of its labels, and how it was loaded.
+
+    Args:
+        folder: Of the adapter, for messages.
+        record: What the adapter says of its base.
+        base: Where the base is now, if not where the record says.
+
+    Raises:
+        UserError: It is not there, or cannot be loaded.
+    """
     name = base or record.base.name
     # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
     if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not Path(name).expanduser().is_dir():
@@ -174,7 +205,12 @@ def _load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[A
         raise UserError(str(error).replace("--model.name", "--base")) from error
 
 
-def _move(model: Any, device: str) -> Any:
+def move_to(model: Any, device: str) -> Any:
+    """A model on a device, where float32 then is float32.
+
+    Raises:
+        UserError: There is no such device.
+    """
     use_exact_float32()
     try:
         return model.to(device)

@@ -52,6 +52,8 @@ MAY_IMPORT = {
     "adapter_record": "config models",
     "hub": "adapter_record config",
     "adapters": "adapter_record anatomy collating config hub models strategies",
+    "adapter_parts": "adapter_record adapters anatomy config models strategies",
+    "adapter_set": "adapter_parts adapter_record adapters anatomy config hub models prefix strategies",
     "saving": "adapter_record adapters config launching models strategies",
     "quick_start": "",
     "verify": "adapters config quick_start",
