@@ -4,9 +4,9 @@
     python benchmarks/machine.py base wav2vec2-base-sized 12
     python benchmarks/many_adapters.py --base wav2vec2-base-sized --count 20 --out many.md
 
-The adapters have random weights and 2 to 11 labels: LoRA of rank 8 in all linear layers, and heads alone. Memory is what
-is resident once a process has loaded them and answered for each; every figure of it, and of loading, comes from a
-process of its own. What is compared in time takes turns within one process. `load_adapter` is called as it is by
+The adapters have random weights and 2 to 11 labels: LoRA of rank 8 in all linear layers, and heads alone. Memory is
+what is resident once a process has loaded them and answered for each; every figure of it comes from a process of its
+own. What is compared in time takes turns within one process. `load_adapter` is called as it is by
 default, merging, and without merging, as a set holds its adapters.
 """
 
@@ -170,6 +170,7 @@ def places(kind: str, folder: str, count: int) -> list[Path]:
 
 
 def noise(seconds: float) -> Any:
+    """A clip of noise, float32 of shape (samples,)."""
     import numpy as np
 
     return np.random.default_rng(0).normal(size=round(seconds * SAMPLING_RATE)).astype(np.float32)

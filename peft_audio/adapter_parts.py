@@ -140,20 +140,21 @@ def _wrap(config: PeftConfig, model: Any) -> Wrapping:
         weights = dict(model.named_parameters())
         paths = {id(weight): name for name, weight in weights.items()}
         stored = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
-        # With a bias or without: what is PEFT's own is on the meta device.
-        stored = {name: weight for name, weight in stored.items() if weight.is_meta}
         return Wrapping(
-            layers={_place(model, n): m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)},
+            layers={_place(model, name): model.get_submodule(name) for name in _wrapped(model)},
             weights={name: _place(model, paths[id(weight)]) for name, weight in stored.items()},
             shapes={name: weight.shape for name, weight in stored.items()},
             paths={name: paths[id(weight)] for name, weight in stored.items()},
         )
     finally:
-        wrapped = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-        for name in wrapped:
+        for name in _wrapped(model):
             owner, attribute = _place(model, name)
             setattr(owner, attribute, before[name])
         vars(model).pop("peft_config", None)
+
+
+def _wrapped(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _place(model: nn.Module, name: str) -> Place:
