@@ -202,10 +202,10 @@ def times(kind: str, folder: str, count: str, repeats: str) -> dict[str, list[fl
 
     first, *others = places(kind, folder, int(count))
     adapters = load_adapters({first.name: first})
-    into = [timed(lambda path=path: adapters.load(path.name, path)) for path in others]
-    fresh = [timed(lambda path=path: load_adapter(path)) for path in others[: int(repeats)]]
+    into = [timed(adapters.load, path.name, path) for path in others]
+    fresh = [timed(load_adapter, path) for path in others[: int(repeats)]]
     names = list(adapters)
-    switch = [timed(lambda n=n: adapters.switch(names[n % len(names)])) for n in range(SWITCHES)]
+    switch = [timed(adapters.switch, names[n % len(names)]) for n in range(SWITCHES)]
     return {"fresh": fresh, "into": into, "switch": switch}
 
 
@@ -223,14 +223,14 @@ def passes(kind: str, folder: str, count: str, repeats: str, seconds: str) -> di
     found: dict[str, Any] = {"apart": [], "together": []}
     for _ in range(int(repeats)):
         found["apart"].append(timed(apart))
-        found["together"].append(timed(lambda: adapters.logits_of_all(clip)))
+        found["together"].append(timed(adapters.logits_of_all, clip))
     return found | {"difference": max(float(abs(one[name] - all_at_once[name]).max()) for name in adapters)}
 
 
-def timed(work: Callable[[], Any]) -> float:
+def timed(work: Callable[..., Any], *given: Any) -> float:
     """Seconds that something takes."""
     began = perf_counter()
-    work()
+    work(*given)
     return perf_counter() - began
 
 
