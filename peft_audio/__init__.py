@@ -7,13 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peft_audio.adapter_set import AdapterSet, load_adapters
     from peft_audio.adapters import Adapter, load_adapter
     from peft_audio.prediction import Prediction, predict
 
 __version__ = "0.1.0"
-__all__ = ["Adapter", "Prediction", "load_adapter", "predict"]
+__all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]
 
-_HOMES = {"Adapter": "adapters", "Prediction": "prediction", "load_adapter": "adapters", "predict": "prediction"}
+_HOMES = {
+    "Adapter": "adapters",
+    "AdapterSet": "adapter_set",
+    "Prediction": "prediction",
+    "load_adapter": "adapters",
+    "load_adapters": "adapter_set",
+    "predict": "prediction",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +35,29 @@ class Adapter:
         Returns:
             float32 of shape (clips, labels).
         """
-        items = [
-            {"input_values": normalise(waveform, self.extractor), "label": 0, "index": i, "weight": 1.0}
-            for i, waveform in enumerate(waveforms)
-        ]
-        batch = collate(items, self.record.mask["minimum_samples"])
         device = next(self.model.parameters()).device
-        # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
-        names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
-        inputs = {name: batch[name].to(device) for name in names}
+        inputs = model_inputs(waveforms, self.extractor, self.record.mask["minimum_samples"])
+        inputs = {name: values.to(device) for name, values in inputs.items()}
         with torch.inference_mode():
             return self.model(**inputs).logits.float().cpu().numpy()
+
+
+def model_inputs(waveforms: Sequence[np.ndarray], extractor: Any, minimum_samples: int) -> dict[str, torch.Tensor]:
+    """A batch of clips as a model takes them.
+
+    Args:
+        waveforms: float32 of shape (samples,) each, mono, at the extractor's rate.
+        extractor: Of the adapter.
+        minimum_samples: See `anatomy.minimum_samples`.
+
+    Returns:
+        `input_values`, float32 of shape (clips, samples), and `attention_mask` of the same shape where one is needed.
+    """
+    items = [
+        {"input_values": normalise(waveform, extractor), "label": 0, "index": i, "weight": 1.0}
+        for i, waveform in enumerate(waveforms)
+    ]
+    batch = collate(items, minimum_samples)
+    # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
+    names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
+    return {name: batch[name] for name in names}

@@ -79,12 +79,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     extractor = read_extractor(folder, record)
     if record.whole:
         return Adapter(_load_whole(folder, record, base), extractor, record)
-    shapes = stored_shapes(folder / WEIGHTS)
-    settings = read_peft_config(folder)
-    kind = settings["peft_type"]
-    if kind not in PEFT_TYPES:
-        raise UserError(f"{folder}: peft_type is {kind}, must be {' or '.join(PEFT_TYPES)}; get the adapter again.")
-    refuse_excessive_rank(folder, settings, shapes)
+    shapes = check_peft_files(folder)
     model = load_base(folder, record, base)[0]
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
     biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
@@ -101,6 +96,21 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
         wrong = sorted(wanted ^ shapes.keys())
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     return Adapter(model.eval(), extractor, record)
+
+
+def check_peft_files(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight in an adapter's file, once PEFT can be let at its settings.
+
+    Raises:
+        UserError: A file is missing or damaged, or its settings are none of ours.
+    """
+    shapes = stored_shapes(folder / WEIGHTS)
+    settings = read_peft_config(folder)
+    kind = settings["peft_type"]
+    if kind not in PEFT_TYPES:
+        raise UserError(f"{folder}: peft_type is {kind}, must be {' or '.join(PEFT_TYPES)}; get the adapter again.")
+    refuse_excessive_rank(folder, settings, shapes)
+    return shapes
 
 
 def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: bool) -> dict[str, tuple[int, ...]]:

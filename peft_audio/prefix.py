@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -92,7 +93,7 @@ def prefix_weights(model: Any, cut: Cut) -> dict[str, torch.Tensor]:
 
 
 class _Reached(Exception):  # noqa: N818 (nothing went wrong)
-    """Carries what the prefix returned past the rest of the model, which need not run."""
+    """The rest of the model need not run."""
 
 
 @torch.no_grad()
@@ -108,31 +109,69 @@ def run_prefix(model: Any, batch: dict[str, torch.Tensor], cut: Cut) -> torch.Te
         Of shape (clips, frames, channels); pooled, of shape (clips, 1, channels), or (clips, layers + 1, channels) for
         a mixture of layers.
     """
-    encoder = encoder_of(model)
-    inputs = {name: batch[name] for name in ("input_values", "attention_mask")}
     if cut.place == "pooled":
-        return _pool(model, encoder(**inputs, output_hidden_states=True), batch["attention_mask"])
-    layers = encoder.encoder.layers
-    if cut.layers == len(layers) and not model.config.do_stable_layer_norm:
-        return encoder(**inputs).last_hidden_state
-    behind = {"convolutions": encoder.feature_projection, "projection": encoder.encoder}
-    after_layers = layers[cut.layers] if cut.layers < len(layers) else encoder.encoder.layer_norm
+        inputs = {name: batch[name] for name in ("input_values", "attention_mask")}
+        output = encoder_of(model)(**inputs, output_hidden_states=True)
+        states = output.hidden_states if model.config.use_weighted_layer_sum else (output.last_hidden_state,)
+        return pool(model, states, batch["attention_mask"])
+    return run_prefixes(model, batch, [cut])[cut]
 
-    def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        raise _Reached(args[0])
 
-    hook = behind.get(cut.place, after_layers).register_forward_pre_hook(stop)
+@torch.no_grad()
+def run_prefixes(model: Any, batch: Mapping[str, torch.Tensor], cuts: Iterable[Cut]) -> dict[Cut, torch.Tensor]:
+    """What prefixes of several lengths make of a batch of waveforms, in one pass that ends with the longest.
+
+    Args:
+        model: In eval mode, as it is or in PEFT's form.
+        batch: With `input_values` of shape (clips, samples), and `attention_mask` of the same shape if any is padded.
+        cuts: Where the prefixes end.
+
+    Returns:
+        For each cut of shape (clips, frames, channels); where it says "pooled", the encoder's frames, not pooled yet.
+    """
+    encoder, wanted = encoder_of(model), set(cuts)
+    layers, found = encoder.encoder.layers, {}
+    places = {"convolutions": encoder.feature_projection, "projection": encoder.encoder}
+    # Where no norm follows the last layer, no module is given what it returns.
+    end = {Cut("pooled", len(layers))} | (set() if model.config.do_stable_layer_norm else {Cut("layers", len(layers))})
+
+    def keep(cut: Cut) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            found[cut] = args[0]
+            if found.keys() == wanted:
+                raise _Reached
+
+        return hook
+
+    hooks = []
+    for cut in wanted - end:
+        after_layers = layers[cut.layers] if cut.layers < len(layers) else encoder.encoder.layer_norm
+        hooks.append(places.get(cut.place, after_layers).register_forward_pre_hook(keep(cut)))
     try:
-        encoder(**inputs)
-    except _Reached as reached:
-        return reached.args[0]
+        output = encoder(**{name: batch[name] for name in ("input_values", "attention_mask") if name in batch})
+        found |= dict.fromkeys(wanted & end, output.last_hidden_state)
+    except _Reached:
+        pass
     finally:
-        hook.remove()
-    raise AssertionError("the model ran to its end without passing the cut")
+        for each in hooks:
+            each.remove()
+    assert found.keys() == wanted, "the model ran to its end without passing a cut"
+    return found
 
 
-def _pool(model: Any, output: Any, mask: torch.Tensor) -> torch.Tensor:
-    states = output.hidden_states if model.config.use_weighted_layer_sum else (output.last_hidden_state,)
+def pool(model: Any, states: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean over each clip's own frames, as the model takes it before the head.
+
+    Args:
+        model: A classifier.
+        states: Of shape (clips, frames, channels) each.
+        mask: Of shape (clips, samples), or with lengths in samples (clips, 1); None if nothing is padded.
+
+    Returns:
+        Of shape (clips, states, channels).
+    """
+    if mask is None:
+        return torch.stack([state.float().mean(1) for state in states], dim=1)
     valid = _plain(model)._get_feature_vector_attention_mask(states[0].shape[1], mask)[:, :, None]
     return torch.stack([(state.float() * valid).sum(1) / valid.sum(1) for state in states], dim=1)
 
@@ -177,6 +216,21 @@ def accept_features(model: Any, cut: Cut) -> None:
         _instead(transformer.layer_norm, replaying, lambda values: values)
     for layer in transformer.layers[: cut.layers]:
         _instead(layer, replaying, _hand_on_with_bias(layer) if config.model_type == "wavlm" else _hand_on)
+
+
+@contextmanager
+def features_accepted(model: Any, cut: Cut) -> Iterator[None]:
+    """`accept_features` for as long as the block lasts."""
+    usual = [(module, vars(module).get("forward")) for module in encoder_of(model).modules()]
+    try:
+        accept_features(model, cut)
+        yield
+    finally:
+        for module, forward in usual:
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
 
 
 def _instead(module: nn.Module, when: Callable[..., bool], answer: Callable[..., Any]) -> None:

@@ -33,8 +33,7 @@ def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
 
 
 def measure_probes(adapter: Adapter, count: int = len(PROBE_SECONDS)) -> tuple[dict[str, Any], ...]:
-    """Logits and top label of the first probe clips, in float32 on the CPU, clip by clip."""
-    adapter.model.to("cpu").eval()
+    """Logits and top label of the first probe clips, clip by clip; to be recorded, in float32 on the CPU."""
     found = []
     waveforms = probe_waveforms(adapter.record.sampling_rate)
     for seconds, waveform in list(zip(PROBE_SECONDS, waveforms, strict=True))[:count]:

@@ -59,7 +59,7 @@ def save_adapter(
         RuntimeError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
     """
     folder = saved_folder(run_folder, trained, record.pretrained)
-    record = replace(record, probes=measure_probes(Adapter(model, extractor, record)))
+    record = replace(record, probes=measure_probes(Adapter(model.to("cpu").eval(), extractor, record)))
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

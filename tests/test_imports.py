@@ -57,6 +57,8 @@ MAY_IMPORT = {
     "adapter": "adapter_record collating",
     "probes": "adapter adapter_record",
     "adapters": "adapter adapter_files adapter_record anatomy config hub models probes strategies",
+    "adapter_parts": "adapter_files adapter_record adapters anatomy config models strategies",
+    "adapter_set": "adapter adapter_parts adapter_record adapters anatomy config hub models prefix probes strategies",
     "saving": "adapter adapter_files adapter_record config launching models probes strategies",
     "quick_start": "",
     "verify": "adapters config probes quick_start",

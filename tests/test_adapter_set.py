@@ -1,0 +1,231 @@
+"""Many adapters on one base, against each of them loaded alone."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENCODERS, save_encoder, write_tone
+from safetensors.torch import load_file, save_file
+
+from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict, saving
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.anatomy import encoder_of
+from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.saving import save_adapter
+from peft_audio.strategies import (
+    Trained,
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_head,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
+
+Strategy = Callable[[Any], tuple[Any, Trained]]
+STRATEGIES: dict[str, Strategy] = {
+    "head_only": freeze_all_but_head,
+    "head_only, mixture": freeze_all_but_head,
+    "bias_only": freeze_all_but_biases,
+    "bias_only, mixture": freeze_all_but_biases,
+    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "last_n_layers, mixture": lambda model: freeze_all_but_last_n_layers(
+        model, LastNLayersConfig(n=2, part="attention")
+    ),
+    "lora": lambda model: apply_lora(model, LoraConfig(r=4, dropout=0.1)),
+    "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
+    "dora, mixture": lambda model: apply_lora(model, LoraConfig(r=4, alpha=6, use_dora=True, use_rslora=True)),
+    "ia3": apply_ia3,
+    "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
+}
+# Both kinds of norm, and the family whose attention is its own.
+FAMILIES = ["wav2vec2-base", "wav2vec2-large, XLS-R", "wavlm-large"]
+
+
+def clips(*lengths: int) -> list[np.ndarray]:
+    return [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate(lengths)]
+
+
+# Padded, alike, and shorter than what the encoder takes.
+BATCHES = [clips(8_000, 5_000, 700), clips(6_000, 6_000), clips(100)]
+
+
+def save(base: Path, folder: Path, name: str, strategy: Strategy, labels: int) -> tuple[Path, list[np.ndarray]]:
+    """An adapter far from where its strategy starts, with so many labels; and what the trained model says."""
+    names = [f"{name} {i}" for i in range(labels)]
+    cfg = LoraRecipe(model=ModelConfig(name=str(base), layer_weighted_sum=name.endswith("mixture")))
+    torch.manual_seed(labels)
+    model = load_classifier(cfg.model, names)
+    identity, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
+    model, trained = strategy(model)
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if path in trained.parameters:
+                weight.add_(torch.randn_like(weight) * 0.15)
+    record = describe_adapter(cfg, identity, names, extractor, trained.strategy, {"accuracy": 0.5})
+    answers = [Adapter(model.eval(), extractor, record).logits(batch) for batch in BATCHES]
+    assert np.ptp(answers[0], axis=0).max() > 1e-3, "the clips must have different answers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "measure_probes", lambda adapter: ())
+        return save_adapter(folder / name, model, trained, extractor, record, verify=False), answers
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Adapters of every strategy that the family can have, on one base; each with a number of labels of its own."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base = save_encoder(folder / "base", ENCODERS[request.param])
+    can = [name for name in STRATEGIES if name != "attention_heads" or "wavlm" not in request.param]
+    return {name: save(base, folder, name, STRATEGIES[name], 2 + i) for i, name in enumerate(can)}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("two")
+    base = save_encoder(folder / "base", ENCODERS["wav2vec2-base"])
+    return {name: save(base, folder, name, STRATEGIES[name], 2 + i)[0] for i, name in enumerate(["lora", "head_only"])}
+
+
+def test_each_answers_as_it_does_alone_and_after_the_others(several: dict[str, Any]) -> None:
+    adapters = load_adapters({name: folder for name, (folder, _) in several.items()})
+    assert list(adapters) == list(several)
+    first = {name: [adapters[name].logits(batch) for batch in BATCHES] for name in several}
+    for name, (_, expected) in several.items():
+        assert adapters[name].labels == tuple(f"{name} {i}" for i in range(expected[0].shape[1]))
+        for batch, was, alone in zip(BATCHES, first[name], expected, strict=True):
+            np.testing.assert_allclose(was, alone, rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_array_equal(adapters[name].logits(batch), was, err_msg=name)
+    for name in several:
+        adapters.unload(name)
+    assert identify_base(ModelConfig(name=adapters.base.name), adapters._model).sha256 == adapters.base.sha256
+    assert not adapters._own and not adapters._wrappings
+
+
+def test_one_pass_gives_the_answers_of_one_after_another(several: dict[str, Any]) -> None:
+    adapters = load_adapters({name: folder for name, (folder, _) in several.items()})
+    ran: list[str] = []
+    encoder = encoder_of(adapters._model)
+    encoder.feature_extractor.conv_layers[0].register_forward_hook(lambda *_: ran.append("convolutions"))
+    encoder.encoder.layers[0].feed_forward.register_forward_hook(lambda *_: ran.append("first layer"))
+    # These part from the base behind its first layer.
+    behind = {"head_only", "head_only, mixture", "last_n_layers", "lora, last layer", "attention_heads"}
+    for i, batch in enumerate(BATCHES):
+        ran.clear()
+        found = adapters.logits_of_all(batch)
+        assert list(found) == list(several)
+        assert ran.count("convolutions") == 1
+        assert ran.count("first layer") == 1 + len(several.keys() - behind)
+        for name, logits in found.items():
+            np.testing.assert_allclose(logits, several[name][1][i], rtol=1e-5, atol=1e-5, err_msg=name)
+    some = adapters.logits_of_all(BATCHES[0], ["lora", "head_only"])
+    assert list(some) == ["lora", "head_only"]
+    # Nothing of the pass is left behind.
+    np.testing.assert_allclose(adapters["lora"].logits(BATCHES[0]), several["lora"][1][0], rtol=0, atol=1e-5)
+
+
+def test_recordings_are_labelled_as_alone(two: dict[str, Path], tmp_path: Path) -> None:
+    files = [write_tone(tmp_path / f"{i}.wav", 300 + 500 * i, 0.3 + 0.2 * i) for i in range(3)]
+    adapters = load_adapters(two)
+    for name in [*two, *two]:
+        for found, expected in zip(
+            predict(adapters[name], files), predict(load_adapter(two[name]), files), strict=True
+        ):
+            assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+            assert found.label == expected.label
+
+
+def test_threads_get_the_answers_of_the_adapter_they_ask(two: dict[str, Path]) -> None:
+    adapters = load_adapters(two)
+    expected = {name: adapters[name].logits(BATCHES[2]) for name in two}
+    names = [*two] * 20
+    with ThreadPoolExecutor(4) as pool:
+        for name, found in zip(names, pool.map(lambda name: adapters[name].logits(BATCHES[2]), names), strict=True):
+            np.testing.assert_array_equal(found, expected[name])
+
+
+def test_adapters_come_and_go(two: dict[str, Path]) -> None:
+    adapters = load_adapters({"lora": two["lora"]})
+    expected = adapters["lora"].logits(BATCHES[0])
+    np.testing.assert_array_equal(expected, load_adapter(two["lora"], merge=False).logits(BATCHES[0]))
+    state = torch.random.get_rng_state()
+    adapters.load("other", two["head_only"])
+    adapters.load("copy", two["lora"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(adapters._wrappings) == 2  # one for LoRA, one for a head alone
+    with pytest.raises(UserError, match="an adapter called 'other' is loaded"):
+        adapters.load("other", two["lora"])
+    adapters.switch("copy")
+    held, weights = adapters["copy"], _weights(adapters, "copy")
+    adapters.unload("copy")
+    gc.collect()
+    assert not [weight for weight in weights if weight() is not None]
+    with pytest.raises(UserError, match="'copy' was unloaded"):
+        held.logits(BATCHES[0])
+    for use in (adapters.__getitem__, adapters.switch, adapters.unload):
+        with pytest.raises(UserError, match="no adapter called 'copy' is loaded; loaded: lora, other"):
+            use("copy")
+    assert ("lora" in adapters, "copy" in adapters, len(adapters)) == (True, False, 2)
+    np.testing.assert_array_equal(adapters["lora"].logits(BATCHES[0]), expected)
+
+
+def _weights(adapters: AdapterSet, name: str) -> list[weakref.ref[torch.Tensor]]:
+    values = adapters._members[name].parts.values.values()
+    return [weakref.ref(value) for value in values if isinstance(value, torch.Tensor)]
+
+
+def test_what_shares_no_base_is_refused_in_words(two: dict[str, Path], tmp_path: Path) -> None:
+    base = save_encoder(tmp_path / "layer", ENCODERS["wav2vec2-large, XLS-R"])
+    other = save(base, tmp_path, "other", freeze_all_but_head, 2)[0]
+    with pytest.raises(UserError, match=r"other is for another base than lora: .*\(weights [0-9a-f]{12}\), not"):
+        load_adapters(two | {"other": other})
+    with pytest.raises(UserError, match="other is for another base than the adapters here"):
+        load_adapters(two).load("other", other)
+    with pytest.raises(UserError, match="is not the one the adapter was trained on"):
+        load_adapters(two, base=str(base))
+    whole, _ = save(base, tmp_path, "whole", lambda model: freeze_nothing(model, FullConfig()), 2)
+    with pytest.raises(UserError, match=r"whole .* is a whole model and shares no base"):
+        load_adapters(two | {"whole": whole})
+    with pytest.raises(UserError, match="got no adapters"):
+        load_adapters({})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda stored: stored.pop("base_model.model.projector.bias"), "1 weights are missing or unknown, .*projector"),
+        (lambda stored: stored.pop(next(name for name in stored if "lora_A" in name)), "1 weights are missing.*lora_A"),
+        (lambda stored: stored.update({"base_model.model.more": torch.ones(1)}), "1 weights are missing or unknown"),
+        (
+            lambda stored: stored.update({"base_model.model.classifier.bias": torch.ones(3)}),
+            r"classifier.bias is of shape \(3,\), must be \(2,\)",
+        ),
+        (lambda stored: stored.clear(), "weights are missing or unknown"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_and_the_others_stay(
+    damage: Callable[[dict[str, torch.Tensor]], Any], words: str, two: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(two["lora"], tmp_path / "damaged")
+    stored = load_file(folder / "adapter_model.safetensors")
+    damage(stored)
+    save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapters = load_adapters(two)
+    expected = adapters["lora"].logits(BATCHES[0])
+    with pytest.raises(UserError, match=words):
+        adapters.load("damaged", folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be loaded as a PEFT adapter"):
+        adapters.load("damaged", folder)
+    np.testing.assert_array_equal(adapters["lora"].logits(BATCHES[0]), expected)
+    assert "damaged" not in adapters
