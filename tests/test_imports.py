@@ -74,6 +74,10 @@ MAY_IMPORT = {
     "answering": "adapters audio config folder sampler windows",
     "prediction": "adapters answering config recordings",
     "forms": "prediction",
+    "scores": "metrics statistics",
+    "scores_shown": "scores",
+    "judging": "adapters batching clips collating collection config data evaluation sampler scan scores sources "
+    "splitting tracking windows",
     "unfinished": "answering config",
     "sections": "comparison",
     "placing": "",
