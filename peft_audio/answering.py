@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -27,7 +27,6 @@ CHUNK_RECORDINGS = 512
 # Decoding is quick beside the encoder, and leaves Python's lock: these keep ahead of it.
 WORKERS = 2
 SHORTEST_HOP_SECONDS = 0.01
-T, R = TypeVar("T"), TypeVar("R")
 # A path and its stamp, see `Answer`.
 Known = Callable[[str, tuple[int, int] | None], bool]
 
@@ -106,7 +105,7 @@ def how_heard(
     require(usable, "window-seconds", window_seconds, allowed, "Try 5.")
     usable = hop_seconds is None or (window is not None and SHORTEST_HOP_SECONDS <= hop_seconds <= window)
     allowed = f"{SHORTEST_HOP_SECONDS:g} to --window-seconds" if window else "left out without --window-seconds"
-    require(usable, "hop-seconds", hop_seconds, allowed, "A longer hop would leave gaps that nothing hears.")
+    require(usable, "hop-seconds", hop_seconds, allowed, "Gaps would be heard by nothing: give windows as long.")
     return Hearing(crop["evaluation_seconds"], window, hop, each_window, batch_size)
 
 
@@ -273,12 +272,12 @@ def _reason(error: Exception) -> str:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
-) -> Iterator[tuple[T, R]]:
-    """Each item with what the function makes of it in a thread, in order; so many are begun ahead."""
-    begun: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        begun.append((item, pool.submit(function, item)))
+    pool: ThreadPoolExecutor, decode: Callable[[_Batch], list[np.ndarray | str]], work: Iterable[_Batch], count: int
+) -> Iterator[tuple[_Batch, list[np.ndarray | str]]]:
+    """Each batch with its waveforms, in order; so many are begun ahead."""
+    begun: deque[tuple[_Batch, Future[list[np.ndarray | str]]]] = deque()
+    for batch in work:
+        begun.append((batch, pool.submit(decode, batch)))
         if len(begun) > count:
             first, future = begun.popleft()
             yield first, future.result()

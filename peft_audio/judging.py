@@ -140,14 +140,14 @@ def _choose(clips: pd.DataFrame, cfg: DataConfig, split: str | None) -> tuple[pd
             note += ", which has no splits of its own. If the adapter learned from it, some of them are no test: give "
             note += "--split test then, with the --data settings of its run"
         return clips, split, note
-    if split not in own:
+    made = split not in own or cfg.fold is not None
+    if made:
         clips = divide(clips, cfg)
     chosen = clips[clips["split"] == split]
     if chosen.empty:
         has = listed([name for name in SPLITS if (clips["split"] == name).any()])
         raise UserError(f"--split: got {split}, but {cfg.source} has no such clips that can be used; it has {has}.")
-    given = split in own and cfg.fold is None
-    whose = "made as a run with these settings makes it" if not given else f"as {cfg.splits_file or 'it'} divides it"
+    whose = "made as a run with these settings makes it" if made else f"as {cfg.splits_file or 'the source'} has it"
     return chosen, split, f"the {split} split of {cfg.source}, {whose}: {len(chosen)} clips"
 
 

@@ -55,6 +55,8 @@ def _summary(scores: Scores) -> Table:
     of = f"{scores.recordings:,} recordings" + (f" of {scores.groups} groups" if scores.groups else "")
     table.add_row("accuracy", f"{scores.accuracy:.3f} of {of}")
     kind = f"{scores.interval} taken as independent"
+    if scores.groups and scores.interval == "recordings":
+        kind += f"; says nothing of groups beside these {scores.groups}"
     table.add_row("95% interval", f"{scores.accuracy_low:.3f} to {scores.accuracy_high:.3f}, {kind}")
     table.add_row("macro-F1", f"{scores.macro_f1:.3f}")
     table.add_row("negative log-likelihood", f"{scores.negative_log_likelihood:.3f}")

@@ -146,6 +146,7 @@ def _into_file(
         suffix = options.out.suffix.lower()
         with whole_or_not(options.out, binary=suffix == ".parquet") as file:
             WRITERS[suffix](tally.counting(told, shown), file, shown)
+    print(f"{options.out}: {len(paths) - len(tally.failed)} of {len(paths)} recordings", file=sys.stderr)
     return tally.report()
 
 
