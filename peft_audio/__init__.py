@@ -7,15 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peft_audio.adapter import Adapter
     from peft_audio.adapter_set import AdapterSet, load_adapters
-    from peft_audio.adapters import Adapter, load_adapter
+    from peft_audio.adapters import load_adapter
     from peft_audio.prediction import Prediction, predict
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]
 
 _HOMES = {
-    "Adapter": "adapters",
+    "Adapter": "adapter",
     "AdapterSet": "adapter_set",
     "Prediction": "prediction",
     "load_adapter": "adapters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,10 +78,7 @@ class Splits:
 
     def recordings(self, split: str) -> pd.DataFrame:
         """`id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
-        rows = self[split].select_columns(["recording", "label", "group"]).to_pandas()
-        rows = rows.drop_duplicates("recording", ignore_index=True)
-        labels = [self.labels[number] for number in rows["label"]]
-        return pd.DataFrame({"id": rows["recording"], "label": labels, "group": rows["group"]}).astype(object)
+        return recordings_of(self[split], self.labels)
 
     def table(self) -> pa.Table:
         """Every recording's id, label, group and split, as the run saves them."""
@@ -211,21 +208,38 @@ def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
 
 
 def _to_splits(clips: pd.DataFrame, collection: Collection, cfg: DataConfig) -> Splits:
-    numbers = {label: i for i, label in enumerate(collection.labels)}
-    clips = clips.assign(label=clips["label"].map(numbers))
-    # Training draws by row number: the order of the rows must not depend on how the splits were made.
-    order = [(name, "ascending") for name in ("recording", "start_seconds", "id")]
-    tables: dict[str, Any] = {}
-    for split in SPLITS:
-        rows = clips.loc[clips["split"] == split, ROWS.names]
-        # Without a fingerprint, datasets makes one of a copy of all rows.
-        tables[split] = Dataset(
-            pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order), fingerprint=split
-        )
+    tables: dict[str, Any] = {
+        split: to_rows(clips[clips["split"] == split], collection.labels, split) for split in SPLITS
+    }
     if cfg.validate_on_test:
         tables["validation"] = tables["test"]
     kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision")}
     return Splits(**tables, **kept)
+
+
+def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str) -> Dataset:
+    """Clips as the rows of a split, see `Splits`.
+
+    Args:
+        clips: With the columns of `ROWS`, and labels as text.
+        labels: In the order of their numbers.
+        name: Of the split.
+    """
+    numbers = {label: i for i, label in enumerate(labels)}
+    rows = clips[ROWS.names].assign(label=clips["label"].map(numbers))
+    # Training draws by row number: the order of the rows must not depend on how the splits were made.
+    order = [(column, "ascending") for column in ("recording", "start_seconds", "id")]
+    table = pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order)
+    # Without a fingerprint, datasets makes one of a copy of all rows.
+    return Dataset(table, fingerprint=name)
+
+
+def recordings_of(rows: Dataset, labels: Sequence[str]) -> pd.DataFrame:
+    """`id`, `label` (text) and `group` of each recording among the rows, in the order of an evaluation."""
+    known = rows.select_columns(["recording", "label", "group"]).to_pandas()
+    known = known.drop_duplicates("recording", ignore_index=True)
+    names = [labels[number] for number in known["label"]]
+    return pd.DataFrame({"id": known["recording"], "label": names, "group": known["group"]}).astype(object)
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -46,19 +47,33 @@ def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_pre
     Returns:
         The logits of every recording, those cut into windows by the mean over their windows, the same on every process.
     """
-    model.eval()
     began = time.perf_counter()
-    found = []
-    with torch.inference_mode(), accelerator.autocast() if mixed_precision else nullcontext():
-        for batch in loader:
-            logits = model_logits(model, send_to_device(batch, accelerator.device)).float().cpu()
-            whose = torch.stack([batch["index"], batch["recording"], batch["label"]], dim=1)
-            found.append(torch.cat([whose, logits], dim=1))
+    with accelerator.autocast() if mixed_precision else nullcontext():
+        mine = run_through(model, loader, accelerator.device)
     # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
-    mine = torch.cat(found) if found else torch.zeros(0, 3 + model.config.num_labels)
     rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
     seconds = time.perf_counter() - began
-    rows = rows[rows[:, 0] >= 0]
+    return judge_rows(rows[rows[:, 0] >= 0], seconds)
+
+
+def run_through(model: Any, batches: Iterable[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """What a model says of batches, in eval mode.
+
+    Returns:
+        On the CPU, a row a clip: its number, its recording's, its label, then the logits; shape (clips, 3 + labels).
+    """
+    model.eval()
+    found = [torch.zeros(0, 3 + model.config.num_labels)]
+    with torch.inference_mode():
+        for batch in batches:
+            logits = model_logits(model, send_to_device(batch, device)).float().cpu()
+            whose = torch.stack([batch["index"], batch["recording"], batch["label"]], dim=1)
+            found.append(torch.cat([whose, logits], dim=1))
+    return torch.cat(found)
+
+
+def judge_rows(rows: torch.Tensor, seconds: float) -> Evaluation:
+    """The rows of `run_through`, in any order, as an evaluation of their recordings."""
     rows = rows[rows[:, 0].argsort()]
     return judge(rows[:, 3:], rows[:, 2].long(), rows[:, 1].long(), seconds)
 

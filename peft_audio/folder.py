@@ -80,12 +80,33 @@ def files_below(folder: Path) -> list[Path]:
 
 def _names_below(folder: Path) -> list[str]:
     """What `files_below` gives, relative to the folder and as text: a Path takes several times the memory."""
+    names = names_below(folder, "--data.source: ")
+    odd = [repr(str(folder / name)) for name in names if not is_text(f"{folder}/{name}")]
+    if odd:
+        raise UserError(f"--data.source: file names that are not valid UTF-8: {listed(odd)}; rename them.")
+    return names
+
+
+def names_below(folder: Path, setting: str = "") -> list[str]:
+    """The same, whether the names are text or not.
+
+    Args:
+        folder: Where to look.
+        setting: What the folder came by, for the message.
+
+    Raises:
+        UserError: A folder may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{setting}cannot look into {error.filename} ({error.strerror}); mend its permissions.")
+
     seen: set[str] = set()
     files: list[str] = []
     links = [folder]
     # What is really in the folder first: a link elsewhere to the same clips must not give them another label.
     while links:
-        for parent, folders, names in os.walk(links.pop(0), onerror=_refuse):
+        for parent, folders, names in os.walk(links.pop(0), onerror=refuse):
             real = os.path.realpath(parent)
             # A link back to a folder above would go round for ever.
             if real in seen:
@@ -97,21 +118,15 @@ def _names_below(folder: Path) -> list[str]:
             above = Path(parent).relative_to(folder).as_posix()
             prefix = "" if above == "." else f"{above}/"
             files += [prefix + name for name in names if not name.startswith(".")]
-    odd = [repr(str(folder / name)) for name in files if not _is_text(f"{folder}/{name}")]
-    if odd:
-        raise UserError(f"--data.source: file names that are not valid UTF-8: {listed(odd)}; rename them.")
     return sorted(files)
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"--data.source: cannot look into {error.filename} ({error.strerror}); mend its permissions.")
 
 
 def _is_audio(name: str) -> bool:
     return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file's name is valid UTF-8, so that it can be written down."""
     try:
         name.encode()
     except UnicodeEncodeError:

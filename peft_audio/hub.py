@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,16 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
     with _told_in_words(str(where), revision):
         files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES]
         return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
+
+
+def hash_adapter(folder: Path) -> str:
+    """A hash of all that an adapter's answers depend on beside its base: its files but the README, in hex."""
+    whole = hashlib.sha256()
+    for name in sorted({*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES} - {"README.md"}):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                whole.update(f"{name}\t{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def is_hub_id(name: str) -> bool:

@@ -18,9 +18,11 @@ METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "M
 LARGEST_MATRIX = 20  # labels; beyond that the most frequent confusions are listed
 MOST_FREQUENT = 20
 # Of the settings, what a reader asks for first; what is not in a recipe's settings is left out.
-TOLD = ("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.head_learning_rate")
-TOLD += ("train.optimizer", "train.weight_decay", "train.label_smoothing", "train.seed", "augment.preset")
-TOLD += ("model.quantization", "model.layer_weighted_sum", "data.max_seconds", "data.window_seconds", "data.fold")
+TOLD = (
+    *("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.head_learning_rate"),
+    *("train.optimizer", "train.weight_decay", "train.label_smoothing", "train.seed", "augment.preset"),
+    *("model.quantization", "model.layer_weighted_sum", "data.max_seconds", "data.window_seconds", "data.fold"),
+)
 
 
 def model_card(record: AdapterRecord, repository: str, run: Path | None, comparison: Path | None, license: str) -> str:
@@ -49,16 +51,16 @@ def model_card(record: AdapterRecord, repository: str, run: Path | None, compari
 def _metadata(record: AdapterRecord, repository: str, run: Finished | None, license: str) -> ModelCardData:
     source = "" if run is None else run.settings["data.source"]
     published = run is not None and run.report.get("dataset_revision") is not None
-    dataset = {"dataset_type": source if published else "other", "dataset_name": _data_name(source, published)}
     results = [
         EvalResult(
             task_type="audio-classification",
+            dataset_type=source if published else "other",
+            dataset_name=_data_name(source, published),
             metric_type=kind,
             metric_name=name,
             metric_value=round(record.metrics[metric], 4),
             dataset_split="test",
             dataset_revision=run.report["dataset_revision"] if run and published else None,
-            **dataset,
         )
         for metric, (kind, name) in METRICS.items()
         if metric in record.metrics

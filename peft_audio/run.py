@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
@@ -155,16 +158,27 @@ def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
     """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a recording."""
     if not run.accelerator.is_main_process:
         return
-    tables = []
-    for split, evaluation in evaluations.items():
-        rows = run.splits.recordings(split)
-        columns: dict[str, Any] = {
-            "id": list(rows["id"]),
-            "group": list(rows["group"]),
-            "split": [split] * len(rows),
-            "label": list(rows["label"]),
-        }
-        probabilities = softmax(evaluation.logits, axis=1)
-        columns |= {f"probability_{label}": probabilities[:, i] for i, label in enumerate(run.splits.labels)}
-        tables.append(pa.table(columns))
+    tables = [
+        predictions_table(run.splits.recordings(split), split, evaluation.logits, run.splits.labels)
+        for split, evaluation in evaluations.items()
+    ]
     pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
+
+
+def predictions_table(recordings: pd.DataFrame, split: str, logits: np.ndarray, labels: Sequence[str]) -> pa.Table:
+    """What was said of a split's recordings: a probability for each label beside what they are.
+
+    Args:
+        recordings: `id`, `group`, `label`.
+        split: Of all of them.
+        logits: Of shape (recordings, labels).
+        labels: In the order of the logits.
+    """
+    columns: dict[str, Any] = {
+        "id": list(recordings["id"]),
+        "group": list(recordings["group"]),
+        "split": [split] * len(recordings),
+        "label": list(recordings["label"]),
+    }
+    probabilities = softmax(logits, axis=1)
+    return pa.table(columns | {f"probability_{label}": probabilities[:, i] for i, label in enumerate(labels)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PROJECT = "peft-audio"
@@ -88,7 +89,12 @@ def _report(name: str, error: Exception) -> None:
     print(f"note: the tracker {name} failed and gets no more ({what}); metrics.jsonl goes on.", file=sys.stderr)
 
 
-def progress_bar(shown: bool) -> Progress:
-    """A bar that goes away when it is done."""
+def progress_bar(shown: bool, console: Console | None = None) -> Progress:
+    """A bar that goes away when it is done.
+
+    Args:
+        shown: Whether it is.
+        console: Where; standard output when not given. Elsewhere, what is printed meanwhile does not pass through it.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not shown)
+    return Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=console is None)

@@ -18,9 +18,9 @@ from scipy.special import softmax
 from transformers import AutoModelForAudioClassification
 
 from peft_audio import load_adapter, predict
+from peft_audio.answering import BATCH_SECONDS, _batches
 from peft_audio.cli import main
 from peft_audio.config import UserError
-from peft_audio.prediction import BATCH_SECONDS, _batches
 
 LABELS = ("a", "b", "c")
 
@@ -71,9 +71,9 @@ def test_order_is_as_given_and_batches_change_nothing(clips: Path, adapter_dir: 
         assert alone.probabilities == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
-def test_batches_are_of_one_length_and_bounded(adapter_dir: Path) -> None:
+def test_batches_are_of_one_length_and_bounded() -> None:
     seconds = [0.5, 30.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.01, 2.5, 0.5, 2.5]
-    batches = _batches(seconds, 3, load_adapter(adapter_dir))
+    batches = _batches(seconds, 3, BATCH_SECONDS["cpu"])
     assert sorted(number for batch in batches for number in batch) == list(range(len(seconds)))
     assert max(map(len, batches)) == 3
     padded = [len(batch) * max(seconds[number] for number in batch) for batch in batches]

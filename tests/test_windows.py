@@ -14,8 +14,8 @@ from conftest import write_tone
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
+from peft_audio.adapter import Adapter
 from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import Adapter
 from peft_audio.audio import load_audio
 from peft_audio.batching import make_loaders
 from peft_audio.collection import make_clips

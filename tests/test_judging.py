@@ -1,0 +1,118 @@
+"""`peft-audio evaluate`: the figures of the run itself, and of scikit-learn and a closed form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from accelerate import Accelerator
+from conftest import write_tone
+from scipy.special import softmax
+from sklearn.metrics import classification_report, confusion_matrix, log_loss
+
+from peft_audio.adapter_record import describe_adapter
+from peft_audio.batching import make_loaders
+from peft_audio.cli import main
+from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
+from peft_audio.data import load_splits
+from peft_audio.evaluation import evaluate
+from peft_audio.models import identify_base, load_classifier, load_extractor
+from peft_audio.saving import save_adapter
+from peft_audio.scores import accuracy_interval, calibration_bins, score
+from peft_audio.strategies import freeze_all_but_head
+
+
+def test_figures_are_those_of_the_adapters_own_run(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head on windows, evaluated as a recipe does it, then from its directory by the command."""
+    source = tmp_path / "clips"
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        label = ("low", "mid", "high")[i % 3]
+        write_tone(source / label / f"{i}.wav", 300 * (1 + i % 3), float(rng.uniform(0.2, 1.1)), 22_050, seed=i)
+    data = DataConfig(source=str(source), window_seconds=0.4, hop_seconds=0.3, test_share=0.4)
+    cfg = LoraRecipe(data=data, model=ModelConfig(name=str(tiny_base)))
+    splits, extractor = load_splits(data), load_extractor(cfg.model)
+    model = load_classifier(cfg.model, splits.labels)
+    base = identify_base(cfg.model, model)
+    loaders = make_loaders(splits, extractor, model.config, cfg, Accelerator(cpu=True))
+    model, trained = freeze_all_but_head(model)
+    # Tones get different answers from a random encoder only where the head is far from its start.
+    model.classifier.weight.data.normal_(std=40.0)
+    wanted = evaluate(model, loaders.test, Accelerator(cpu=True))
+    record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, {})
+    folder = save_adapter(tmp_path, model, trained, extractor, record, verify=False)
+
+    (source / "low" / "broken.wav").write_text("not audio")
+    capsys.readouterr()
+    call = ["evaluate", str(folder), str(source), "--data.test_share", "0.4"]
+    assert main([*call, "--split", "test", "--json", "--out", str(tmp_path / "out")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(set(wanted.logits.argmax(1))) > 1, "the answers must differ"
+    assert found["skipped"][0][0].endswith("broken.wav") and found["recordings"] == len(wanted.labels)
+    for name, value in {"negative_log_likelihood": "loss", "accuracy": "accuracy", "macro_f1": "macro_f1"}.items():
+        assert found[name] == pytest.approx(wanted.metrics[value], abs=1e-5)
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pandas()
+    assert list(table["id"]) == list(splits.recordings("test")["id"]) and set(table["split"]) == {"test"}
+    stored = table[[f"probability_{label}" for label in splits.labels]].to_numpy()
+    np.testing.assert_allclose(stored, softmax(wanted.logits, axis=1), atol=1e-5)
+
+    assert main(call) == 1
+    out = capsys.readouterr().out
+    assert "all 30 clips" in out and "--split test" in out and "broken.wav is not audio" in out
+    for wrong, words in ((["--data.window_seconds", "1"], "as its own record says"), (["--split", "train"], "")):
+        assert main([*call, *wrong]) == (2 if words else 1)
+        assert words in capsys.readouterr().err
+    (source / "low").rename(source / "deep")
+    assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err
+
+
+def test_scores_are_scikit_learns_and_brier_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, right = softmax(rng.normal(size=(200, 4)), axis=1), rng.integers(0, 3, 200)
+    found = score(probabilities, right, "abcd")
+    said = probabilities.argmax(1)
+    told = classification_report(
+        right, said, labels=range(4), target_names=list("abcd"), output_dict=True, zero_division=0.0
+    )
+    for one in found.classes:
+        wanted = {"precision": one.precision, "recall": one.recall, "f1-score": one.f1, "support": one.recordings}
+        assert told[one.label] == pytest.approx(wanted)
+    assert np.array_equal(found.confusion, confusion_matrix(right, said, labels=range(4)))
+    assert found.accuracy == np.mean(said == right) and found.macro_f1 == pytest.approx(told["macro avg"]["f1-score"])
+    assert found.negative_log_likelihood == pytest.approx(log_loss(right, probabilities, labels=range(4)))
+    squares = [sum((p - (j == i)) ** 2 for j, p in enumerate(row)) for row, i in zip(probabilities, right, strict=True)]
+    assert found.brier_score == pytest.approx(np.mean(squares))
+
+
+def test_calibration_error_is_the_shift_that_was_made() -> None:
+    """Two labels, and a classifier that says `p` and is right in a known share of the cases."""
+    counts, says, accuracies = (100, 200, 50), (0.7, 0.9, 0.55), (0.6, 0.95, 0.0)
+    rows, right = [], []
+    for count, p, accuracy in zip(counts, says, accuracies, strict=True):
+        rows += [[p, 1 - p]] * count
+        right += [0] * round(accuracy * count) + [1] * (count - round(accuracy * count))
+    found = score(np.array(rows), np.array(right), ("yes", "no"))
+    shift = sum(n * abs(p - a) for n, p, a in zip(counts, says, accuracies, strict=True)) / sum(counts)
+    assert found.expected_calibration_error == pytest.approx(shift)
+    # A bin takes its upper bound, as in the paper.
+    edges = calibration_bins(np.array([1 / 15, 0.2, 1.0]), np.array([True, True, False]))
+    assert [one.recordings for one in edges] == [1, 0, 1] + [0] * 11 + [1], (
+        "a bin takes its upper bound, as in the paper"
+    )
+    assert edges[14].accuracy == 0.0 and edges[1].accuracy is None
+
+
+def test_interval_knows_of_groups() -> None:
+    correct = np.repeat([True, True, True, False, True, True, False, True, True, True], 30)
+    alone = accuracy_interval(correct, [None] * 300)
+    assert alone == (pytest.approx(0.751, abs=1e-3), pytest.approx(0.841, abs=1e-3), "recordings"), "Wilson's formula"
+    low, high, unit = accuracy_interval(correct, [str(i // 30) for i in range(300)])
+    assert unit == "groups" and low < 0.65 and high > 0.9
+    low, high, unit = accuracy_interval(np.ones(300, dtype=bool), [str(i // 30) for i in range(300)])
+    assert (high, unit) == (1.0, "groups") and low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-4)
