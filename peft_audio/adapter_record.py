@@ -36,6 +36,7 @@ class AdapterRecord:
         metrics: Of the run that made it.
         versions: Of the packages that made it.
         probes: For each probe clip its top label and the logit of each label, by name, once saved.
+        exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
         schema_version: Of this file.
     """
 
@@ -52,12 +53,13 @@ class AdapterRecord:
     metrics: dict[str, float]
     versions: dict[str, str]
     probes: tuple[dict[str, Any], ...] = ()
+    exported: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
     def whole(self) -> bool:
         """Whether it comes as a whole model, which needs no base."""
-        return self.strategy == "full" or not self.pretrained
+        return self.strategy == "full" or not self.pretrained or self.exported == "merged"
 
 
 def describe_adapter(
@@ -91,7 +93,7 @@ def read_record(folder: Path) -> AdapterRecord:
     """What `peft_audio.json` says.
 
     Raises:
-        UserError: It is missing, damaged or of a newer version.
+        UserError: It is missing, damaged, of a newer version, or of a folder for ONNX Runtime.
     """
     if not (folder / RECORD).is_file():
         inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
@@ -105,7 +107,11 @@ def read_record(folder: Path) -> AdapterRecord:
                 "upgrade peft-audio."
             )
         # Records of earlier versions do not say so.
-        stored = {"pretrained": True} | stored
+        stored = {"pretrained": True, "exported": ""} | stored
+        if stored["exported"] == "onnx":
+            raise UserError(
+                f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter."
+            )
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
         return AdapterRecord(**known)

@@ -55,6 +55,8 @@ MAY_IMPORT = {
     "saving": "adapter_record adapters config launching models strategies",
     "quick_start": "",
     "verify": "adapters config quick_start",
+    "export_readme": "adapter_record verify",
+    "export": "adapter_record adapters config export_readme launching models saving",
     "run": "collection config data evaluation models tracking",
     "report": "anatomy config data evaluation models run saving sources strategies training",
     "baseline": "accelerator audio collection config data evaluation models report run",
