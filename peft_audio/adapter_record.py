@@ -40,6 +40,7 @@ class AdapterRecord:
         metrics: Of the run that made it.
         versions: Of the packages that made it.
         probes: For each probe clip its top label and the logit of each label, by name, once saved.
+        exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
         schema_version: Of this file.
     """
 
@@ -56,12 +57,13 @@ class AdapterRecord:
     metrics: dict[str, float]
     versions: dict[str, str]
     probes: tuple[dict[str, Any], ...] = ()
+    exported: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
     def whole(self) -> bool:
         """Whether it comes as a whole model, which needs no base."""
-        return self.strategy == "full" or not self.pretrained
+        return self.strategy == "full" or not self.pretrained or self.exported == "merged"
 
 
 def describe_adapter(
@@ -95,7 +97,7 @@ def read_record(folder: Path) -> AdapterRecord:
     """What `peft_audio.json` says.
 
     Raises:
-        UserError: It is missing, damaged or of a newer version.
+        UserError: It is missing, damaged, of a newer version, or of a folder for ONNX Runtime.
     """
     path = folder / RECORD
     if not path.exists():
@@ -107,7 +109,9 @@ def read_record(folder: Path) -> AdapterRecord:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
     # Records of earlier versions do not say so.
-    stored = {"pretrained": True} | stored
+    stored = {"pretrained": True, "exported": ""} | stored
+    if stored["exported"] == "onnx":
+        raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
@@ -145,6 +149,7 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         ),
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
         and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
+        "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
         "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),
         "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
         "probes must hold numbers": all(_is_number(value) for value in answers),

@@ -67,6 +67,8 @@ MAY_IMPORT = {
     "doctor": "adapter_files adapter_record adapters config doctor_base finding hub verify",
     "model_card": "adapter_record config finished markdown",
     "push": "adapter_record config hub model_card models verify",
+    "export_readme": "adapter_record verify",
+    "export": "adapter adapter_record adapters config export_readme launching models probes saving",
     "run": "collection config data evaluation models tracking",
     "report": "anatomy config data evaluation models run saving sources strategies training",
     "baseline": "accelerator audio collection config data evaluation models report run",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from peft_audio import __version__
-from peft_audio.cli import cache, check, comparison, copies, evaluate, predict, push, verify
+from peft_audio.cli import cache, check, comparison, copies, evaluate, export, predict, push, verify
 from peft_audio.quick_start import quick_imports
 
 TAKES_SETTINGS = ("check", "evaluate", "plan")
@@ -44,6 +44,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-audio {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (predict, evaluate, verify, push, check, comparison, copies, cache):
+    for group in (predict, evaluate, verify, export, push, check, comparison, copies, cache):
         group.add_commands(commands)
     return parser
