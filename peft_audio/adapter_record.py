@@ -104,12 +104,12 @@ def read_record(folder: Path) -> AdapterRecord:
         inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
         hint = str(inside[0]) if inside else "runs/<name>/adapter, or runs/full/model"
         raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give {hint}.")
-    stored = read_object(path)
+    stored: dict[str, Any] = read_object(path)
     version = stored.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
     # Records of earlier versions do not say so.
-    stored = {"pretrained": True, "exported": ""} | stored
+    stored = dict[str, Any]({"pretrained": True, "exported": ""}) | stored
     if stored["exported"] == "onnx":
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
