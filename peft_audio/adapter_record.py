@@ -172,27 +172,26 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     """
     whole, place = record.whole, repository or "."
     base = place if whole else resolve_base(record.base.name)
-    local = Path(base).is_dir()
-    metrics = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
+    # What came from the Hub may have a namesake among the folders here.
+    local = record.base.commit is None and Path(base).is_dir()
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
-    # JSON that is Python too, and holds no backtick that would end what it stands in.
-    labels = json.dumps(record.labels, ensure_ascii=False).replace("`", "\\u0060")
+    labels = labels_as_code(record)
     places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
     places += [] if whole else [("ADAPTER", place)]
-    return Template(_asset("adapter_readme.md")).substitute(
+    return Template(read_asset("adapter_readme.md")).substitute(
         base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
         extractor=places[-1][0],
         inside="" if repository else ", from inside this folder",
-        kind="model" if whole else f"{record.strategy} adapter",
+        kind="model" if whole else f"{marked(record.strategy)} adapter",
         labels=labels,
-        load=Template(_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
+        load=Template(read_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
         .substitute(
             labels=labels,
             layer_weighted_sum=record.layer_weighted_sum,
             revision=f', revision="{record.base.commit}"' if record.base.commit and not local else "",
         )
         .strip(),
-        metrics=markdown_table(("measured", "value"), metrics, numbers_from=1),
+        metrics=metrics_table(record),
         minimum_samples=record.mask["minimum_samples"],
         place=place,
         places="\n".join(f"{name} = {json.dumps(value)}" for name, value in places),
@@ -203,5 +202,17 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def labels_as_code(record: AdapterRecord) -> str:
+    """The labels as JSON, which is Python too, and holds no backtick that would end what it stands in."""
+    return json.dumps(record.labels, ensure_ascii=False).replace("`", "\\u0060")
+
+
+def metrics_table(record: AdapterRecord) -> str:
+    """What the run measured, as Markdown."""
+    rows = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
+    return markdown_table(("measured", "value"), rows, numbers_from=1)
+
+
+def read_asset(name: str) -> str:
+    """A template that comes with the package."""
     return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")

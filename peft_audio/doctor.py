@@ -35,7 +35,7 @@ STYLES = {"ok": "green", "skipped": "dim", "warning": "yellow", "broken": "bold 
 
 
 def examine(where: str | Path, base: str | None = None, revision: str | None = None) -> list[Finding]:
-    """Look at every part of an adapter, or of a whole model of ours. No pickle is read and no code of its run.
+    """Look at every part of an adapter, or of a whole model of ours. Of its files no pickle is read and no code run.
 
     Args:
         where: A folder, or `org/name` on the Hub.
@@ -55,9 +55,11 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
     if not ours and not (folder / ADAPTER_CONFIG).exists():
         read_record(folder)
     here = Path(where).expanduser().exists()
-    names = sorted(path.name for path in folder.iterdir()) if here else _names_on_hub(str(where), revision)
+    names = _names_in(folder) if here else _names_on_hub(str(where), revision)
     record, about_record = _read(folder) if ours else (None, [])
     whole = record.whole if record else not (folder / ADAPTER_CONFIG).exists()
+    if whole and base is not None:
+        raise UserError(f"--base: got {base}, but {where} is a whole model and needs none. Leave it out.")
     findings = [*_check_files(folder, names, WHOLE_WEIGHTS if whole else WEIGHTS), *about_record]
     shapes, about_weights = _check_weights(folder / (WHOLE_WEIGHTS if whole else WEIGHTS))
     findings += about_weights
@@ -70,12 +72,16 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
     return [*findings, *_check_probes(folder, record, ours, base, findings)]
 
 
-def _names_on_hub(name: str, revision: str | None) -> list[str]:
-    """All files there are, which are more than those that are fetched; none where the Hub does not say."""
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def _names_on_hub(name: str, revision: str | None) -> list[str] | None:
+    """All files there are, which are more than those that are fetched; None where the Hub does not say."""
     try:
         return sorted(HfApi().list_repo_files(name, revision=revision))
-    except (OSError, ValueError):
-        return []
+    except Exception:  # the connection's own kinds differ between versions of huggingface_hub
+        return None
 
 
 def _read(folder: Path) -> tuple[AdapterRecord | None, list[Finding]]:
@@ -87,8 +93,11 @@ def _read(folder: Path) -> tuple[AdapterRecord | None, list[Finding]]:
     return record, [Finding("record", "ok", f"{record.strategy}, {len(record.labels)} labels, made with {made}")]
 
 
-def _check_files(folder: Path, names: list[str], weights: str) -> Iterator[Finding]:
+def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterator[Finding]:
     """What else stands there, and what is not really there."""
+    if names is None:
+        yield Finding("files", "skipped", "the Hub cannot be asked what else stands beside what was fetched")
+        return
     pickles = [name for name in names if name.endswith(PICKLES)]
     code = [name for name in names if name.endswith(CODE)]
     if pickles and not (folder / weights).exists():

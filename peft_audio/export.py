@@ -24,7 +24,7 @@ from peft_audio.config import UserError
 from peft_audio.export_readme import FORMS, Form, export_readme, export_snippet
 from peft_audio.launching import environment
 from peft_audio.models import quiet_loading
-from peft_audio.probes import probe_waveforms
+from peft_audio.probes import PROBE_SECONDS, probe_waveforms
 from peft_audio.saving import VERIFY_SECONDS
 
 GRAPH = "model.onnx"
@@ -82,17 +82,25 @@ def export_adapter(
     folder = folder.expanduser()
     _check_place(folder, overwrite)
     loaded = load_adapter(adapter, base, revision=revision)
-    if not loaded.record.probes:
-        raise UserError(f"{adapter}: its {RECORD} holds no probe clips to check an export with; save it again.")
+    if [probe["seconds"] for probe in loaded.record.probes] != list(PROBE_SECONDS):
+        raise UserError(f"{adapter}: its {RECORD} lacks probe clips to check an export with; save it again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
         written = Path(aside) / "export"
         write_export(loaded, written, kind)
         difference = _verify(loaded, written, kind)
         size = sum(path.stat().st_size for path in written.iterdir())
+        # Minutes have passed.
+        _check_place(folder, overwrite)
+        before = Path(aside) / "replaced"
         if folder.exists():
-            folder.rename(Path(aside) / "replaced")
-        written.rename(folder)
+            folder.rename(before)
+        try:
+            written.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
     return Exported(folder, size, difference)
 
 

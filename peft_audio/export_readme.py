@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from string import Template
 
-from peft_audio.adapter_record import RECORD, AdapterRecord
+from peft_audio.adapter_files import WHOLE_CONFIG
+from peft_audio.adapter_record import AdapterRecord, labels_as_code, metrics_table, read_asset
+from peft_audio.hub import COMMON_FILES, WHOLE_FILES
+from peft_audio.markdown import marked
 from peft_audio.verify import TOLERANCE
 
-COMMON = ("README.md", "config.json", "preprocessor_config.json", RECORD)
 # Behind an export's own snippet: the logits of each clip by label, for each batch of shape (clips, samples).
 TAIL = """
 import json, sys
@@ -67,10 +67,10 @@ class Form:
 
 
 FORMS = {
-    "merged": Form("merged", (*COMMON, "model.safetensors"), (), False, TOLERANCE, BY_PIPELINE + TAIL % "()"),
+    "merged": Form("merged", (*COMMON_FILES, *WHOLE_FILES), (), False, TOLERANCE, BY_PIPELINE + TAIL % "()"),
     "onnx": Form(
         "onnx",
-        (*COMMON, "model.onnx"),
+        (*COMMON_FILES, WHOLE_CONFIG, "model.onnx"),
         ("onnx", "onnxruntime"),
         True,
         # Of the same sums by other kernels.
@@ -83,10 +83,10 @@ FORMS = {
 def export_snippet(record: AdapterRecord, form: Form) -> str:
     """The code that loads an export, run from inside its folder."""
     if form.name == "merged":
-        return _asset("export_pipeline.py.txt")
+        return read_asset("export_pipeline.py.txt")
     mean = "values.mean(1, keepdims=True)"
     normalise = f"\n    values = (values - {mean}) / np.sqrt(values.var(1, keepdims=True) + 1e-7)"
-    return Template(_asset("export_onnx.py.txt")).substitute(
+    return Template(read_asset("export_onnx.py.txt")).substitute(
         sampling_rate=record.sampling_rate,
         minimum_samples=record.mask["minimum_samples"],
         normalise=normalise if record.normalisation["do_normalize"] else "",
@@ -97,12 +97,12 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
     """An export's README: what it is, what it takes, and a snippet without this package."""
     merged, shortest = form.name == "merged", record.mask["minimum_samples"]
     snippet = export_snippet(record, form).strip()
-    return Template(_asset("export_readme.md")).substitute(
+    return Template(read_asset("export_readme.md")).substitute(
         title="a transformers directory" if merged else "a graph for ONNX Runtime",
-        kind="fully trained model" if replace(record, exported="").whole else f"{record.strategy} adapter",
-        base_name=record.base.name,
-        metrics="\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in record.metrics.items()),
-        labels=json.dumps(record.labels, ensure_ascii=False),
+        kind="fully trained model" if replace(record, exported="").whole else f"{marked(record.strategy)} adapter",
+        base_name=marked(record.base.name),
+        metrics=metrics_table(record),
+        labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
         input=f"Clips of fewer than {shortest} samples "
@@ -112,7 +112,3 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         ask="print(classify(waveform))" if merged else "print(labels[str(logits_of(waveform[None])[0].argmax())])",
         more=PADDED if merged else ONE_LENGTH,
     )
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")

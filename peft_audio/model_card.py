@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from peft_audio.adapter_record import AdapterRecord, adapter_readme
 from peft_audio.config import UserError
 from peft_audio.finished import Finished, predictions_of, read_run
-from peft_audio.markdown import markdown_table
+from peft_audio.hub import is_hub_id
+from peft_audio.launching import read_json
+from peft_audio.markdown import markdown_table, marked
 
 BUNDLED = "Free Spoken Digit Dataset, the part that comes with peft-audio"
 METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "Macro-F1")}
@@ -106,26 +108,43 @@ def _confusions(run: Finished, labels: Sequence[str]) -> str:
 def _training(run: Finished, record: AdapterRecord) -> str:
     report, settings = run.report, run.settings
     published = report.get("dataset_revision") is not None
-    facts = {"data": _data_name(settings["data.source"], published)}
-    facts |= {"data revision": report["dataset_revision"]} if published else {}
     counts = {split: report.get(f"{split}_clips") for split in ("train", "validation", "test")}
-    facts["clips"] = ", ".join(f"{count} {split}" for split, count in counts.items() if count is not None)
-    facts |= {"strategy": record.strategy, "kept epoch": report["best_epoch"], "steps": report["steps"]}
-    facts["trained parameters"] = f"{report['trainable_parameters']:,} of {report['total_parameters']:,}"
+    trained, total = report.get("trainable_parameters"), report.get("total_parameters")
+    precision, seconds = report.get("mixed_precision"), report.get("train_seconds")
+    facts = {
+        "data": _data_name(settings["data.source"], published),
+        "data revision": report.get("dataset_revision"),
+        "clips": ", ".join(f"{count} {split}" for split, count in counts.items() if count is not None),
+        "strategy": record.strategy,
+        "kept epoch": report.get("best_epoch"),
+        "steps": report.get("steps"),
+        "trained parameters": None if None in (trained, total) else f"{trained:,} of {total:,}",
+    }
     own = [name for name in settings if name.partition(".")[0] == record.strategy]
-    facts |= {name: settings[name] for name in (*own, *TOLD) if settings.get(name) is not None}
-    precision = report["mixed_precision"]
-    facts |= {"precision": "float32" if precision == "no" else precision, "device": report["device"]}
-    facts["training"] = f"{report['train_seconds']:.0f} s"
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    rows = [(name, str(value)) for name, value in facts.items()]
+    facts |= {name: settings.get(name) for name in (*own, *TOLD)}
+    facts |= {
+        "precision": "float32" if precision == "no" else precision,
+        "device": report.get("device"),
+        "training": None if seconds is None else f"{seconds:.0f} s",
+        "versions": ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items()),
+    }
+    # What an earlier version's report does not say is left out.
+    rows = [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
     return "## How it was trained\n\n" + markdown_table(("what", "how it was"), rows)
 
 
 def _comparison(folder: Path) -> str:
-    """The tables of a comparison, a level below their own page."""
-    file = folder / "comparison.md"
-    if not file.is_file():
-        raise UserError(f"--comparison: {folder} holds no comparison.md; give a folder that recipes/compare.py wrote.")
-    title, _, rest = file.read_text(encoding="utf-8").partition("\n")
-    return f"#{title}\n{rest}".replace("\n## ", "\n### ")
+    """The tables of a comparison, a level below their own page, without folders of somebody's machine."""
+    about = read_json(folder / "comparison.json")
+    if not (folder / "comparison.md").is_file() or not {"source", "encoder"} <= about.keys():
+        raise UserError(
+            f"--comparison: {folder} holds no comparison.md and .json; give a folder that recipes/compare.py wrote."
+        )
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    # What failed on the way, and where, is for those who ran it.
+    parts = [part for part in text.split("\n## ") if not part.startswith(("Failed runs", "Notes"))]
+    found = "#" + "\n### ".join(parts)
+    for told in (about["source"], about["encoder"]):
+        # On the Hub a source has the form org/name; anything longer is a folder.
+        found = found.replace(marked(told), marked(_data_name(told, told.count("/") == 1 and is_hub_id(told))))
+    return found

@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
+from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, read_object
 from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
 from peft_audio.config import ModelConfig, UserError
-from peft_audio.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES, is_hub_id
+from peft_audio.hub import ADAPTER_FILES, WHOLE_FILES, is_hub_id
+from peft_audio.launching import read_json
 from peft_audio.model_card import model_card
-from peft_audio.models import BUNDLED_ENCODER, first_line, pin_base
+from peft_audio.models import BUNDLED_ENCODER, first_line, identify_base, load_classifier, pin_base
 from peft_audio.verify import check_probes
 
 
@@ -67,10 +70,10 @@ def push_adapter(
     problems = check_probes(folder, None if record.whole else base_id)
     if problems:
         raise UserError(f"{folder} does not give its recorded answers and is not sent: {problems[0]}")
-    run = folder.resolve().parent
+    run = _run_of(folder, record)
     with tempfile.TemporaryDirectory(prefix="peft_audio_push_") as temporary:
         staged = Path(temporary)
-        card = model_card(record, repository, run if (run / "report.json").is_file() else None, comparison, license)
+        card = model_card(record, repository, run, comparison, license)
         _stage(folder, staged, record, card)
         files = tuple((path.name, path.stat().st_size) for path in sorted(staged.iterdir()))
         if dry_run:
@@ -85,9 +88,16 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
             raise UserError(f"--base-id: got {base_id}, but {folder} was trained on {record.base.name}. Leave it out.")
         if not is_hub_id(base_id):
             raise UserError(f"--base-id: got {base_id}, must be the org/name of a base on the Hub.")
-        commit = pin_base(ModelConfig(name=base_id))[1]
+        cfg = ModelConfig(name=base_id)
+        commit = pin_base(cfg)[1]
         if commit is None:
             raise UserError(f"--base-id: {base_id} is a folder here; give the base's name on the Hub, from elsewhere.")
+        found = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
+        if found != record.base.sha256:
+            raise UserError(
+                f"--base-id: {base_id} has other weights ({found[:12]}) than {folder} was trained on "
+                f"({record.base.sha256[:12]}). Give the one that has them."
+            )
         return replace(record, base=replace(record.base, name=base_id, commit=commit))
     if record.base.commit is not None or (record.whole and record.base.name == BUNDLED_ENCODER):
         return record
@@ -103,9 +113,20 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
     )
 
 
+def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
+    """The folder of the run that made a product, if it stands there."""
+    run = folder.resolve().parent
+    if not (run / "report.json").is_file():
+        return None
+    report = read_json(run / "report.json")
+    if report.get("strategy") != record.strategy or any(report.get(name) != v for name, v in record.metrics.items()):
+        raise UserError(f"{folder} stands in the folder of another run, {run}; move it to a place of its own first.")
+    return run
+
+
 def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str) -> None:
     """The files as strangers get them: nothing but what an adapter consists of, no path of this machine."""
-    for name in (*COMMON_FILES, *(WHOLE_FILES if record.whole else ADAPTER_FILES)):
+    for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES)):
         source = folder / name
         if source.is_symlink() or not source.is_file():
             raise UserError(f"{source} is not a file; an adapter is sent whole or not at all. Save it again.")
@@ -113,10 +134,10 @@ def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str) -> None
     (staged / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     (staged / "README.md").write_text(card, encoding="utf-8")
     if not record.whole:
-        config = json.loads((staged / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object(staged / ADAPTER_CONFIG)
         config |= {"base_model_name_or_path": record.base.name, "revision": record.base.commit}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (staged / "adapter_config.json").write_text(text, encoding="utf-8")
+        (staged / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
 
 
 def _send(
@@ -124,6 +145,7 @@ def _send(
 ) -> Pushed:
     api = HfApi()
     with _refused_in_words(repository):
+        _check_repository(api, repository, private, record)
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.upload_folder(
             repo_id=repository,
@@ -136,19 +158,34 @@ def _send(
     return Pushed(files, done.commit_url, done.oid)
 
 
+def _check_repository(api: HfApi, repository: str, private: bool, record: AdapterRecord) -> None:
+    """Refuse a repository that exists and is not meant for this."""
+    try:
+        there = api.model_info(repository)
+    except RepositoryNotFoundError:
+        return
+    if private and not there.private:
+        raise UserError(f"--private: {repository} exists and is public; make it private on the Hub, or leave that out.")
+    names = {file.rfilename for file in there.siblings or ()}
+    other = names & set(ADAPTER_FILES if record.whole else WHOLE_FILES)
+    if other and RECORD not in names:
+        raise UserError(f"{repository} holds a model that peft-audio did not push ({min(other)}); give another name.")
+
+
 @contextmanager
 def _refused_in_words(repository: str) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
         status = getattr(getattr(error, "response", None), "status_code", None)
-        # Without any token huggingface_hub does not even ask.
-        locked = status in (401, 403) or "token" in str(error).lower()
-        advice = (
-            "log in as somebody who may write there (hf auth login)"
-            if locked
-            else "the same command can be given again"
-        )
+        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+            advice = "log in as somebody who may write there (hf auth login)"
+        elif status is None or status >= 500:
+            advice = "the same command can be given again"
+        else:
+            advice = "mend that first"
         raise UserError(
-            f"{repository} was not changed, for a push is one commit or none ({first_line(error)}); {advice}."
+            f"{repository}: the files were not sent, for a push is one commit or none ({first_line(error)}); {advice}."
         ) from error

@@ -224,7 +224,7 @@ def test_a_damaged_adapter_is_refused_and_the_others_stay(
     with pytest.raises(UserError, match=words):
         adapters.load("damaged", folder)
     (folder / "adapter_model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="adapter_model.safetensors is damaged"):
+    with pytest.raises(UserError, match="safetensors is damaged"):
         adapters.load("damaged", folder)
     np.testing.assert_array_equal(adapters["lora"].logits(BATCHES[0]), expected)
     assert "damaged" not in adapters

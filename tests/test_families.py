@@ -15,10 +15,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ENCODERS, save_encoder, tiny_config
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from transformers import HubertConfig
 
-from peft_audio import adapters, saving, verify
+from peft_audio import saving, verify
+from peft_audio.adapter_files import WEIGHTS
 from peft_audio.adapter_record import describe_adapter
 from peft_audio.anatomy import encoder_of
 from peft_audio.batching import Loaders
@@ -262,7 +264,7 @@ def test_only_what_trained_is_in_the_file(cells: Any, encoder: str) -> None:
     mixture = {"layer_weights"} if config.feat_extract_norm == "layer" else set()
     names = {}
     for strategy in ("head_only", "bias_only", "last_n_layers", "last_n_layers, attention"):
-        with adapters.safe_open(cells[encoder, strategy].folder / adapters.WEIGHTS, "pt") as stored:
+        with safe_open(cells[encoder, strategy].folder / WEIGHTS, "pt") as stored:
             names[strategy] = {name.removeprefix("base_model.model.") for name in stored.keys()}  # noqa: SIM118
             assert stored.metadata() == {"format": "pt"}
     assert names["head_only"] == head | mixture

@@ -18,13 +18,15 @@ from conftest import write_tone
 from hub_standin import COMMIT, TOKEN, Hub, running
 from huggingface_hub import ModelCard
 from sklearn.metrics import confusion_matrix
+from test_adapters import PRODUCTS, describe
 
 from peft_audio.adapter_record import read_record
 from peft_audio.cli import main
 from peft_audio.config import DataConfig, LoraRecipe, to_yaml
 from peft_audio.finished import NEEDED
-from peft_audio.hub import ADAPTER_FILES, COMMON_FILES
+from peft_audio.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES
 from peft_audio.model_card import model_card
+from peft_audio.saving import save_adapter
 
 BASE, NAME = "org/tiny", "me/pitch"
 SENT = {*ADAPTER_FILES, *COMMON_FILES}
@@ -95,22 +97,35 @@ print(json.dumps(found))
 """
 
 
-def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tmp_path: Path) -> None:
+def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    made = describe(tiny_base, PRODUCTS["full"])
+    model = save_adapter(tmp_path / "run", made.model, made.trained, made.extractor, made.record, verify=False)
     push = ["push", str(adapter_dir), NAME]
     from_hub = [*push, "--base-id", BASE]
     other = ["push", str(adapter_dir), "me/more", "--base-id", BASE]
     commands = [[*from_hub, "--dry-run"], push, [*push[:2], "pitch"], [*push, "--base-id", "org/other"]]
+    more = [[*from_hub, "--private"], ["push", str(model), NAME, "--base-id", BASE]]
+    more.append(["push", str(adapter_dir), BASE, "--base-id", BASE])
     # huggingface_hub tries six times.
     hub.drops = 6
     done = python(hub, tmp_path, "-c", COMMANDS, json.dumps([*commands, from_hub, from_hub, "forget the token", other]))
     assert done.returncode == 0, done.stderr
-    listed, local, name, missing, dropped, again, locked = json.loads(done.stdout.splitlines()[-1])
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 2, 0, 2, 2]
+    listed, local, name, missing, dropped, _, public, _, foreign, locked = answers
     assert listed[0] == 0 and set(re.findall(r"bytes  (\S+)", listed[1])) == SENT
-    assert [local[0], name[0], missing[0], dropped[0], again[0], locked[0]] == [2, 2, 2, 2, 0, 2]
     assert "is a folder of this machine, which nobody else has" in local[2]
     assert "ORG/NAME: got pitch" in name[2] and "org/other cannot be loaded" in missing[2]
-    assert f"{NAME} was not changed" in dropped[2] and "hf auth login" in locked[2]
-    assert len(hub.models[NAME].commits) == 2 and "me/more" not in hub.models
+    assert f"{NAME}: the files were not sent" in dropped[2] and "hf auth login" in locked[2]
+    assert f"{NAME} exists and is public" in public[2]
+    assert "org/tiny holds a model that peft-audio did not push (config.json)" in foreign[2]
+    # The whole model took the adapter's place; nothing of that is left beside it.
+    *_, adapter, model = hub.models[NAME].commits.values()
+    assert len(hub.models[NAME].commits) == 3 and "me/more" not in hub.models
+    assert {path.name for path in adapter.iterdir()} == SENT | {".gitattributes"}
+    assert {path.name for path in model.iterdir()} == {*WHOLE_FILES, *COMMON_FILES, ".gitattributes"}
+    card = ModelCard((model / "README.md").read_text(encoding="utf-8"))
+    assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
 
 
 LABELS = ("a", "b|c", "<i>`d`")
@@ -128,7 +143,10 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     (tmp_path / "report.json").write_text(json.dumps(report))
     cfg = LoraRecipe(data=DataConfig(source="/home/somebody/secret/birds"))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
-    (tmp_path / "comparison.md").write_text("# Comparison: x on y\n\n## Scores\n\n| arm |\n| --- |\n")
+    about = {"source": "/home/somebody/secret/birds", "encoder": "facebook/wav2vec2-base"}
+    (tmp_path / "comparison.json").write_text(json.dumps(about))
+    shown = f"# Comparison: {about['encoder']} on {about['source']}\n\n## Scores\n\n| arm |\n| --- |\n"
+    (tmp_path / "comparison.md").write_text(f"{shown}\n## Failed runs\n\nTraceback in /home/somebody\n")
     record = read_record(adapter_dir)
     metrics = {"test_accuracy": report["test_accuracy"], "test_macro_f1": 0.25}
     record = replace(record, labels=LABELS, base=replace(record.base, name=BASE, commit=COMMIT), metrics=metrics)
@@ -145,5 +163,6 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     assert [[int(cell.strip() or 0) for cell in row] for row in cells[2:]] == expected.tolist()
     # Labels stay text: no HTML, no code, no further columns.
     assert "<i>" not in re.sub(r"```.*?```|`[^`]*`", "", text.replace("\\<", ""), flags=re.DOTALL)
-    assert "### Scores" in text and "| lora.r | 8 |" in text
+    assert "## Comparison: facebook/wav2vec2-base on birds\n\n### Scores" in text and "Traceback" not in text
+    assert "| lora.r | 8 |" in text
     compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "snippet", "exec")

@@ -16,8 +16,9 @@ def add_commands(commands: Any) -> None:
         help="say what is wrong with an adapter before it misleads",
         description="Looks at every part of an adapter: safetensors only, all weights there and finite, the whole head "
         "saved, the base the same, labels and sampling rate known, and the answers to fixed probe clips as recorded. "
-        "It takes ours, and anybody's PEFT adapter of an audio classifier. No pickle is read and no code of its is "
-        "run. Exit code 1 if something is broken, 0 if there are warnings only.",
+        "It takes ours, and anybody's PEFT adapter of an audio classifier. Of its files no pickle is read and no code "
+        "run; a base that has only a pickle is read by torch as weights alone. Exit code 1 if something is broken, 0 "
+        "if there are warnings only.",
         epilog="Each finding says what it means and how to mend it. Adapters of others hold no labels and no recorded "
         "answers, which is a warning; a head that was never saved is broken.",
     )
