@@ -27,8 +27,8 @@ CHUNK_RECORDINGS = 512
 # Decoding is quick beside the encoder, and leaves Python's lock: these keep ahead of it.
 WORKERS = 2
 SHORTEST_HOP_SECONDS = 0.01
-# A path and its stamp, see `Answer`.
-Known = Callable[[str, tuple[int, int] | None], bool]
+# Gives the length of a recording whose answer is known, None of any other, by path and stamp (see `Answer`).
+Known = Callable[[str, tuple[int, int] | None], float | None]
 
 
 class Span(NamedTuple):
@@ -86,6 +86,16 @@ class Answer:
     windows: tuple[tuple[float, float, tuple[float, ...]], ...] = ()
 
 
+def check_amounts(batch_size: int, workers: int) -> None:
+    """Refuse what nothing could be done with, before anything is loaded.
+
+    Raises:
+        UserError: One of them is below 1.
+    """
+    require(batch_size >= 1, "batch-size", batch_size, "1 or more", "Try 16.")
+    require(workers >= 1, "workers", workers, "1 or more", "Try 2.")
+
+
 def how_heard(
     adapter: Adapter, batch_size: int, window_seconds: float | None, hop_seconds: float | None, each_window: bool
 ) -> Hearing:
@@ -94,7 +104,6 @@ def how_heard(
     Raises:
         UserError: A setting has no sense.
     """
-    require(batch_size >= 1, "batch-size", batch_size, "1 or more", "Try 16.")
     crop, record = adapter.record.crop, adapter.record
     window = window_seconds or crop.get("window_seconds")
     # The hop of other windows is not that of these.
@@ -125,7 +134,7 @@ def answer(
     paths: Sequence[str],
     hearing: Hearing,
     workers: int = WORKERS,
-    known: Known = lambda path, stamp: False,
+    known: Known = lambda path, stamp: None,
 ) -> Iterator[dict[int, Answer]]:
     """Label recordings, those that are computed together at a time.
 
@@ -137,7 +146,8 @@ def answer(
         paths: The recordings.
         hearing: How they are heard.
         workers: Threads that decode ahead of the model, which holds so many batches in memory.
-        known: Says of a path and its stamp (see `Answer`) that nothing needs to be done.
+        known: Says which recordings need not be done; they are all the same where others need to be that are computed
+            together with them.
 
     Yields:
         Answers by the number of their path.
@@ -202,13 +212,14 @@ def _work(
     """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them."""
     for at in range(0, len(paths), CHUNK_RECORDINGS):
         numbers = range(at, min(at + CHUNK_RECORDINGS, len(paths)))
-        looked = zip(numbers, pool.map(lambda i: _look(paths[i], known), numbers), strict=True)
-        found = {i: told for i, told in looked if told is not None}
+        found = dict(zip(numbers, pool.map(lambda i: _look(paths[i], known), numbers), strict=True))
         failed = {i: told for i, told in found.items() if told.error is not None}
         if failed:
             yield _Batch([], failed)
         spans = {i: hearing.spans(told.seconds or 0.0) for i, told in found.items() if told.error is None}
         for group in _groups(spans, hearing.batch_size, limit):
+            if all(known(found[i].path, found[i].stamp) is not None for i in group):
+                continue
             parts = [(i, span) for i in group for span in spans[i]]
             batches = _batches([span.seconds for _, span in parts], hearing.batch_size, limit)
             for number, rows in enumerate(batches, start=1):
@@ -237,15 +248,16 @@ def _batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[li
     return [rows[at : at + batch_size] for rows in together for at in range(0, len(rows), batch_size)]
 
 
-def _look(path: str, known: Known) -> Answer | None:
-    """What a recording's header says of its length, or why it cannot be used; None where all is known."""
+def _look(path: str, known: Known) -> Answer:
+    """How long a recording is, as is known or as its header says, or why it cannot be used."""
     try:
         status = Path(path).stat()
         stamp = (status.st_size, status.st_mtime_ns)
     except (OSError, ValueError):
         stamp = None  # what is wrong is said by read_info
-    if known(path, stamp):
-        return None
+    seconds = known(path, stamp)
+    if seconds is not None:
+        return Answer(path, stamp, seconds)
     try:
         if not is_text(path):
             raise AudioError("has a name that is not valid UTF-8; rename it")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from textwrap import indent
 from typing import IO, Any
+from unicodedata import category
 
 from peft_audio.prediction import Prediction
 
@@ -47,17 +48,24 @@ class Shown:
 def write_text(predictions: Iterable[Prediction], file: IO[str], shown: Shown) -> None:
     """A line each, divided by tabs: path, label, probability; more of both with top-k; windows with start and end.
 
-    Recordings that cannot be used have no line. A label that is not named is empty. Control characters in a path, which
-    would break the line, are written as in Python (a line break as two characters, backslash and n).
+    Recordings that cannot be used have no line. A label that is not named is empty. Paths and labels are `printable`.
     """
     for prediction in predictions:
         if prediction.error is not None:
             continue
-        path = "".join(c if c >= " " else c.encode("unicode_escape").decode() for c in prediction.path)
         span = [f"{getattr(prediction, name):.3f}" for name in SPAN] if shown.each_window else []
         named = [] if shown.top_k is None else shown.top(prediction)
         named = named or [(shown.claimed(prediction) or "", prediction.probability or 0.0)]
-        print(path, *span, *(f"{label}\t{value:.3f}" for label, value in named), sep="\t", file=file)
+        cells = [cell for label, value in named for cell in (printable(label), f"{value:.3f}")]
+        print(printable(prediction.path), *span, *cells, sep="\t", file=file)
+
+
+def printable(text: str) -> str:
+    """Text that breaks no line and gives a terminal no orders.
+
+    Control characters (category Cc of Unicode) are written as in Python: a line break as two characters, backslash, n.
+    """
+    return "".join(c.encode("unicode_escape").decode() if category(c) == "Cc" else c for c in text)
 
 
 def write_json(predictions: Iterable[Prediction], file: IO[str], shown: Shown) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import pandas as pd
 from datasets import Dataset
+from rich.console import Console
 from scipy.special import softmax
 from torch.utils.data import DataLoader
 
@@ -30,8 +31,8 @@ from peft_audio.splitting import divide
 from peft_audio.tracking import progress_bar
 from peft_audio.windows import cut_windows
 
-# What is heard is the adapter's own, and these would say otherwise or have no sense without training.
-NOT_TAKEN = ("streaming", "validate_on_test", "max_train_clips", "window_seconds", "hop_seconds", "max_eval_seconds")
+# They change what a run trains on, which nothing does here.
+NOT_TAKEN = ("streaming", "validate_on_test", "max_train_clips")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
 
     Args:
         adapter: What `load_adapter` gives.
-        cfg: The source, and how it is divided; of unusable clips, none stops it.
+        cfg: The source, and how it is divided. What it says of how recordings are heard must be what the adapter's
+            record says. Of unusable clips, none stops it; they are left out. Not read: `max_seconds`, `num_workers`,
+            `shuffle_buffer`, `on_bad_clip`, `max_bad_share`.
         split: train, validation, test, or all; when not given, the source's own test split, or all of a source that is
             not divided.
         batch_size: Clips that run through the model at once, at most.
@@ -79,8 +82,8 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     Raises:
         UserError: The source cannot be used, has labels that the adapter does not know, or has no such split.
     """
-    _refuse_unread(cfg)
-    cfg = pin_revision(replace(cfg, num_workers=0), None)
+    _refuse_others(cfg, adapter.record.crop)
+    cfg = pin_revision(cfg, None)
     collection = find_clips(cfg)
     unknown = sorted(set(collection.labels) - set(adapter.labels))
     if unknown:
@@ -98,7 +101,11 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     evaluation = _hear(adapter, rows, collection, batch_size)
     recordings = recordings_of(rows, adapter.labels)
     scores = score(
-        softmax(evaluation.logits.astype(float), axis=1), evaluation.labels, adapter.labels, list(recordings["group"])
+        softmax(evaluation.logits.astype(float), axis=1),
+        evaluation.labels,
+        adapter.labels,
+        evaluation.metrics,
+        list(recordings["group"]),
     )
     notes = [*collection.notes, note]
     long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
@@ -119,13 +126,21 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     )
 
 
-def _refuse_unread(cfg: DataConfig) -> None:
+def _refuse_others(cfg: DataConfig, crop: dict[str, float]) -> None:
+    """Refuse settings under which this would not be the evaluation of the adapter's own run."""
     for name in NOT_TAKEN:
         value = getattr(cfg, name)
         if value != getattr(DataConfig, name):
+            raise UserError(f"--data.{name}: got {value}, must be left out: nothing is trained here. Leave it out.")
+    own = {"window_seconds": crop.get("window_seconds"), "hop_seconds": crop.get("hop_seconds")}
+    for name, heard in (own | {"max_eval_seconds": crop["evaluation_seconds"]}).items():
+        value = getattr(cfg, name)
+        # A default that was given cannot be told from one that was not: what is longer than is heard is noted.
+        if value not in (getattr(DataConfig, name), heard):
+            told = "left out" if heard is None else f"{heard:g}"
             raise UserError(
-                f"--data.{name}: got {value}, must be left out: an adapter is judged as its own record says that "
-                "recordings are heard, and nothing is trained. Leave it out."
+                f"--data.{name}: got {value}, must be {told}: an adapter is judged as its own record says that "
+                "recordings are heard. Leave it out."
             )
 
 
@@ -166,7 +181,7 @@ def _hear(adapter: Adapter, rows: Dataset, collection: Collection, batch_size: i
 
 
 def _shown(loader: DataLoader, batches: int) -> Iterator[dict[str, Any]]:
-    with progress_bar(sys.stderr.isatty()) as bar:
+    with progress_bar(sys.stderr.isatty(), Console(stderr=True)) as bar:
         task = bar.add_task("evaluating", total=batches)
         for batch in loader:
             yield batch

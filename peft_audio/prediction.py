@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from peft_audio.adapter import Adapter
-from peft_audio.answering import WORKERS, Answer, answer, how_heard, in_order
-from peft_audio.config import require
+from peft_audio.answering import WORKERS, Answer, answer, check_amounts, how_heard, in_order
 from peft_audio.recordings import find_recordings
 
 
@@ -74,8 +73,8 @@ def predict(
     Raises:
         UserError: A source does not exist, or a folder holds no recordings; a setting has no sense.
     """
+    check_amounts(batch_size, workers)
     hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
-    require(workers >= 1, "workers", workers, "1 or more", "Try 2.")
     paths = find_recordings([sources] if isinstance(sources, (str, Path)) else sources)
     found = in_order(answer(adapter, paths, hearing, workers))
     return [one for told in found for one in predictions(told, adapter.labels, each_window)]

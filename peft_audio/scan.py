@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from rich.progress import Progress
 
 from peft_audio.audio import SILENT_PEAK, AudioError, read_blocks, read_info
@@ -52,13 +53,17 @@ def scan(collection: Collection, listen: Listen | None = None, jobs: int = JOBS,
         return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], told)
 
     parts = []
-    with ThreadPoolExecutor(jobs) as pool, Progress(transient=True, disable=quiet) as progress:
+    with ThreadPoolExecutor(jobs) as pool, _bar(quiet) as progress:
         bar = progress.add_task("reading every clip", total=len(clips))
         for at in range(0, len(clips), CHUNK_CLIPS):
             rows = clips.iloc[at : at + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
             parts.append(pd.DataFrame(list(pool.map(facts, rows))))
             progress.advance(bar, len(rows))
     return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
+
+
+def _bar(quiet: bool) -> Progress:
+    return Progress(console=Console(stderr=True), transient=True, disable=quiet, redirect_stdout=False)
 
 
 def scan_clip(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from peft_audio.metrics import compute_metrics
 from peft_audio.statistics import MIN_GROUPS, paired_difference
 
 # As in Guo et al. (ICML 2017).
@@ -86,7 +85,11 @@ class Scores:
 
 
 def score(
-    probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str], groups: Sequence[str | None] | None = None
+    probabilities: np.ndarray,
+    right: np.ndarray,
+    labels: Sequence[str],
+    metrics: Mapping[str, float],
+    groups: Sequence[str | None] | None = None,
 ) -> Scores:
     """Hold probabilities against the truth.
 
@@ -94,6 +97,7 @@ def score(
         probabilities: Of shape (recordings, labels); each row sums to 1.
         right: Number of the right label, int of shape (recordings,).
         labels: In the order of the numbers.
+        metrics: `loss`, `accuracy` and `macro_f1`, as an `Evaluation` has them.
         groups: Group (speaker) of each recording; "" or None where it is unknown.
     """
     said, numbers = probabilities.argmax(axis=1), np.arange(len(labels))
@@ -103,7 +107,6 @@ def score(
     truth = np.eye(len(labels))[right]
     table = calibration_bins(probabilities.max(axis=1), said == right)
     gaps = [one.recordings * abs((one.accuracy or 0.0) - (one.confidence or 0.0)) for one in table]
-    metrics = compute_metrics(said, right)
     return Scores(
         recordings=len(right),
         groups=None if None in known else len(set(known)),
@@ -112,7 +115,7 @@ def score(
         accuracy_high=high,
         interval=unit,
         macro_f1=metrics["macro_f1"],
-        negative_log_likelihood=float(log_loss(right, probabilities, labels=numbers)),
+        negative_log_likelihood=metrics["loss"],
         brier_score=float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         expected_calibration_error=float(sum(gaps) / len(right)),
         labels=tuple(labels),

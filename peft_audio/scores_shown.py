@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from peft_audio.forms import printable
 from peft_audio.scores import Scores
 
 # A wider matrix does not fit into a terminal.
@@ -33,7 +34,7 @@ def print_scores(
     """
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     for note in notes:
         say(note)
@@ -73,7 +74,7 @@ def _classes(scores: Scores, unseen: Sequence[str]) -> Table:
         # A label that neither is there nor was said has no scores.
         if one.label not in unseen or sum(column):
             figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-            table.add_row(escape(one.label), *figures, f"{one.recordings:,}")
+            table.add_row(escape(printable(one.label)), *figures, f"{one.recordings:,}")
     return table
 
 
@@ -81,10 +82,10 @@ def _matrix(scores: Scores) -> Table:
     table = Table(title="what is (rows), and what it was called", title_justify="left")
     table.add_column("")
     for label in scores.labels:
-        table.add_column(escape(label), justify="right")
+        table.add_column(escape(printable(label)), justify="right")
     for i, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True)):
         cells = ["·" if not count else f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(row)]
-        table.add_row(escape(label), *cells)
+        table.add_row(escape(printable(label)), *cells)
     return table
 
 
@@ -100,7 +101,7 @@ def _confusions(scores: Scores) -> Table:
     for name in ("is", "was called", "recordings"):
         table.add_column(name, justify="right" if name == "recordings" else "left")
     for count, label, said in found[:MOST_SHOWN]:
-        table.add_row(escape(label), escape(said), str(count))
+        table.add_row(escape(printable(label)), escape(printable(said)), str(count))
     return table
 
 

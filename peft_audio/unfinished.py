@@ -1,8 +1,8 @@
 """Answers kept while a large folder is labelled, so that a killed run goes on where it stopped.
 
 The file is JSON lines. The first says what the answers depend on. Each further line holds the answers of recordings
-that were computed together, and is written at once: one that is torn is done again as a whole, with the same
-neighbours, so that what comes out is the same to the last bit.
+that were computed together, and is written at once: where one of them is missing they are computed again as a whole,
+with the same neighbours, so that what comes out is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Unfinished:
 
     Attributes:
         file: Open for reading and appending.
-        places: By path, where the line with its answer begins, and the stamp that the recording had.
+        places: By path, where the line with its answer begins, and the stamp and the length of the recording.
     """
 
     file: IO[bytes]
-    places: dict[str, tuple[int, tuple[int, int] | None]] = field(default_factory=dict)
+    places: dict[str, tuple[int, tuple[int, int] | None, float | None]] = field(default_factory=dict)
 
-    def knows(self, path: str, stamp: tuple[int, int] | None) -> bool:
-        """Whether a recording was answered, and is unchanged since."""
-        place = self.places.get(path)
-        return place is not None and place[1] == stamp
+    def known_seconds(self, path: str, stamp: tuple[int, int] | None) -> float | None:
+        """The length of a recording that was answered and is unchanged since; None of any other."""
+        _, then, seconds = self.places.get(path, (0, None, None))
+        return seconds if then == stamp else None
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers that were computed together."""
@@ -60,7 +60,7 @@ class Unfinished:
                 yield found[self.places[path][0], path]
 
     def take_up(self, about: dict[str, Any]) -> None:
-        """Read what an earlier run left, or begin.
+        """Read what an earlier run left, or begin. Errors are not kept: they may have been mended since.
 
         Raises:
             UserError: It depends on something else, or is not of this kind.
@@ -77,14 +77,14 @@ class Unfinished:
             at = self.file.tell()
             line = self.file.readline()
             try:
-                self._place(at, _answers(line))
+                self._place(at, (told for told in _answers(line) if told.error is None))
             except (ValueError, TypeError, KeyError):
                 # The end, or a line that was being written when all stopped.
                 self.file.truncate(at)
                 return
 
     def _place(self, at: int, answers: Iterable[Answer]) -> None:
-        self.places |= {told.path: (at, told.stamp) for told in answers}
+        self.places |= {told.path: (at, told.stamp, told.seconds) for told in answers}
 
 
 @contextmanager
@@ -99,8 +99,7 @@ def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]
         UserError: `out` is there, its folder cannot be used, another process is at it, or what is known depends on
             something else.
     """
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; move it away, or give another name.")
+    _refuse_to_overwrite(out)
     partial = out.with_name(out.name + ".partial")
     lock = FileLock(f"{partial}.lock", timeout=0)
     try:
@@ -110,6 +109,8 @@ def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]
     except OSError as error:
         raise UserError(f"--out: cannot write in {out.parent} ({error.strerror}); give another folder.") from error
     try:
+        # Between the first look and the lock, another process may have come to its end.
+        _refuse_to_overwrite(out)
         with partial.open("a+b") as file:
             file.seek(0)
             known = Unfinished(file)
@@ -125,14 +126,28 @@ def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]
 
 @contextmanager
 def whole_or_not(out: Path, binary: bool) -> Iterator[IO[Any]]:
-    """A file that is there once it is complete, whatever happens meanwhile."""
+    """A file that is there once it is complete, whatever happens meanwhile.
+
+    Raises:
+        UserError: Another file came to be there meanwhile; it is left as it is.
+    """
     aside = out.with_name(out.name + ".writing")
     form: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": ""}
     with aside.open(**form) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+    try:
+        _refuse_to_overwrite(out)
+    except UserError:
+        aside.unlink()
+        raise
     aside.replace(out)
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; move it away, or give another name.")
 
 
 def _answers(line: bytes) -> list[Answer]:

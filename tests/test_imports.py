@@ -88,8 +88,8 @@ MAY_IMPORT = {
     "answering": "adapter audio config folder sampler windows",
     "prediction": "adapter answering config recordings",
     "forms": "prediction",
-    "scores": "metrics statistics",
-    "scores_shown": "scores",
+    "scores": "statistics",
+    "scores_shown": "forms scores",
     "judging": "adapter batching clips collating collection config data evaluation sampler scan scores sources "
     "splitting tracking windows",
     "unfinished": "answering config",

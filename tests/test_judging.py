@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate import Accelerator
 from conftest import write_tone
 from scipy.special import softmax
@@ -18,15 +21,15 @@ from peft_audio.batching import make_loaders
 from peft_audio.cli import main
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
 from peft_audio.data import load_splits
-from peft_audio.evaluation import evaluate
+from peft_audio.evaluation import evaluate, judge
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.saving import save_adapter
-from peft_audio.scores import accuracy_interval, calibration_bins, score
+from peft_audio.scores import Scores, accuracy_interval, calibration_bins, score
 from peft_audio.strategies import freeze_all_but_head
 
 
 def test_figures_are_those_of_the_adapters_own_run(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A head on windows, evaluated as a recipe does it, then from its directory by the command."""
     source = tmp_path / "clips"
@@ -48,10 +51,15 @@ def test_figures_are_those_of_the_adapters_own_run(
     folder = save_adapter(tmp_path, model, trained, extractor, record, verify=False)
 
     (source / "low" / "broken.wav").write_text("not audio")
+    # As in a terminal, with the output into a pipe: bars are drawn where it was asked whether they can be.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     capsys.readouterr()
     call = ["evaluate", str(folder), str(source), "--data.test_share", "0.4"]
     assert main([*call, "--split", "test", "--json", "--out", str(tmp_path / "out")]) == 1
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "reading every clip" in err and "evaluating" in err
     assert found == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(set(wanted.logits.argmax(1))) > 1, "the answers must differ"
     assert found["skipped"][0][0].endswith("broken.wav") and found["recordings"] == len(wanted.labels)
@@ -62,20 +70,44 @@ def test_figures_are_those_of_the_adapters_own_run(
     stored = table[[f"probability_{label}" for label in splits.labels]].to_numpy()
     np.testing.assert_allclose(stored, softmax(wanted.logits, axis=1), atol=1e-5)
 
+    monkeypatch.undo()
     assert main(call) == 1
     out = capsys.readouterr().out
     assert "all 30 clips" in out and "--split test" in out and "broken.wav is not audio" in out
-    for wrong, words in ((["--data.window_seconds", "1"], "as its own record says"), (["--split", "train"], "")):
-        assert main([*call, *wrong]) == (2 if words else 1)
-        assert words in capsys.readouterr().err
+    assert main([*call, "--split", "train", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["recordings"] == len(splits.recordings("train")) and told["notes"][-1].startswith("the train split")
+    # All settings of the run, and those of training that nothing here reads.
+    own = ["--data.window_seconds", "0.4", "--data.hop_seconds", "0.3", "--data.max_eval_seconds", "30"]
+    assert main([*call, "--split", "test", *own, "--data.max_seconds", "3", "--data.num_workers", "2", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["negative_log_likelihood"] == found["negative_log_likelihood"]
+    for name, value, heard in (("window_seconds", 1, "0.4"), ("max_eval_seconds", 5, "30")):
+        assert main([*call, f"--data.{name}", str(value)]) == 2
+        assert f"--data.{name}: got {value:.1f}, must be {heard}" in capsys.readouterr().err
+    assert main([*call, *own[:2], "--data.hop_seconds", "0.2"]) == 2
+    assert "--data.hop_seconds: got 0.2, must be 0.3" in capsys.readouterr().err
+    assert main([*call, "--data.max_train_clips", "5"]) == 2 and "must be left out" in capsys.readouterr().err
     (source / "low").rename(source / "deep")
     assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err
+
+
+def judged(probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str]) -> Scores:
+    logits = torch.from_numpy(np.log(probabilities))
+    found = judge(logits, torch.from_numpy(right), torch.arange(len(right)), 0.0)
+    return score(probabilities, right, labels, found.metrics)
+
+
+def test_loss_of_a_sure_error_is_not_clipped() -> None:
+    """scikit-learn takes no probability below 2.2e-16, a loss of 36; a run's report knows more."""
+    sure = np.array([[1e-30, 1.0], [1.0, 1e-30]])
+    found = judged(sure, np.array([0, 0]), ("a", "b"))
+    assert found.negative_log_likelihood == pytest.approx(-np.log(1e-30) / 2)
 
 
 def test_scores_are_scikit_learns_and_brier_by_hand() -> None:
     rng = np.random.default_rng(0)
     probabilities, right = softmax(rng.normal(size=(200, 4)), axis=1), rng.integers(0, 3, 200)
-    found = score(probabilities, right, "abcd")
+    found = judged(probabilities, right, "abcd")
     said = probabilities.argmax(1)
     told = classification_report(
         right, said, labels=range(4), target_names=list("abcd"), output_dict=True, zero_division=0.0
@@ -97,7 +129,7 @@ def test_calibration_error_is_the_shift_that_was_made() -> None:
     for count, p, accuracy in zip(counts, says, accuracies, strict=True):
         rows += [[p, 1 - p]] * count
         right += [0] * round(accuracy * count) + [1] * (count - round(accuracy * count))
-    found = score(np.array(rows), np.array(right), ("yes", "no"))
+    found = judged(np.array(rows), np.array(right), ("yes", "no"))
     shift = sum(n * abs(p - a) for n, p, a in zip(counts, says, accuracies, strict=True)) / sum(counts)
     assert found.expected_calibration_error == pytest.approx(shift)
     # A bin takes its upper bound, as in the paper.

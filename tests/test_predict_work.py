@@ -12,20 +12,25 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from conftest import write_tone
+from filelock import FileLock
 
-from peft_audio import answering, load_adapter, predict
+from peft_audio import answering, load_adapter, models, predict
 from peft_audio.adapter import Adapter
 from peft_audio.audio import load_audio
 from peft_audio.cli import main
 from peft_audio.config import UserError
+from peft_audio.forms import Shown, write_text
+from peft_audio.prediction import Prediction
 from peft_audio.recordings import find_recordings
-from peft_audio.unfinished import Unfinished
+from peft_audio.unfinished import Unfinished, unfinished_answers, whole_or_not
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +153,7 @@ def test_killed_run_goes_on_to_the_same_file(
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not (tmp_path / "cut.json").exists()
     lines = partial.read_bytes().splitlines(keepends=True)
-    before = {told["path"] for line in lines[1:-1] for told in json.loads(line)}
+    before = {told["path"] for line in lines[1:-1] for told in json.loads(line) if not told["error"]}
     assert 0 < len(before) < 41
     partial.write_bytes(b"".join(lines)[:-30])  # the last line is torn as well
 
@@ -160,9 +165,84 @@ def test_killed_run_goes_on_to_the_same_file(
     monkeypatch.setattr(answering, "load_audio", lambda path, *rest: decoded.append(str(path)) or real(path, *rest))
     assert main([*call, str(tmp_path / "cut.json")]) == 1
     assert f"going on: {len(before)} recordings" in capsys.readouterr().err
-    assert not before & set(decoded) and len(before) + len(decoded) == 41 - ("text.wav" not in str(before))
+    assert not before & set(decoded) and len(before) + len(decoded) == 40, "text.wav fails before it is decoded"
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"cut.json", "whole.json"}
+
+
+def test_errors_are_not_remembered_and_change_no_neighbours_bits(
+    adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recording that cannot be read in the first run, in the midst of a batch of others, can in the second."""
+    source = tmp_path / "clips"
+    for i in range(9):
+        write_tone(source / f"{i}.wav", 200 + 90 * i, 0.2 + 0.03 * i, seed=i)
+    call = ["predict", str(source), "--adapter", str(adapter_dir), "--batch-size", "4", "--out"]
+    assert main([*call, str(tmp_path / "whole.json")]) == 0
+    real, decoded = answering.load_audio, []
+
+    def refused(path: Path, *rest: float) -> np.ndarray:
+        if path.name == "1.wav":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(answering, "load_audio", refused)
+        patched.setattr(Unfinished, "read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main([*call, str(tmp_path / "cut.json")])
+    assert "Permission denied" in (tmp_path / "cut.json.partial").read_text()
+    monkeypatch.setattr(answering, "load_audio", lambda path, *rest: decoded.append(path.name) or real(path, *rest))
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "cut.json")]) == 0
+    assert "going on: 8 recordings" in capsys.readouterr().err
+    assert sorted(decoded) == ["0.wav", "1.wav", "2.wav", "3.wav"], "a batch is heard anew as a whole, others are not"
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+    monkeypatch.setattr(Unfinished, "read", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main([*call, str(tmp_path / "old.json")])
+    monkeypatch.undo()
+    monkeypatch.setattr(models, "version", lambda package: "0.0.1")
+    assert main([*call, str(tmp_path / "old.json")]) == 2
+    err = capsys.readouterr().err
+    assert f"torch was {torch.__version__}, is 0.0.1" in err and "peft-audio was" in err
+
+
+def test_what_another_process_wrote_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    acquire = FileLock.acquire
+
+    def late(lock: FileLock, *args: Any, **settings: Any) -> Any:
+        out.write_text("theirs")
+        return acquire(lock, *args, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileLock, "acquire", late)
+        with pytest.raises(UserError, match="exists already"), unfinished_answers(out, {}):
+            pass
+    assert out.read_text() == "theirs" and [*tmp_path.iterdir()] == [out]
+    out.unlink()
+    with pytest.raises(UserError, match="exists already"), unfinished_answers(out, {}):  # noqa: SIM117
+        with whole_or_not(out, binary=False) as file:
+            file.write("ours")
+            out.write_text("theirs")
+    assert out.read_text() == "theirs"
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert left == {"out.csv", "out.csv.partial"}, "what is known is kept, for another name or another time"
+
+
+def test_control_characters_of_paths_and_labels_reach_no_terminal() -> None:
+    odd = "a\tb\n\x1b[31m\x7f\x85ü"
+    file = io.StringIO()
+    write_text([Prediction(odd, odd, 1.0, {odd: 1.0}, 1.0, 1.0)], file, Shown((odd,)))
+    told = r"a\tb\n\x1b[31m\x7f\x85ü"
+    assert file.getvalue() == f"{told}\t{told}\t1.000\n"
 
 
 def test_changed_recordings_are_answered_anew_and_foreign_files_left_alone(

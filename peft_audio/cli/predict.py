@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peft_audio.prediction import Prediction
 
 ADAPTER_HELP = "a folder such as runs/lora/adapter or runs/full/model, or org/name on the Hub"
+# Answers of two versions of these are not mixed.
+DECIDE_ANSWERS = ("peft-audio", "torch", "transformers", "peft")
 # A bar for fewer would take longer to load than they do.
 BAR_RECORDINGS = 17
 
@@ -79,12 +81,13 @@ def run_predict(options: argparse.Namespace) -> int:
     _check(options)
     with options.quick():
         from peft_audio.adapters import load_adapter
-        from peft_audio.answering import answer, how_heard, in_order
+        from peft_audio.answering import answer, check_amounts, how_heard, in_order
         from peft_audio.forms import Shown, write_csv, write_json, write_text
         from peft_audio.hub import fetch_adapter
         from peft_audio.prediction import predictions
         from peft_audio.recordings import find_recordings
 
+        check_amounts(options.batch_size, options.workers)
         stdin = sys.stdin.buffer if "-" in options.sources else None
         paths = list(dict.fromkeys(find_recordings(options.sources, stdin)))
         folder = fetch_adapter(options.adapter, options.revision)
@@ -107,8 +110,6 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what has no sense before anything is loaded."""
     from peft_audio.config import UserError, require
 
-    require(options.batch_size >= 1, "batch-size", options.batch_size, "1 or more", "Try 16.")
-    require(options.workers >= 1, "workers", options.workers, "1 or more", "Try 2.")
     require(options.top_k is None or options.top_k >= 1, "top-k", options.top_k, "1 or more", "Try 3.")
     require(0 <= options.threshold <= 1, "threshold", options.threshold, "0 to 1", "Try 0.5.")
     out = options.out
@@ -128,16 +129,18 @@ def _into_file(
     from peft_audio.answering import answer
     from peft_audio.forms import WRITERS
     from peft_audio.hub import hash_adapter
+    from peft_audio.models import versions
     from peft_audio.prediction import predictions
     from peft_audio.unfinished import unfinished_answers, whole_or_not
 
     about = {"adapter": hash_adapter(folder), "base": adapter.record.base.sha256, "device": options.device}
+    about |= {package: version for package, version in versions().items() if package in DECIDE_ANSWERS}
     with unfinished_answers(options.out, about | asdict(hearing)) as kept:
         if kept.places:
             print(f"going on: {len(kept.places)} recordings were answered before.", file=sys.stderr)
         try:
             with _bar(len(paths)) as bar:
-                for found in _advancing(answer(adapter, paths, hearing, options.workers, kept.knows), bar):
+                for found in _advancing(answer(adapter, paths, hearing, options.workers, kept.known_seconds), bar):
                     kept.add(found.values())
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here.", file=sys.stderr)
@@ -173,6 +176,8 @@ class _Tally:
 
     def report(self) -> int:
         """Say it on stderr, and give the exit code."""
+        from peft_audio.forms import printable
+
         sys.stdout.flush()
         if self.cut:
             print(
@@ -183,7 +188,7 @@ class _Tally:
         if self.unnamed:
             print(f"note: {self.unnamed} of {self.rows} reach the threshold with no label.", file=sys.stderr)
         for path, error in self.failed:
-            print(f"skipped: {path} {error}", file=sys.stderr)
+            print(f"skipped: {printable(path)} {error}", file=sys.stderr)
         return int(bool(self.failed))
 
 
