@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,12 +104,13 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     push = ["push", str(adapter_dir), NAME]
     from_hub = [*push, "--base-id", BASE]
     other = ["push", str(adapter_dir), "me/more", "--base-id", BASE]
-    commands = [[*from_hub, "--dry-run"], push, [*push[:2], "pitch"], [*push, "--base-id", "org/other"]]
+    commands: list[Any] = [[*from_hub, "--dry-run"], push, [*push[:2], "pitch"], [*push, "--base-id", "org/other"]]
     more = [[*from_hub, "--private"], ["push", str(model), NAME, "--base-id", BASE]]
     more.append(["push", str(adapter_dir), BASE, "--base-id", BASE])
     # huggingface_hub tries six times.
+    commands += [from_hub, from_hub, *more, "forget the token", other]
     hub.drops = 6
-    done = python(hub, tmp_path, "-c", COMMANDS, json.dumps([*commands, from_hub, from_hub, "forget the token", other]))
+    done = python(hub, tmp_path, "-c", COMMANDS, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
     assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 2, 0, 2, 2]
