@@ -133,7 +133,6 @@ def pass_row(kind: str, folder: Path, options: argparse.Namespace) -> list[str]:
 def write(base: str, kind: str, count: str, folder: str) -> int:
     """Save so many adapters of a kind; the bytes of one's weights."""
     import torch
-    from safetensors.torch import load_file, save_file
 
     from peft_audio.adapter_record import describe_adapter
     from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
@@ -145,22 +144,17 @@ def write(base: str, kind: str, count: str, folder: str) -> int:
     model = load_classifier(cfg.model, ["a", "b"])
     identity, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
     model, trained = apply_lora(model, LoraConfig(r=8)) if kind == "lora" else freeze_all_but_head(model)
-    record = describe_adapter(cfg, identity, ["a", "b"], extractor, kind, {})
-    first = save_adapter(Path(folder) / kind, model, trained, extractor, record, verify=False)
-    stored, about = load_file(first / "adapter_model.safetensors"), json.loads((first / "peft_audio.json").read_text())
-    for number in range(int(count)):
-        target, labels = places(kind, folder, number + 1)[-1], [f"{number} {i}" for i in range(2 + number % 10)]
-        target.mkdir(parents=True)
+    trains = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for number, target in enumerate(places(kind, folder, int(count))):
+        labels = [f"{number} {i}" for i in range(2 + number % 10)]
         torch.manual_seed(number)
-        shapes = {
-            name: (len(labels), *value.shape[1:]) if ".classifier." in name else value.shape
-            for name, value in stored.items()
-        }
-        weights = {name: torch.randn(shape) * 0.02 for name, shape in shapes.items()}
-        for file in first.iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
-        save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
-        (target / "peft_audio.json").write_text(json.dumps(about | {"labels": labels, "probes": []}))
+        for name, value in trains.items():
+            shape = (len(labels), *value.shape[1:]) if "classifier" in name.split(".") else value.shape
+            value.data = torch.randn(shape) * 0.02
+        record = describe_adapter(cfg, identity, labels, extractor, kind, {})
+        saved = save_adapter(Path(folder), model, trained, extractor, record, verify=False)
+        target.parent.mkdir(exist_ok=True)
+        saved.rename(target)
     return (places(kind, folder, 1)[0] / "adapter_model.safetensors").stat().st_size
 
 

@@ -192,20 +192,20 @@ def _with_labels(shape: torch.Size, labels: int) -> torch.Size:
     return torch.Size((labels, *shape[1:])) if labels else shape
 
 
-def put(values: Mapping[Place, Any], own: Mapping[Place, Any], before: Mapping[Place, Any]) -> None:
+def put(values: Mapping[Place, Any], own: Mapping[Place, Any], before: Mapping[Place, Any] | None) -> None:
     """Change what stands in the base's places; nothing is copied.
 
     Args:
         values: What is to stand there.
         own: What stands there in the base itself; None for nothing.
-        before: What stands there now instead.
+        before: What stands there now instead; None where nobody knows, so that every place is written.
     """
-    for owner, attribute in before.keys() - values.keys():
+    for owner, attribute in (own if before is None else before).keys() - values.keys():
         value = own[owner, attribute]
-        if value is None:
-            delattr(owner, attribute)
-        else:
+        if value is not None:
             setattr(owner, attribute, value)
+        elif hasattr(owner, attribute):
+            delattr(owner, attribute)
     for place, value in values.items():
-        if before.get(place) is not value:
+        if before is None or before.get(place) is not value:
             setattr(*place, value)

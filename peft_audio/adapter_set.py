@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
@@ -16,12 +17,11 @@ from torch import nn
 from peft_audio.adapter import Adapter, model_inputs
 from peft_audio.adapter_parts import Parts, Place, Wrapping, Wrappings, put, read_parts
 from peft_audio.adapter_record import AdapterRecord, read_record
-from peft_audio.adapters import LOADING_TOLERANCE, load_base, move_to, read_extractor
-from peft_audio.anatomy import anatomy_of
+from peft_audio.adapters import LOADING_TOLERANCE, base_rate, check_fits, load_base, move_to, read_extractor
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import Base, classifier_settings
-from peft_audio.prefix import Cut, features_accepted, find_cut, pool, run_prefixes
+from peft_audio.prefix import Cut, answer_pooled, features_accepted, find_cut, pool, run_prefixes
 from peft_audio.probes import compare_probes, measure_probes
 from peft_audio.strategies import Trained
 
@@ -47,7 +47,8 @@ def load_adapters(adapters: Mapping[str, str | Path], base: str | None = None, d
     for name, (_, other) in found.items():
         _check_same_base(name, other, first, record.base)
     model, config = load_base(folder, replace(record, layer_weighted_sum=False), base)
-    loaded = AdapterSet(move_to(model, device).eval(), replace(record.base, name=config.name), device)
+    model, rate = move_to(model, device).eval(), base_rate(config)
+    loaded = AdapterSet(model, replace(record.base, name=config.name), rate, device)
     for name, (folder, record) in found.items():
         loaded._add(name, folder, record)
     return loaded
@@ -69,14 +70,15 @@ class AdapterSet:
     even from several threads. The base's own weights are never written to.
     """
 
-    def __init__(self, model: Any, base: Base, device: str) -> None:
+    def __init__(self, model: Any, base: Base, rate: int | None, device: str) -> None:
         self.base = base
-        self._model, self._device = model, device
+        self._model, self._rate, self._device = model, rate, device
         self._members: dict[str, _Member] = {}
         self._wrappings = Wrappings()
         self._own: dict[Place, Any] = {}
         self._plain = Parts(Wrapping({}, {}, {}, {}), {}, classifier_settings(ModelConfig(), ["any", "other"]), ())
-        self._inside = self._plain
+        # None while it changes, and for good where that was interrupted.
+        self._inside: Parts | None = self._plain
         self._lock = RLock()
 
     def __getitem__(self, name: str) -> Adapter:
@@ -109,25 +111,33 @@ class AdapterSet:
         return self[name]
 
     def _add(self, name: str, folder: Path, record: AdapterRecord) -> None:
-        if name in self._members:
-            raise UserError(f"an adapter called {name!r} is loaded; take another name, or unload that one first.")
         extractor = read_extractor(folder, record)
         with self._lock:
+            if name in self._members:
+                raise UserError(f"an adapter called {name!r} is loaded; take another name, or unload that one first.")
+            check_fits(folder, record, self._model, self._rate)
             self._put_in(self._plain)
-            parts = read_parts(folder, record, self._model, self._wrappings, self._device)
-            for owner, attribute in parts.values:
-                self._own.setdefault((owner, attribute), getattr(owner, attribute, None))
-            self._put_in(parts)
-            trained = Trained(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
-            cut = find_cut(self._model, trained, masked=False, head_dropout=False)
-            assert cut is not None, "no adapter changes the convolutions"
-            adapter = Adapter(_Switched(self, name, parts), extractor, record)
-            problems = compare_probes(record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
-            if problems:
-                raise UserError(
-                    f"{folder} does not answer as recorded ({problems[0]}); see: peft-audio verify {folder}"
-                )
-            self._members[name] = _Member(adapter, parts, cut)
+            try:
+                self._members[name] = self._try(name, folder, record, extractor)
+            except BaseException:
+                self._put_in(self._plain)
+                self._forget_places()
+                raise
+
+    def _try(self, name: str, folder: Path, record: AdapterRecord, extractor: Any) -> _Member:
+        """Put a new adapter into the plain base, and ask it."""
+        parts = read_parts(folder, record, self._model, self._wrappings, self._device)
+        for owner, attribute in parts.values:
+            self._own.setdefault((owner, attribute), getattr(owner, attribute, None))
+        self._put_in(parts)
+        trained = Trained(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
+        cut = find_cut(self._model, trained, masked=False, head_dropout=False)
+        assert cut is not None, "no adapter changes the convolutions"
+        adapter = Adapter(_Switched(self, name, parts), extractor, record)
+        problems = compare_probes(record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
+        if problems:
+            raise UserError(f"{folder} does not answer as recorded ({problems[0]}); see: peft-audio verify {folder}")
+        return _Member(adapter, parts, cut)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; its memory is free as soon as nothing else holds it.
@@ -137,13 +147,16 @@ class AdapterSet:
         """
         with self._lock:
             parts = self._member(name).parts
-            if self._inside is parts:
-                self._put_in(self._plain)
+            self._put_in(self._plain)
             del self._members[name]
             # Whoever still holds the adapter would else hold its weights.
             parts.values.clear()
-            kept = {id(owner) for member in self._members.values() for owner, _ in member.parts.values}
-            self._own = {place: value for place, value in self._own.items() if id(place[0]) in kept}
+            self._forget_places()
+
+    def _forget_places(self) -> None:
+        """Let go of places that no adapter has a value for; the plain base must be in."""
+        kept = {place for member in self._members.values() for place in member.parts.values}
+        self._own = {place: value for place, value in self._own.items() if place in kept}
 
     def switch(self, name: str) -> None:
         """Put an adapter in; every call of `adapters[name]` does so by itself.
@@ -172,24 +185,25 @@ class AdapterSet:
         Raises:
             UserError: None has such a name, or their sampling rates differ.
         """
-        asked = list(self) if names is None else list(names)
-        members = {name: self._member(name) for name in asked}
-        rates = sorted({member.adapter.record.sampling_rate for member in members.values()})
-        if len(rates) > 1:
-            raise UserError(f"adapters of {rates[0]} and {rates[-1]} Hz cannot hear the same clips; ask them apart.")
-        # Copies of one base may come with extractors that normalise differently.
-        groups: dict[str, dict[str, _Member]] = {}
-        for name, member in members.items():
-            key = json.dumps(member.adapter.extractor.to_dict(), sort_keys=True, default=str)
-            groups.setdefault(key, {})[name] = member
-        logits: dict[str, np.ndarray] = {}
-        for group in groups.values():
-            one = next(iter(group.values())).adapter
-            inputs = model_inputs(waveforms, one.extractor, one.record.mask["minimum_samples"])
-            with self._lock, torch.inference_mode():
+        # Nothing may be unloaded from here on.
+        with self._lock, torch.inference_mode():
+            asked = list(self) if names is None else list(names)
+            members = {name: self._member(name) for name in asked}
+            rates = sorted({member.adapter.record.sampling_rate for member in members.values()})
+            if len(rates) > 1:
+                raise UserError(f"adapters of {rates[0]} and {rates[-1]} Hz cannot hear one clip; ask them apart.")
+            # Copies of one base may come with extractors that normalise differently.
+            groups: dict[str, dict[str, _Member]] = {}
+            for name, member in members.items():
+                key = json.dumps(member.adapter.extractor.to_dict(), sort_keys=True, default=str)
+                groups.setdefault(key, {})[name] = member
+            logits: dict[str, np.ndarray] = {}
+            for group in groups.values():
+                one = next(iter(group.values())).adapter
+                inputs = model_inputs(waveforms, one.extractor, one.record.mask["minimum_samples"])
                 answers = self._pass({name: value.to(self._device) for name, value in inputs.items()}, group)
-            logits |= {name: answer.float().cpu().numpy() for name, answer in answers.items()}
-        return {name: logits[name] for name in asked}
+                logits |= {name: answer.float().cpu().numpy() for name, answer in answers.items()}
+            return {name: logits[name] for name in asked}
 
     def _pass(self, inputs: dict[str, torch.Tensor], members: dict[str, _Member]) -> dict[str, torch.Tensor]:
         model, answers = self._model, {}
@@ -211,7 +225,7 @@ class AdapterSet:
                 pooled = pool(model, features, mask)
                 for name, parts in group.items():
                     self._put_in(parts)
-                    answers[name] = _head(model, pooled)
+                    answers[name] = answer_pooled(model, pooled)
                 continue
             with features_accepted(model, cut):
                 for name, parts in group.items():
@@ -227,7 +241,8 @@ class AdapterSet:
 
     def _put_in(self, parts: Parts) -> None:
         if parts is not self._inside:
-            put(parts.values, self._own, self._inside.values)
+            before, self._inside = self._inside, None
+            put(parts.values, self._own, None if before is None else before.values)
             self._model.config.update(parts.settings)
             self._inside = parts
 
@@ -251,16 +266,14 @@ class _Switched:
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.adapters._model.parameters()
 
+    def eval(self) -> _Switched:
+        return self
 
-def _head(model: Any, pooled: torch.Tensor) -> torch.Tensor:
-    """Logits of what was pooled; the head is linear up to there, so it says the same of each frame, then pooled."""
-    if model.config.use_weighted_layer_sum:
-        values = (pooled * model.layer_weights.softmax(-1)[:, None]).sum(1)
-    else:
-        values = pooled[:, -1]
-    for name in anatomy_of(model.config).head:
-        values = getattr(model, name)(values)
-    return values
+    @property
+    def config(self) -> Any:
+        config = copy(self.adapters._model.config)
+        config.update(self.parts.settings)
+        return config
 
 
 def _find(name: str, where: str | Path, revision: str | None) -> tuple[Path, AdapterRecord]:

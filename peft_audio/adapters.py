@@ -215,13 +215,27 @@ def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[An
             f"{folder}: the base {config.name} is not the one the adapter was trained on "
             f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
         )
+    check_fits(folder, record, model, base_rate(config))
+    return model, config
+
+
+def check_fits(folder: Path, record: AdapterRecord, model: Any, rate: int | None) -> None:
+    """Refuse a record that would have clips prepared as its base does not take them.
+
+    Args:
+        folder: Of the adapter, for messages.
+        record: Of the adapter.
+        model: A classifier on its base.
+        rate: What `base_rate` gives for that base.
+
+    Raises:
+        UserError: It pads short clips to another length, or is for another sampling rate.
+    """
     _same_minimum(folder, record, model)
-    rate = base_rate(config)
     if rate not in (None, record.sampling_rate):
         raise UserError(
             f"{folder}: is for {record.sampling_rate} Hz, but its base takes {rate} Hz; get the adapter again."
         )
-    return model, config
 
 
 def base_rate(config: ModelConfig) -> int | None:

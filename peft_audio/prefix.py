@@ -176,6 +176,27 @@ def pool(model: Any, states: Sequence[torch.Tensor], mask: torch.Tensor | None) 
     return torch.stack([(state.float() * valid).sum(1) / valid.sum(1) for state in states], dim=1)
 
 
+def answer_pooled(model: Any, pooled: torch.Tensor) -> torch.Tensor:
+    """What a classifier's head says of what `pool` gives.
+
+    The head is linear up to the mean, so that it says the same of the mean as the mean of what it says of each frame.
+
+    Args:
+        model: A classifier, not wrapped by PEFT.
+        pooled: Of shape (clips, states, channels): of the last layer, or of all that a mixture of layers takes.
+
+    Returns:
+        Logits of shape (clips, labels).
+    """
+    if model.config.use_weighted_layer_sum:
+        values = (pooled * model.layer_weights.softmax(-1)[:, None]).sum(1)
+    else:
+        values = pooled[:, -1]
+    for name in anatomy_of(model.config).head:
+        values = getattr(model, name)(values)
+    return values
+
+
 def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,12 @@ import torch
 from conftest import ENCODERS, save_encoder, write_tone
 from safetensors.torch import load_file, save_file
 
-from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict
+from peft_audio import Adapter, AdapterSet, adapter_parts, adapter_set, load_adapter, load_adapters, predict
 from peft_audio.adapter_record import describe_adapter
 from peft_audio.anatomy import encoder_of
 from peft_audio.attention_heads import unfreeze_heads
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
+from peft_audio.config import DataConfig, FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
+from peft_audio.judging import evaluate_adapter
 from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.saving import save_adapter
 from peft_audio.strategies import (
@@ -99,11 +103,13 @@ def test_each_answers_as_it_does_alone_and_after_the_others(several: dict[str, A
     adapters = load_adapters({name: folder for name, (folder, _) in several.items()})
     assert list(adapters) == list(several)
     first = {name: [adapters[name].logits(batch) for batch in BATCHES] for name in several}
-    for name, (_, expected) in several.items():
+    for name, (folder, expected) in several.items():
+        by_itself = load_adapter(folder, merge=False)
         assert adapters[name].labels == tuple(f"{name} {i}" for i in range(expected[0].shape[1]))
         for batch, was, alone in zip(BATCHES, first[name], expected, strict=True):
             np.testing.assert_allclose(was, alone, rtol=0, atol=1e-5, err_msg=name)
             np.testing.assert_array_equal(adapters[name].logits(batch), was, err_msg=name)
+            np.testing.assert_array_equal(by_itself.logits(batch), was, err_msg=name)
     for name in several:
         adapters.unload(name)
     assert identify_base(ModelConfig(name=adapters.base.name), adapters._model).sha256 == adapters.base.sha256
@@ -150,6 +156,59 @@ def test_threads_get_the_answers_of_the_adapter_they_ask(two: dict[str, Path]) -
     with ThreadPoolExecutor(4) as pool:
         for name, found in zip(names, pool.map(lambda name: adapters[name].logits(BATCHES[2]), names), strict=True):
             np.testing.assert_array_equal(found, expected[name])
+
+
+def test_none_is_unloaded_in_the_middle_of_a_pass(two: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = load_adapters(two)
+    expected, prepare = adapters.logits_of_all(BATCHES[0]), adapter_set.model_inputs
+    other = Thread(target=adapters.unload, args=["lora"])
+
+    def slowly(*given: Any) -> Any:
+        other.start()
+        other.join(timeout=0.5)
+        return prepare(*given)
+
+    monkeypatch.setattr(adapter_set, "model_inputs", slowly)
+    found = adapters.logits_of_all(BATCHES[0])
+    other.join()
+    assert list(adapters) == ["head_only"]
+    for name, logits in found.items():
+        np.testing.assert_array_equal(logits, expected[name], err_msg=name)
+
+
+def test_an_interrupted_switch_leaves_no_mixture(several: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["lora", "dora, mixture"]
+    adapters = load_adapters({name: several[name][0] for name in names})
+    expected = {name: adapters[name].logits(BATCHES[2]) for name in names}
+    for old, new in (names, names[::-1]):
+        for count in (0, 1, 4, 11):
+            adapters.switch(old)
+            assign = partial(_one, iter(range(count)))
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(adapter_parts, "setattr", assign, raising=False)
+                adapters.switch(new)
+            for name in (old, new):
+                np.testing.assert_array_equal(adapters[name].logits(BATCHES[2]), expected[name], err_msg=name)
+
+
+def _one(left: Iterator[int], *given: Any) -> None:
+    """An assignment, or an interrupt where none is left."""
+    if next(left, None) is None:
+        raise KeyboardInterrupt
+    setattr(*given)
+
+
+def test_a_split_is_judged_as_alone(two: dict[str, Path], tmp_path: Path) -> None:
+    for i in range(6):
+        write_tone(tmp_path / f"lora {i % 2}" / f"{i}.wav", 300 + 500 * i, 0.3 + 0.1 * i)
+    adapters, source = load_adapters(two), DataConfig(source=str(tmp_path))
+    adapters.switch("head_only")
+    found, alone = (
+        evaluate_adapter(adapter, source) for adapter in (adapters["lora"], load_adapter(two["lora"], merge=False))
+    )
+    np.testing.assert_array_equal(found.evaluation.logits, alone.evaluation.logits)
+    assert found.scores == alone.scores
+    assert adapters["lora"].model.config.id2label == {0: "lora 0", 1: "lora 1"}
 
 
 def test_adapters_come_and_go(two: dict[str, Path]) -> None:
@@ -220,11 +279,33 @@ def test_a_damaged_adapter_is_refused_and_the_others_stay(
     damage(stored)
     save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     adapters = load_adapters(two)
-    expected = adapters["lora"].logits(BATCHES[0])
-    with pytest.raises(UserError, match=words):
-        adapters.load("damaged", folder)
+    expected = {name: adapters[name].logits(BATCHES[0]) for name in two}
+    # Whether another is asked in between, or goes.
+    for then in (adapters.switch, adapters.unload):
+        with pytest.raises(UserError, match=words):
+            adapters.load("damaged", folder)
+        then("lora")
+        for name in adapters:
+            np.testing.assert_array_equal(adapters[name].logits(BATCHES[0]), expected[name])
     (folder / "adapter_model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="safetensors is damaged"):
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is damaged"):
         adapters.load("damaged", folder)
-    np.testing.assert_array_equal(adapters["lora"].logits(BATCHES[0]), expected)
-    assert "damaged" not in adapters
+    assert list(adapters) == ["head_only"]
+
+
+@pytest.mark.parametrize("name", ["minimum_samples", "sampling_rate"])
+def test_what_does_not_fit_the_base_is_refused_at_any_place(name: str, two: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(two["head_only"], tmp_path / "other")
+    record = json.loads((folder / "peft_audio.json").read_text())
+    if name == "minimum_samples":
+        record["mask"][name] += 1
+    else:
+        record[name] = 8_000
+        about = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps(about | {name: 8_000}))
+    (folder / "peft_audio.json").write_text(json.dumps(record))
+    words = "but the encoder's is" if name == "minimum_samples" else "is for 8000 Hz, but its base takes 16000 Hz"
+    for use in (load_adapters, load_adapters(two).load):
+        given = [{**two, "other": folder}] if use is load_adapters else ["other", folder]
+        with pytest.raises(UserError, match=words):
+            use(*given)

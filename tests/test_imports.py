@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "probes": "adapter adapter_record",
     "adapters": "adapter adapter_files adapter_record anatomy config hub models probes strategies",
     "adapter_parts": "adapter_files adapter_record adapters anatomy config models strategies",
-    "adapter_set": "adapter adapter_parts adapter_record adapters anatomy config hub models prefix probes strategies",
+    "adapter_set": "adapter adapter_parts adapter_record adapters config hub models prefix probes strategies",
     "saving": "adapter adapter_files adapter_record config launching models probes strategies",
     "quick_start": "",
     "verify": "adapters config probes quick_start",
