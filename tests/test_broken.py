@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken import FAULTS, GOLDEN, LABELS, MARKER, ask, prepare, right_logits
+from broken import ask, prepare, right_logits
+from faults import FAULTS, GOLDEN, LABELS, MARKER
 
 from peft_audio import verify
 from peft_audio.adapters import load_adapter
