@@ -76,8 +76,12 @@ def test_an_adapter_is_pushed_fetched_used_and_verified(
     assert json.loads(there.stdout) == json.loads(here)
     stranger = python(hub, tmp_path / "c", *predict, token="")
     assert stranger.returncode == 2 and "no model on the Hub that you may read" in stranger.stderr
+    # It is never fetched, but others may read it.
+    (folder / "adapter_model.bin").write_bytes(b"a pickle")
     verified = python(hub, tmp_path / "b", *command, "verify", NAME)
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "pickles beside the weights: adapter_model.bin" in verified.stdout
+    assert not any(request.endswith("adapter_model.bin") for request in hub.requests)
 
 
 # Several commands in one process, because starting one takes longer than what it does here.
