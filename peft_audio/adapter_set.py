@@ -112,7 +112,8 @@ class AdapterSet:
 
     def _add(self, name: str, folder: Path, record: AdapterRecord) -> None:
         extractor = read_extractor(folder, record)
-        with self._lock:
+        # Older versions of PEFT and transformers draw random numbers, which the user's are not to notice.
+        with self._lock, torch.random.fork_rng(devices=[]):
             if name in self._members:
                 raise UserError(f"an adapter called {name!r} is loaded; take another name, or unload that one first.")
             check_fits(folder, record, self._model, self._rate)
