@@ -265,13 +265,16 @@ class _Switched:
             return adapters._model(**inputs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the shared model, whichever adapter is in it: they tell the device."""
         return self.adapters._model.parameters()
 
     def eval(self) -> _Switched:
+        """Itself: the shared model never leaves eval mode."""
         return self
 
     @property
     def config(self) -> Any:
+        """The shared model's, with the labels of this adapter."""
         config = copy(self.adapters._model.config)
         config.update(self.parts.settings)
         return config

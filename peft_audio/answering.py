@@ -184,6 +184,7 @@ class _Sum:
     error: str | None = None
 
     def add(self, span: Span, waveform: np.ndarray | str, rows: Iterator[np.ndarray], each_window: bool) -> None:
+        """Take in what was said of one window: the next of `rows`, unless its `waveform` is why there is none."""
         if isinstance(waveform, str):
             self.error = self.error or waveform
             return
@@ -194,6 +195,7 @@ class _Sum:
             self.windows.append((span.start, span.end, tuple((row / row.sum()).tolist())))
 
     def answer(self, told: Answer) -> Answer:
+        """The mean over the windows, as an answer for the recording that `told` knows the length of."""
         error = self.error or (None if self.sound else "is silent")
         if error is not None:
             return Answer(told.path, told.stamp, error=error)

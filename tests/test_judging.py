@@ -77,18 +77,22 @@ def test_figures_are_those_of_the_adapters_own_run(
     assert main([*call, "--split", "train", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["recordings"] == len(splits.recordings("train")) and told["notes"][-1].startswith("the train split")
-    # All settings of the run, and those of training that nothing here reads.
+    check_settings(call, found["negative_log_likelihood"], capsys)
+    (source / "low").rename(source / "deep")
+    assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err
+
+
+def check_settings(call: list[str], loss: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the run may be given, and those of training, which nothing here reads; others are refused."""
     own = ["--data.window_seconds", "0.4", "--data.hop_seconds", "0.3", "--data.max_eval_seconds", "30"]
     assert main([*call, "--split", "test", *own, "--data.max_seconds", "3", "--data.num_workers", "2", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["negative_log_likelihood"] == found["negative_log_likelihood"]
+    assert json.loads(capsys.readouterr().out)["negative_log_likelihood"] == loss
     for name, value, heard in (("window_seconds", 1, "0.4"), ("max_eval_seconds", 5, "30")):
         assert main([*call, f"--data.{name}", str(value)]) == 2
         assert f"--data.{name}: got {value:.1f}, must be {heard}" in capsys.readouterr().err
     assert main([*call, *own[:2], "--data.hop_seconds", "0.2"]) == 2
     assert "--data.hop_seconds: got 0.2, must be 0.3" in capsys.readouterr().err
     assert main([*call, "--data.max_train_clips", "5"]) == 2 and "must be left out" in capsys.readouterr().err
-    (source / "low").rename(source / "deep")
-    assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err
 
 
 def judged(probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str]) -> Scores:

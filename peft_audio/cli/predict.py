@@ -164,6 +164,7 @@ class _Tally:
     seconds: float = 0.0
 
     def counting(self, predictions: Iterable[Prediction], shown: Shown) -> Iterator[Prediction]:
+        """Hand predictions on, and count them on the way."""
         for prediction in predictions:
             if prediction.error is not None:
                 self.failed.append((prediction.path, prediction.error))
