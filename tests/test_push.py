@@ -76,6 +76,10 @@ def test_an_adapter_is_pushed_fetched_used_and_verified(
     assert json.loads(there.stdout) == json.loads(here)
     stranger = python(hub, tmp_path / "c", *predict, token="")
     assert stranger.returncode == 2 and "no model on the Hub that you may read" in stranger.stderr
+    # What the card shows to somebody without this package.
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    shown = python(hub, tmp_path / "d", "-c", snippet + "\nimport sys\nassert 'peft_audio' not in sys.modules")
+    assert (shown.returncode, shown.stdout.strip() in ("a", "b", "c")) == (0, True), shown.stderr
     # It is never fetched, but others may read it.
     (folder / "adapter_model.bin").write_bytes(b"a pickle")
     verified = python(hub, tmp_path / "b", *command, "verify", NAME)
