@@ -22,9 +22,8 @@ from peft_audio.adapters import check_peft_files
 from peft_audio.anatomy import LAYER_WEIGHTS, anatomy_of
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.models import classifier_settings, first_line, quiet_loading
-from peft_audio.strategies import freeze_all_but_biases
+from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
-PREFIX = "base_model.model."  # of every name in PEFT's files
 # A module of the base and one of its attributes, which holds a weight or, where PEFT wraps a layer, a module.
 Place = tuple[nn.Module, str]
 
@@ -86,7 +85,7 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
     try:
         with quiet_loading():
             config = PeftConfig.from_pretrained(str(folder))
-            stored = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+            stored = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
             wrapping = _wrapping(config, folder, model, wrappings)
     except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
@@ -99,13 +98,15 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
     shapes |= wrapping.shapes
     if shapes.keys() != stored.keys():
         wrong = sorted(shapes.keys() ^ stored.keys())
-        raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {PREFIX}{wrong[0]} first.")
+        raise UserError(
+            f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {PEFT_PREFIX}{wrong[0]} first."
+        )
     values: dict[Place, Any] = dict(wrapping.layers)
     for name, value in stored.items():
         if value.shape != shapes[name]:
+            given, wanted = tuple(value.shape), tuple(shapes[name])
             raise UserError(
-                f"{folder}/{WEIGHTS}: {PREFIX}{name} is of shape {tuple(value.shape)}, must be {tuple(shapes[name])}; "
-                "get the adapter again."
+                f"{folder}/{WEIGHTS}: {PEFT_PREFIX}{name} is of shape {given}, must be {wanted}; get the adapter again."
             )
         # A copy, so that the file may change or go.
         weight = nn.Parameter(value.to(device, torch.float32, copy=True), requires_grad=False)

@@ -36,7 +36,7 @@ from peft_audio.models import (
     use_exact_float32,
 )
 from peft_audio.probes import compare_probes, measure_probes
-from peft_audio.strategies import freeze_all_but_biases
+from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
 # The kinds of PEFT that our strategies are saved as.
 PEFT_TYPES = ("LORA", "IA3")
@@ -126,9 +126,9 @@ def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: b
         name.replace(".original_module.", ".").replace(".base_layer.", "."): value
         for name, value in model.get_base_model().state_dict().items()
     }
-    plain = {f"base_model.model.{name}": tuple(value.shape) for name, value in base.items()}
+    plain = {f"{PEFT_PREFIX}{name}": tuple(value.shape) for name, value in base.items()}
     if biases:
-        return {f"base_model.model.{name}": plain[f"base_model.model.{name}"] for name in biases}
+        return {f"{PEFT_PREFIX}{name}": plain[f"{PEFT_PREFIX}{name}"] for name in biases}
     found = get_peft_model_state_dict(model, save_embedding_layers=False)
     mixture = {name: shape for name, shape in plain.items() if name.endswith(f".{LAYER_WEIGHTS}")}
     return {name: tuple(value.shape) for name, value in found.items()} | (mixture if layer_weighted_sum else {})

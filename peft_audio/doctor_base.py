@@ -19,10 +19,9 @@ from peft_audio.anatomy import LAYER_WEIGHTS
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.finding import AGAIN, Finding
 from peft_audio.models import first_line, identify_base, load_with_absent, pin_base, quiet_loading
-from peft_audio.strategies import freeze_all_but_biases
+from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
 Shapes = dict[str, tuple[int, ...]]
-PREFIX = "base_model.model."
 # The last layer of each family's head, whose rows are the classes.
 LAST_LAYERS = ("classifier.weight", "classifier.dense.weight")
 
@@ -72,7 +71,7 @@ def check_base(patient: Patient) -> Iterator[Finding]:
         yield _pinned(where, settings)
         yield _labels(where, count, absent)
         yield _preprocessor(patient.folder, where)
-    fresh = {f"{PREFIX}{name}" for name in absent}
+    fresh = {f"{PEFT_PREFIX}{name}" for name in absent}
     yield _head(fresh, shapes, settings)
     yield from _keys(patient, model, fresh)
 
@@ -152,10 +151,10 @@ def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
     """Whether the file brings every weight that transformers draws anew when it loads the base as a classifier."""
     if not fresh:
         return Finding("head", "ok", "the base brings a head of its own")
-    lost = sorted(name.removeprefix(PREFIX) for name in fresh - shapes.keys())
+    lost = sorted(name.removeprefix(PEFT_PREFIX) for name in fresh - shapes.keys())
     if not lost:
         return Finding("head", "ok", f"all {len(fresh)} weights that are fresh on this base are in the file")
-    modules = sorted({name.removeprefix(PREFIX).split(".")[0] for name in fresh})
+    modules = sorted({name.removeprefix(PEFT_PREFIX).split(".")[0] for name in fresh})
     why = f"{', '.join(lost)}: drawn at random each time the base is loaded, and not in the file"
     cause = f" (task_type {settings['task_type']} saves other parts)" if settings.get("task_type") else ""
     mend = f"the trained values are lost: train it again with task_type=None and modules_to_save={modules}"
@@ -165,7 +164,7 @@ def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
 def _keys(patient: Patient, model: Any, fresh: set[str]) -> Iterator[Finding]:
     """Whether the file holds what PEFT would save of such an adapter, no less, no more, and in that shape."""
     shapes, record = patient.shapes or {}, patient.record
-    plain = {f"{PREFIX}{name}" for name in model.state_dict()}
+    plain = {f"{PEFT_PREFIX}{name}" for name in model.state_dict()}
     biases = freeze_all_but_biases(model)[1].parameters if record and record.strategy == "bias_only" else ()
     try:
         refuse_excessive_rank(patient.folder, patient.settings or {}, shapes)

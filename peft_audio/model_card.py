@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
+from sklearn.metrics import confusion_matrix
 
 from peft_audio.adapter_record import AdapterRecord, adapter_readme
 from peft_audio.config import UserError
@@ -14,6 +14,7 @@ from peft_audio.finished import Finished, predictions_of, read_run
 from peft_audio.hub import is_hub_id
 from peft_audio.launching import read_json
 from peft_audio.markdown import markdown_table, marked
+from peft_audio.scores import confusions
 
 BUNDLED = "Free Spoken Digit Dataset, the part that comes with peft-audio"
 METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "Macro-F1")}
@@ -96,13 +97,13 @@ def _confusions(run: Finished, labels: Sequence[str]) -> str:
     if run.report.get("test_accuracy") is None:
         return ""
     rows = predictions_of(run)
-    counts = Counter(zip(rows["label"], rows["predicted"], strict=True))
+    matrix = confusion_matrix(rows["label"], rows["predicted"], labels=labels).tolist()
     title = f"## Confusions on the {len(rows)} test clips\n\n"
     if len(labels) <= LARGEST_MATRIX:
-        cells = [(label, *(str(counts[label, other] or "") for other in labels)) for label in labels]
+        cells = [(label, *(str(count or "") for count in row)) for label, row in zip(labels, matrix, strict=True)]
         return title + markdown_table(("true \\ said", *labels), cells, numbers_from=1)
-    wrong = [(*pair, str(count)) for pair, count in counts.most_common() if pair[0] != pair[1]]
-    return title + markdown_table(("true", "said", "clips"), wrong[:MOST_FREQUENT], numbers_from=2)
+    wrong = [(label, said, str(count)) for label, said, count in confusions(labels, matrix)[:MOST_FREQUENT]]
+    return title + markdown_table(("true", "said", "clips"), wrong, numbers_from=2)
 
 
 def _training(run: Finished, record: AdapterRecord) -> str:

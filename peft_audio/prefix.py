@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_audio.anatomy import MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
-from peft_audio.strategies import Trained
+from peft_audio.strategies import PEFT_PREFIX, Trained
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def find_cut(model: Any, trained: Trained, masked: bool, head_dropout: bool) -> 
 def _depth(name: str, model: Any) -> int:
     """How deep in the model a parameter is first used, in the order that `find_cut` counts."""
     anatomy, config = anatomy_of(model.config), model.config
-    within = name.removeprefix("base_model.model.").removeprefix(f"{anatomy.encoder}.")
-    if within == name.removeprefix("base_model.model."):
+    within = name.removeprefix(PEFT_PREFIX).removeprefix(f"{anatomy.encoder}.")
+    if within == name.removeprefix(PEFT_PREFIX):
         return 4 + config.num_hidden_layers
     if within.startswith(f"{anatomy.layers}."):
         return 3 + int(within.removeprefix(f"{anatomy.layers}.").partition(".")[0])

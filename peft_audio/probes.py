@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,27 @@ def compare_probes(record: AdapterRecord, measured: Sequence[dict[str, Any]], to
     problems = []
     for was, now in zip(recorded, measured, strict=True):
         clip = f"probe of {was['seconds']:g} s"
-        # By name, so that labels in another order are noticed even where the top one is the same.
-        differences = [abs(was["logits"][label] - value) for label, value in now["logits"].items()]
-        # Written so that NaN, which is not smaller than anything either, is a difference too.
-        allowed = tolerance * max(1.0, *(abs(value) for value in was["logits"].values()))
-        if not all(difference <= allowed for difference in differences):
-            problems.append(f"{clip}: logits differ by {max(differences):.1e}, more than {allowed:.0e}")
+        found, unit = relative_difference(was["logits"], now["logits"]), largest_logit(was["logits"])
+        if found > tolerance:
+            problems.append(f"{clip}: logits differ by {found * unit:.1e}, more than {tolerance * unit:.0e}")
         if was["label"] != now["label"]:
             problems.append(f"{clip}: says {now['label']}, recorded {was['label']}")
     return problems
+
+
+def relative_difference(was: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """The largest difference between a clip's logits, by label, in units of `largest_logit`.
+
+    By label, so that an order of labels that changed is noticed even where the top one is the same. Infinite where the
+    labels are others, or a logit is not a number.
+    """
+    if was.keys() != now.keys():
+        return math.inf
+    differences = [abs(value - now[label]) for label, value in was.items()]
+    # NaN is not larger than anything, but the largest difference there is.
+    return max(differences) / largest_logit(was) if all(map(math.isfinite, differences)) else math.inf
+
+
+def largest_logit(logits: Mapping[str, float]) -> float:
+    """The largest absolute logit, but 1 at least: what differences are held against."""
+    return max(1.0, *map(abs, logits.values()))

@@ -128,6 +128,22 @@ def score(
     )
 
 
+def confusions(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[tuple[str, str, int]]:
+    """What was called something else, what, and how often, the most frequent first.
+
+    Args:
+        labels: In the order of the matrix.
+        matrix: How many of each label (row) were called what (column).
+    """
+    found = [
+        (label, said, count)
+        for label, row in zip(labels, matrix, strict=True)
+        for said, count in zip(labels, row, strict=True)
+        if count and said != label
+    ]
+    return sorted(found, key=lambda item: -item[2])
+
+
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tuple[float, float, str]:
     """Where the accuracy on other recordings of this kind may lie: a 95% interval.
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from peft_audio.forms import printable
-from peft_audio.scores import Scores
+from peft_audio.scores import Scores, confusions
 
 # A wider matrix does not fit into a terminal.
 MOST_LABELS_IN_MATRIX = 12
@@ -90,17 +90,11 @@ def _matrix(scores: Scores) -> Table:
 
 
 def _confusions(scores: Scores) -> Table:
-    found = [
-        (count, label, scores.labels[j])
-        for i, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True))
-        for j, count in enumerate(row)
-        if count and i != j
-    ]
-    found.sort(key=lambda item: -item[0])
+    found = confusions(scores.labels, scores.confusion)
     table = Table(title=f"the most frequent confusions, of {len(found)}", title_justify="left")
     for name in ("is", "was called", "recordings"):
         table.add_column(name, justify="right" if name == "recordings" else "left")
-    for count, label, said in found[:MOST_SHOWN]:
+    for label, said, count in found[:MOST_SHOWN]:
         table.add_row(escape(printable(label)), escape(printable(said)), str(count))
     return table
 

@@ -19,6 +19,8 @@ from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, 
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, UserError
 from peft_audio.models import quiet_loading
 
+PEFT_PREFIX = "base_model.model."  # of every name in PEFT's files
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -176,7 +178,7 @@ def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
     """
     weights = dict(model.named_parameters())
     if not hasattr(model, "get_base_model"):
-        return {f"base_model.model.{name}": weights[name].detach() for name in trained.parameters}
+        return {f"{PEFT_PREFIX}{name}": weights[name].detach() for name in trained.parameters}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
 

@@ -164,7 +164,7 @@ def test_what_answers_otherwise_is_never_put_in_place(
         return found
 
     monkeypatch.setattr(export, "_ask", other)
-    with pytest.raises(RuntimeError, match=rf"differs from the recorded logits {words}"):
+    with pytest.raises(UserError, match=rf"differs from the recorded logits {words}"):
         export.export_adapter(lora_dir, tmp_path / "out", "merged")
     assert not list(tmp_path.iterdir()), "nothing is left"
 

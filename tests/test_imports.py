@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "finding": "",
     "doctor_base": "adapter_files adapter_record adapters anatomy config finding models strategies",
     "doctor": "adapter_files adapter_record adapters config doctor_base finding hub verify",
-    "model_card": "adapter_record config finished hub launching markdown",
+    "model_card": "adapter_record config finished hub launching markdown scores",
     "push": "adapter_files adapter_record config hub launching model_card models verify",
     "export_readme": "adapter_files adapter_record hub markdown verify",
     "export": "adapter adapter_record adapters config export_readme launching models probes saving",
