@@ -116,13 +116,18 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     more = [[*from_hub, "--private"], ["push", str(model), NAME, "--base-id", BASE]]
     more.append(["push", str(adapter_dir), BASE, "--base-id", BASE])
     # huggingface_hub tries six times.
-    commands += [from_hub, from_hub, *more, "forget the token", other]
+    # Wherever a folder is taken, so is the name.
+    for i, label in enumerate("abcabc"):
+        write_tone(tmp_path / "tones" / label / f"{i}.wav", 300 * (1 + i))
+    named = [["export", NAME, str(tmp_path / "onnx"), "--onnx"], ["evaluate", NAME, str(tmp_path / "tones")]]
+    commands += [from_hub, from_hub, *named, *more, "forget the token", other]
     hub.drops = 6
     done = python(hub, tmp_path, "-c", COMMANDS, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 2, 0, 2, 2]
-    listed, local, name, missing, dropped, _, public, _, foreign, locked = answers
+    assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 0, 0, 2, 0, 2, 2], answers
+    listed, local, name, missing, dropped, _, exported, evaluated, public, _, foreign, locked = answers
+    assert "got the recorded logits" in exported[1] and "of 6 recordings" in evaluated[1]
     assert listed[0] == 0 and set(re.findall(r"bytes  (\S+)", listed[1])) == SENT
     assert "is a folder of this machine, which nobody else has" in local[2]
     assert "ORG/NAME: got pitch" in name[2] and "org/other cannot be loaded" in missing[2]
@@ -175,4 +180,10 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     assert "<i>" not in re.sub(r"```.*?```|`[^`]*`", "", text.replace("\\<", ""), flags=re.DOTALL)
     assert "## Comparison: facebook/wav2vec2-base on birds\n\n### Scores" in text and "Traceback" not in text
     assert "| lora.r | 8 |" in text
+    # A dataset of the Hub is named as such, at its commit.
+    (tmp_path / "report.json").write_text(json.dumps(report | {"dataset_revision": COMMIT}))
+    (tmp_path / "config.yaml").write_text(to_yaml(LoraRecipe(data=DataConfig(source="org/birds"))))
+    of_hub = ModelCard(model_card(record, NAME, run=tmp_path, comparison=None, license="")).data
+    assert of_hub.datasets == ["org/birds"]
+    assert {(one.dataset_type, one.dataset_revision) for one in of_hub.eval_results} == {("org/birds", COMMIT)}
     compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "snippet", "exec")
