@@ -130,7 +130,9 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
 def _workers(cfg: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     on_gpu = accelerator.device.type == "cuda"
     count = (4 if on_gpu else 0) if cfg.data.num_workers is None else cfg.data.num_workers
-    return {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0}
+    # Starting to read would otherwise draw from the generator of dropout, and how often depends on the workers.
+    own = torch.Generator()
+    return {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0, "generator": own}
 
 
 def _streamed(splits: Splits, view: View, padded: Any, cfg: Recipe, accelerator: Accelerator) -> StreamLoader:

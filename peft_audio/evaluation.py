@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -98,6 +99,12 @@ def judge(logits: torch.Tensor, labels: torch.Tensor, recordings: torch.Tensor, 
 def model_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits of a batch, of shape (clips, labels)."""
     return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
+
+
+def clip_losses(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float) -> torch.Tensor:
+    """The cross-entropy of each clip of a batch, float32 of shape (clips,)."""
+    logits = model_logits(model, batch).float()
+    return F.cross_entropy(logits, batch["label"], reduction="none", label_smoothing=label_smoothing)
 
 
 def average_windows(logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,9 @@ class Job:
 
     def arguments(self) -> list[str]:
         """The recipe's command line."""
-        flags = self.flags | {"train.output_dir": str(self.folder), "train.overwrite": True}
+        # A run that was killed goes on; what does not fit is replaced.
+        own = {"train.output_dir": str(self.folder), "train.overwrite": True, "train.resume": True}
+        flags = self.flags | own
         return [part for name, value in flags.items() for part in (f"--{name}", in_words(value))]
 
 

@@ -155,7 +155,13 @@ def _loader(plain: DataLoader, features: Features, cut: Cut, config: Any, accele
     # Reading is over before a worker process would have been asked.
     together = partial(collate_features, cut=cut, config=config)
     pinned = accelerator.device.type == "cuda"
-    return DataLoader(features, batch_sampler=plain.batch_sampler, collate_fn=together, pin_memory=pinned)
+    return DataLoader(
+        features,
+        batch_sampler=plain.batch_sampler,
+        collate_fn=together,
+        pin_memory=pinned,
+        generator=plain.generator,
+    )
 
 
 def _why_never(cfg: Recipe, cut: Cut | None) -> str:

@@ -20,8 +20,10 @@ from peft_audio.anatomy import encoder_of
 from peft_audio.config import ModelConfig, Recipe
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
+from peft_audio.launching import write_aside
 from peft_audio.models import load_classifier, versions
 from peft_audio.run import Run, save_skipped
+from peft_audio.run_folder import REPORT, finish_folder
 from peft_audio.saving import saved_folder, saved_weights
 from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
@@ -36,18 +38,19 @@ class RunReport:
 
     `test_*` and `train_*` are None where the split was not read. `total_seconds` is from the start of `main` to the
     report, saving and verifying included; `train_seconds` is time in training steps, `validation_seconds` in validating
-    after each epoch, `data_wait_share` the share of it that was spent waiting for batches, `samples_per_second` the
-    clips trained on in each of those seconds. `train_clips` and the like count recordings (None where they were
-    streamed), `skipped_clips` those that were left out. `prefix_cached` says which frozen part of the model ran once
-    for each clip, before `train_seconds`, and `prefix_seconds` what that took, an earlier run if it was
-    `prefix_reused`; `prefix_bytes` is what was kept. `validation_is_test` says that the best epoch was chosen on the
-    test clips. `peak_memory_bytes` is the device's peak allocation on CUDA, and the largest resident size of the first
-    process, libraries included, on a CPU. `inference_seconds` is what a validation recording took in the last
-    evaluation, by all processes together, decoding included. `encoder_drift` is the largest absolute difference between
-    an encoder weight that was not meant to train, with the adapter off, and the base as loaded afresh; it must be
-    exactly 0, and is None where there is no such base. `pretrained` is false where the encoder's weights were random at
-    the start, or there is none. Without a network `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is
-    empty.
+    after each epoch, `checkpoint_seconds` in writing checkpoints, `resumes` how often the run was taken up again (the
+    times are then those of what counts: work that was done twice is not in them), `data_wait_share` the share of it
+    that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
+    `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
+    out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
+    `prefix_seconds` what that took, an earlier run if it was `prefix_reused`; `prefix_bytes` is what was kept.
+    `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's peak
+    allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
+    `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
+    included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
+    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no such base.
+    `pretrained` is false where the encoder's weights were random at the start, or there is none. Without a network
+    `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
     """
 
     strategy: str
@@ -67,6 +70,7 @@ class RunReport:
     adapter_bytes: int
     train_seconds: float
     validation_seconds: float
+    checkpoint_seconds: float
     total_seconds: float
     inference_seconds: float
     samples_per_second: float
@@ -77,6 +81,8 @@ class RunReport:
     prefix_bytes: int
     peak_memory_bytes: int
     num_processes: int
+    micro_batches: int
+    resumes: int
     mixed_precision: str
     device: str
     seed: int
@@ -141,7 +147,7 @@ def finish_run(
     """Write the report into the run's folder and print the last screen, on the first process.
 
     Args:
-        run: What `start_run` returned; what `save_adapter` writes is in its folder by now.
+        run: What `start_run` returned; what `write_adapter` writes is in its folder by now, and appears here.
         model: What was evaluated and saved.
         trained: What the strategy trained.
         result: Of the training.
@@ -157,6 +163,7 @@ def finish_run(
         return None
     assert isinstance(run.cfg, Recipe)
     product = saved_folder(run.folder, trained, run.cfg.model.pretrained)
+    written = product.with_name(product.name + ".partial")
     trainable, total = count_parameters(model, trained.parameters)
     report = RunReport(
         strategy=trained.strategy,
@@ -164,9 +171,12 @@ def finish_run(
         steps=result.steps,
         trainable_parameters=trainable,
         total_parameters=total,
-        adapter_bytes=saved_weights(product).stat().st_size,
+        adapter_bytes=(written / saved_weights(product).name).stat().st_size,
         train_seconds=result.train_seconds,
         validation_seconds=result.validation_seconds,
+        checkpoint_seconds=result.checkpoint_seconds,
+        micro_batches=result.micro_batches,
+        resumes=result.resumes,
         samples_per_second=result.samples_per_second,
         data_wait_share=result.data_wait_share,
         prefix_cached=result.prefix.cached,
@@ -179,6 +189,7 @@ def finish_run(
         encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
     )
     write_report(run, report)
+    finish_folder(run.folder)
     print_report(report, product, example_clip(run.splits, run.cfg.data.source))
     return report
 
@@ -214,9 +225,7 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
 
 def write_report(run: Run, report: RunReport) -> None:
     """`report.json`, whole or not at all."""
-    aside = run.folder / "report.json.partial"
-    aside.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    aside.replace(run.folder / "report.json")
+    write_aside(run.folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +18,23 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from scipy.special import softmax
 
+from peft_audio.checkpoints import Checkpoint
 from peft_audio.collection import SPLITS, listed, several
-from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, to_yaml
+from peft_audio.config import BaselineRecipe, Recipe, to_yaml
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
-from peft_audio.models import Base
-from peft_audio.tracking import Log, start_log
-
-SKIPPED = "skipped_clips.csv"
-RUN_FILES = {
-    "adapter",
-    "adapter.partial",
-    "config.yaml",
-    "metrics.jsonl",
-    "model",
-    "model.partial",
-    "predictions.parquet",
-    "report.json",
-    "report.json.partial",
+from peft_audio.models import Base, versions
+from peft_audio.resuming import Checkpoints
+from peft_audio.run_folder import (
+    CHECKPOINTS,
     SKIPPED,
-    "splits.parquet",
-    "tensorboard",
-    "wandb",
-}
-
-
-def check_output_dir(cfg: TrainConfig | BaselineTrainConfig, accelerator: Accelerator) -> None:
-    """Refuse a folder that exists, or that cannot be made, before any work is done.
-
-    Raises:
-        UserError: It exists and may not be replaced, holds what no run wrote, or its parent cannot be written to.
-    """
-    folder = output_folder(cfg)
-    if folder.exists() and not cfg.overwrite:
-        unfinished = (folder / "config.yaml").exists() and not (folder / "report.json").exists()
-        what = "exists already, from a run that did not finish" if unfinished else "exists already"
-        raise UserError(f"--train.output_dir: {folder} {what}; give another, or --train.overwrite true to replace it.")
-    if folder.exists() or folder.is_symlink():
-        foreign = [folder] if folder.is_symlink() or not folder.is_dir() else []
-        foreign += [path for path in folder.glob("*") if path.name not in RUN_FILES]
-        if foreign:
-            raise UserError(f"--train.overwrite: {foreign[0]} was not made by a run; move it away yourself.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--train.output_dir: cannot make {folder} ({error.strerror}); give another.") from error
-    if not os.access(folder.parent, os.W_OK):
-        raise UserError(f"--train.output_dir: {folder.parent} is not writable; give another folder.")
-    # No process may find the folder that the first one is about to make.
-    accelerator.wait_for_everyone()
-
-
-def output_folder(cfg: TrainConfig | BaselineTrainConfig) -> Path:
-    """`train.output_dir`, with ~ as the user's home."""
-    return Path(cfg.output_dir).expanduser()
+    RunFolder,
+    back_to,
+    on_first,
+    settings_of,
+    take_up,
+)
+from peft_audio.tracking import Log, start_log
 
 
 @dataclass(frozen=True)
@@ -79,39 +42,70 @@ class Run:
     """A run under way: its folder, and what its report will say of where it started from.
 
     Attributes:
-        folder: Of the run.
+        place: Its folder, which it holds.
         cfg: The recipe's settings.
         splits: The rows.
         base: The encoder; see `baseline.NO_ENCODER` for none.
         accelerator: Where it runs.
-        began: `time.perf_counter()` at its start.
+        began: `time.perf_counter()` at its start, as if nothing had ever stopped it.
         log: Of its steps and epochs.
+        checkpoints: Where its training stands.
     """
 
-    folder: Path
+    place: RunFolder
     cfg: Recipe | BaselineRecipe
     splits: Splits
     base: Base
     accelerator: Accelerator
     began: float
     log: Log
+    checkpoints: Checkpoints
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.place.path
 
 
-def start_run(cfg: Recipe | BaselineRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float) -> Run:
-    """Make the run's folder, with the resolved settings and the splits in it."""
-    folder = output_folder(cfg.train)
-    if accelerator.is_main_process:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-        (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
-        pq.write_table(splits.table(), folder / "splits.parquet")
-        _tell(cfg, splits)
-    accelerator.wait_for_everyone()
-    settings = {f"{group}.{name}": value for group, values in asdict(cfg).items() for name, value in values.items()}
+def start_run(
+    folder: RunFolder, cfg: Recipe | BaselineRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float
+) -> Run:
+    """Fill the run's folder with the resolved settings and the splits, or go on with the run that is in it.
+
+    Raises:
+        UserError: It was asked to go on, and what is there is another run.
+    """
+    path = folder.path
+    about = {
+        "settings": settings_of(cfg),
+        "recordings": splits.dataset_sha256(),
+        "splits": splits.split_sha256(),
+        "encoder": base.sha256,
+        "processes": accelerator.num_processes,
+        "made_with": versions() | {"device": accelerator.device.type},
+    }
+    found = on_first(accelerator, partial(_prepare, path, cfg, splits, about))
     trackers = cfg.train.log_with if isinstance(cfg, Recipe) else []
-    log = start_log(folder, trackers, settings, accelerator.is_main_process)
-    return Run(folder, cfg, splits, base, accelerator, began, log)
+    step = found.state["position"]["step"] if found else 0
+    log = start_log(path, trackers, about["settings"], accelerator.is_main_process, step)
+    began -= found.state["run_seconds"] if found else 0.0
+    checkpoints = Checkpoints(path / CHECKPOINTS, about, began, found)
+    return Run(folder, cfg, splits, base, accelerator, began, log, checkpoints)
+
+
+def _prepare(path: Path, cfg: Recipe | BaselineRecipe, splits: Splits, about: dict[str, Any]) -> Checkpoint | None:
+    """On the first process: what is to stand in the folder before the training."""
+    found = take_up(path, cfg, about) if isinstance(cfg, Recipe) else None
+    if found:
+        back_to(path, found)
+    else:
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir()
+        (path / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
+        pq.write_table(splits.table(), path / "splits.parquet")
+    _tell(cfg, splits)
+    return found
 
 
 def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:

@@ -62,7 +62,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
         self.clip_weights = np.ones(len(self.lengths)) if clip_weights is None else clip_weights
         self.micro_batches, self.num_processes, self.process_index = micro_batches, num_processes, process_index
-        self.batch_seconds, self.epoch = batch_seconds, 0
+        self.batch_seconds, self.epoch, self.first_step = batch_seconds, 0, 0
         self.window = WINDOW_BATCHES[0]
         batches = len(self.lengths) / batch_size if batch_seconds is None else self.lengths.sum() / batch_seconds
         little = max(LITTLE_PADDING, LITTLE_PADDING_SECONDS / (LITTLE_PADDING_SECONDS + self.lengths.mean()))
@@ -71,6 +71,10 @@ class TrainingBatches(Sampler[list[Draw]]):
             if batches < 2 * self.window + 2 or padding_share(self.lengths, self.step_indices(0)) <= little:
                 break
             self.window = min(window, int(batches // 2))
+
+    def go_to(self, epoch: int, step: int = 0) -> None:
+        """Begin an epoch, or go on in it behind so many of its steps."""
+        self.epoch, self.first_step = epoch, step
 
     @property
     def steps(self) -> int:
@@ -88,11 +92,11 @@ class TrainingBatches(Sampler[list[Draw]]):
         return sum(len(indices) for indices in self.step_indices()[:steps])
 
     def __len__(self) -> int:
-        return self.steps * self.micro_batches
+        return (self.steps - self.first_step) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
         parts = self.micro_batches * self.num_processes
-        for step in self.step_indices():
+        for step in self.step_indices()[self.first_step :]:
             whole = self.clip_weights[step].sum()
             for micro in range(self.micro_batches):
                 mine = step[micro * self.num_processes + self.process_index :: parts]

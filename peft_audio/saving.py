@@ -37,15 +37,15 @@ def saved_weights(folder: Path) -> Path:
     return folder / (WEIGHTS if folder.name == "adapter" else WHOLE_WEIGHTS)
 
 
-def save_adapter(
+def write_adapter(
     run_folder: Path, model: Any, trained: Trained, extractor: Any, record: AdapterRecord, verify: bool = True
 ) -> Path:
-    """Write a run's product, and let it stand only once a fresh process has got the same logits from a copy.
+    """Write a run's product aside, and see a fresh process get the same logits from a copy.
 
     What trained beside a pretrained encoder is saved in PEFT's form, a whole model as transformers saves it.
 
     Args:
-        run_folder: The directory goes there, see `saved_folder`.
+        run_folder: The directory goes there, as `<saved_folder>.partial`.
         model: A trained model; it is left on the CPU, in eval mode.
         trained: What trained in it.
         extractor: The encoder's feature extractor.
@@ -56,7 +56,7 @@ def save_adapter(
         The directory.
 
     Raises:
-        RuntimeError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
+        UserError: The copy did not reproduce the logits; what was written stays in `<directory>.partial`.
     """
     folder = saved_folder(run_folder, trained, record.pretrained)
     record = replace(record, probes=measure_probes(Adapter(model.to("cpu").eval(), extractor, record)))
@@ -77,8 +77,13 @@ def save_adapter(
     if verify:
         print("loading a copy in a fresh process, to compare its answers ...", flush=True)
         _verify_copy(aside)
-    aside.rename(folder)
-    return folder
+    return aside
+
+
+def save_adapter(*args: Any, **kwargs: Any) -> Path:
+    """As `write_adapter`, which it calls; then the directory takes its place, and is returned."""
+    aside = write_adapter(*args, **kwargs)
+    return aside.rename(aside.with_suffix(""))
 
 
 def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord) -> None:
@@ -122,4 +127,4 @@ def _verify_copy(folder: Path) -> None:
                 f"Check it with: {' '.join([*command, str(folder)])}"
             ) from error
     if child.returncode:
-        raise RuntimeError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")
+        raise UserError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")

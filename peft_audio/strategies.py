@@ -41,6 +41,21 @@ class Trained:
     peft_config: peft.PeftConfig | None
 
 
+def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
+    """Train mode for what trains, eval mode for what is frozen; the only place that decides.
+
+    Dropout in a frozen part costs time, and what it disturbs cannot adapt to it.
+
+    Args:
+        model: What a strategy returned.
+        trained: What trains in it.
+        frozen_dropout: Train mode for all of it, as transformers' Trainer does.
+    """
+    model.train(frozen_dropout)
+    for name in trained.modules:
+        model.get_submodule(name).training = True
+
+
 def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
     """Add LoRA to linear layers of the transformer; they and the head train.
 

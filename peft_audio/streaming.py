@@ -31,6 +31,10 @@ class StreamedSteps:
     batch_size: int
     epoch: int = 0
 
+    def go_to(self, epoch: int, step: int = 0) -> None:
+        """Begin a part, or go on in it: the stream itself goes on where it was."""
+        self.epoch = epoch
+
     @property
     def steps(self) -> int:
         """Optimizer steps between two validations."""
@@ -142,6 +146,11 @@ class StreamLoader:
     def __init__(self, loader: DataLoader, stream: Stream):
         self.loader, self.stream = loader, stream
         self.batches: Iterator[Any] | None = None
+
+    def skip(self, count: int) -> None:
+        """Read so many micro-batches again that an earlier process has trained on."""
+        for _ in zip(range(count), self, strict=False):
+            pass
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Micro-batches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ class Log:
                 values = {name: value for name, value in known.items() if name != "step" and value is not None}
                 self._tell("log", values, step=line["step"])
 
+    def sync(self) -> int:
+        """Let what was written reach the disk; gives the file's size in bytes."""
+        if not self.writes or not self.file.exists():
+            return 0
+        with self.file.open("rb") as log:
+            os.fsync(log.fileno())
+        return self.file.stat().st_size
+
     def close(self) -> None:
         """Let the trackers finish."""
         self._tell("finish")
@@ -56,7 +65,7 @@ class Log:
                 _report(tracker.name, error)
 
 
-def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], writes: bool) -> Log:
+def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], writes: bool, step: int = 0) -> Log:
     """Open a run's log and its trackers.
 
     Args:
@@ -64,10 +73,11 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
         names: Of the trackers, as accelerate knows them.
         settings: Of the run by dotted name, for the trackers.
         writes: Whether this process is the one that writes.
+        step: Behind which one a run goes on that was stopped; what TensorBoard has of later ones, it hides.
     """
     log = Log(folder / "metrics.jsonl", writes)
-    places: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-        "tensorboard": (("tensorboard", str(folder)), {}),
+    places: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+        "tensorboard": (("tensorboard", str(folder)), {"purge_step": step + 1} if step else {}),
         "wandb": ((PROJECT,), {"name": folder.name, "dir": str(folder)}),
         "trackio": ((PROJECT,), {"name": folder.name}),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,18 +15,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from rich.progress import Progress
-from torch import nn
-from torch.nn import functional as F
 
 from peft_audio.accelerator import peak_memory_bytes, seed_dropout
 from peft_audio.arithmetic import compile_layers
 from peft_audio.batching import Loaders, Prefix
-from peft_audio.config import TrainConfig, UserError
-from peft_audio.evaluation import evaluate, model_logits
+from peft_audio.config import TrainConfig
+from peft_audio.evaluation import clip_losses, evaluate
+from peft_audio.finite import Watch
+from peft_audio.memory import fit_micro_batches
 from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
+from peft_audio.resuming import Checkpoints, Learner, Position, load_position
+from peft_audio.sampler import TrainingBatches
+from peft_audio.saver import Saver
 from peft_audio.spec_augment import masked
-from peft_audio.strategies import Trained
+from peft_audio.stopping import Stop, stop_on_signals
+from peft_audio.strategies import Trained, set_modes
+from peft_audio.streaming import StreamLoader
 from peft_audio.tracking import Log, progress_bar
+
+# On a GPU, or with several processes, so many steps pass before anybody learns that a loss is no number.
+READ_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,17 @@ class Result:
         model: The unwrapped model with the weights of the best epoch.
         best_epoch: Which one that was, from 1.
         steps: Optimizer steps made.
-        train_seconds: Time in training steps, decoding included, validation not.
+        train_seconds: Time in training steps, decoding included, validation and checkpoints not.
         validation_seconds: Time in the validations after each epoch.
+        checkpoint_seconds: Time in writing checkpoints.
         data_wait_share: Share of that time that this process waited for the next batch: decoding itself where no
             workers do it; an upper bound for the device's idling on a GPU.
         samples_per_second: Clips trained on in each of those seconds, over all processes.
         peak_memory_bytes: The most that the first process held by the end of the training: on its device on CUDA, the
             whole process, libraries included, on a CPU.
         prefix: What became of the frozen prefix, which that time does not include.
+        micro_batches: That each process made of a step.
+        resumes: How often the run was taken up again after it was stopped.
     """
 
     model: Any
@@ -53,29 +63,23 @@ class Result:
     steps: int
     train_seconds: float
     validation_seconds: float
+    checkpoint_seconds: float
     data_wait_share: float
     samples_per_second: float
     peak_memory_bytes: int
     prefix: Prefix
-
-
-def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
-    """Train mode for what trains, eval mode for what is frozen; the only place that decides.
-
-    Dropout in a frozen part costs time, and what it disturbs cannot adapt to it.
-
-    Args:
-        model: What a strategy returned.
-        trained: What trains in it.
-        frozen_dropout: Train mode for all of it, as transformers' Trainer does.
-    """
-    model.train(frozen_dropout)
-    for name in trained.modules:
-        model.get_submodule(name).training = True
+    micro_batches: int
+    resumes: int
 
 
 def train(
-    model: Any, trained: Trained, loaders: Loaders, cfg: TrainConfig, accelerator: Accelerator, log: Log
+    model: Any,
+    trained: Trained,
+    loaders: Loaders,
+    cfg: TrainConfig,
+    accelerator: Accelerator,
+    log: Log,
+    checkpoints: Checkpoints | None = None,
 ) -> Result:
     """Train, validate after each epoch, and keep the best epoch's weights.
 
@@ -89,9 +93,12 @@ def train(
         cfg: Rates, epochs, schedule.
         accelerator: Where it runs.
         log: Gets a line a step and a line an epoch.
+        checkpoints: Where the training's state is kept, and to go on from; signals that ask the process to stop are
+            acted on only with them.
 
     Raises:
-        UserError: The loss stopped being a finite number.
+        UserError: The loss stopped being a finite number, or not even one clip at a time fits into memory.
+        Stopped: A signal came; a checkpoint was written.
     """
     order = loaders.train_order
     total = min(order.total_steps(cfg.epochs), cfg.max_steps or sys.maxsize)
@@ -100,83 +107,101 @@ def train(
     compile_layers(model, cfg.compile)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
-    best, step, clips, seconds, validating, waits = Best(), 0, 0, 0.0, 0.0, list[float]()
-    with progress_bar(accelerator.is_main_process) as progress:
-        bar = progress.add_task("training", total=total)
-        for epoch in range(1, cfg.epochs + 1):
-            order.epoch, began = epoch, time.perf_counter()
-            set_modes(model, trained, cfg.frozen_dropout)
-            lines = []
-            steps = _steps(model, wrapped, _timed(loaders.train, waits), optimizer, cfg, accelerator)
-            for loss in islice(steps, min(order.steps, total - step)):
-                step += 1
-                lines.append({"step": step, "loss": loss} | current_rates(optimizer))
-                # fp16 skips steps until it has found its scale.
-                if not accelerator.optimizer_step_was_skipped:
-                    schedule.step()
+    learner = Learner(model, wrapped, trained, optimizer, schedule, accelerator)
+    at = _begin(learner, loaders, cfg, checkpoints)
+    stopping = stop_on_signals(accelerator) if checkpoints else nullcontext(Stop())
+    with progress_bar(accelerator.is_main_process) as progress, stopping as stop:
+        save = Saver(learner, cfg, log, checkpoints, stop)
+        bar = progress.add_task("training", total=total, completed=at.step)
+        while not at.ended:
+            for _ in _epoch(learner, loaders, at, total, cfg, log):
                 progress.advance(bar)
-            _gather_losses(lines, accelerator)
-            seconds += time.perf_counter() - began
-            clips += order.clips_in(len(lines))
-            log.write(lines)
-            _check_finite(lines, epoch)
-            found = evaluate(model, loaders.validation, accelerator, mixed_precision=True)
-            validating += found.seconds
-            summary = _summary(epoch, lines, found.metrics)
-            log.write([summary])
-            best = best.better_of(found.metrics, cfg.best_metric, epoch, model, trained)
-            ended = _ending(cfg, epoch, best.epoch, last_step=step >= total)
-            _tell_epoch(progress, accelerator, _epoch_line(summary, cfg.epochs, ended))
-            if ended:
-                break
+                save.if_due(at)
+            _validate(learner, loaders, at, total, cfg, log, progress)
+            save.if_due(at)
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
-    model = best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    shares = (sum(waits) / seconds, clips / seconds)
-    return Result(model, best.epoch, step, seconds, validating, *shares, peak, loaders.prefix)
+    model = at.best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
+    seconds = at.train_seconds
+    shares = (at.wait_seconds / seconds, at.clips / seconds)
+    spent = (at.train_seconds, at.validation_seconds, at.checkpoint_seconds)
+    return Result(model, at.best.epoch, at.step, *spent, *shares, peak, loaders.prefix, at.micro_batches, at.resumes)
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far: its score (higher is better), number and trained weights."""
+def _begin(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Checkpoints | None) -> Position:
+    """Where the training starts: at its beginning, or where a checkpoint was written."""
+    if checkpoints is None or checkpoints.found is None:
+        count = cfg.gradient_accumulation_steps
+        return Position(fit_micro_batches(learner, loaders, cfg) if cfg.auto_micro_batch else count)
+    at = load_position(learner, checkpoints.found)
+    if isinstance(loaders.train_order, TrainingBatches):
+        loaders.train_order.micro_batches = at.micro_batches
+    elif isinstance(loaders.train, StreamLoader):
+        loaders.train.skip(at.step * at.micro_batches)
+    return at
 
-    score: float = -math.inf
-    epoch: int = 0
-    weights: dict[str, torch.Tensor] | None = None
 
-    def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trained) -> Best:
-        """Itself, or the given epoch where that is better by `metric`; the earlier one wins a tie."""
-        score = -metrics["loss"] if metric == "loss" else metrics[metric]
-        # NaN logits have a label on top too, and so an accuracy.
-        if not math.isfinite(metrics["loss"]) or not score > self.score:
-            return self
-        weights = dict(model.named_parameters())
-        return Best(score, epoch, {name: weights[name].detach().cpu().clone() for name in trained.parameters})
+def _epoch(learner: Learner, loaders: Loaders, at: Position, total: int, cfg: TrainConfig, log: Log) -> Iterator[None]:
+    """Make what is left of an epoch; gives a turn after each optimizer step, with `at` up to date."""
+    order, accelerator = loaders.train_order, learner.accelerator
+    order.go_to(at.epoch, at.step_in_epoch)
+    set_modes(learner.model, learner.trained, cfg.frozen_dropout)
+    waits: list[float] = []
+    watch = Watch(loaders)
+    began = time.perf_counter()
+    steps = _steps(learner, _timed(loaders.train, waits), at.micro_batches, cfg, watch)
+    left = min(order.steps - at.step_in_epoch, total - at.step)
+    for loss in islice(steps, left):
+        at.step, at.step_in_epoch, left = at.step + 1, at.step_in_epoch + 1, left - 1
+        at.unlogged.append({"step": at.step, "loss": loss} | current_rates(learner.optimizer))
+        # fp16 skips steps until it has found its scale.
+        if not accelerator.optimizer_step_was_skipped:
+            learner.schedule.step()
+        if not left or len(at.unlogged) >= _read_every(accelerator):
+            _read_losses(at, accelerator, log, watch)
+        at.train_seconds += time.perf_counter() - began
+        at.wait_seconds += sum(waits)
+        waits.clear()
+        yield
+        began = time.perf_counter()
+    at.clips += order.clips_in(at.step_in_epoch)
 
-    def restore(self, model: Any) -> Any:
-        """The model with these weights."""
-        if self.weights is None:
-            raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
-        model.load_state_dict(self.weights, strict=False)
-        return model
+
+def _validate(
+    learner: Learner, loaders: Loaders, at: Position, total: int, cfg: TrainConfig, log: Log, progress: Progress
+) -> None:
+    """Judge the epoch that was made, and go to the next one unless training ends here."""
+    found = evaluate(learner.model, loaders.validation, learner.accelerator, mixed_precision=True)
+    at.validation_seconds += found.seconds
+    summary = _summary(at, found.metrics)
+    log.write([summary])
+    at.best = at.best.better_of(found.metrics, cfg.best_metric, at.epoch, learner.model, learner.trained)
+    why = _ending(cfg, at.epoch, at.best.epoch, last_step=at.step >= total)
+    _tell_epoch(progress, learner.accelerator, _epoch_line(summary, cfg.epochs, why))
+    at.ended = bool(why) or at.epoch == cfg.epochs
+    at.losses, at.step_in_epoch, at.epoch = [], 0, at.epoch + 1
 
 
 def _steps(
-    model: Any, wrapped: nn.Module, loader: Iterable[Any], optimizer: Any, cfg: TrainConfig, accelerator: Accelerator
+    learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, watch: Watch
 ) -> Iterator[torch.Tensor]:
     """Make the optimizer steps of an epoch; gives this process's part of each step's mean loss."""
+    accelerator, optimizer = learner.accelerator, learner.optimizer
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # As many micro-batches a step as the sampler makes: reading one iterator several times groups its items.
-    for batches in zip(*[iter(loader)] * cfg.gradient_accumulation_steps, strict=True):
+    for batches in zip(*[iter(loader)] * micro_batches, strict=True):
         parts = []
         for i, cpu_batch in enumerate(batches, 1):
             batch = send_to_device(cpu_batch, accelerator.device)
-            with nullcontext() if i == len(batches) else accelerator.no_sync(wrapped), masked(model, batch):
-                loss = _weighted_loss(wrapped, batch, cfg.label_smoothing)
+            waiting = nullcontext() if i == len(batches) else accelerator.no_sync(learner.wrapped)
+            with waiting, masked(learner.model, batch):
+                losses = clip_losses(learner.wrapped, batch, cfg.label_smoothing)
+                loss = (losses * batch["weight"]).sum()
                 # DDP takes the mean over processes; the weights already make the sum over them the mean over clips.
                 accelerator.backward(loss * accelerator.num_processes)
+            watch.see(batch["index"], losses.detach())
             parts.append(loss.detach())
-        accelerator.clip_grad_norm_(weights, cfg.max_grad_norm)
+        watch.end_step(accelerator.clip_grad_norm_(weights, cfg.max_grad_norm))
         optimizer.step()
         if cfg.l1 and not accelerator.optimizer_step_was_skipped:
             shrink(optimizer, cfg.l1)
@@ -196,32 +221,26 @@ def _timed(loader: Iterable[Any], waits: list[float]) -> Iterator[Any]:
         yield batch
 
 
-def _weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float) -> torch.Tensor:
-    logits = model_logits(model, batch).float()
-    losses = F.cross_entropy(logits, batch["label"], reduction="none", label_smoothing=label_smoothing)
-    return (losses * batch["weight"]).sum()
+def _read_every(accelerator: Accelerator) -> int:
+    """Steps between two readings of losses: where reading waits for a device or for other processes, not each one."""
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    return 1 if alone else READ_EVERY
 
 
-def _gather_losses(lines: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Replace each process's part of the losses by their sum; once an epoch, because reading waits for the device."""
-    losses = accelerator.reduce(torch.stack([line["loss"] for line in lines]), reduction="sum").tolist()
-    for line, loss in zip(lines, losses, strict=True):
-        line["loss"] = loss
+def _read_losses(at: Position, accelerator: Accelerator, log: Log, watch: Watch) -> None:
+    """Sum up what processes have of the losses, log them, and stop where one of them is no number."""
+    parts = torch.stack([line["loss"] for line in at.unlogged])
+    losses = accelerator.reduce(parts, reduction="sum").tolist()
+    lines = [line | {"loss": loss} for line, loss in zip(at.unlogged, losses, strict=True)]
+    log.write(lines)
+    at.losses += losses
+    at.unlogged = []
+    watch.check(lines, at.epoch, accelerator)
 
 
-def _check_finite(lines: list[dict[str, Any]], epoch: int) -> None:
-    for line in lines:
-        if not math.isfinite(line["loss"]):
-            raise UserError(
-                f"the loss became {line['loss']} at step {line['step']} (epoch {epoch}); "
-                "lower --train.learning_rate, or raise --train.warmup_share."
-            )
-
-
-def _summary(epoch: int, lines: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
-    loss = float(np.mean([line["loss"] for line in lines]))
+def _summary(at: Position, metrics: dict[str, float]) -> dict[str, Any]:
     validation = {f"validation_{name}": value for name, value in metrics.items()}
-    return {"epoch": epoch, "step": lines[-1]["step"], "train_loss": loss} | validation
+    return {"epoch": at.epoch, "step": at.step, "train_loss": float(np.mean(at.losses))} | validation
 
 
 def _ending(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bool) -> str:

@@ -15,16 +15,19 @@ from peft_audio.baseline import NO_ENCODER, evaluate_baseline, finish_baseline, 
 from peft_audio.config import BaselineRecipe, run_recipe
 from peft_audio.data import load_splits
 from peft_audio.report import RunReport
-from peft_audio.run import check_output_dir, save_predictions, start_run
+from peft_audio.run import save_predictions, start_run
+from peft_audio.run_folder import open_folder
 
 
 def main(cfg: BaselineRecipe) -> RunReport | None:
     """Files to report, in a straight line; there is no adapter, and nothing to load."""
     began = time.perf_counter()
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    check_output_dir(cfg.train, accelerator)
+    folder = open_folder(cfg, accelerator)
+    if folder is None:  # its run is finished
+        return None
     splits = load_splits(cfg.data, accelerator)
-    run = start_run(cfg, splits, NO_ENCODER, accelerator, began)
+    run = start_run(folder, cfg, splits, NO_ENCODER, accelerator, began)
     if not accelerator.is_main_process:
         return None
     fitted = fit_baseline(splits, cfg)

@@ -20,8 +20,9 @@ from peft_audio.models import identify_base, load_classifier, load_extractor
 from peft_audio.precision import on_float32_encoder, store_frozen
 from peft_audio.prefix_cache import cache_frozen_prefix
 from peft_audio.report import RunReport, finish_run, split_metrics
-from peft_audio.run import check_output_dir, save_predictions, start_run
-from peft_audio.saving import save_adapter
+from peft_audio.run import save_predictions, start_run
+from peft_audio.run_folder import open_folder
+from peft_audio.saving import write_adapter
 from peft_audio.strategies import freeze_all_but_biases
 from peft_audio.training import train
 
@@ -30,7 +31,9 @@ def main(cfg: BiasOnlyRecipe) -> RunReport | None:
     """Files to adapter and report, in a straight line."""
     began = time.perf_counter()
     accelerator = make_accelerator(cfg.train)
-    check_output_dir(cfg.train, accelerator)
+    folder = open_folder(cfg, accelerator)
+    if folder is None:  # its run is finished
+        return None
     cfg = resolve(cfg)  # "auto" becomes what suits this device, and says why
     splits = load_splits(cfg.data, accelerator)
     extractor = load_extractor(cfg.model)
@@ -38,10 +41,10 @@ def main(cfg: BiasOnlyRecipe) -> RunReport | None:
     base = identify_base(cfg.model, model)
     loaders = make_loaders(splits, extractor, model.config, cfg, accelerator)
     model, trained = freeze_all_but_biases(model)  # the one line in which the recipes differ
-    run = start_run(cfg, splits, base, accelerator, began)
+    run = start_run(folder, cfg, splits, base, accelerator, began)
     model, kept = cache_frozen_prefix(model, trained, loaders, cfg, accelerator)  # says what it did, or why not
     store_frozen(model, cfg.model, accelerator.mixed_precision)
-    result = train(model, trained, kept, cfg.train, accelerator, run.log)
+    result = train(model, trained, kept, cfg.train, accelerator, run.log, run.checkpoints)
     model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)
     evaluations = {"validation": evaluate(model, loaders.validation, accelerator)}
     if cfg.train.evaluate_train:
@@ -51,7 +54,7 @@ def main(cfg: BiasOnlyRecipe) -> RunReport | None:
     save_predictions(run, evaluations)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
     if accelerator.is_main_process:
-        save_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
+        write_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
     accelerator.wait_for_everyone()
     return finish_run(run, model, trained, result, evaluations)
 

@@ -311,7 +311,7 @@ def test_a_save_that_does_not_reproduce_its_logits_is_none(
         real(weights, path, **settings)
 
     monkeypatch.setattr(saving, "save_file", corrupting)
-    with pytest.raises(RuntimeError, match=r"did not reproduce its logits:\n.*logits differ by 1.0e-03"):
+    with pytest.raises(UserError, match=r"did not reproduce its logits:\n.*logits differ by 1.0e-03"):
         save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.partial"]
 

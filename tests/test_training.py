@@ -27,6 +27,7 @@ from peft_audio.data import Splits, load_splits
 from peft_audio.evaluation import Evaluation, evaluate
 from peft_audio.models import load_classifier, load_extractor
 from peft_audio.optimizer import make_optimizer, make_schedule, shrink
+from peft_audio.resuming import Best
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.tracking import Log
 from peft_audio.training import Result, train
@@ -285,7 +286,7 @@ def test_the_best_epoch_on_validation_is_kept(set_up: Any, monkeypatch: pytest.M
 
 def test_the_best_epoch_by_loss_is_the_lowest_and_never_nan(set_up: Any) -> None:
     setup = set_up()
-    best, names = training.Best(), []
+    best, names = Best(), []
     for epoch, loss in enumerate([0.9, math.nan, 0.4, 0.7, math.nan], 1):
         best = best.better_of({"loss": loss}, "loss", epoch, setup.model, setup.trained)
         names.append(best.epoch)
@@ -438,7 +439,7 @@ def test_each_process_draws_dropout_of_its_own(dropout: float, set_up: Any) -> N
 
 def test_a_model_of_nan_is_never_the_best(set_up: Any) -> None:
     setup = set_up()
-    best = training.Best().better_of({"loss": math.nan, "macro_f1": 0.5}, "macro_f1", 1, setup.model, setup.trained)
+    best = Best().better_of({"loss": math.nan, "macro_f1": 0.5}, "macro_f1", 1, setup.model, setup.trained)
     assert best.epoch == 0
     with pytest.raises(UserError, match=r"never a finite number; lower --train.learning_rate"):
         best.restore(setup.model)
@@ -465,13 +466,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(set_up: Any) 
 
 def test_a_loss_that_is_no_number_ends_in_words(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = set_up(epochs=3)
-    calls, real = [], training._weighted_loss
+    calls, real = [], training.clip_losses
 
     def breaks(*args: Any) -> torch.Tensor:
         calls.append(1)
         return real(*args) * (math.nan if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(training, "_weighted_loss", breaks)
+    monkeypatch.setattr(training, "clip_losses", breaks)
     with pytest.raises(UserError, match=r"nan at step 4 \(epoch 2\).*--train.learning_rate"):
         setup.train()
 

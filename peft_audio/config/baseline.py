@@ -29,6 +29,7 @@ class BaselineTrainConfig:
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
+        resume: Leave a finished run as it is; one that was stopped starts afresh, because fitting takes seconds.
         seed: For the report, beside runs of other recipes; no baseline draws anything.
         evaluate_train: Judge the training clips as well, for the gap to validation.
         evaluate_test: Read the test split. Turn it off while choosing settings.
@@ -36,6 +37,7 @@ class BaselineTrainConfig:
 
     output_dir: str = "runs/baseline"
     overwrite: bool = False
+    resume: bool = False
     seed: int = 0
     evaluate_train: bool = False
     evaluate_test: bool = True

@@ -21,6 +21,19 @@ class UserError(ValueError):
         super().__init__(message.rpartition("UserError: ")[2].strip())
 
 
+class Stopped(Exception):  # noqa: N818 - no error
+    """A signal ended a run before its time. The message says how to go on.
+
+    Args:
+        message: For the user.
+        signal: Its number; the process ends with 128 more, as shells have it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
     """Refuse a value, in the one form that all refusals have."""
     if not holds:
@@ -131,6 +144,15 @@ class TrainConfig:
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
+        resume: Go on from the newest whole checkpoint in output_dir, to the same bits as a run that nobody stopped.
+            Settings, recordings, encoder and number of processes must be the same. Where there is no checkpoint the run
+            starts afresh, where the run is finished it stays as it is. With train.overwrite, a run that does not fit is
+            replaced.
+        checkpoint_every_steps: Save a checkpoint after so many optimizer steps; only by the clock when not given.
+        checkpoint_every_minutes: Save a checkpoint after so many minutes; more seldom where saving would take more than
+            1% of the time. One is saved at the end of the training and on SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (which
+            SLURM sends when told to) in any case, and all go when the run is finished.
+        keep_checkpoints: How many of the newest stay, beside the weights of the best epoch.
         epochs: Passes over the training split; the same default in every recipe, so that all see the clips equally
             often. The best one on validation is kept; 8 leave the bundled digits room to show which.
         max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
@@ -140,6 +162,9 @@ class TrainConfig:
         batch_seconds: Instead of so many clips, fill each optimizer step with clips of like length until, padded to the
             longest, they last so many seconds. For collections whose lengths differ much; clips count the same.
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
+        auto_micro_batch: Try the largest step first, and split steps into twice as many micro-batches until they fit
+            into memory, the same on all processes; gradient_accumulation_steps is where that begins. The clips of a
+            step stay the same.
         mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits, holds frozen weights in them and keeps what
             trains in 32; "no" is float32. "auto" takes bf16 where the device has units for it: GPUs since Ampere, CPUs
             with AMX or AVX512-BF16. What is reported and saved is computed in float32 either way.
@@ -177,12 +202,17 @@ class TrainConfig:
 
     output_dir: str = "runs/run"
     overwrite: bool = False
+    resume: bool = False
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = 5.0
+    keep_checkpoints: int = 2
     epochs: int = 8
     max_steps: int | None = None
     early_stopping_patience: int | None = None
     batch_size: int = 16
     batch_seconds: float | None = None
     gradient_accumulation_steps: int = 1
+    auto_micro_batch: bool = False
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -205,10 +235,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/mine.")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}", value, "1 or more", "Try 8.")
-        for name in ("max_steps", "early_stopping_patience"):
+        for name in ("max_steps", "early_stopping_patience", "checkpoint_every_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}", value, "1 or more", "Leave it out for no limit.")
         for name in ("learning_rate", "head_learning_rate"):
@@ -221,6 +251,9 @@ class TrainConfig:
         for name in ("warmup_share", "label_smoothing"):
             value = getattr(self, name)
             require(share(value), f"train.{name}", value, "0 or more, below 1", "Try 0.1.")
+        minutes = self.checkpoint_every_minutes
+        usable = minutes is None or positive(minutes)
+        require(usable, "train.checkpoint_every_minutes", minutes, "a number above 0", "Try 5, or null for none.")
         seconds = self.batch_seconds
         usable = seconds is None or positive(seconds)
         require(usable, "train.batch_seconds", seconds, "a number of seconds above 0", "Leave it out, or try 160.")

@@ -15,7 +15,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_audio.config.fields import UserError
+from peft_audio.config.failures import explain
+from peft_audio.config.fields import Stopped, UserError
 from peft_audio.config.recipes import OWN_SECTIONS
 
 Recipe = TypeVar("Recipe")
@@ -69,20 +70,34 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     """Parse the command line and run `main` with it.
 
-    What the user can mend is said in one line, with exit code 2; an interrupt likewise, with 130 as shells have it.
+    What the user can mend is said in one line, with exit code 2; a signal likewise, with 128 and its number as shells
+    have it.
     """
     cfg = parse_config(recipe)
     try:
         main(cfg)
     except UserError as error:
-        # Perhaps only this process met it, in a clip of its own share: each says what it met.
-        # A list of files is long enough once.
-        process = os.environ.get("RANK", "0")
-        told = f": {error}" if process == "0" else f" (process {process}): {str(error).splitlines()[0]}"
-        print(f"error{told}", file=sys.stderr)
-        sys.exit(2)
+        _fail_here(str(error))
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped before the end, no adapter was saved. Start again with --train.overwrite true.", 130)
+        _fail("stopped before the end, no adapter was saved. Start the same command with --train.resume true.", 130)
+    except Exception as error:
+        words = explain(error)
+        if words is None:
+            raise
+        _fail_here(words)
+
+
+def _fail_here(message: str) -> NoReturn:
+    """End with what perhaps only this process met, in a clip of its own share: each says what it met."""
+    process = os.environ.get("RANK", "0")
+    # A list of files is long enough once.
+    told = f": {message}" if process == "0" else f" (process {process}): {message.splitlines()[0]}"
+    print(f"error{told}", file=sys.stderr)
+    sys.exit(2)
 
 
 def to_yaml(cfg: Any) -> str:

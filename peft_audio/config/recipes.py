@@ -145,7 +145,13 @@ class Recipe:
             words = "left out with data.streaming, which hears every clip but once"
             require(views is None, "prefix_cache.views", views, words, "Leave it out.")
             require(steps is not None, "train.max_steps", steps, "given with data.streaming", "Try 1000.")
-            for name, allowed in (("evaluate_train", False), ("class_weights", "none"), ("batch_seconds", None)):
+            unread = {
+                "evaluate_train": False,
+                "class_weights": "none",
+                "batch_seconds": None,
+                "auto_micro_batch": False,
+            }
+            for name, allowed in unread.items():
                 value = getattr(self.train, name)
                 words = f"{allowed} with data.streaming, which does not know the clips before it reads them"
                 require(value == allowed, f"train.{name}", value, words, "Leave it out.")

@@ -1,0 +1,325 @@
+"""Kill runs at random moments, go on with each until it is finished, and hold it against one that nobody stopped.
+
+    python benchmarks/chaos.py --kills 100 --out chaos.md
+    python benchmarks/chaos.py --cases lora "two processes" --kills 20
+
+A run is a recipe in a process of its own, started by the same command each time with `--train.resume true` and ended
+by SIGKILL after a time drawn at random, which may fall into reading, training, a save, a validation or the last
+evaluation. What counts as the same is every byte of the adapter, the log, the predictions and the splits, and the
+report without its times. Processes are forked from one that has imported torch, so that a start takes a second. Clips
+and encoder are generated; the encoder is small and has dropout everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WANTED_MODULES = [
+    "peft_audio.training",
+    "peft_audio.report",
+    "peft_audio.data",
+    "peft_audio.prefix_cache",
+    "bitsandbytes",
+]
+# Of a report, what time and memory decide, and how often it was taken up.
+OF_THE_CLOCK = ("_seconds", "samples_per_second", "data_wait_share", "peak_memory_bytes", "prefix_reused", "resumes")
+# A run that takes longer hangs.
+PATIENCE_SECONDS = 300.0
+EVERY_STEP = ["--train.checkpoint_every_steps", "1"]
+NOISY = ["--model.dropout", "0.1", "--model.head_dropout", "0.1"]
+CASES: dict[str, tuple[str, list[str], int]] = {
+    "lora": ("lora", [*NOISY, "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "lora, augmented": (
+        "lora",
+        [
+            *("--lora.dropout", "0.1", "--augment.preset", "speech", "--augment.mask_time_share", "0.2"),
+            *("--augment.mask_feature_share", "0.1", "--train.checkpoint_every_steps", "2"),
+        ],
+        1,
+    ),
+    "lora, nf4": ("lora", ["--model.quantization", "nf4", "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "lora, bf16": ("lora", ["--train.mixed_precision", "bf16", "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "lora, workers": ("lora", ["--data.num_workers", "2", "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "dora": ("lora", ["--lora.use_dora", "true", "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "head only": ("head_only", ["--model.head_dropout", "0.2", "--model.layer_weighted_sum", "true", *EVERY_STEP], 1),
+    "last layer, accumulation": (
+        "last_n_layers",
+        [*NOISY, "--last_n_layers.n", "1", "--train.gradient_accumulation_steps", "3", *EVERY_STEP],
+        1,
+    ),
+    "attention heads": ("attention_heads", [*NOISY, "--attention_heads.count", "2", *EVERY_STEP], 1),
+    "biases": ("bias_only", [*NOISY, "--train.checkpoint_every_steps", "3"], 1),
+    "ia3": ("ia3", [*NOISY, *EVERY_STEP], 1),
+    "full, 8-bit optimizer": ("full", [*NOISY, "--train.optimizer", "adamw_8bit", *EVERY_STEP], 1),
+    "full with CNN, frozen dropout": (
+        "full",
+        ["--full.train_cnn", "true", "--train.frozen_dropout", "true", *NOISY, *EVERY_STEP],
+        1,
+    ),
+    "two processes": (
+        "lora",
+        [
+            *NOISY,
+            "--lora.dropout",
+            "0.1",
+            "--augment.preset",
+            "light",
+            "--train.gradient_accumulation_steps",
+            "2",
+            *EVERY_STEP,
+        ],
+        2,
+    ),
+}
+
+
+@dataclass
+class Tally:
+    """What became of a case: kills, those that left a half-written checkpoint, runs, and runs with other results."""
+
+    kills: int = 0
+    inside_saves: int = 0
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+    not_the_same: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Kill, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--kills", type=int, default=100, help="at least so many over all cases (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--out", type=Path, help="a file for the table as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
+        found = chaos(Path(folder), options.cases, options.kills, options.seed, tell=True)
+    text = table(found)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    sys.exit(any(tally.lost or tally.not_the_same for tally in found.values()))
+
+
+def chaos(folder: Path, cases: Sequence[str], kills: int, seed: int, tell: bool = False) -> dict[str, Tally]:
+    """Kill runs of each case until all of them together have had so many.
+
+    Args:
+        folder: For clips, encoder and runs.
+        cases: Names in `CASES`.
+        kills: Of all cases together, spread evenly.
+        seed: Of the moments.
+        tell: Print a line a run.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_ASSETS_CACHE": str(folder / "assets")}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WANTED_MODULES)
+    first = context.Process(target=time.monotonic)  # waits for the imports
+    first.start()
+    first.join()
+    data, base = make_data(folder / "data"), make_base(folder / "base")
+    rng = random.Random(seed)
+    found: dict[str, Tally] = {}
+    for name in cases:
+        recipe, flags, processes = CASES[name]
+        flags = [*flags, "--data.source", str(data), "--model.name", str(base), "--train.verify_adapter", "false"]
+        flags += ["--train.epochs", "3", "--train.batch_size", "6", "--train.resume", "true", "--prefix_cache.use"]
+        flags += ["always" if name == "lora" else "auto"]
+        case = Case(folder / "runs" / name.replace(" ", "_").replace(",", ""), recipe, flags, processes)
+        tally, began = found.setdefault(name, Tally()), time.perf_counter()
+        whole = case.folder / "whole"
+        if run(context, case, whole) != 0:
+            raise RuntimeError(f"{name} does not run:\n{log_of(whole).read_text()}")
+        seconds = time.perf_counter() - began
+        while tally.kills < -(-kills // len(cases)):
+            one = case.folder / f"killed-{tally.runs}"
+            before = tally.kills
+            kill_until_finished(context, case, one, seconds, rng, tally)
+            tally.runs += 1
+            if not tally.lost or not tally.lost[-1].startswith(one.name):
+                tally.not_the_same += [f"{one.name}: {what}" for what in unlike(whole, one)]
+            if tell:
+                print(
+                    f"{name}: run {tally.runs}, {tally.kills - before} kills, {tally.not_the_same or 'the same'}",
+                    flush=True,
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of running: folder of its runs, recipe, flags, processes."""
+
+    folder: Path
+    recipe: str
+    flags: list[str]
+    processes: int
+
+
+def kill_until_finished(
+    context: Any, case: Case, folder: Path, seconds: float, rng: random.Random, tally: Tally
+) -> None:
+    """Start a run, kill it at a random moment of its time, and start it again until it comes to its end."""
+    while True:
+        children = start(context, case, folder)
+        ended = wait(children, rng.uniform(0, seconds))
+        if not ended:
+            # Of several processes, one is enough: the others must not write on.
+            os.kill(rng.choice(children).pid or 0, signal.SIGKILL)
+            for child in children:
+                child.join(5)
+                child.kill()
+                child.join()
+            tally.kills += 1
+            tally.inside_saves += bool(list(folder.glob("checkpoints/*.partial")))
+            continue
+        if any(child.exitcode for child in children):
+            tally.lost.append(f"{folder.name}: {log_of(folder).read_text()[-600:]}")
+        return
+
+
+def run(context: Any, case: Case, folder: Path) -> int:
+    """Run without a disturbance; gives the exit code."""
+    children = start(context, case, folder)
+    wait(children, PATIENCE_SECONDS)
+    return max(child.exitcode or 0 for child in children)
+
+
+def start(context: Any, case: Case, folder: Path) -> list[BaseProcess]:
+    """The processes of a run, started."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = []
+    for rank in range(case.processes):
+        where = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        if case.processes > 1:
+            where |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.processes)}
+            where |= {"LOCAL_WORLD_SIZE": str(case.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        arguments = (str(RECIPES / f"{case.recipe}.py"), [*case.flags, "--train.output_dir", str(folder)], where)
+        child = context.Process(target=_recipe, args=(*arguments, str(log_of(folder))))
+        child.start()
+        children.append(child)
+    return children
+
+
+def wait(children: Sequence[BaseProcess], seconds: float) -> bool:
+    """Whether all of them ended by themselves within so many seconds."""
+    until = time.monotonic() + seconds
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+    return all(child.exitcode is not None for child in children)
+
+
+def log_of(folder: Path) -> Path:
+    """What a run's processes print, beside its folder."""
+    return folder.with_name(folder.name + ".log")
+
+
+def _recipe(script: str, arguments: list[str], where: dict[str, str], log: str) -> None:
+    """In the child: what `python recipes/x.py ...` does."""
+    os.environ.update(where)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def unlike(whole: Path, other: Path) -> list[str]:
+    """Which files of two runs differ, where neither clocks nor interruptions may decide."""
+    names = {str(path.relative_to(run)) for run in (whole, other) for path in run.rglob("*") if path.is_file()}
+    found = []
+    for name in sorted(names):
+        files = [run / name for run in (whole, other)]
+        if not all(file.exists() for file in files):
+            found.append(f"{name} is in one of them only")
+        elif name == "report.json":
+            reports = [json.loads(file.read_text()) for file in files]
+            a, b = ({k: v for k, v in each.items() if not k.endswith(OF_THE_CLOCK)} for each in reports)
+            found += [f"report.json {key}: {a[key]} and {b[key]}" for key in a if a[key] != b[key]]
+        elif name == "config.yaml":
+            continue  # the output folder stands in it
+        elif files[0].read_bytes() != files[1].read_bytes():
+            found.append(name)
+    return found
+
+
+def make_data(folder: Path) -> Path:
+    """Tones of two classes and several lengths, with noise."""
+    rng = np.random.default_rng(0)
+    for label, hertz in (("low", 300), ("high", 900)):
+        (folder / label).mkdir(parents=True)
+        for i in range(16):
+            times = np.arange(int(16_000 * rng.uniform(0.3, 0.6))) / 16_000
+            waveform = 0.3 * np.sin(2 * np.pi * (hertz + 20 * i) * times) + 0.05 * rng.standard_normal(times.size)
+            soundfile.write(folder / label / f"{i}.wav", waveform.astype(np.float32), 16_000)
+    return folder
+
+
+def make_base(folder: Path) -> Path:
+    """A small wav2vec2 from random weights, its dropouts on as in published configs."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    convolutions: dict[str, Any] = {
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    config = Wav2Vec2Config(**sizes, **convolutions, classifier_proj_size=16, vocab_size=12)
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
+    return folder
+
+
+def table(found: dict[str, Tally]) -> str:
+    """A row a case, and the sum."""
+    lines = [
+        "| case | kills | of them inside a save | runs finished | bit-identical | lost |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    rows: list[tuple[Any, ...]] = [
+        (name, tally.kills, tally.inside_saves, tally.runs, len(tally.lost), _bad(tally))
+        for name, tally in found.items()
+    ]
+    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 6))))
+    for name, kills, inside, runs, lost, bad in rows:
+        lines.append(f"| {name} | {kills} | {inside} | {runs - lost} | {runs - lost - bad} | {lost} |")
+    details = [f"{name}: {what}" for name, tally in found.items() for what in [*tally.lost, *tally.not_the_same]]
+    return "\n".join(lines + (["", *details] if details else []))
+
+
+def _bad(tally: Tally) -> int:
+    return len({what.split(":")[0] for what in tally.not_the_same})
+
+
+if __name__ == "__main__":
+    main()
