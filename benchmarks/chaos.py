@@ -14,36 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
+from forked import Command, log_of, make_base, make_data, open_server, run, start, wait
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-WANTED_MODULES = [
-    "peft_audio.training",
-    "peft_audio.report",
-    "peft_audio.data",
-    "peft_audio.prefix_cache",
-    "bitsandbytes",
-]
 # Of a report, what time and memory decide, and how often it was taken up.
 OF_THE_CLOCK = ("_seconds", "samples_per_second", "data_wait_share", "peak_memory_bytes", "prefix_reused", "resumes")
-# A run that takes longer hangs.
-PATIENCE_SECONDS = 300.0
 EVERY_STEP = ["--train.checkpoint_every_steps", "1"]
 NOISY = ["--model.dropout", "0.1", "--model.head_dropout", "0.1"]
 CASES: dict[str, tuple[str, list[str], int]] = {
@@ -130,12 +115,7 @@ def chaos(folder: Path, cases: Sequence[str], kills: int, seed: int, tell: bool 
         seed: Of the moments.
         tell: Print a line a run.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_ASSETS_CACHE": str(folder / "assets")}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WANTED_MODULES)
-    first = context.Process(target=time.monotonic)  # waits for the imports
-    first.start()
-    first.join()
+    context = open_server(folder / "assets")
     data, base = make_data(folder / "data"), make_base(folder / "base")
     rng = random.Random(seed)
     found: dict[str, Tally] = {}
@@ -144,16 +124,16 @@ def chaos(folder: Path, cases: Sequence[str], kills: int, seed: int, tell: bool 
         flags = [*flags, "--data.source", str(data), "--model.name", str(base), "--train.verify_adapter", "false"]
         flags += ["--train.epochs", "3", "--train.batch_size", "6", "--train.resume", "true", "--prefix_cache.use"]
         flags += ["always" if name == "lora" else "auto"]
-        case = Case(folder / "runs" / name.replace(" ", "_").replace(",", ""), recipe, flags, processes)
+        command, runs = Command(recipe, flags, processes), folder / "runs" / name.replace(" ", "_").replace(",", "")
         tally, began = found.setdefault(name, Tally()), time.perf_counter()
-        whole = case.folder / "whole"
-        if run(context, case, whole) != 0:
+        whole = runs / "whole"
+        if run(context, command, whole) != 0:
             raise RuntimeError(f"{name} does not run:\n{log_of(whole).read_text()}")
         seconds = time.perf_counter() - began
         while tally.kills < -(-kills // len(cases)):
-            one = case.folder / f"killed-{tally.runs}"
+            one = runs / f"killed-{tally.runs}"
             before = tally.kills
-            kill_until_finished(context, case, one, seconds, rng, tally)
+            kill_until_finished(context, command, one, seconds, rng, tally)
             tally.runs += 1
             if not tally.lost or not tally.lost[-1].startswith(one.name):
                 tally.not_the_same += [f"{one.name}: {what}" for what in unlike(whole, one)]
@@ -165,22 +145,12 @@ def chaos(folder: Path, cases: Sequence[str], kills: int, seed: int, tell: bool 
     return found
 
 
-@dataclass(frozen=True)
-class Case:
-    """One way of running: folder of its runs, recipe, flags, processes."""
-
-    folder: Path
-    recipe: str
-    flags: list[str]
-    processes: int
-
-
 def kill_until_finished(
-    context: Any, case: Case, folder: Path, seconds: float, rng: random.Random, tally: Tally
+    context: Any, command: Command, folder: Path, seconds: float, rng: random.Random, tally: Tally
 ) -> None:
     """Start a run, kill it at a random moment of its time, and start it again until it comes to its end."""
     while True:
-        children = start(context, case, folder)
+        children = start(context, command, folder)
         ended = wait(children, rng.uniform(0, seconds))
         if not ended:
             # Of several processes, one is enough: the others must not write on.
@@ -195,55 +165,6 @@ def kill_until_finished(
         if any(child.exitcode for child in children):
             tally.lost.append(f"{folder.name}: {log_of(folder).read_text()[-600:]}")
         return
-
-
-def run(context: Any, case: Case, folder: Path) -> int:
-    """Run without a disturbance; gives the exit code."""
-    children = start(context, case, folder)
-    wait(children, PATIENCE_SECONDS)
-    return max(child.exitcode or 0 for child in children)
-
-
-def start(context: Any, case: Case, folder: Path) -> list[BaseProcess]:
-    """The processes of a run, started."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    children = []
-    for rank in range(case.processes):
-        where = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        if case.processes > 1:
-            where |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.processes)}
-            where |= {"LOCAL_WORLD_SIZE": str(case.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        arguments = (str(RECIPES / f"{case.recipe}.py"), [*case.flags, "--train.output_dir", str(folder)], where)
-        child = context.Process(target=_recipe, args=(*arguments, str(log_of(folder))))
-        child.start()
-        children.append(child)
-    return children
-
-
-def wait(children: Sequence[BaseProcess], seconds: float) -> bool:
-    """Whether all of them ended by themselves within so many seconds."""
-    until = time.monotonic() + seconds
-    for child in children:
-        child.join(max(0.0, until - time.monotonic()))
-    return all(child.exitcode is not None for child in children)
-
-
-def log_of(folder: Path) -> Path:
-    """What a run's processes print, beside its folder."""
-    return folder.with_name(folder.name + ".log")
-
-
-def _recipe(script: str, arguments: list[str], where: dict[str, str], log: str) -> None:
-    """In the child: what `python recipes/x.py ...` does."""
-    os.environ.update(where)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(handle, stream)
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
 
 
 def unlike(whole: Path, other: Path) -> list[str]:
@@ -263,41 +184,6 @@ def unlike(whole: Path, other: Path) -> list[str]:
         elif files[0].read_bytes() != files[1].read_bytes():
             found.append(name)
     return found
-
-
-def make_data(folder: Path) -> Path:
-    """Tones of two classes and several lengths, with noise."""
-    rng = np.random.default_rng(0)
-    for label, hertz in (("low", 300), ("high", 900)):
-        (folder / label).mkdir(parents=True)
-        for i in range(16):
-            times = np.arange(int(16_000 * rng.uniform(0.3, 0.6))) / 16_000
-            waveform = 0.3 * np.sin(2 * np.pi * (hertz + 20 * i) * times) + 0.05 * rng.standard_normal(times.size)
-            soundfile.write(folder / label / f"{i}.wav", waveform.astype(np.float32), 16_000)
-    return folder
-
-
-def make_base(folder: Path) -> Path:
-    """A small wav2vec2 from random weights, its dropouts on as in published configs."""
-    import torch
-    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    convolutions: dict[str, Any] = {
-        "conv_dim": (16,) * 7,
-        "num_conv_pos_embeddings": 8,
-        "num_conv_pos_embedding_groups": 2,
-    }
-    config = Wav2Vec2Config(**sizes, **convolutions, classifier_proj_size=16, vocab_size=12)
-    Wav2Vec2Model(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
-    return folder
 
 
 def table(found: dict[str, Tally]) -> str:
