@@ -192,7 +192,9 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> Position:
         index = learner.accelerator.process_index
         mine = tensors[f"process-{index}"]
         losses = mine.pop("losses").to(learner.accelerator.device).unbind()
-        unlogged = [line | {"loss": loss} for line, loss in zip(state["unlogged"], losses, strict=True)]
+        unlogged = [
+            {"step": line["step"], "loss": loss} | line for line, loss in zip(state["unlogged"], losses, strict=True)
+        ]
         at = Position(**_known_kinds(state["position"]), unlogged=unlogged)
         if state["best"]:
             _check_names(tensors["best"], learner.model, learner.trained)

@@ -245,6 +245,8 @@ def back_to(folder: Path, checkpoint: Checkpoint) -> None:
     for path in folder.glob("*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     log, size = folder / "metrics.jsonl", checkpoint.state["position"]["log_bytes"]
-    if not log.exists() or log.stat().st_size < size:
+    there = log.stat().st_size if log.exists() else 0
+    if there < size:
         raise UserError(f"--train.resume: {log} was removed or cut; --train.overwrite true starts afresh.")
-    os.truncate(log, size)
+    if there:
+        os.truncate(log, size)

@@ -1,0 +1,329 @@
+"""A run that is stopped anywhere and started again ends, bit for bit, as one that nobody stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import save_base
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from test_recipes import RECIPES, load_recipe
+from test_training import divide
+
+from peft_audio import checkpoints, memory, training
+from peft_audio.checkpoints import MANIFEST, STATE, keep_newest, newest_checkpoint, read_checkpoint, write_checkpoint
+from peft_audio.config import UserError, run_recipe
+from peft_audio.saver import Saver
+from peft_audio.streaming import StreamLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import chaos
+
+Go = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """13 clips to train on, in steps of 6, 6 and 1."""
+    counts = {"train": (7, 6), "validation": (3, 2), "test": (2, 2)}
+    return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
+
+
+@pytest.fixture
+def go(tones: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
+    """Run a recipe as its command line does; a signal comes behind the step that is given. Gives the exit code."""
+
+    def call(recipe: str, folder: Path, *flags: str, stop: tuple[int, int] | None = None) -> int:
+        settings = {"data.source": tones, "model.name": tiny_base, "train.output_dir": folder, "train.epochs": 3}
+        settings |= {"train.batch_size": 6, "train.resume": True, "train.verify_adapter": False}
+        words = [part for name, value in settings.items() for part in (f"--{name}", str(value).replace("True", "true"))]
+        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words, *flags])
+        plain = Saver.if_due
+
+        def signalled(saver: Saver, at: Any) -> None:
+            if stop and at.step == stop[0] and at.step_in_epoch:
+                signal.raise_signal(stop[1])
+            plain(saver, at)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Saver, "if_due", signalled)
+            try:
+                run_recipe(load_recipe(recipe).main, RECIPES[recipe])
+            except SystemExit as ended:
+                return int(ended.code or 0)
+            finally:
+                AcceleratorState._reset_state(reset_partial_state=True)
+        return 0
+
+    yield call
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+CASES = [
+    "lora, augmented",
+    "head only",
+    "last layer, accumulation",
+    "full, 8-bit optimizer",
+    "lora, bf16",
+    "lora, workers",
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_by_signals_and_started_again_it_ends_in_the_same_bits(name: str, go: Go, tmp_path: Path) -> None:
+    recipe, flags, _ = chaos.CASES[name]
+    whole, one = tmp_path / "whole", tmp_path / "one"
+    assert go(recipe, whole, *flags) == 0
+    # In the middle of an epoch, behind its last step, and in the last one.
+    for step, number in ((2, signal.SIGTERM), (6, signal.SIGUSR1), (8, signal.SIGINT)):
+        assert go(recipe, one, *flags, stop=(step, number)) == 128 + number
+        assert not {"adapter", "model", "report.json"} & names(one)
+        kept = sorted(path.name for path in (one / "checkpoints").glob("step-*"))
+        assert kept[-1] == f"step-{step:08d}"
+        assert len(kept) <= 2
+    assert go(recipe, one, *flags) == 0
+    assert chaos.unlike(whole, one) == []
+    assert json.loads((one / "report.json").read_text())["resumes"] == 3
+    assert not (one / "checkpoints").exists()
+
+
+def test_killed_at_random_moments_in_one_and_two_processes(tmp_path: Path) -> None:
+    found = chaos.chaos(tmp_path, ["lora", "two processes"], kills=4, seed=0)
+    assert sum(tally.kills for tally in found.values()) >= 4
+    assert [(tally.lost, tally.not_the_same) for tally in found.values()] == [([], [])] * 2
+
+
+@pytest.fixture(scope="module")
+def stopped(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was stopped after four steps, two checkpoints kept; its data and encoder stand beside it."""
+    folder = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(tones, folder / "data")
+    shutil.copytree(tiny_base, folder / "base")
+    return folder
+
+
+@pytest.fixture
+def place(stopped: Path, go: Go, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Go on with a copy of the stopped run; gives exit code and what was printed."""
+    flags = ["--data.source", str(stopped / "data"), "--model.name", str(stopped / "base")]
+    flags += ["--train.checkpoint_every_steps", "2"]
+    if not (stopped / "run").exists():
+        assert go("lora", stopped / "run", *flags, stop=(4, signal.SIGTERM)) == 143
+        capsys.readouterr()
+
+    def again(folder: Path, *more: str) -> tuple[int, str]:
+        code = go("lora", folder, *flags, *more)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return again
+
+
+def test_another_run_is_refused_and_what_differs_is_said(
+    stopped: Path, place: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped / "run", tmp_path / "run")
+    code, said = place(run, "--train.learning_rate", "0.5", "--lora.r", "4")
+    assert code == 2
+    assert "lora.r 8 there, 4 here; train.learning_rate 0.001 there, 0.5 here" in said
+    weights = stopped / "base" / "model.safetensors"
+    kept, clip = weights.read_bytes(), stopped / "data" / "train" / "high" / "more.wav"
+    save_base(tmp_path / "other", "group")
+    changed = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({name: value + 0.5 for name, value in changed.items()}, weights, {"format": "pt"})
+    code, said = place(run)
+    weights.write_bytes(kept)
+    assert (code, "encoder " in said and " there, " in said) == (2, True)
+    shutil.copy(next((stopped / "data" / "test" / "high").glob("*.wav")), clip)
+    code, said = place(run)
+    clip.unlink()
+    assert (code, "recordings " in said and "splits " in said) == (2, True)
+    # With train.overwrite, what does not fit is replaced.
+    code, said = place(run, "--lora.r", "4", "--train.overwrite", "true")
+    assert (code, "starts afresh" in said) == (0, True)
+    assert "going on" not in said
+
+
+def test_a_finished_run_stays_and_an_absent_one_starts_afresh(
+    stopped: Path, place: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    code, said = place(tmp_path / "run")
+    assert (code, "nothing to go on from" in said) == (0, True)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, said = place(tmp_path / "run")
+    assert (code, "is finished; nothing is left to do" in said) == (0, True)
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, said = place(tmp_path / "run", "--train.epochs", "4")
+    assert (code, "is finished, with other settings (train.epochs 3 there, 4 here)" in said) == (2, True)
+    # Killed between the report and the adapter's appearance.
+    (tmp_path / "run" / "adapter").rename(tmp_path / "run" / "adapter.partial")
+    assert place(tmp_path / "run")[0] == 0
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_damaged_checkpoints_are_passed_over_and_never_unpickled(
+    stopped: Path, place: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped / "run", tmp_path / "run")
+    (old, new) = sorted((run / "checkpoints").glob("step-*"))
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (new / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
+    data = bytearray((new / "trained.safetensors").read_bytes())
+    data[-1] ^= 1
+    (new / "trained.safetensors").write_bytes(data)
+    code, said = place(run, "--train.max_steps", "100")
+    assert "trained.safetensors is not as it was written); the one before it is used" in said
+    assert f"--train.resume: the run in {run} is another one (train.max_steps None there, 100 here)" in said
+    (old / MANIFEST).unlink()
+    code, said = place(run)
+    assert (code, "no checkpoint in" in said and "--train.overwrite true" in said) == (2, True)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_log_that_was_cut_is_noticed(stopped: Path, place: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    run = shutil.copytree(stopped / "run", tmp_path / "run")
+    (run / "metrics.jsonl").write_text("")
+    code, said = place(run)
+    assert (code, "metrics.jsonl was removed or cut" in said) == (2, True)
+
+
+def test_one_run_a_folder(go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FileLock(tmp_path / ".run.lock"):
+        assert go("lora", tmp_path / "run") == 2
+    assert "another run is at work in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def write(folder: Path, step: int, best: str | None = None) -> Path:
+    target = folder / f"step-{step:08d}"
+    write_checkpoint(target, {"step": step, "best_folder": best}, {"trained": {"w": torch.full((3,), float(step))}})
+    return target
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write(tmp_path, 1)
+    calls = []
+
+    def fails(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == broken_at:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fails)
+    for each in range(1, 5):  # each file, and the folder
+        calls.clear()
+        broken_at = each
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path, 2)
+        assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    found = newest_checkpoint(tmp_path, print)
+    assert found and torch.equal(found.tensors["trained"]["w"], torch.ones(3))
+
+
+def test_the_newest_stay_with_the_best_weights_that_they_name(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        write_checkpoint(tmp_path / f"best-{epoch:08d}", {}, {"trained": {"w": torch.full((3,), epoch / 2)}})
+    for step, best in ((1, "best-00000001"), (2, "best-00000001"), (3, "best-00000002"), (4, "best-00000002")):
+        write(tmp_path, step, best)
+    (tmp_path / "step-00000005.partial").mkdir()
+    keep_newest(tmp_path, 2)
+    assert sorted(names(tmp_path)) == ["best-00000002", "step-00000003", "step-00000004"]
+    found = newest_checkpoint(tmp_path, print)
+    assert found and found.state["step"] == 4 and torch.equal(found.tensors["best"]["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize("best", ["../best-00000001", "best-00000009", 3, ["best-00000001"]])
+def test_best_weights_are_read_from_beside_the_checkpoint_only(best: Any, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    write_checkpoint(tmp_path / "best-00000001", {}, {"trained": {}})
+    write(root, 1, best)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        newest_checkpoint(root, print)
+
+
+def test_a_manifest_names_no_file_elsewhere(tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoints", 1)
+    (tmp_path / "secret").write_text("x")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"../../secret": manifest[STATE]}))
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(folder)
+
+
+def test_a_loss_that_is_no_number_names_its_clips_and_leaves_the_last_good_state(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, steps, bad = training.clip_losses, [], []
+
+    def breaks(model: Any, batch: Any, smoothing: float) -> torch.Tensor:
+        losses = real(model, batch, smoothing)
+        steps.append(1)
+        if len(steps) > 3 and len(losses) > 1 and not bad:
+            bad.append(len(steps))
+            losses = torch.where(torch.arange(len(losses)) == 1, math.nan, 1.0) * losses
+        return losses
+
+    monkeypatch.setattr(training, "clip_losses", breaks)
+    assert go("lora", tmp_path / "run", "--train.checkpoint_every_steps", "1") == 2
+    said = capsys.readouterr().err
+    assert f"the loss became nan at step {bad[0]} (epoch 2); these clips give it: train/" in said
+    assert said.count(".wav") == 1
+    root = tmp_path / "run" / "checkpoints"
+    assert sorted(names(root))[-1] == f"step-{bad[0] - 1:08d}"
+    kept = newest_checkpoint(root, print)
+    assert kept and all(value.isfinite().all() for value in kept.tensors["trained"].values())
+
+
+def test_auto_micro_batch_takes_the_largest_that_fits_and_changes_nothing_else(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = memory.clip_losses
+
+    def small(model: Any, batch: Any, smoothing: float) -> torch.Tensor:
+        if len(batch["label"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(model, batch, smoothing)
+
+    flags, most = ["--lora.dropout", "0.3"], 2
+    given = [*flags, "--train.gradient_accumulation_steps", "4"]
+    assert go("lora", tmp_path / "given", *given) == 0
+    monkeypatch.setattr(memory, "clip_losses", small)
+    monkeypatch.setattr(training, "clip_losses", small)
+    assert go("lora", tmp_path / "found", *flags, "--train.auto_micro_batch", "true") == 0
+    assert json.loads((tmp_path / "found" / "report.json").read_text())["micro_batches"] == 4
+    assert chaos.unlike(tmp_path / "given", tmp_path / "found") == []
+    most = 0
+    capsys.readouterr()
+    assert go("lora", tmp_path / "none", "--train.auto_micro_batch", "true") == 2
+    assert "a clip at a time does not fit into memory" in capsys.readouterr().err
+    assert go("lora", tmp_path / "out") == 2
+    assert "memory is too small" in capsys.readouterr().err
+
+
+def test_a_stream_goes_on_behind_what_was_trained_on() -> None:
+    stream = SimpleNamespace(skipped={})
+    batches = [({"at": torch.tensor(i)}, [(f"clip {i}", "is silent")]) for i in range(6)]
+    loader = StreamLoader(batches, stream)  # type: ignore[arg-type]
+    loader.skip(4)
+    assert [int(batch["at"]) for batch in loader] == [4, 5]
+    assert len(stream.skipped) == 6
