@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 LAST_LINES = 12
 # How our loop says that a rate was too high: a result of a trial, no failure of it.
-DIVERGED = ("the loss became", "the validation loss was never a finite number")
+DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""How many bytes is a checkpoint, and which share of a training's time goes into writing them by default?
+
+    python benchmarks/checkpoints.py
+
+Prints the table of docs/resuming.md: each strategy on an encoder of wav2vec2-base's size with random weights, behind
+one step of the optimizer, so that all of its state is there. Seconds are of hashing, writing and syncing on this disk, the
+median of three; the share is theirs of the time between two checkpoints at the default, which are further apart where
+it would pass 1%. It takes 4 GB of memory and of disk space for a while, and a few minutes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from accelerate import Accelerator
+from adapter_sizes import STRATEGIES
+from machine import base
+
+from peft_audio.config import ModelConfig, TrainConfig
+from peft_audio.models import load_classifier
+from peft_audio.optimizer import make_optimizer, make_schedule
+from peft_audio.resuming import Best, Checkpoints, Learner, Position, save_position
+from peft_audio.saver import MOST
+
+SHOWN = ["full", "last_n_layers, n 2", "lora, r 8", "dora, r 8", "attention_heads, 4 in one layer", "bias_only", "ia3"]
+SHOWN += ["head_only"]
+
+
+def main() -> None:
+    """Print a Markdown row a strategy."""
+    labels, cfg = [f"class {i}" for i in range(10)], TrainConfig()
+    between = 60 * (cfg.checkpoint_every_minutes or 0)
+    print("| strategy | bytes of a checkpoint | of the best weights beside it | seconds to write | of the time |")
+    print("|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        where = base(f"{folder}/base", "12")
+        for name in SHOWN:
+            model, trained = STRATEGIES[name](load_classifier(ModelConfig(name=where), labels))
+            optimizer = make_optimizer(model, trained, cfg)
+            schedule, accelerator = make_schedule(optimizer, cfg, 100), Accelerator(cpu=True)
+            wrapped, prepared = accelerator.prepare(model, optimizer)
+            known = dict(model.named_parameters())
+            for weight in trained.parameters:
+                known[weight].grad = torch.randn_like(known[weight])
+            prepared.step()
+            learner = Learner(model, wrapped, trained, prepared, schedule, accelerator)
+            best = Best(0.5, 1, {weight: known[weight].detach() for weight in trained.parameters})
+            root = Path(folder) / name.replace(" ", "")
+            seconds = []
+            for step in range(1, 5):
+                began = time.perf_counter()
+                failed = save_position(learner, Position(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
+                if failed:
+                    raise OSError(failed)
+                seconds.append(time.perf_counter() - began)
+            # The first one also writes the best weights, which only a new best epoch does.
+            took = median(seconds[1:])
+            sizes = [_bytes(root, kind) for kind in ("step", "best")]
+            share = took / max(between, took / MOST)
+            print(f"| {name} | {sizes[0]:,} | {sizes[1]:,} | {took:.2f} | {share:.2%} |", flush=True)
+
+
+def _bytes(root: Path, kind: str) -> int:
+    return sum(file.stat().st_size for folder in root.glob(f"{kind}-*") for file in folder.iterdir())
+
+
+if __name__ == "__main__":
+    main()
