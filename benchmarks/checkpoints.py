@@ -3,9 +3,9 @@
     python benchmarks/checkpoints.py
 
 Prints the table of docs/resuming.md: each strategy on an encoder of wav2vec2-base's size with random weights, behind
-one step of the optimizer, so that all of its state is there. Seconds are of hashing, writing and syncing on this disk, the
-median of three; the share is theirs of the time between two checkpoints at the default, which are further apart where
-it would pass 1%. It takes 4 GB of memory and of disk space for a while, and a few minutes.
+one step of the optimizer, so that all of its state is there. Seconds are of hashing, writing and syncing on this disk,
+the median of three; the share is theirs of the time between two checkpoints at the default, which are further apart
+where it would pass 1%. It takes 4 GB of memory and of disk space for a while, and a few minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from machine import base
 from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.models import load_classifier
 from peft_audio.optimizer import make_optimizer, make_schedule
-from peft_audio.resuming import Best, Checkpoints, Learner, Position, save_position
+from peft_audio.position import Best, Checkpoints, Learner, Position
+from peft_audio.resuming import save_position
 from peft_audio.saver import MOST
 
 SHOWN = ["full", "last_n_layers, n 2", "lora, r 8", "dora, r 8", "attention_heads, 4 in one layer", "bias_only", "ia3"]

@@ -10,7 +10,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft_audio.batching import Loaders
 from peft_audio.config import TrainConfig, UserError
 from peft_audio.evaluation import clip_losses
-from peft_audio.resuming import Learner
+from peft_audio.position import Learner
 from peft_audio.sampler import Draw, TrainingBatches
 from peft_audio.spec_augment import masked
 from peft_audio.strategies import set_modes

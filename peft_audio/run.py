@@ -24,7 +24,7 @@ from peft_audio.config import BaselineRecipe, Recipe, to_yaml
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import Base, versions
-from peft_audio.resuming import Checkpoints
+from peft_audio.position import Checkpoints
 from peft_audio.run_folder import (
     CHECKPOINTS,
     SKIPPED,

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from peft_audio.config import Stopped, TrainConfig
-from peft_audio.resuming import Checkpoints, Learner, Position, save_position
+from peft_audio.position import Checkpoints, Learner, Position
+from peft_audio.resuming import save_position
 from peft_audio.stopping import Stop, agree
 from peft_audio.tracking import Log
 

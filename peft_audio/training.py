@@ -24,7 +24,8 @@ from peft_audio.evaluation import clip_losses, evaluate
 from peft_audio.finite import Watch
 from peft_audio.memory import fit_micro_batches
 from peft_audio.optimizer import current_rates, make_optimizer, make_schedule, shrink
-from peft_audio.resuming import Checkpoints, Learner, Position, load_position
+from peft_audio.position import Checkpoints, Learner, Position
+from peft_audio.resuming import load_position
 from peft_audio.sampler import TrainingBatches
 from peft_audio.saver import Saver
 from peft_audio.spec_augment import masked

@@ -27,7 +27,7 @@ from peft_audio.data import Splits, load_splits
 from peft_audio.evaluation import Evaluation, evaluate
 from peft_audio.models import load_classifier, load_extractor
 from peft_audio.optimizer import make_optimizer, make_schedule, shrink
-from peft_audio.resuming import Best
+from peft_audio.position import Best
 from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.tracking import Log
 from peft_audio.training import Result, train
