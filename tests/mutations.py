@@ -87,13 +87,13 @@ MUTATIONS = (
     Mutation(
         "test split used for selection",
         "peft_audio/training.py",
-        "evaluate(model, loaders.validation, accelerator, mixed_precision=True)",
-        "evaluate(model, loaders.test, accelerator, mixed_precision=True)",
+        "evaluate(learner.model, loaders.validation, learner.accelerator, mixed_precision=True)",
+        "evaluate(learner.model, loaders.test, learner.accelerator, mixed_precision=True)",
         "tests/test_training.py",
     ),
     Mutation(
         "last epoch kept instead of the best",
-        "peft_audio/training.py",
+        "peft_audio/position.py",
         "or not score > self.score:",
         "or False:",
         "tests/test_training.py",
@@ -107,7 +107,7 @@ MUTATIONS = (
     ),
     Mutation(
         "frozen parts in train mode",
-        "peft_audio/training.py",
+        "peft_audio/strategies.py",
         "    model.train(frozen_dropout)",
         "    model.train()",
         "tests/test_strategies.py tests/test_training.py",
@@ -220,8 +220,8 @@ MUTATIONS = (
     Mutation(
         "SpecAugment's masks are drawn and not applied",
         "peft_audio/training.py",
-        "accelerator.no_sync(wrapped), masked(model, batch):",
-        "accelerator.no_sync(wrapped):",
+        "with waiting, masked(learner.model, batch):",
+        "with waiting:",
         "tests/test_recipes.py",
     ),
     Mutation(
@@ -255,7 +255,7 @@ MUTATIONS = (
     Mutation(
         "only the first process says what went wrong",
         "peft_audio/config/parse.py",
-        'f" (process {process}): {str(error).splitlines()[0]}"',
+        'f" (process {process}): {message.splitlines()[0]}"',
         "sys.exit(1)",
         "tests/test_recipes.py",
     ),
@@ -524,6 +524,55 @@ MUTATIONS = (
         'if cfg.quantization == "none" and not low:',
         'if cfg.quantization == "none":',
         "tests/test_arithmetic.py",
+    ),
+    Mutation(
+        "random numbers are not put back when a run goes on",
+        "peft_audio/resuming.py",
+        '        _set_random_state(mine, state["random"][index], learner.accelerator)',
+        "        pass",
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "an epoch begins anew when a run goes on",
+        "peft_audio/sampler.py",
+        "self.epoch, self.first_step = epoch, step",
+        "self.epoch, self.first_step = epoch, 0",
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "the optimizer forgets its moments when a run goes on",
+        "peft_audio/resuming.py",
+        'optimizer.load_state_dict({"state": states, "param_groups": groups})',
+        'optimizer.load_state_dict({"state": {}, "param_groups": groups})',
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "starting to read draws from the generator of dropout",
+        "peft_audio/batching.py",
+        '"persistent_workers": count > 0, "generator": own}',
+        '"persistent_workers": count > 0}',
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "a damaged checkpoint is used",
+        "peft_audio/checkpoints.py",
+        "if Path(name).name != name or _facts(folder / name) != facts:",
+        "if Path(name).name != name:",
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "a run goes on with other settings",
+        "peft_audio/run_folder.py",
+        'other = differences(made["settings"], asked["settings"], FREE) + differences(made, asked, rest)',
+        "other = differences(made, asked, rest)",
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "weights that are not finite are saved",
+        "peft_audio/resuming.py",
+        'if not all(each["finite"] for each in of_all):',
+        "if False:",
+        "tests/test_resuming.py",
     ),
 )
 
