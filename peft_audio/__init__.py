@@ -3,6 +3,7 @@
 The public names are loaded when they are first used, so that importing the package is instant.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from peft_audio.adapter_set import AdapterSet, load_adapters
     from peft_audio.adapters import load_adapter
     from peft_audio.prediction import Prediction, predict
+
+# Whenever something is asked of the Hub, huggingface_hub would say more than that takes, and ask for a list of coding
+# agents to say which of them it runs under.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]

@@ -110,6 +110,6 @@ def compile_layers(model: Any, wanted: str) -> None:
 
 def _family(cfg: ModelConfig) -> str:
     base, commit = pin_base(cfg)
-    config = AutoConfig.from_pretrained(base, revision=commit)
+    config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
     anatomy_of(config)
     return config.model_type

@@ -20,6 +20,7 @@ from peft_audio.fingerprint import SIZE, fingerprint, near_duplicates
 from peft_audio.scan import JOBS, scan
 from peft_audio.sources import find_clips
 from peft_audio.splitting import divide, leaking_groups, missing_classes
+from peft_audio.terminal import printable
 
 # A frame of wav2vec 2.0 and its kin: a shorter clip is filled up with zeros.
 SHORTEST_SECONDS = 0.025
@@ -223,14 +224,14 @@ def _sides(clips: pd.DataFrame, collection: Collection) -> Iterable[Finding]:
 def print_check(found: Check, console: Console) -> None:
     """Show what was found as tables."""
     for note in found.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     columns = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
     console.print(f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes", highlight=False)
     table = Table()
     for name in ("class", *columns):
         table.add_column(name, justify="left" if name == "class" else "right")
     for label, counts in found.classes.items():
-        table.add_row(escape(label), *(str(counts.get(column, 0)) for column in columns))
+        table.add_row(escape(printable(label)), *(str(counts.get(column, 0)) for column in columns))
     console.print(table)
     if found.seconds:
         lengths = ", ".join(f"{name} {value:.2f} s" for name, value in found.seconds.items())
@@ -250,7 +251,7 @@ def print_check(found: Check, console: Console) -> None:
         console.print(f"[{style}]{'spoils' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")
         console.print(finding.what, highlight=False, markup=False, soft_wrap=True)
         for file in finding.files[:MOST_SHOWN]:
-            console.print(f"    {file}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {printable(file)}", highlight=False, markup=False, soft_wrap=True)
         if len(finding.files) > MOST_SHOWN:
             console.print(f"    and {len(finding.files) - MOST_SHOWN} more; --json lists all", highlight=False)
     verdict = "some of this would spoil a comparison" if found.spoiled else "nothing here would spoil a comparison"

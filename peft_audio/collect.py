@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from peft_audio.comparison import Comparison, Failure
 from peft_audio.config import CompareRecipe, UserError, read_config, to_yaml
 from peft_audio.finished import Finished, named, read_run
 from peft_audio.launching import Job, beside, diverged, finished, other_settings, read_json, write_aside
+from peft_audio.terminal import printable
 
 SETTINGS = "comparison.yaml"
 JOBS = "runs.json"
@@ -93,9 +95,16 @@ def _check_names(settings: dict[Path, CompareRecipe]) -> None:
 
 def _jobs(folder: Path) -> list[Job]:
     listed = read_json(folder / JOBS).get("jobs")
-    if listed is None:
+    try:
+        jobs = [Job(**(entry | {"folder": folder / entry["folder"]})) for entry in listed or ()]
+        # A list that somebody else wrote may name other folders of this machine, and what a terminal acts upon.
+        inside = all(Path(os.path.normpath(job.folder)).is_relative_to(folder) for job in jobs)
+        sound = all(isinstance(job.flags, dict) and job.arm == printable(job.arm) for job in jobs)
+    except (TypeError, KeyError):
+        sound = False
+    if listed is None or not sound or not inside:
         raise UserError(f"{folder / JOBS} is damaged; start the comparison again, it keeps what is finished.")
-    return [Job(**(entry | {"folder": folder / entry["folder"]})) for entry in listed]
+    return jobs
 
 
 def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> None:
@@ -121,8 +130,8 @@ def _take_loose(path: Path, folder: Path, found: Found) -> None:
     if record.get("phase") == "timing":
         return
     if "flags" in record and record.get("exit_code") != 0:
-        said = record.get("last_lines", "it was not run to its end")
+        said = str(record.get("last_lines", "it was not run to its end"))
         lost = Failure(path.relative_to(folder).as_posix(), record.get("exit_code", -1), said)
-        found.failures.setdefault(record["arm"], []).append(lost)
+        found.failures.setdefault(printable(str(record.get("arm", "?"))), []).append(lost)
         return
     found.runs.append(read_run(path))

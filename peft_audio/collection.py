@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_audio.config import DataConfig, UserError
+from peft_audio.terminal import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,6 +160,6 @@ def several(count: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more."""
+    """The first few names, `printable`, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(printable, names[:most])) + more

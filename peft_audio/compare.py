@@ -16,6 +16,7 @@ from peft_audio.finished import Finished, predictions_of
 from peft_audio.rules import Arms, broken_rules, hashes
 from peft_audio.search import DIVERGED_SCORE
 from peft_audio.statistics import Difference, claim, holm, paired_difference, resolution
+from peft_audio.terminal import printable
 
 COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
 
@@ -207,8 +208,8 @@ def _described(
         margin=question.margin,
         broken_rules=tuple(broken),
         notes=tuple(_notes(arms, every, question)),
-        source=first.settings.get("data.source", ""),
-        encoder=first.settings.get("model.name", ""),
+        source=printable(first.settings.get("data.source", "")),
+        encoder=printable(first.settings.get("model.name", "")),
         clips=(first.report["train_clips"], first.report["validation_clips"], len(clips)),
         groups=None if groups.isna().any() else groups.nunique(),
         folds=len(folds) or None,

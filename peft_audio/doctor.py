@@ -27,6 +27,7 @@ from peft_audio.config import UserError
 from peft_audio.doctor_base import Patient, check_base
 from peft_audio.finding import AGAIN, Finding
 from peft_audio.hub import fetch_adapter
+from peft_audio.terminal import as_told
 from peft_audio.verify import check_probes
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
@@ -223,9 +224,9 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     """A line a finding, with its mend below."""
     for finding in findings:
         console.print(f"[{STYLES[finding.severity]}]{finding.severity:<8}[/]", end="")
-        console.print(f"{finding.check}: {finding.what}", highlight=False, markup=False, soft_wrap=True)
+        console.print(as_told(f"{finding.check}: {finding.what}"), highlight=False, markup=False, soft_wrap=True)
         if finding.mend:
-            console.print(f"        mend: {finding.mend}", highlight=False, markup=False, soft_wrap=True)
+            console.print(as_told(f"        mend: {finding.mend}"), highlight=False, markup=False, soft_wrap=True)
     worst = {finding.severity for finding in findings}
     usable = "usable, with the warnings above" if "warning" in worst else "nothing is wrong with it"
     console.print("broken: do not use it as it is" if is_broken(findings) else usable)

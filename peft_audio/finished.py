@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from peft_audio.config import UserError
+from peft_audio.config import UserError, plain_yaml
 from peft_audio.launching import beside, read_json
+from peft_audio.terminal import printable
 
 # What makes one run of an arm differ from another one of it.
 OF_A_RUN = {
@@ -110,14 +111,19 @@ def read_run(folder: Path) -> Finished:
         what = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
         raise UserError(f"{folder / 'report.json'} {what}; make the run again.")
     try:
-        sections = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        sections = plain_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         settings = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
-    except (OSError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be read ({error}); a report needs its settings.") from error
+    texts = {"strategy": report["strategy"]} | {name: settings.get(name, "") for name in ("data.source", "model.name")}
+    odd = [name for name, value in texts.items() if not isinstance(value, str)]
+    if odd:
+        raise UserError(f"{folder}: {odd[0]} is no text; make the run again.")
     start = read_json(beside(folder, ".json"))
+    arm = printable(str(start.get("arm", "")))
     final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
     control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
-    return Finished(folder, start.get("arm", ""), final, report, settings, start.get("alone", False), control)
+    return Finished(folder, arm, final, report, settings, start.get("alone", False), control)
 
 
 def named(runs: Sequence[Finished]) -> list[Finished]:
@@ -135,7 +141,7 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
     for run in runs:
         strategy = run.report["strategy"]
         own = ", ".join(f"{key} {run.settings.get(key)}" for key in names.get(strategy, ()))
-        found.append(run if run.arm else replace(run, arm=f"{strategy} ({own})" if own else strategy))
+        found.append(run if run.arm else replace(run, arm=printable(f"{strategy} ({own})" if own else strategy)))
     return found
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from textwrap import indent
 from typing import IO, Any
-from unicodedata import category
 
 from peft_audio.prediction import Prediction
+from peft_audio.terminal import printable
 
 # Rows of a Parquet file that are held and compressed together.
 ROW_GROUP = 10_000
@@ -58,14 +58,6 @@ def write_text(predictions: Iterable[Prediction], file: IO[str], shown: Shown) -
         named = named or [(shown.claimed(prediction) or "", prediction.probability or 0.0)]
         cells = [cell for label, value in named for cell in (printable(label), f"{value:.3f}")]
         print(printable(prediction.path), *span, *cells, sep="\t", file=file)
-
-
-def printable(text: str) -> str:
-    """Text that breaks no line and gives a terminal no orders.
-
-    Control characters (category Cc of Unicode) are written as in Python: a line break as two characters, backslash, n.
-    """
-    return "".join(c.encode("unicode_escape").decode() if category(c) == "Cc" else c for c in text)
 
 
 def write_json(predictions: Iterable[Prediction], file: IO[str], shown: Shown) -> None:

@@ -29,6 +29,7 @@ from datasets import (
     load_dataset,
 )
 from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from peft_audio.collection import SPLITS, Collection, check_labels, listed, make_clips, name_splits
@@ -87,6 +88,7 @@ def from_hub(cfg: DataConfig) -> Collection:
             with _told_in_words(cfg):
                 part = _download(part, f"{cfg.source} {cfg.config_name} {cfg.split_names} {commit} {split} {columns}")
         parts[split] = part
+        _refuse_files_elsewhere(part.data.column(columns.audio), cfg)
     clips = [_clips(part, "" if set(parts) == {"train"} else split, columns, cfg) for split, part in parts.items()]
     table = pd.concat(clips, ignore_index=True)
     names = [Path(path).name for path in table["id"]]
@@ -266,6 +268,15 @@ def _clips(rows: Dataset, split: str, columns: _Columns, cfg: DataConfig) -> pd.
     if columns.group:
         found["group"] = _names(rows, columns.group, cfg)
     return make_clips(found)
+
+
+def _refuse_files_elsewhere(audio: pa.ChunkedArray, cfg: DataConfig) -> None:
+    """Refuse rows that name a file instead of holding one: of what stands here, a dataset may name only its own."""
+    caches = [Path(cache).resolve() for cache in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    for path in pc.struct_field(audio, "path").filter(pc.is_null(pc.struct_field(audio, "bytes"))).to_pylist():
+        if not any(Path(path or "").resolve().is_relative_to(cache) for cache in caches):
+            what = f"has a row without sound, which names the file {path}; that did not come with it and is not opened"
+            raise UserError(f"--data.source: {cfg.source} {what}. Take another revision, or another dataset.")
 
 
 def _names(rows: Dataset, column: str, cfg: DataConfig) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from peft_audio.terminal import printable
+
 # What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
 SPECIAL = re.compile(r"[\\`*|<&~$]|\](?=\()|(?<!\w)_|_(?!\w)")
 
 
 def marked(text: str) -> str:
-    """Text on one line, with what Markdown would act upon escaped."""
-    return SPECIAL.sub(lambda found: "\\" + found[0], " ".join(text.split()))
+    """Text on one line, `printable`, with what Markdown would act upon escaped."""
+    return SPECIAL.sub(lambda found: "\\" + found[0], printable(" ".join(text.split())))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> str:

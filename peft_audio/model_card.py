@@ -52,7 +52,7 @@ def model_card(record: AdapterRecord, repository: str, run: Path | None, compari
 
 
 def _metadata(record: AdapterRecord, repository: str, run: Finished | None, license: str) -> ModelCardData:
-    source = "" if run is None else run.settings["data.source"]
+    source = "" if run is None else run.settings.get("data.source", "")
     published = run is not None and run.report.get("dataset_revision") is not None
     results = [
         EvalResult(
@@ -113,7 +113,7 @@ def _training(run: Finished, record: AdapterRecord) -> str:
     trained, total = report.get("trainable_parameters"), report.get("total_parameters")
     precision, seconds = report.get("mixed_precision"), report.get("train_seconds")
     facts = {
-        "data": _data_name(settings["data.source"], published),
+        "data": _data_name(settings.get("data.source", ""), published),
         "data revision": report.get("dataset_revision"),
         "clips": ", ".join(f"{count} {split}" for split, count in counts.items() if count is not None),
         "strategy": record.strategy,

@@ -27,6 +27,7 @@ from peft_audio.run_folder import REPORT, finish_folder
 from peft_audio.saving import saved_folder, saved_weights
 from peft_audio.sources import BUNDLED
 from peft_audio.strategies import Trained
+from peft_audio.terminal import printable
 from peft_audio.training import Result
 
 SCHEMA_VERSION = 1
@@ -246,7 +247,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     console.print(table)
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
-    console.print(f"try it:  {command}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"try it:  {printable(command)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def table_of_metrics(report: RunReport) -> Table:

@@ -34,6 +34,7 @@ from peft_audio.run_folder import (
     settings_of,
     take_up,
 )
+from peft_audio.terminal import printable
 from peft_audio.tracking import Log, start_log
 
 
@@ -120,11 +121,11 @@ def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
     if cfg.data.validate_on_test and isinstance(cfg, Recipe):
         print("warning: the best epoch is chosen on the test clips; the figures flatter")
     for note in splits.notes:
-        print(note)
+        print(printable(note))
     if splits.skipped:
         name, reason = splits.skipped[0]
         count = several(len(splits.skipped), "clip")
-        print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {name} {reason}")
+        print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {printable(f'{name} {reason}')}")
     if splits.ignored:
         print(f"ignored {several(len(splits.ignored), 'file')}, no recordings by their names: {listed(splits.ignored)}")
     if isinstance(cfg, Recipe) and not cfg.model.pretrained:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from peft_audio.forms import printable
 from peft_audio.scores import Scores, confusions
+from peft_audio.terminal import printable
 
 # A wider matrix does not fit into a terminal.
 MOST_LABELS_IN_MATRIX = 12

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft_audio.comparison import Arm, Comparison, Score
+from peft_audio.terminal import printable, without_secrets
 
 NOTHING = "–"
 COSTS = "Costs"
 # These three and the time of inference are read from runs that had the device to themselves.
 TIMED = ("accelerator_memory_max", "train_time", "total_time", "samples_per_second", "inference_seconds")
 # What a terminal would have coloured, and other characters that a page cannot show.
-NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
+NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,18 @@ def sections(comparison: Comparison) -> list[Section]:
         _failures(comparison),
         Section("Notes", comparison.notes),
     ]
-    return [section for section in found if section.bullets or section.rows or section.outputs]
+    return [_printable(section) for section in found if section.bullets or section.rows or section.outputs]
+
+
+def _printable(section: Section) -> Section:
+    return replace(
+        section,
+        bullets=tuple(map(printable, section.bullets)),
+        header=tuple(map(printable, section.header)),
+        rows=tuple(tuple(map(printable, row)) for row in section.rows),
+        lines=tuple(map(printable, section.lines)),
+        outputs=tuple((printable(caption), without_secrets(text)) for caption, text in section.outputs),
+    )
 
 
 def rate_text(rate: float) -> str:

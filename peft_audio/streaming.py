@@ -119,7 +119,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
         name = str(row["label"]) if self.names is None else self.names[row["label"]]
         if name not in self.labels:
             raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test do not have.")
-        source = row["audio"]["bytes"]
+        source = row["audio"]["bytes"] or b""  # without any, as an empty file
         error = scan_clip(source)["error"]
         if error:
             raise AudioError(error)

@@ -15,6 +15,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from peft_audio.terminal import as_told
+
 PROJECT = "peft-audio"
 
 
@@ -96,7 +98,9 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
 
 def _report(name: str, error: Exception) -> None:
     what = " ".join(str(error).split())[:200] or type(error).__name__
-    print(f"note: the tracker {name} failed and gets no more ({what}); metrics.jsonl goes on.", file=sys.stderr)
+    print(
+        f"note: the tracker {name} failed and gets no more ({as_told(what)}); metrics.jsonl goes on.", file=sys.stderr
+    )
 
 
 def progress_bar(shown: bool, console: Console | None = None) -> Progress:

@@ -28,6 +28,7 @@ from peft_audio.launching import Job, alone_in, diverged, finished, other_settin
 from peft_audio.page import print_comparison, write_comparison
 from peft_audio.plan import at_once, time_steps
 from peft_audio.rules import MIN_SEEDS
+from peft_audio.terminal import as_told, printable
 
 
 def main(cfg: CompareRecipe) -> Comparison:
@@ -95,7 +96,7 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
         failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
         said = f"validation {report['validation_accuracy']:.3f}" if report else failed
         line = f"[{done}/{total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
-        console.print(f"{line}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{printable(line)}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
 
     return tell
 
@@ -108,7 +109,7 @@ def conclude(cfg: CompareRecipe) -> int:
             comparison = main(cfg)
             return int(bool(comparison.broken_rules) or any(arm.failures for arm in comparison.arms))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_told(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; what is finished stays in {folder}. The same command goes on from there.", file=sys.stderr)

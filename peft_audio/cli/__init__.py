@@ -24,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Of a process that does nothing else; who calls this from Python goes on afterwards.
     options.quick = quick_imports if arguments is None else nullcontext
     from peft_audio.config import UserError
+    from peft_audio.terminal import as_told
 
     try:
         return options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_told(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.

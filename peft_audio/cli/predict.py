@@ -177,7 +177,7 @@ class _Tally:
 
     def report(self) -> int:
         """Say it on stderr, and give the exit code."""
-        from peft_audio.forms import printable
+        from peft_audio.terminal import printable
 
         sys.stdout.flush()
         if self.cut:

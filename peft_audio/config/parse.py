@@ -18,8 +18,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from peft_audio.config.failures import explain
 from peft_audio.config.fields import Stopped, UserError
 from peft_audio.config.recipes import OWN_SECTIONS
+from peft_audio.terminal import as_told, without_secrets
 
 Recipe = TypeVar("Recipe")
+NO_CODE = "settings are values, and name no code"
 
 
 def make_parser(recipe: type[Any]) -> ArgumentParser:
@@ -62,9 +64,11 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
     try:
         parsed = parser.parse_args(_check_files(arguments, recipe))
         parsed.pop("config", None)
-        return recipe(**vars(parser.instantiate(parsed)))
+        cfg = recipe(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise UserError(_explain(str(error), recipe)) from error
+    _refuse_secrets(cfg)
+    return cfg
 
 
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
@@ -96,13 +100,29 @@ def _fail_here(message: str) -> NoReturn:
     process = os.environ.get("RANK", "0")
     # A list of files is long enough once.
     told = f": {message}" if process == "0" else f" (process {process}): {message.splitlines()[0]}"
-    print(f"error{told}", file=sys.stderr)
+    print(f"error{as_told(told)}", file=sys.stderr)
     sys.exit(2)
 
 
 def to_yaml(cfg: Any) -> str:
     """The resolved settings, every field, in a form that `--config` reads back."""
     return yaml.safe_dump(asdict(cfg), sort_keys=False)
+
+
+def plain_yaml(text: str) -> Any:
+    """What YAML says in values alone: no tags, no class_path, which jsonargparse would import, and no aliases.
+
+    Raises:
+        yaml.YAMLError: It says more, or is none.
+    """
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.ScalarToken) and token.value == "class_path":
+            raise yaml.MarkedYAMLError(problem=f"a class_path; {NO_CODE}", problem_mark=token.start_mark)
+        if isinstance(token, yaml.AliasToken):
+            # A few lines of them stand for gigabytes.
+            problem = f"the alias *{token.value}; what it stands for must be written out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
+    return yaml.safe_load(text)
 
 
 def flags_of(recipe: type[Any]) -> dict[str, str]:
@@ -147,6 +167,8 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
     # "--config=FILE" is the same as "--config FILE".
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for before, word in zip(["", *words], words, strict=False):
+        if re.search(r"\bclass_path\b['\"]?\s*:", word):
+            raise UserError(f"{before}: got a class_path; {NO_CODE}. Take it out.")
         if before == "--config":
             # A file that holds nothing changes nothing; jsonargparse would refuse it.
             files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
@@ -158,7 +180,7 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
 
 def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = plain_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"--config: {file} {what}; give a YAML file.") from error
@@ -178,6 +200,18 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
             if f"{section}.{name}" not in flags_of(recipe):
                 raise UserError(_unknown(f"{section}.{name}", recipe) + f" It stands in {file}.")
     return content
+
+
+def _refuse_secrets(cfg: Any) -> None:
+    """Refuse what a run would write into its config.yaml, and others would read."""
+    sections = {name: value if isinstance(value, dict) else {"": value} for name, value in asdict(cfg).items()}
+    for section, values in sections.items():
+        for name, value in values.items():
+            if without_secrets(str(value)) != str(value):
+                raise UserError(
+                    f"--{section}{'.' if name else ''}{name}: holds a password, a token or a signature, which the run "
+                    "would write into its files. Take it out; to log in at the Hub, use hf auth login."
+                )
 
 
 def _unknown(name: str, recipe: type[Any]) -> str:
@@ -211,5 +245,5 @@ def _explain(message: str, recipe: type[Any]) -> str:
 def _fail(message: str, code: int = 2) -> NoReturn:
     # All processes of a run are given the same settings; one says what is wrong with them.
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_told(message)}", file=sys.stderr)
     sys.exit(code)
