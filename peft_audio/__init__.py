@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from peft_audio.prediction import Prediction, predict
 
 # Whenever something is asked of the Hub, huggingface_hub would say more than that takes, and ask for a list of coding
-# agents to say which of them it runs under.
+# agents to say which of them it runs under; datasets would have each loading counted by another server.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]
