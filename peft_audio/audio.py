@@ -127,7 +127,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
     elif not source:
         raise AudioError("is empty (0 bytes)")
     try:
-        sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        sound = soundfile.SoundFile(open_bytes(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
         sound, reason = None, error.error_string.rstrip(".")
         if "possibly a pipe" in reason:  # what libsndfile says of some files that are there, but no sound

@@ -108,7 +108,8 @@ def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]
             raise AudioError(f"is not audio that can be read ({reason}; {NEEDS_PYAV})") from error
         try:
             # A playlist in disguise must not make FFmpeg open other files or addresses.
-            container = av.open(file, options={"protocol_whitelist": "none"})
+            # A title in some old code page is no reason to leave the sound out.
+            container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise AudioError(f"is not audio that can be read, or is cut off ({reason}; {error.strerror})") from error
         with container:
@@ -129,9 +130,19 @@ def _as_float(frame: Any) -> np.ndarray:
     return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
 
 
+class _Recording(io.BufferedReader):
+    """Where a damaged header has a decoder seek before the beginning, the decoder must be told, not Python."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
 def open_bytes(source: Path | bytes) -> BinaryIO:
     """A file, or bytes as one."""
     try:
-        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        return _Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error

@@ -279,6 +279,28 @@ def test_size_that_a_writer_to_a_pipe_leaves_is_no_cut(tmp_path: Path, size: int
     assert read_info(bytes(content)) == AudioInfo(RATE, RATE, 1, cut_off=False)
 
 
+@pytest.mark.parametrize(("name", "at", "field"), [("clip.wma", 39, b"\xff" * 8), ("clip.aiff", 31, b"\x80" + bytes(7))])
+def test_header_that_points_before_the_file_is_refused_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, at: int, field: bytes
+) -> None:
+    if name == "clip.wma":
+        path = encoded(tmp_path / name, chirps(0.3, 44_100, 2), 44_100, "wmav2")
+    else:
+        path = written(tmp_path / name, speech_like(), subtype="PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + field + content[at + 8 :])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(AudioError):
+            load_audio(source, RATE)
+    assert not capfd.readouterr().err
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "clip.m4a", chirps(0.3, 44_100, 2), 44_100, "aac")
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\xa8\xff\xfe\xc3"))
+    assert len(decoded(path)) > 0.2 * RATE
+
+
 def test_flac_from_a_pipe_which_has_no_length(tmp_path: Path) -> None:
     clip = speech_like(20.0)
     content = bytearray(written(tmp_path / "clip.flac", clip, subtype="PCM_16").read_bytes())
