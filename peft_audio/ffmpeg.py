@@ -15,6 +15,8 @@ import numpy as np
 
 PYAV_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}  # what libsndfile cannot read
 RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
+# FFmpeg ends its list of eight channels without a null, which PyAV counts to: it would read memory that is not there.
+MOST_CHANNELS = 7
 NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
 
 
@@ -72,9 +74,9 @@ def _samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.n
             if at > first:
                 raise AudioError(f"cannot be sought to {first / rate:.1f} s")
         for frame in chain([head], frames):
-            samples = _as_float(frame)
-            if frame.sample_rate != rate or samples.shape[1] != info.channels:
+            if frame.sample_rate != rate or frame.layout.nb_channels != info.channels:
                 raise AudioError("changes its rate or channels midway")
+            samples = _as_float(frame)
             yield samples[max(0, first - at) :]
             at += len(samples)
 
@@ -85,6 +87,8 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
         head = next(container.decode(stream), None)
         if head is None:
             raise AudioError("holds no samples")
+        if head.layout.nb_channels > MOST_CHANNELS:
+            raise AudioError(f"has {head.layout.nb_channels} channels; up to {MOST_CHANNELS} can be read of its format")
         kind, seconds = container.format.name, Fraction(0)
         if kind.startswith("mov") and stream.duration:
             seconds = stream.duration * stream.time_base

@@ -279,7 +279,9 @@ def test_size_that_a_writer_to_a_pipe_leaves_is_no_cut(tmp_path: Path, size: int
     assert read_info(bytes(content)) == AudioInfo(RATE, RATE, 1, cut_off=False)
 
 
-@pytest.mark.parametrize(("name", "at", "field"), [("clip.wma", 39, b"\xff" * 8), ("clip.aiff", 31, b"\x80" + bytes(7))])
+@pytest.mark.parametrize(
+    ("name", "at", "field"), [("clip.wma", 39, b"\xff" * 8), ("clip.aiff", 31, b"\x80" + bytes(7))]
+)
 def test_header_that_points_before_the_file_is_refused_without_a_traceback(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, at: int, field: bytes
 ) -> None:
@@ -293,6 +295,19 @@ def test_header_that_points_before_the_file_is_refused_without_a_traceback(
         with pytest.raises(AudioError):
             load_audio(source, RATE)
     assert not capfd.readouterr().err
+
+
+def test_eight_channels_of_ffmpeg_are_refused_before_pyav_reads_where_none_are(tmp_path: Path) -> None:
+    samples = np.zeros((1, 8 * 4_800), np.int16)
+    with av.open(str(tmp_path / "clip.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(samples, "s16", "7.1")
+        frame.sample_rate = 48_000
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+    code = "import sys; from peft_audio.audio import load_audio; load_audio(open(sys.argv[1], 'rb').read(), 16_000)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "clip.m4a"], capture_output=True, text=True)
+    assert (done.returncode, "has 8 channels; up to 7 can be read" in done.stderr) == (1, True), done
 
 
 def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
