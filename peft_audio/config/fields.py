@@ -7,10 +7,15 @@ configuration has to check it again.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+# What a name from somebody's file must not do to a terminal: clear it, colour it, or fill it.
+UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+LONGEST_LINE = 1_500
 
 
 class UserError(ValueError):
@@ -18,7 +23,15 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
-        super().__init__(message.rpartition("UserError: ")[2].strip())
+        message = re.sub(r"\n\s*\n", "\n", message.rpartition("UserError: ")[2].strip())
+        message = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], message)
+        super().__init__("\n".join(_shortened(line) for line in message.split("\n")))
+
+
+def _shortened(line: str) -> str:
+    """A line without the middle of a value that has no end."""
+    left_out = len(line) - LONGEST_LINE
+    return line if left_out <= 0 else f"{line[:1_000]} ... ({left_out:,} characters) ... {line[1_000 + left_out :]}"
 
 
 def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -15,10 +16,12 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_audio.config.fields import UserError
+from peft_audio.config.fields import UserError, require
 from peft_audio.config.recipes import OWN_SECTIONS
 
 Recipe = TypeVar("Recipe")
+# Arms of a comparison may share a handful of settings.
+MOST_ALIASES, DEEPEST = 20, 20
 
 
 def make_parser(recipe: type[Any]) -> ArgumentParser:
@@ -61,6 +64,7 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
     try:
         parsed = parser.parse_args(_check_files(arguments, recipe))
         parsed.pop("config", None)
+        _refuse_null(parsed, recipe)
         return recipe(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise UserError(_explain(str(error), recipe)) from error
@@ -137,32 +141,61 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
             files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
             flags.pop()
         else:
+            with suppress(yaml.YAMLError):  # not every word is meant as YAML
+                _refuse_growth(word, before if before.startswith("--") else word.partition("=")[0])
             flags.append(word)
     return files + flags
 
 
 def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        _refuse_growth(text, f"--config: {file}")
+        content = yaml.safe_load(text)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"--config: {file} {what}; give a YAML file.") from error
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"--config: {file} is not plain YAML ({at}{error.problem}); mend it.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a date in month 13, text that is not UTF-8
         raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())}); mend it.") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
+    flags = flags_of(recipe)
     for section, settings in (content or {}).items():
-        if section in flags_of(recipe):
+        if section in flags:
             continue
         if not isinstance(settings, dict):
             raise UserError(f"--{section}: got {settings} in {file}, must be a section, as in 'train: {{epochs: 5}}'.")
         for name in settings:
-            if f"{section}.{name}" not in flags_of(recipe):
+            if f"{section}.{name}" not in flags:
                 raise UserError(_unknown(f"{section}.{name}", recipe) + f" It stands in {file}.")
     return content
+
+
+def _refuse_growth(text: str, where: str) -> None:
+    """A few repeats of repeats are more values than a computer holds, and Python reads only so many brackets."""
+    depth, aliases = 0, 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > DEEPEST or aliases > MOST_ALIASES:
+            what = f"repeats itself by * more than {MOST_ALIASES} times" if aliases else f"is nested {depth} deep"
+            raise UserError(f"{where} {what}, which no settings need; write it out.")
+
+
+def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
+    """The parser takes null for every setting, those of numbers too."""
+    kinds = get_type_hints(recipe)
+    for flag, takes in flags_of(recipe).items():
+        group, _, name = flag.partition(".")
+        if parsed[flag] is None:
+            hint = get_type_hints(kinds[group])[name] if name else kinds[group]
+            usable = NoneType in get_args(hint)
+            require(usable, flag, "null", takes, "Leave it out for the default.")
 
 
 def _unknown(name: str, recipe: type[Any]) -> str:
@@ -179,7 +212,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
     flags = flags_of(recipe)
     wrong_value = re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if wrong_value and wrong_value[1] in flags:
-        name, value = wrong_value[1], wrong_value[2].strip().splitlines()[0]
+        name, value = wrong_value[1], (wrong_value[2].strip() or "''").splitlines()[0]
         return f"--{name}: got {value}, must be {flags[name]}. See --help."
     misplaced = re.search(r"ArmConfig': Option '([\w.]+)' is not accepted", message)
     if misplaced:
