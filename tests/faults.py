@@ -233,6 +233,8 @@ FAULTS: dict[str, Fault] = {
     "a shortest input of 1 sample": Fault(
         "lora", record(mask={"attention_mask": True, "minimum_samples": 1}), "minimum_samples is 1"
     ),
+    "a label that is half a character": Fault("lora", record(labels=["\ud800", *LABELS[1:]]), "surrogates not allowed"),
+    "a metric of 400 digits": Fault("lora", record(metrics={"accuracy": 10**400}), "metrics must be numbers"),
     "no preprocessor": Fault("lora", remove("preprocessor_config.json"), "preprocessor_config.json is missing"),
     "no adapter_config.json": Fault("lora", remove("adapter_config.json"), "adapter_config.json is missing"),
     "adapter_config.json is a list": Fault("lora", write("adapter_config.json", b"[1]"), "no JSON object"),
