@@ -84,7 +84,8 @@ def load_audio(
     """
     parts, rate = [], sampling_rate
     for rate, block in _rates_and_blocks(source, start_seconds, seconds, ONE_READ_SECONDS):  # noqa: B007
-        parts.append(block.mean(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            parts.append(block.mean(axis=1))
     waveform = np.concatenate(parts)
     if not np.isfinite(waveform).all():
         raise AudioError("holds samples that are NaN or infinite")

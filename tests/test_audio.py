@@ -17,6 +17,7 @@ import soxr
 from scipy.io import wavfile
 
 from peft_audio.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, AudioError, AudioInfo, load_audio, read_blocks, read_info
+from peft_audio.scan import scan_clip
 
 RATE = 16_000
 # File name, libsndfile subtype, and the largest relative error (RMS) that its coding may leave.
@@ -241,6 +242,13 @@ def test_samples_that_are_no_numbers_say_so(tmp_path: Path, bad: float) -> None:
     assert not np.isfinite(decoded(tmp_path / "nan.wav")).all()
 
 
+def test_samples_whose_sum_is_no_number_say_so(tmp_path: Path) -> None:
+    loud = written(tmp_path / "loud.wav", np.full((800, 2), 3e38, np.float32))
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        load_audio(loud, RATE)
+    assert scan_clip(loud)["error"] == "holds samples up to 3e+38, which is no sound (full scale is 1)"
+
+
 @pytest.mark.parametrize(
     ("name", "subtype", "reason"),
     [
@@ -306,7 +314,9 @@ def test_eight_channels_of_ffmpeg_are_refused_before_pyav_reads_where_none_are(t
         for part in (frame, None):
             container.mux(stream.encode(part))
     code = "import sys; from peft_audio.audio import load_audio; load_audio(open(sys.argv[1], 'rb').read(), 16_000)"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "clip.m4a"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "clip.m4a"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, "has 8 channels; up to 7 can be read" in done.stderr) == (1, True), done
 
 
