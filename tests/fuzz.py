@@ -31,20 +31,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SLOW_SECONDS = 5.0
-# The machine may be busy with other things: only so much silence is taken for a hang.
-HANG_SECONDS = 60.0
+HANG_SECONDS = 30.0
 MEMORY_BYTES = 8 * 2**30
+MOST_FINDINGS = 1_000
 GOOD = ("accepted", "refused")
 
 
 @dataclass
 class Found:
-    """What became of the inputs of a target; `kinds` has, by kind of finding, how often and the first input."""
+    """What became of the inputs of a target.
+
+    Attributes:
+        tried: How many there were; those that killed their process are neither accepted nor refused.
+        accepted: That could be read.
+        refused: In words.
+        last: The number of the last one.
+        seconds: That they took, without those that the process waited for a core.
+        slowest: The longest of them, in seconds.
+        kinds: By kind of finding, how often, and the first input.
+    """
 
     tried: int = 0
     accepted: int = 0
     refused: int = 0
     last: int = -1
+    seconds: float = 0.0
     slowest: float = 0.0
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -58,17 +69,17 @@ def main() -> int:
     """Fuzz what the command line names; the exit code says whether there were findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", metavar="TARGET", help="audio, yaml, manifests, json or safetensors")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each target")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each target; waiting for a core not counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where inputs and findings go; a new temporary one when not given")
     parser.add_argument("--input", type=int, help="try this one alone, here")
     parser.add_argument("--table", action="store_true", help="print a table as Markdown at the end")
     parser.add_argument("--child", type=int, metavar="FIRST", help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     root = (options.folder or Path(tempfile.mkdtemp(prefix="fuzz-"))).resolve()
     if options.child is not None:
-        try_many(options.targets[0], options.seed, options.child, options.until, root)
+        try_many(options.targets[0], options.seed, options.child, options.seconds, root)
         return 0
     if options.input is not None:
         prepare(options.targets[0], root)
@@ -77,10 +88,9 @@ def main() -> int:
         return 0
     rows, broken = [], 0
     for target in options.targets:
-        began = time.monotonic()
         found = fuzz(target, options.minutes * 60, options.seed, root)
         broken += len(found.kinds)
-        row = f"| {target} | {(time.monotonic() - began) / 60:.1f} | {found.tried:,} | {found.accepted:,} "
+        row = f"| {target} | {found.seconds / 60:.1f} | {found.tried:,} | {found.accepted:,} "
         rows.append(row + f"| {found.refused:,} | {found.slowest:.1f} s | {len(found.kinds)} |")
         print(f"{target}: {found.tried} inputs, findings in {root / 'findings'}: {len(found.kinds)}", flush=True)
         for what, (count, first) in sorted(found.kinds.items()):
@@ -114,12 +124,12 @@ def try_one(target: str, seed: int, number: int, root: Path) -> str:
 
 def fuzz(target: str, seconds: float, seed: int, root: Path) -> Found:
     """Try inputs for so long, in as many processes as it takes."""
-    found, until = Found(), time.time() + seconds
+    found = Found()
     prepare(target, root)
-    while time.time() < until:
-        command = [sys.executable, __file__, target, "--seed", str(seed), "--folder", str(root), "--until", str(until)]
-        died = watch([*command, "--child", str(found.last + 1)], root, found, HANG_SECONDS)
-        if died:
+    while found.seconds < seconds and sum(count for count, _ in found.kinds.values()) < MOST_FINDINGS:
+        command = [sys.executable, __file__, target, "--seed", str(seed), "--folder", str(root)]
+        command += ["--child", str(found.last + 1), "--seconds", str(seconds - found.seconds)]
+        if died := watch(command, root, found, HANG_SECONDS):
             found.add(found.last, died)
             keep(target, found.last, root)
     return found
@@ -140,13 +150,13 @@ def watch(command: Sequence[str], root: Path, found: Found, hang_seconds: float)
     settings |= {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     with log.open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | settings)
-        size, grown, hung = 0, time.monotonic(), False
+        size, grown, hung = 0, 0.0, False
         while child.poll() is None:
             time.sleep(0.1)
-            now = journal.stat().st_size if journal.exists() else 0
+            now, at = journal.stat().st_size if journal.exists() else 0, time.monotonic() - waited(str(child.pid))
             if now != size:
-                size, grown = now, time.monotonic()
-            elif size and time.monotonic() - grown > hang_seconds:
+                size, grown = now, at
+            elif size and at - grown > hang_seconds:
                 hung = True
                 child.kill()
                 child.wait()
@@ -168,6 +178,7 @@ def count(journal: Path, found: Found) -> None:
         if "outcome" not in entry:
             found.tried += 1
             continue
+        found.seconds += entry["seconds"]
         found.slowest = max(found.slowest, entry["seconds"])
         found.accepted += entry["outcome"] == "accepted"
         found.refused += entry["outcome"] == "refused"
@@ -175,7 +186,7 @@ def count(journal: Path, found: Found) -> None:
             found.add(entry["input"], entry["outcome"])
 
 
-def try_many(target: str, seed: int, first: int, until: float, root: Path) -> None:
+def try_many(target: str, seed: int, first: int, seconds: float, root: Path) -> None:
     """The child: one input after another, each written down before and after."""
     from fuzz_targets import TARGETS
 
@@ -185,15 +196,16 @@ def try_many(target: str, seed: int, first: int, until: float, root: Path) -> No
         importlib.import_module(module)
     journal = os.open(root / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     kept: Counter[str] = Counter()
-    number = first
-    while time.time() < until:
+    number, spent = first, 0.0
+    while spent < seconds:
         os.write(journal, f'{{"input": {number}}}\n'.encode())
-        outcome, seconds = timed(target, seed, number, root)
-        if seconds > SLOW_SECONDS:  # once more: the machine may have been busy
-            outcome, seconds = timed(target, seed, number, root)
-        if seconds > SLOW_SECONDS:
+        outcome, took = timed(target, seed, number, root)
+        if took > SLOW_SECONDS:  # once more: the machine may have been busy
+            outcome, took = timed(target, seed, number, root)
+        if took > SLOW_SECONDS:
             outcome = f"SLOW: over {SLOW_SECONDS:g} s, twice"
-        line = {"input": number, "outcome": outcome, "seconds": round(seconds, 3)}
+        line = {"input": number, "outcome": outcome, "seconds": round(took, 4)}
+        spent += took
         os.write(journal, (json.dumps(line) + "\n").encode())
         if outcome not in GOOD:
             kept[outcome] += 1
@@ -204,15 +216,17 @@ def try_many(target: str, seed: int, first: int, until: float, root: Path) -> No
 
 def timed(target: str, seed: int, number: int, root: Path) -> tuple[str, float]:
     """What became of an input, and in how many seconds; those that this process waited for a core are not counted."""
-    began = time.monotonic() - waited()
+    began = time.monotonic() - waited("self")
     outcome = try_one(target, seed, number, root)
-    return outcome, time.monotonic() - waited() - began
+    return outcome, time.monotonic() - waited("self") - began
 
 
-def waited() -> float:
-    """Seconds that Linux let this process wait while others ran."""
-    told = Path("/proc/self/schedstat")
-    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
+def waited(process: str) -> float:
+    """Seconds that Linux let a process wait while others ran; 0 where it does not say."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 if __name__ == "__main__":
