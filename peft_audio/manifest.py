@@ -12,7 +12,6 @@ import pandas as pd
 from peft_audio.collection import (
     Collection,
     check_labels,
-    expanded,
     listed,
     make_clips,
     name_splits,
@@ -20,7 +19,7 @@ from peft_audio.collection import (
     tidy,
     written_seconds,
 )
-from peft_audio.config import DataConfig, UserError
+from peft_audio.config import DataConfig, UserError, expanded
 from peft_audio.json_text import parse_json
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from peft_audio.collection import SPLITS, expanded, listed, name_splits
-from peft_audio.config import DataConfig, UserError
+from peft_audio.collection import SPLITS, listed, name_splits
+from peft_audio.config import DataConfig, UserError, expanded
 from peft_audio.manifest import as_text, read_table
 
 # Groups differ in size and in their classes: of so many draws, the one that divides best is taken.

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "saving": "adapter adapter_files adapter_record config launching models probes strategies",
     "quick_start": "",
     "verify": "adapters config probes quick_start",
-    "finding": "",
+    "finding": "config",
     "doctor_base": "adapter_files adapter_record adapters anatomy config finding models strategies",
     "doctor": "adapter_files adapter_record adapters config doctor_base finding hub verify",
     "model_card": "adapter_record config finished hub launching markdown scores",

@@ -3,7 +3,7 @@
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
 from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, require
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, expanded, readable, require
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
@@ -49,8 +49,10 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "UserError",
+    "expanded",
     "parse_config",
     "read_config",
+    "readable",
     "require",
     "run_recipe",
     "to_yaml",

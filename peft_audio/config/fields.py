@@ -23,9 +23,21 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
-        message = re.sub(r"\n\s*\n", "\n", message.rpartition("UserError: ")[2].strip())
-        message = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], message)
-        super().__init__("\n".join(_shortened(line) for line in message.split("\n")))
+        super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
+
+
+def readable(message: str) -> str:
+    """A message for people: what it quotes neither moves the cursor nor fills the screen."""
+    message = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], re.sub(r"\n\s*\n", "\n", message))
+    return "\n".join(_shortened(line) for line in message.split("\n"))
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ as the user's home, where that is what it means."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a file whose name begins with ~
+        return Path(path)
 
 
 def _shortened(line: str) -> str:
@@ -133,7 +145,7 @@ class AugmentConfig:
             require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
         for name in ("noise_folder", "impulse_response_folder"):
             value = getattr(self, name)
-            usable = value is None or (bool(value) and Path(value).expanduser().is_dir())
+            usable = value is None or (bool(value) and expanded(value).is_dir())
             require(usable, f"augment.{name}", value or "''", "a folder of recordings", "Leave it out, or give one.")
 
 
