@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from peft_audio.config import UserError
+from peft_audio.json_text import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +29,7 @@ def read_object(path: Path) -> dict[str, Any]:
         what = "is a folder, not a file" if path.is_dir() else "is missing"
         raise UserError(f"{path} {what}; get the adapter again.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); get the adapter again.") from error
     if not isinstance(found, dict):

@@ -23,7 +23,7 @@ from peft_audio.adapter_files import (
 )
 from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
 from peft_audio.anatomy import LAYER_WEIGHTS, minimum_samples
-from peft_audio.config import ModelConfig, UserError
+from peft_audio.config import ModelConfig, UserError, expanded
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import (
     BUNDLED_ENCODER,
@@ -187,7 +187,7 @@ def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfi
     """
     name = base or record.base.name
     # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
-    if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not Path(name).expanduser().is_dir():
+    if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not expanded(name).is_dir():
         raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
     revision = None if base else record.base.commit
     return ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)

@@ -84,7 +84,8 @@ def load_audio(
     """
     parts, rate = [], sampling_rate
     for rate, block in _rates_and_blocks(source, start_seconds, seconds, ONE_READ_SECONDS):  # noqa: B007
-        parts.append(block.mean(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            parts.append(block.mean(axis=1))
     waveform = np.concatenate(parts)
     if not np.isfinite(waveform).all():
         raise AudioError("holds samples that are NaN or infinite")
@@ -127,7 +128,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
     elif not source:
         raise AudioError("is empty (0 bytes)")
     try:
-        sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        sound = soundfile.SoundFile(open_bytes(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
         sound, reason = None, error.error_string.rstrip(".")
         if "possibly a pipe" in reason:  # what libsndfile says of some files that are there, but no sound

@@ -132,14 +132,6 @@ def name_splits(names: Iterable[str], flag: str, given: Mapping[str, str] | None
     return found
 
 
-def expanded(path: str) -> Path:
-    """A path with ~ as the user's home, where that is what it means."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # a file whose name begins with ~
-        return Path(path)
-
-
 def written_seconds(seconds: float) -> str:
     """A time for an id: to the microsecond, as short as it can be."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")

@@ -15,6 +15,8 @@ import numpy as np
 
 PYAV_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}  # what libsndfile cannot read
 RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
+# FFmpeg ends its list of eight channels without a null, which PyAV counts to: it would read memory that is not there.
+MOST_CHANNELS = 7
 NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
 
 
@@ -72,9 +74,9 @@ def _samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.n
             if at > first:
                 raise AudioError(f"cannot be sought to {first / rate:.1f} s")
         for frame in chain([head], frames):
-            samples = _as_float(frame)
-            if frame.sample_rate != rate or samples.shape[1] != info.channels:
+            if frame.sample_rate != rate or frame.layout.nb_channels != info.channels:
                 raise AudioError("changes its rate or channels midway")
+            samples = _as_float(frame)
             yield samples[max(0, first - at) :]
             at += len(samples)
 
@@ -85,6 +87,8 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
         head = next(container.decode(stream), None)
         if head is None:
             raise AudioError("holds no samples")
+        if head.layout.nb_channels > MOST_CHANNELS:
+            raise AudioError(f"has {head.layout.nb_channels} channels; up to {MOST_CHANNELS} can be read of its format")
         kind, seconds = container.format.name, Fraction(0)
         if kind.startswith("mov") and stream.duration:
             seconds = stream.duration * stream.time_base
@@ -108,7 +112,8 @@ def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]
             raise AudioError(f"is not audio that can be read ({reason}; {NEEDS_PYAV})") from error
         try:
             # A playlist in disguise must not make FFmpeg open other files or addresses.
-            container = av.open(file, options={"protocol_whitelist": "none"})
+            # A title in some old code page is no reason to leave the sound out.
+            container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise AudioError(f"is not audio that can be read, or is cut off ({reason}; {error.strerror})") from error
         with container:
@@ -129,9 +134,19 @@ def _as_float(frame: Any) -> np.ndarray:
     return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
 
 
+class _Recording(io.BufferedReader):
+    """Where a damaged header has a decoder seek before the beginning, the decoder must be told, not Python."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
 def open_bytes(source: Path | bytes) -> BinaryIO:
     """A file, or bytes as one."""
     try:
-        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        return _Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from peft_audio.terminal import readable
+
 AGAIN = "get the adapter again from where it came"
 
 
@@ -23,3 +25,7 @@ class Finding:
     severity: Literal["ok", "skipped", "warning", "broken"]
     what: str
     mend: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "mend"):
+            object.__setattr__(self, name, readable(getattr(self, name)))

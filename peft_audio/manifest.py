@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pandas as pd
 from peft_audio.collection import (
     Collection,
     check_labels,
-    expanded,
     listed,
     make_clips,
     name_splits,
@@ -21,7 +19,8 @@ from peft_audio.collection import (
     tidy,
     written_seconds,
 )
-from peft_audio.config import DataConfig, UserError
+from peft_audio.config import DataConfig, UserError, expanded
+from peft_audio.json_text import parse_json
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -46,11 +45,11 @@ def read_table(file: Path, flag: str) -> pd.DataFrame:
             return pd.read_parquet(file)
         with file.open(newline="", encoding="utf-8-sig") as text:
             if suffix == ".jsonl":
-                return pd.DataFrame([json.loads(line) for line in text if line.strip()], dtype=object)
+                return pd.DataFrame([parse_json(line) for line in text if line.strip()], dtype=object)
             return _read_lines(csv.reader(text, delimiter="\t" if suffix == ".tsv" else ","), file, flag)
     except UnicodeDecodeError as error:
         raise UserError(f"--{flag}: {file} is not text in UTF-8; save it as UTF-8.") from error
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own are ValueErrors too
+    except (ValueError, OSError, RecursionError, csv.Error) as error:  # pyarrow's own are ValueErrors too
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())
@@ -93,15 +92,17 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
             raise UserError(f"--{flags[name]}: {file} has no column {column!r}, only {only}. {fix}")
     if not len(table):
         raise UserError(f"--data.source: {file} lists no recordings; it needs a row a clip.")
-    text = {name: table[column].map(_text) for name, column in columns.items()}
-    given = table["split"].map(_text) if "split" in table else pd.Series("", index=table.index)
+    text = {name: table[column].map(as_text) for name, column in columns.items()}
+    given = table["split"].map(as_text) if "split" in table else pd.Series("", index=table.index)
     splits = name_splits(sorted(set(given) - {""}), "data.source")
     odd = sorted(set(given) - {"", *splits})
     times = {name: _seconds(table, name) for name in ("start_seconds", "end_seconds")}
     start, end = times["start_seconds"].fillna(0.0), times["end_seconds"]
     problems = {
         "no path": text["path"] == "",
-        "a path that is not text": ~table[columns["path"]].map(lambda cell: isinstance(cell, str) or _text(cell) == ""),
+        "a path that is not text": ~table[columns["path"]].map(
+            lambda cell: isinstance(cell, str) or as_text(cell) == ""
+        ),
         "no label": text["label"] == "",
         "no group": text["group"] == "" if "group" in text else pd.Series(False, index=table.index),
         f"a split ({listed(odd)}) that is not one of train, validation, test": given.isin(odd),
@@ -134,7 +135,7 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
     return Collection(make_clips(found), labels, notes=tuple(notes))
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     """A cell as text: 3.0 in a column of whole numbers with gaps is 3."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
@@ -144,7 +145,7 @@ def _text(value: object) -> str:
 def _seconds(table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table:
         return pd.Series(np.nan, index=table.index)
-    cells = table[name].map(_text)
+    cells = table[name].map(as_text)
     numbers = pd.to_numeric(cells.where(cells != ""), errors="coerce").astype(float)
     wrong = cells[(cells != "") & ~np.isfinite(numbers)]
     if len(wrong):

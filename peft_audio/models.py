@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from transformers.utils import logging
 
 from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
-from peft_audio.config import ModelConfig, UserError
+from peft_audio.config import ModelConfig, UserError, expanded
 from peft_audio.padding import make_padding_exact
 from peft_audio.quantization import quantization_settings
 
@@ -58,7 +58,7 @@ def resolve_base(name: str) -> str:
     """
     if name == BUNDLED_ENCODER:
         return str(ASSETS / BUNDLED_ENCODER)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"--model.name: {name} has no config.json; give a folder made by save_pretrained.")

@@ -103,8 +103,6 @@ def scan_clip(
             raise AudioError(
                 "is silent" + (", because its channels cancel each other in mono" if facts["loud"] else "")
             )
-        if facts["peak"] > ABSURD_PEAK:
-            raise AudioError(f"holds samples up to {facts['peak']:.0e}, which is no sound (full scale is 1)")
         if seconds is not None and facts["num_frames"] < (seconds - SLACK_SECONDS) * info.sampling_rate:
             facts["cut_off"] = True
     except AudioError as error:
@@ -117,6 +115,8 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
     for block in blocks:
         if not np.isfinite(block).all():
             raise AudioError("holds samples that are NaN or infinite")
+        if (largest := np.abs(block).max()) > ABSURD_PEAK:
+            raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
         facts["num_frames"] += len(block)
         facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
         # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.

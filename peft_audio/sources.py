@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
-from peft_audio.collection import SPLITS, Collection, check_labels, expanded, grouped, make_clips
-from peft_audio.config import DataConfig, UserError
+from peft_audio.collection import SPLITS, Collection, check_labels, grouped, make_clips
+from peft_audio.config import DataConfig, UserError, expanded
 from peft_audio.folder import from_folder
 from peft_audio.hub_dataset import from_hub, resolve_commit
 from peft_audio.manifest import MANIFEST_SUFFIXES, from_manifest

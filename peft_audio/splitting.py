@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from peft_audio.collection import SPLITS, expanded, listed, name_splits
-from peft_audio.config import DataConfig, UserError
-from peft_audio.manifest import read_table
+from peft_audio.collection import SPLITS, listed, name_splits
+from peft_audio.config import DataConfig, UserError, expanded
+from peft_audio.manifest import as_text, read_table
 
 # Groups differ in size and in their classes: of so many draws, the one that divides best is taken.
 TRIES = 200
@@ -63,7 +63,7 @@ def take_splits(clips: pd.DataFrame, file: str) -> tuple[pd.DataFrame, str]:
     missing = [column for column in ("id", "split") if column not in table]
     if missing:
         raise UserError(f"--data.splits_file: {file} has no column {missing[0]!r}; it needs id and split.")
-    table = table[["id", "split"]].astype(str).drop_duplicates()
+    table = table[["id", "split"]].map(as_text).drop_duplicates()
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise UserError(f"--data.splits_file: {file} names clips for several splits: {listed(list(twice))}. Mend it.")
@@ -91,8 +91,8 @@ def missing_classes(clips: pd.DataFrame, labels: Sequence[str]) -> dict[str, lis
 
 
 def leaking_groups(clips: pd.DataFrame) -> dict[str, list[str]]:
-    """The groups that stand in several splits, with those splits."""
-    known = clips[clips["group"] != ""]
+    """The groups that stand in several splits, with those splits; clips that could not be divided stand in none."""
+    known = clips[(clips["group"] != "") & (clips["split"] != "")]
     splits = known.groupby("group")["split"].agg(lambda found: sorted(set(found), key=SPLITS.index))
     return {group: found for group, found in splits.items() if len(found) > 1}
 

@@ -9,6 +9,7 @@ from unicodedata import category
 NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
 # What turns the text behind it round, so that a name reads as another one.
 TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+LONGEST_LINE = 1_500
 # A password in an address, a token of the Hub, and what an address is signed with.
 SECRETS = (
     (re.compile(r"\b((?:https?|ftp|git|gs|hf|s3|ssh):/{1,2})[^/\s@]+@", re.IGNORECASE), r"\1***@"),
@@ -34,6 +35,18 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def readable(message: str) -> str:
+    """A message of one line or several: each of them `printable`, none empty, none without end."""
+    lines = re.sub(r"\n\s*\n", "\n", message).split("\n")
+    return "\n".join(_shortened(printable(line)) for line in lines)
+
+
 def as_told(message: str) -> str:
-    """A message, of one line or several: each of them `printable`, and all of it `without_secrets`."""
-    return "\n".join(map(printable, without_secrets(message).split("\n")))
+    """A message that is `readable`, and `without_secrets`."""
+    return readable(without_secrets(message))
+
+
+def _shortened(line: str) -> str:
+    """A line without the middle of a value that has no end."""
+    left_out = len(line) - LONGEST_LINE
+    return line if left_out <= 0 else f"{line[:1_000]} ... ({left_out:,} characters) ... {line[1_000 + left_out :]}"

@@ -214,6 +214,10 @@ FAULTS: dict[str, Fault] = {
         "lora", edit("adapter_config.json", revision="f" * 40), "revision", loads=True
     ),
     "a commit that is none": Fault("lora", base(commit="../../refs"), "base.commit must be"),
+    "a base of a user who is not here": Fault("lora", base(name="~nobody-here/x"), "is not here"),
+    "the name of a base clears the screen": Fault(
+        "lora", edit("adapter_config.json", base_model_name_or_path="\x1b[2J"), r"names the base \x1b[2J", loads=True
+    ),
     "a base ../../nothing": Fault("lora", base(name="../../nothing"), "is not here"),
     "recorded for another rate": Fault("lora", record(sampling_rate=8000), "sampling_rate is 16000"),
     "a preprocessor of another rate": Fault("lora", edit("preprocessor_config.json", sampling_rate=8000), "is 8000"),
@@ -233,6 +237,8 @@ FAULTS: dict[str, Fault] = {
     "a shortest input of 1 sample": Fault(
         "lora", record(mask={"attention_mask": True, "minimum_samples": 1}), "minimum_samples is 1"
     ),
+    "a label that is half a character": Fault("lora", record(labels=["\ud800", *LABELS[1:]]), "surrogates not allowed"),
+    "a metric of 400 digits": Fault("lora", record(metrics={"accuracy": 10**400}), "metrics must be numbers"),
     "no preprocessor": Fault("lora", remove("preprocessor_config.json"), "preprocessor_config.json is missing"),
     "no adapter_config.json": Fault("lora", remove("adapter_config.json"), "adapter_config.json is missing"),
     "adapter_config.json is a list": Fault("lora", write("adapter_config.json", b"[1]"), "no JSON object"),

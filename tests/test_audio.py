@@ -17,6 +17,7 @@ import soxr
 from scipy.io import wavfile
 
 from peft_audio.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, AudioError, AudioInfo, load_audio, read_blocks, read_info
+from peft_audio.scan import scan_clip
 
 RATE = 16_000
 # File name, libsndfile subtype, and the largest relative error (RMS) that its coding may leave.
@@ -241,6 +242,13 @@ def test_samples_that_are_no_numbers_say_so(tmp_path: Path, bad: float) -> None:
     assert not np.isfinite(decoded(tmp_path / "nan.wav")).all()
 
 
+def test_samples_whose_sum_is_no_number_say_so(tmp_path: Path) -> None:
+    loud = written(tmp_path / "loud.wav", np.full((800, 2), 3e38, np.float32))
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        load_audio(loud, RATE)
+    assert scan_clip(loud)["error"] == "holds samples up to 3e+38, which is no sound (full scale is 1)"
+
+
 @pytest.mark.parametrize(
     ("name", "subtype", "reason"),
     [
@@ -277,6 +285,45 @@ def test_size_that_a_writer_to_a_pipe_leaves_is_no_cut(tmp_path: Path, size: int
     content = bytearray(written(tmp_path / "clip.wav", speech_like(), subtype="PCM_16").read_bytes())
     content[4:8] = content[40:44] = size.to_bytes(4, "little")
     assert read_info(bytes(content)) == AudioInfo(RATE, RATE, 1, cut_off=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "field"), [("clip.wma", 39, b"\xff" * 8), ("clip.aiff", 31, b"\x80" + bytes(7))]
+)
+def test_header_that_points_before_the_file_is_refused_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, at: int, field: bytes
+) -> None:
+    if name == "clip.wma":
+        path = encoded(tmp_path / name, chirps(0.3, 44_100, 2), 44_100, "wmav2")
+    else:
+        path = written(tmp_path / name, speech_like(), subtype="PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + field + content[at + 8 :])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(AudioError):
+            load_audio(source, RATE)
+    assert not capfd.readouterr().err
+
+
+def test_eight_channels_of_ffmpeg_are_refused_before_pyav_reads_where_none_are(tmp_path: Path) -> None:
+    samples = np.zeros((1, 8 * 4_800), np.int16)
+    with av.open(str(tmp_path / "clip.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(samples, "s16", "7.1")
+        frame.sample_rate = 48_000
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+    code = "import sys; from peft_audio.audio import load_audio; load_audio(open(sys.argv[1], 'rb').read(), 16_000)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "clip.m4a"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "has 8 channels; up to 7 can be read" in done.stderr) == (1, True), done
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "clip.m4a", chirps(0.3, 44_100, 2), 44_100, "aac")
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\xa8\xff\xfe\xc3"))
+    assert len(decoded(path)) > 0.2 * RATE
 
 
 def test_flac_from_a_pipe_which_has_no_length(tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def music(tmp_path: Path) -> Path:
     return tmp_path / "tracks.csv"
 
 
+def test_groups_that_cannot_be_divided_are_told(tmp_path: Path) -> None:
+    rows = [{"path": write_digit(tmp_path / f"{i}.flac", i), "label": "ab"[i % 2], "group": "one"} for i in range(4)]
+    pd.DataFrame(rows).to_csv(tmp_path / "clips.csv", index=False)
+    found = findings(check(DataConfig(source=str(tmp_path / "clips.csv"))))
+    assert "too few to hold out" in found["the clips cannot be divided"][0]
+
+
 def test_gtzans_faults_are_found(music: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = findings(check(DataConfig(source=str(music))))
     (unreadable,) = found.pop("unreadable")

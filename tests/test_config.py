@@ -77,7 +77,7 @@ REFUSED = {
     "augment.mask_time_frames": ["0", "1.5"],
     "augment.mask_feature_share": ["1", "-0.1", "nan"],
     "augment.mask_feature_channels": ["0"],
-    "augment.noise_folder": ["", "no/such/folder"],
+    "augment.noise_folder": ["", "no/such/folder", "~nobody-here/x"],
     "augment.impulse_response_folder": ["", "no/such/folder"],
     "train.output_dir": [""],
     "train.overwrite": ["perhaps"],
@@ -209,9 +209,9 @@ def test_misspelt_key_in_yaml_is_refused_with_the_right_one(
         ("train: {epochs: many}", "train.epochs", "many"),
         ("train: {epochs: [1, 2]}", "train.epochs", "[1, 2]"),
         ("lora: {r: 0}", "lora.r", "0"),
+        ("data: {test_share: null}", "data.test_share", "null"),
         ("lora: {layers: 3}", "lora.layers", "3"),
         ("train: {learning_rate: .nan}", "train.learning_rate", "nan"),
-        ("data: {source: {class_path: os.mkdir}}", "data.source", "class_path"),
     ],
 )
 def test_wrong_value_in_yaml_is_refused_like_a_flag(
@@ -228,6 +228,31 @@ def test_yaml_of_the_wrong_shape_is_refused_by_name(
     file = write(tmp_path / "shape.yaml", text)
     message = refusal(capsys, ["--config", file])
     assert "shape.yaml" in message or "--train" in message, message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {source: " + "[" * 3_000, "nested"),
+        (
+            "data: [" + ", ".join(f"&l{i} [{', '.join([f'*l{i - 1}' if i else 'ha'] * 9)}]" for i in range(10)) + "]",
+            "*",
+        ),
+        ("train: {seed: 2001-99-99}", "plain YAML"),
+        ("lora: {dropout: ''}", "got '', must be a finite number"),
+        ('train: {"a\\e[31m": 1}', r"--train.a\x1b[31m: no such setting"),
+        ("data: {source: {a: " + "b" * 9_000 + "}}", "characters) ..."),
+    ],
+    ids=["brackets", "repeats of repeats", "month 13", "nothing", "colour", "no end"],
+)
+def test_yaml_that_was_found_by_fuzzing_is_refused_in_a_line(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(LoraRecipe, ["--config", write(tmp_path / "run.yaml", text)])
+    printed = capsys.readouterr().err
+    assert words in printed and printed.startswith("error: ") and len(printed) < 2_000
+    assert printed.count("\n") == 1 and printed.strip().isprintable()
 
 
 def test_missing_yaml_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

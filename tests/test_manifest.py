@@ -115,6 +115,27 @@ def test_what_is_no_table_is_refused_in_words(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.csv")
 
 
+def test_json_that_python_cannot_hold_or_write_is_no_table(folder: Path, tmp_path: Path) -> None:
+    rows = [{"path": str(folder / row["path"]), "label": row["label"]} for row in ROWS]
+    for label in ("[" * 100_000, '"\\ud800"'):
+        file = write(tmp_path / "odd.jsonl", rows)
+        file.write_text(file.read_text().replace('"NA"', label))
+        assert "odd.jsonl cannot be read as a table" in refusal(file)
+
+
+def test_names_cannot_write_on_the_terminal_nor_fill_it(folder: Path, tmp_path: Path) -> None:
+    rows = [{"path": str(folder / row["path"]), "label": row["label"], "split": row["split"]} for row in ROWS]
+    for split, shown in (("\x1b[2J", r"\x1b[2J"), ("s" * 9_000, "characters) ...")):
+        message = refusal(write(tmp_path / "odd.jsonl", [*rows, rows[0] | {"path": "a.wav", "split": split}]))
+        assert shown in message and message.isprintable() and len(message) < 2_000
+
+
+def test_splits_file_with_an_empty_cell_is_told(folder: Path, tmp_path: Path) -> None:
+    named = [{"id": row["path"], "split": row["split"]} for row in ROWS]
+    splits = write(tmp_path / "splits.jsonl", [*named[1:], named[0] | {"split": None}])
+    assert "--data.splits_file" in refusal(folder / "clips.csv", splits_file=str(splits))
+
+
 def test_parts_of_a_recording_are_read_where_they_stand(tmp_path: Path, raw_extractor: Any) -> None:
     long = write_tone(tmp_path / "long.wav", 300, 10.0)
     spans = [(0.0, 2.0, "a"), (2.0, 4.5, "b"), (4.5, 6.0, "a"), (6.0, 7.0, "b"), (7.0, 8.5, "a"), (8.5, None, "b")]

@@ -3,8 +3,9 @@
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
 from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, Stopped, TrainConfig, UserError, require
-from peft_audio.config.parse import parse_config, plain_yaml, read_config, run_recipe, to_yaml
+from peft_audio.config.fields import AugmentConfig, ModelConfig, Stopped, TrainConfig, UserError, expanded, require
+from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
+from peft_audio.config.plain import plain_yaml
 from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
     AttentionHeadsConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "Stopped",
     "TrainConfig",
     "UserError",
+    "expanded",
     "parse_config",
     "plain_yaml",
     "read_config",

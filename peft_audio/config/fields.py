@@ -12,13 +12,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from peft_audio.terminal import readable
+
 
 class UserError(ValueError):
     """Something the user can mend. The message says what, which value, what is allowed and how to fix it."""
 
     def __init__(self, message: str):
         # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
-        super().__init__(message.rpartition("UserError: ")[2].strip())
+        super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ as the user's home, where that is what it means."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a file whose name begins with ~
+        return Path(path)
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -133,7 +143,7 @@ class AugmentConfig:
             require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
         for name in ("noise_folder", "impulse_response_folder"):
             value = getattr(self, name)
-            usable = value is None or (bool(value) and Path(value).expanduser().is_dir())
+            usable = value is None or (bool(value) and expanded(value).is_dir())
             require(usable, f"augment.{name}", value or "''", "a folder of recordings", "Leave it out, or give one.")
 
 

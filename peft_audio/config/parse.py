@@ -16,12 +16,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_audio.config.failures import explain
-from peft_audio.config.fields import Stopped, UserError
+from peft_audio.config.fields import Stopped, UserError, require
+from peft_audio.config.plain import NotPlain, check_plain, plain_yaml
 from peft_audio.config.recipes import OWN_SECTIONS
 from peft_audio.terminal import as_told, without_secrets
 
 Recipe = TypeVar("Recipe")
-NO_CODE = "settings are values, and name no code"
 
 
 def make_parser(recipe: type[Any]) -> ArgumentParser:
@@ -64,6 +64,7 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
     try:
         parsed = parser.parse_args(_check_files(arguments, recipe))
         parsed.pop("config", None)
+        _refuse_null(parsed, recipe)
         cfg = recipe(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise UserError(_explain(str(error), recipe)) from error
@@ -109,22 +110,6 @@ def to_yaml(cfg: Any) -> str:
     return yaml.safe_dump(asdict(cfg), sort_keys=False)
 
 
-def plain_yaml(text: str) -> Any:
-    """What YAML says in values alone: no tags, no class_path, which jsonargparse would import, and no aliases.
-
-    Raises:
-        yaml.YAMLError: It says more, or is none.
-    """
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.ScalarToken) and token.value == "class_path":
-            raise yaml.MarkedYAMLError(problem=f"a class_path; {NO_CODE}", problem_mark=token.start_mark)
-        if isinstance(token, yaml.AliasToken):
-            # A few lines of them stand for gigabytes.
-            problem = f"the alias *{token.value}; what it stands for must be written out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
-    return yaml.safe_load(text)
-
-
 def flags_of(recipe: type[Any]) -> dict[str, str]:
     """Every dotted name of a recipe with what it takes, as in `{"lora.r": "a whole number, such as 8"}`."""
     flags = {}
@@ -167,15 +152,25 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
     # "--config=FILE" is the same as "--config FILE".
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for before, word in zip(["", *words], words, strict=False):
-        if re.search(r"\bclass_path\b['\"]?\s*:", word):
-            raise UserError(f"{before}: got a class_path; {NO_CODE}. Take it out.")
         if before == "--config":
             # A file that holds nothing changes nothing; jsonargparse would refuse it.
             files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
             flags.pop()
         else:
+            _check_word(word, before)
             flags.append(word)
     return files + flags
+
+
+def _check_word(word: str, before: str) -> None:
+    """Refuse a flag's value that is more than one; not every word is meant as YAML."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+    try:
+        check_plain(value if equals else "")
+    except NotPlain as error:
+        raise UserError(f"{flag}: got {error.problem}. Take it out.") from error
+    except yaml.YAMLError:
+        return
 
 
 def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
@@ -187,17 +182,20 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"--config: {file} is not plain YAML ({at}{error.problem}); mend it.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a date in month 13, text that is not UTF-8
         raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())}); mend it.") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
+    flags = flags_of(recipe)
     for section, settings in (content or {}).items():
-        if section in flags_of(recipe):
+        if section in flags:
             continue
         if not isinstance(settings, dict):
             raise UserError(f"--{section}: got {settings} in {file}, must be a section, as in 'train: {{epochs: 5}}'.")
         for name in settings:
-            if f"{section}.{name}" not in flags_of(recipe):
+            if f"{section}.{name}" not in flags:
                 raise UserError(_unknown(f"{section}.{name}", recipe) + f" It stands in {file}.")
     return content
 
@@ -214,6 +212,17 @@ def _refuse_secrets(cfg: Any) -> None:
                 )
 
 
+def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
+    """The parser takes null for every setting, those of numbers too."""
+    kinds = get_type_hints(recipe)
+    for flag, takes in flags_of(recipe).items():
+        group, _, name = flag.partition(".")
+        if parsed[flag] is None:
+            hint = get_type_hints(kinds[group])[name] if name else kinds[group]
+            usable = NoneType in get_args(hint)
+            require(usable, flag, "null", takes, "Leave it out for the default.")
+
+
 def _unknown(name: str, recipe: type[Any]) -> str:
     home = OWN_SECTIONS.get(name.partition(".")[0])
     if home and not any(flag.startswith(name.partition(".")[0]) for flag in flags_of(recipe)):
@@ -228,7 +237,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
     flags = flags_of(recipe)
     wrong_value = re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if wrong_value and wrong_value[1] in flags:
-        name, value = wrong_value[1], wrong_value[2].strip().splitlines()[0]
+        name, value = wrong_value[1], (wrong_value[2].strip() or "''").splitlines()[0]
         return f"--{name}: got {value}, must be {flags[name]}. See --help."
     misplaced = re.search(r"ArmConfig': Option '([\w.]+)' is not accepted", message)
     if misplaced:
