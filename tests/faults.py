@@ -37,8 +37,7 @@ class Payload:
 
 
 def edit(file: str, **changes: Any) -> Callable[[Path], None]:
-    """Set keys of a JSON file."""
-
+    # Set keys of a JSON file.
     def damage(folder: Path) -> None:
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
         (folder / file).write_text(json.dumps(stored | changes), encoding="utf-8")
@@ -120,8 +119,7 @@ def linked(folder: Path) -> None:
 
 
 def plain_peft(**settings: Any) -> Callable[[Path], None]:
-    """What somebody saves without this package."""
-
+    # What somebody saves without this package.
     def make(folder: Path) -> None:
         shutil.rmtree(folder)
         with quiet_loading():

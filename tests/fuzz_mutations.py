@@ -7,6 +7,9 @@ import json
 import random
 import re
 import struct
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 # Where counts, sizes and offsets of a header go wrong: signs, widths, one too many.
@@ -126,3 +129,39 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every place in lists and objects, with what owns it."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     return [place for key in keys for place in ((value, key), *_places(value[key]))]
+
+
+def write_damaged(rng: random.Random, file: Path, rows: list[dict[str, Any]]) -> None:
+    """A table of these rows, in the format of the file's suffix, with a few changes."""
+    import pandas as pd
+
+    if file.suffix == ".jsonl":
+        damaged = {rng.randrange(len(rows)) for _ in range(rng.choice((1, 1, 3)))}
+        lines = [mutated_json(rng, row) if i in damaged else json.dumps(row) for i, row in enumerate(rows)]
+        content = "\n".join(lines).encode("utf-8", "surrogatepass")
+    elif file.suffix == ".parquet":
+        table = pd.DataFrame(rows)
+        if rng.random() < 0.5:
+            odd = (
+                7,
+                0.5,
+                True,
+                b"\xff\x00",
+                [1, 2],
+                {"a": 1},
+                datetime(2000, 1, 1),
+                Decimal("1.5"),
+                None,
+                float("inf"),
+            )
+            table[rng.choice(list(table))] = pd.Series([rng.choice(odd)] * len(table))
+        table.to_parquet(file)
+        content = file.read_bytes()
+        if rng.random() < 0.7:  # what is like a header stands at the end
+            content = mutated_bytes(rng, content[::-1], 2_000)[::-1]
+    else:
+        text = pd.DataFrame(rows).to_csv(index=False, sep="\t" if file.suffix == ".tsv" else ",")
+        content = mutated_lines(rng, text, ODD_TEXTS).encode("utf-8", "surrogatepass")
+    if rng.random() < 0.1:
+        content = mutated_bytes(rng, content, len(content))
+    file.write_bytes(content)

@@ -10,13 +10,11 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mutations import ODD_INTEGERS, ODD_TEXTS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines
+from fuzz_mutations import ODD_INTEGERS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines, write_damaged
 from fuzz_promise import Trial, unclear
 
 from peft_audio.config import RECIPES, CompareRecipe, DataConfig, UserError, parse_config, read_config, to_yaml
@@ -161,49 +159,14 @@ def _draw_manifests(rng: random.Random, place: Path) -> Trial:
         }
         good = place / "input" / "clips.csv"
         good.write_text("path,label\n" + "".join(f"{row['path']},{row['label']}\n" for row in rows))
-        _write_table(rng, Path(given["splits_file"]), rows)
+        write_damaged(rng, Path(given["splits_file"]), rows)
         cfg = DataConfig(source=str(good), **given)
     else:
         file = place / "input" / f"clips{suffix}"
-        _write_table(rng, file, rows)
+        write_damaged(rng, file, rows)
         cfg = DataConfig(source=str(file), **given)
     checked = rng.random() < 0.2
     return lambda: _divide(cfg, checked)
-
-
-def _write_table(rng: random.Random, file: Path, rows: list[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    if file.suffix == ".jsonl":
-        damaged = {rng.randrange(len(rows)) for _ in range(rng.choice((1, 1, 3)))}
-        lines = [mutated_json(rng, row) if i in damaged else json.dumps(row) for i, row in enumerate(rows)]
-        content = "\n".join(lines).encode("utf-8", "surrogatepass")
-    elif file.suffix == ".parquet":
-        table = pd.DataFrame(rows)
-        if rng.random() < 0.5:
-            odd = (
-                7,
-                0.5,
-                True,
-                b"\xff\x00",
-                [1, 2],
-                {"a": 1},
-                datetime(2000, 1, 1),
-                Decimal("1.5"),
-                None,
-                float("inf"),
-            )
-            table[rng.choice(list(table))] = pd.Series([rng.choice(odd)] * len(table))
-        table.to_parquet(file)
-        content = file.read_bytes()
-        if rng.random() < 0.7:  # what is like a header stands at the end
-            content = mutated_bytes(rng, content[::-1], 2_000)[::-1]
-    else:
-        text = pd.DataFrame(rows).to_csv(index=False, sep="\t" if file.suffix == ".tsv" else ",")
-        content = mutated_lines(rng, text, ODD_TEXTS).encode("utf-8", "surrogatepass")
-    if rng.random() < 0.1:
-        content = mutated_bytes(rng, content, len(content))
-    file.write_bytes(content)
 
 
 def _divide(cfg: DataConfig, checked: bool) -> None:

@@ -53,7 +53,7 @@ def test_damaged_inputs_work_or_are_refused(target: str, tmp_path: Path, monkeyp
     [("os.abort()", "DIED with -6"), ("time.sleep(60)", "HUNG for 1 s"), ("sys.exit(0)", "")],
 )
 def test_an_input_that_kills_or_stops_its_process_is_known(last_words: str, told: str, tmp_path: Path) -> None:
-    prepare("yaml", tmp_path)
+    (tmp_path / "tmp").mkdir()
     journal = """
 import os, sys, time
 file = open("journal.jsonl", "w")
