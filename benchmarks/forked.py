@@ -104,6 +104,8 @@ def _recipe(
 ) -> None:
     """In the child: what `python recipes/x.py ...` does."""
     os.environ.update(where)
+    # Its own children, such as the readers of a DataLoader, are started as `python recipes/x.py` starts them.
+    multiprocessing.set_start_method(None, force=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
