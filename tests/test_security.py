@@ -125,7 +125,7 @@ def outcome(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcom
     where = ["--data.source", "clips <b>&/list.jsonl", "--model.name", "base", "--train.epochs", "1"]
     recipe = [str(ROOT / "recipes" / "lora.py"), *where, "--train.output_dir", "runs/lora"]
     said = {"recipe": process(folder, *recipe, "--train.log_with", "[tensorboard]", "--lora.r", "2")}
-    compare = ["--output_dir", "compared", "--arms", "[full]", "--trials", "1", "--seeds", "1"]
+    compare = ["--output_dir", "compared", "--arms", "[majority]", "--reference", "majority", "--seeds", "1"]
     said["compare"] = process(folder, str(ROOT / "recipes" / "compare.py"), *where, *compare)
     # Beside a run, and beside what it saved, as other programs leave them.
     for place in ("optimizer.pt", "scheduler.bin", "random_states_0.pkl", "adapter/training_args.bin"):
@@ -139,7 +139,6 @@ def outcome(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcom
         "evaluate": ["evaluate", "runs/lora/adapter", "clips <b>&/list.jsonl", "--out", "judged"],
         "verify": ["verify", "runs/lora/adapter"],
         "check": ["check", "clips <b>&/list.jsonl"],
-        "plan": ["plan", *where[:2], "--output_dir", "planned", "--arms", "[majority]", "--reference", "majority"],
         "export": ["export", "runs/lora/adapter", "merged", "--merged"],
         "report": ["report", "runs", "--reference", "lora", "--out", "page"],
         "no such file": ["predict", "\x1b[31mnothing.wav", *adapter],
