@@ -177,7 +177,7 @@ def test_nothing_ran_and_nothing_stands_outside(outcome: Outcome) -> None:
     assert not [*outcome.folder.parent.rglob(MARKER)]
     assert [path.name for path in outcome.folder.parent.iterdir()] == ["world"]
     given = {"clips <b>&", "base", "evil.py", "guard"}
-    made = {"runs", "compared", "out.csv", "out.jsonl", "out.parquet", "judged", "planned", "merged", "page"}
+    made = {"runs", "compared", "out.csv", "out.jsonl", "out.parquet", "judged", "merged", "page"}
     assert {path.name for path in outcome.folder.iterdir()} - {"__pycache__", "home"} == given | made
     assert {path.name for path in (outcome.folder / "runs" / "lora").iterdir()} >= {"adapter", "splits.parquet"}
     # No label, group or id has become a name, whatever file or folder it is.
