@@ -21,7 +21,7 @@ class UserError(ValueError):
         super().__init__(message.rpartition("UserError: ")[2].strip())
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
     """A signal ended a run before its time. The message says how to go on.
 
     Args:
