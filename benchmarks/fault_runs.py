@@ -1,24 +1,19 @@
-"""What breaks in a run at work, on its disk, by signals and where it goes on, and what must be said of it."""
+"""What breaks in a run at work and on its disk, signals, and what must be said of it; faults.py runs it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import pickle
 import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
 import fault_hooks as hooks
 import numpy as np
 import pandas as pd
-from fault_inputs import CLIP, Case, Payload, once, remove, samples
+from fault_cases import CLIP, Case, once
 from fault_stage import RESUME, SAVING, Stage
 
 KEPT = "the last checkpoint stays as it is"
@@ -52,22 +47,106 @@ def one_of_two(stage: Stage) -> int:
 TRAINING = [
     Case(*row)
     for row in [
-        ("training", "one clip gives a loss that is NaN", ["the loss became nan at step", "these clips give it: low/3.wav", KEPT], once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav"))),
-        ("training", "a gradient overflows", ["the gradient became", "Lower --train.learning_rate", KEPT], once(hook=partial(hooks.infinite_gradient, 2))),
-        ("training", "a learning rate of 1e30", ["became", "Lower --train.learning_rate", KEPT], once("--train.learning_rate", "1e30", "--train.warmup_share", "0")),
-        ("training", "a process that reads recordings is killed", ["a process that reads recordings died", "Lower --data.num_workers", AGAIN], once("--data.num_workers", "1", hook=partial(hooks.kill_worker, 5))),
+        (
+            "training",
+            "one clip gives a loss that is NaN",
+            ["the loss became nan at step", "these clips give it: low/3.wav", KEPT],
+            once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav")),
+        ),
+        (
+            "training",
+            "a gradient overflows",
+            ["the gradient became", "Lower --train.learning_rate", KEPT],
+            once(hook=partial(hooks.infinite_gradient, 2)),
+        ),
+        (
+            "training",
+            "a learning rate of 1e30",
+            ["became", "Lower --train.learning_rate", KEPT],
+            once("--train.learning_rate", "1e30", "--train.warmup_share", "0"),
+        ),
+        (
+            "training",
+            "a process that reads recordings is killed",
+            ["a process that reads recordings died", "Lower --data.num_workers", AGAIN],
+            once("--data.num_workers", "1", hook=partial(hooks.kill_worker, 5)),
+        ),
         ("training", "one of two training processes is killed", ["another process", AGAIN], one_of_two),
-        ("training", "memory is too small in step 3", ["memory is too small (CUDA out of memory", "--train.auto_micro_batch true"], once(hook=partial(hooks.out_of_memory, TRAINED, 3))),
-        ("training", "memory is too small in an evaluation", ["memory is too small", "lower --train.batch_size"], once(hook=hooks.out_of_memory_in_evaluation)),
-        ("training", "memory for two clips, with train.auto_micro_batch", ["auto_micro_batch: each process splits its part of a step into 4"], small_memory, 0),
-        ("training", "memory for no clip, with train.auto_micro_batch", ["a clip at a time does not fit into memory", "Lower --data.max_seconds"], once("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 0))),
-        ("training", "the run's folder is removed", ["run/metrics.jsonl", "removed"], once(hook=partial(hooks.remove_folder, "run", 2))),
-        ("tracker", "TensorBoard cannot start", ["note: the tracker tensorboard failed", "metrics.jsonl goes on"], once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "start")), 0),
-        ("tracker", "TensorBoard's disk is away", ["note: the tracker tensorboard failed", "metrics.jsonl goes on"], once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "log")), 0),
-        ("adapter", "what was written has other weights", ["did not reproduce its logits", "run/adapter.partial"], once("--train.verify_adapter", "true", hook=hooks.other_weights)),
-        ("adapter", "the process that loads a copy is killed", ["SIGKILL", "run/adapter.partial", "--train.verify_adapter false"], once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import os; os.kill(os.getpid(), 9)"))),
-        ("adapter", "the process that loads a copy cannot start", ["No module named", "run/adapter.partial"], once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import absent_package"))),
-        ("adapter", "the process that loads a copy hangs", ["took more than 2 s", "Check it with"], once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import time; time.sleep(60)"))),
+        (
+            "training",
+            "memory is too small in step 3",
+            ["memory is too small (CUDA out of memory", "--train.auto_micro_batch true"],
+            once(hook=partial(hooks.out_of_memory, TRAINED, 3)),
+        ),
+        (
+            "training",
+            "memory is too small in an evaluation",
+            ["memory is too small", "lower --train.batch_size"],
+            once(hook=hooks.out_of_memory_in_evaluation),
+        ),
+        (
+            "training",
+            "memory for two clips, with train.auto_micro_batch",
+            ["auto_micro_batch: each process splits its part of a step into 4"],
+            small_memory,
+            0,
+        ),
+        (
+            "training",
+            "memory for no clip, with train.auto_micro_batch",
+            ["a clip at a time does not fit into memory", "Lower --data.max_seconds"],
+            once("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 0)),
+        ),
+        (
+            "training",
+            "the run's folder is removed",
+            ["run/metrics.jsonl", "removed"],
+            once(hook=partial(hooks.remove_folder, "run", 2)),
+        ),
+        (
+            "tracker",
+            "TensorBoard cannot start",
+            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "start")),
+            0,
+        ),
+        (
+            "tracker",
+            "TensorBoard's disk is away",
+            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "log")),
+            0,
+        ),
+        (
+            "adapter",
+            "what was written has other weights",
+            ["did not reproduce its logits", "run/adapter.partial"],
+            once("--train.verify_adapter", "true", hook=hooks.other_weights),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy is killed",
+            ["SIGKILL", "run/adapter.partial", "--train.verify_adapter false"],
+            once(
+                "--train.verify_adapter",
+                "true",
+                hook=partial(hooks.verifying_process, "import os; os.kill(os.getpid(), 9)"),
+            ),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy cannot start",
+            ["No module named", "run/adapter.partial"],
+            once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import absent_package")),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy hangs",
+            ["took more than 2 s", "Check it with"],
+            once(
+                "--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import time; time.sleep(60)")
+            ),
+        ),
     ]
 ]
 
@@ -93,12 +172,37 @@ DISK = [
     for row in [
         ("disk", "full when the run's folder is made", FULL, full("peft_audio.run:start_run")),
         ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training:_read_losses")),
-        ("disk", "full while a checkpoint is written", ["note: no checkpoint of step", "No space left on device", "training goes on without"], full("peft_audio.saver:save_position", True, *SAVING), 0),
+        (
+            "disk",
+            "full while a checkpoint is written",
+            ["note: no checkpoint of step", "No space left on device", "training goes on without"],
+            full("peft_audio.saver:save_position", True, *SAVING),
+            0,
+        ),
         ("disk", "full at predictions.parquet", FULL, full("peft_audio.run:save_predictions")),
         ("disk", "full while the adapter is saved", FULL, full("peft_audio.saving:write_adapter")),
         ("disk", "full at report.json", FULL, full("peft_audio.report:write_report")),
-        ("disk", "full while the frozen prefix is kept", ["prefix cache: not used", "No space left on device"], full("peft_audio.prefix_cache:write_features", True, "--prefix_cache.use", "always", "--prefix_cache.folder", "disk/prefixes"), 0),
-        ("disk", "a file in the place of the prefix cache", ["prefix cache: not used", "file"], once("--prefix_cache.use", "always", "--prefix_cache.folder", CLIP), 0),
+        (
+            "disk",
+            "full while the frozen prefix is kept",
+            ["prefix cache: not used", "No space left on device"],
+            full(
+                "peft_audio.prefix_cache:write_features",
+                True,
+                "--prefix_cache.use",
+                "always",
+                "--prefix_cache.folder",
+                "disk/prefixes",
+            ),
+            0,
+        ),
+        (
+            "disk",
+            "a file in the place of the prefix cache",
+            ["prefix cache: not used", "file"],
+            once("--prefix_cache.use", "always", "--prefix_cache.folder", CLIP),
+            0,
+        ),
     ]
 ]
 
@@ -163,113 +267,62 @@ STOPPING = "with a checkpoint in run/checkpoints"
 SIGNALS = [
     Case(*row)
     for row in [
-        ("signals", "SIGTERM in training", ["stopped by SIGTERM after step", STOPPING, AGAIN], stopped_by(signal.SIGTERM), 143),
-        ("signals", "Ctrl-C in training", ["stopped by SIGINT after step", STOPPING, AGAIN], stopped_by(signal.SIGINT), 130),
-        ("signals", "SIGUSR1 in training, as SLURM sends it", ["stopped by SIGUSR1 after step", STOPPING, AGAIN], stopped_by(signal.SIGUSR1), 138),
-        ("signals", "SIGTERM while recordings are read", ["stopped by SIGTERM", "--train.resume true"], while_reading(signal.SIGTERM), 143),
-        ("signals", "SIGUSR1 while recordings are read", ["stopped by SIGUSR1", "--train.resume true"], while_reading(signal.SIGUSR1), 138),
-        ("signals", "Ctrl-C while recordings are read", ["stopped before the end", "--train.resume true"], while_reading(signal.SIGINT), 130),
-        ("signals", "Ctrl-C again in a step that takes long", ["stopped before the end", "Ctrl-C stops at once"], twice, 130),
-        ("signals", "SIGKILL, and the same command with train.resume", ["going on from run/checkpoints/step-"], killed, 0),
+        (
+            "signals",
+            "SIGTERM in training",
+            ["stopped by SIGTERM after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGTERM),
+            143,
+        ),
+        (
+            "signals",
+            "Ctrl-C in training",
+            ["stopped by SIGINT after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGINT),
+            130,
+        ),
+        (
+            "signals",
+            "SIGUSR1 in training, as SLURM sends it",
+            ["stopped by SIGUSR1 after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGUSR1),
+            138,
+        ),
+        (
+            "signals",
+            "SIGTERM while recordings are read",
+            ["stopped by SIGTERM", "--train.resume true"],
+            while_reading(signal.SIGTERM),
+            143,
+        ),
+        (
+            "signals",
+            "SIGUSR1 while recordings are read",
+            ["stopped by SIGUSR1", "--train.resume true"],
+            while_reading(signal.SIGUSR1),
+            138,
+        ),
+        (
+            "signals",
+            "Ctrl-C while recordings are read",
+            ["stopped before the end", "--train.resume true"],
+            while_reading(signal.SIGINT),
+            130,
+        ),
+        (
+            "signals",
+            "Ctrl-C again in a step that takes long",
+            ["stopped before the end", "Ctrl-C stops at once"],
+            twice,
+            130,
+        ),
+        (
+            "signals",
+            "SIGKILL, and the same command with train.resume",
+            ["going on from run/checkpoints/step-"],
+            killed,
+            0,
+        ),
     ]
 ]
-
-
-def resume(
-    *flags: str,
-    make: Callable[[Path], Any] | None = None,
-    run: str = "stopped",
-    same: bool = False,
-    processes: int = 1,
-) -> Callable[[Stage], int]:
-    """Something changed between a run and the command that is to go on with it."""
-
-    def play(stage: Stage) -> int:
-        stage.take(run)
-        if make:
-            make(stage.root)
-        code = stage.run(*RESUME, *flags, processes=processes)
-        if same:
-            stage.same_as_finished()
-        return code
-
-    return play
-
-
-def damage(*names: str, newest: bool = True) -> Callable[[Path], Any]:
-    """Files of the newest checkpoint, or of all, are cut."""
-
-    def make(root: Path) -> None:
-        for folder in sorted((root / "run/checkpoints").glob("step-*"))[-1 if newest else 0 :]:
-            for name in names:
-                os.truncate(folder / name, (folder / name).stat().st_size // 2)
-
-    return make
-
-
-def state(**changes: Any) -> Callable[[Path], Any]:
-    """The state in all checkpoints says something else, with a hash that fits."""
-
-    def make(root: Path) -> None:
-        for folder in (root / "run/checkpoints").glob("step-*"):
-            stored = json.loads((folder / "state.json").read_text())
-            for name, value in changes.items():
-                stored[name] = stored[name] | value if isinstance(stored[name], dict) else value
-            content = json.dumps(stored).encode()
-            (folder / "state.json").write_bytes(content)
-            manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            (folder / "manifest.json").write_text(json.dumps(manifest))
-
-    return make
-
-
-def pickles(root: Path) -> None:
-    """Pickles with a payload, by the names that other trainers use."""
-    for folder in (root / "run/checkpoints").glob("step-*"):
-        for name in ("optimizer.pt", "random_states_0.pkl", "pytorch_model.bin"):
-            (folder / name).write_bytes(pickle.dumps(Payload()))
-
-
-def cut_log(root: Path) -> None:
-    """The log lost its end."""
-    os.truncate(root / "run/metrics.jsonl", 40)
-
-
-def another_base(root: Path) -> None:
-    """The encoder's weights are others."""
-    from safetensors.torch import load_file, save_file
-
-    stored = load_file(root / "base/model.safetensors")
-    save_file({k: v + 0.01 for k, v in stored.items()}, root / "base/model.safetensors", metadata={"format": "pt"})
-
-
-OTHER = ["the run in run is another one", "Start the command that began it", "--train.overwrite true to start afresh"]
-BEFORE = "the one before it is used"
-NONE_WHOLE = ["no checkpoint in run/checkpoints is whole", "--train.overwrite true starts afresh"]
-ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
-RESUMING = [
-    Case(*row)
-    for row in [
-        ("resume", "nothing to go on from", ["nothing to go on from in run: the run starts afresh"], lambda stage: stage.run(*RESUME), 0),
-        ("resume", "another setting", [*OTHER, "train.seed 0 there, 1 here"], resume("--train.seed", "1")),
-        ("resume", "another setting, with train.overwrite", ["note: --train.resume: the run in run is another one", "it starts afresh"], resume("--train.seed", "1", "--train.overwrite", "true"), 0),
-        ("resume", "a recording was added", [*OTHER, "recordings"], resume(make=ADDED)),
-        ("resume", "another encoder of the same name", [*OTHER, "encoder"], resume(make=another_base)),
-        ("resume", "another number of processes", [*OTHER, "processes 1 there, 2 here"], resume(processes=2)),
-        ("resume", "a finished run", ["the run in run is finished; nothing is left to do"], resume(run="finished", same=True), 0),
-        ("resume", "a finished run, with another setting", ["the run in run is finished, with other settings (train.seed 0 there, 1 here)"], resume("--train.seed", "1", run="finished"), 2, True),
-        ("resume", "a finished run whose config.yaml is damaged", ["run/config.yaml cannot be read"], resume(make=lambda root: (root / "run/config.yaml").write_text("train: {"), run="finished"), 2, True),
-        ("resume", "the newest checkpoint's weights are damaged", [BEFORE, "step-00000004 is damaged"], resume(make=damage("trained.safetensors"), same=True), 0),
-        ("resume", "the newest checkpoint's state is damaged", [BEFORE, "step-00000004 is damaged"], resume(make=damage("state.json"), same=True), 0),
-        ("resume", "the newest checkpoint has no manifest", [BEFORE, "manifest.json"], resume(make=remove("run/checkpoints/step-00000004/manifest.json"), same=True), 0),
-        ("resume", "all checkpoints are damaged", NONE_WHOLE, resume(make=damage("optimizer.safetensors", newest=False))),
-        ("resume", "all are damaged, with train.overwrite", ["note: --train.resume: no checkpoint", "it starts afresh"], resume("--train.overwrite", "true", make=damage("state.json", newest=False)), 0),
-        ("resume", "the log was cut", ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts afresh"], resume(make=cut_log)),
-        ("resume", "a step that is a text", ["does not fit this run", "--train.overwrite true starts afresh"], resume(make=state(position={"step": "4"}))),
-        ("resume", "no position at all", ["does not fit this run", "--train.overwrite true starts afresh"], resume(make=state(position=[]))),
-        ("resume", "best weights from a folder elsewhere", ["it has its best weights in '../../../base'", *NONE_WHOLE], resume(make=state(best_folder="../../../base"))),
-        ("resume", "pickles with a payload beside the checkpoint", ["going on from run/checkpoints/step-00000004"], resume(make=pickles, same=True), 0),
-    ]
-]
-CASES = [*TRAINING, *DISK, *SIGNALS, *RESUMING]
+CASES = [*TRAINING, *DISK, *SIGNALS]

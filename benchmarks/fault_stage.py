@@ -18,7 +18,7 @@ from typing import Any
 
 from chaos import unlike
 from fault_hooks import FILLER, signal_at
-from forked import RECIPES, Command, log_of, make_base, make_data, open_server, start, wait
+from forked import Command, log_of, make_base, make_data, open_server, start, wait
 
 # Paths are relative to the folder of the case, so that a run can be copied there.
 FLAGS = ["--data.source", "data", "--model.name", "base", "--train.output_dir", "run", "--train.epochs", "2"]

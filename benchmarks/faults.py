@@ -20,12 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import fault_bases
 import fault_inputs
+import fault_resumes
 import fault_runs
-from fault_inputs import Case
+from fault_cases import Case
 from fault_stage import Theatre, UntestableError, open_theatre
 
-CASES = [*fault_inputs.CASES, *fault_runs.CASES]
+CASES = [*fault_inputs.CASES, *fault_bases.CASES, *fault_runs.CASES, *fault_resumes.CASES]
 SHOWN = 200
 
 
