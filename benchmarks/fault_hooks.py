@@ -50,10 +50,15 @@ def signal_at(step: int, number: int) -> None:
 
 
 def slow_steps(seconds: float, first: int = 1) -> None:
-    """Each step takes so long."""
+    """Each step takes so long, from one of them on."""
     calls = iter(range(1, 10**9))
-    wait = lambda old, *args: (time.sleep(seconds if next(calls) >= first else 0), old(*args))[1]  # noqa: E731
-    wrap("peft_audio.training:clip_losses", wait)
+
+    def around(old: Any, *args: Any) -> Any:
+        if next(calls) >= first:
+            time.sleep(seconds)
+        return old(*args)
+
+    wrap("peft_audio.training:clip_losses", around)
 
 
 def slow_reading(seconds: float) -> None:
@@ -192,7 +197,7 @@ def verifying_process(code: str) -> None:
         return old([sys.executable, "-c", code], **kwargs)
 
     wrap("subprocess:run", around)
-    importlib.import_module("peft_audio.saving").VERIFY_SECONDS = 2
+    setattr(importlib.import_module("peft_audio.saving"), "VERIFY_SECONDS", 2)  # noqa: B010 - mypy knows no module here
 
 
 def remove_folder(name: str, step: int) -> None:

@@ -165,7 +165,9 @@ class Stage:
         subprocess.run(["umount", str(self.root / name)], check=True)
 
     def _note(self, text: str) -> None:
-        self.output += text.replace(f"{self.root.resolve()}/", "").replace(f"{self.root}/", "")
+        for long, short in ((f"{self.root.resolve()}/", ""), (f"{self.root}/", ""), (sys.executable, "python")):
+            text = text.replace(long, short)
+        self.output += text
         run = Path(self.out)
         lock = str(run.with_name(f".{run.name}.lock"))
         for name in sorted(self._listing() - self._before):

@@ -24,10 +24,12 @@ import fault_bases
 import fault_inputs
 import fault_resumes
 import fault_runs
+import fault_signals
 from fault_cases import Case
 from fault_stage import Theatre, UntestableError, open_theatre
 
-CASES = [*fault_inputs.CASES, *fault_bases.CASES, *fault_runs.CASES, *fault_resumes.CASES]
+KINDS = (fault_inputs, fault_bases, fault_runs, fault_signals, fault_resumes)
+CASES = [case for kind in KINDS for case in kind.CASES]
 SHOWN = 200
 
 

@@ -245,9 +245,9 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What run a checkpoint says that it is of, if it says where that stands too."""
     made, at = checkpoint.state.get("about"), checkpoint.state.get("position")
-    known = isinstance(made, dict) and isinstance(made.get("settings"), dict) and isinstance(at, dict)
-    known = known and isinstance(checkpoint.state.get("run_seconds"), float)
-    if known and all(type(at.get(name)) is int and at[name] >= 0 for name in ("step", "log_bytes")):
+    stands = isinstance(at, dict) and all(type(at.get(name)) is int and at[name] >= 0 for name in ("step", "log_bytes"))
+    stands = stands and isinstance(checkpoint.state.get("run_seconds"), float)
+    if isinstance(made, dict) and isinstance(made.get("settings"), dict) and stands:
         return made
     raise UserError(
         f"--train.resume: the checkpoint {checkpoint.folder} does not say of what run it is and where that stands. "

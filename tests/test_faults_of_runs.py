@@ -90,7 +90,7 @@ def test_what_the_machine_raised_is_told() -> None:
     gone = FileNotFoundError(errno.ENOENT, "No such file", "runs/x/metrics.jsonl")
     assert "runs/x/metrics.jsonl is not there" in (explain(gone, "runs/x") or "")
     full = OSError(errno.ENOSPC, "No space left on device")
-    assert "a disk is full, that of runs/x" in (explain(full, "runs/x") or "")
+    assert "the disk is full, most likely that of runs/x" in (explain(full, "runs/x") or "")
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert "another process of this run ended" in (explain(lost, "runs/x") or "")
     assert explain(RuntimeError("a bug of ours"), "runs/x") is None

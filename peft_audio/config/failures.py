@@ -41,7 +41,7 @@ def explain(error: BaseException, folder: str) -> str | None:
     number, strerror = getattr(error, "errno", None), getattr(error, "strerror", None)
     where = getattr(error, "filename", None)
     if number in FULL or "No space left on device" in said:
-        at = f"the disk is full at {where}" if where else f"a disk is full, that of {folder} or of what it reads"
+        at = f"the disk is full at {where}" if where else f"the disk is full, most likely that of {folder}"
         return f"{at} ({strerror or said[:160]}). Make room. {AGAIN}"
     if number in REFUSED or (number == errno.ENOENT and where):
         what = "is not there, or not any more" if number == errno.ENOENT else "cannot be written or read"
