@@ -71,7 +71,7 @@ TRAINING = [
         (
             "training",
             "one of two training processes is killed",
-            ["another process of this run ended", AGAIN],
+            ["another process of this run", AGAIN],
             one_of_two,
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -184,6 +185,8 @@ def _enter(root: str, arguments: list[str], hook: Callable[[], None] | None) -> 
     os.chdir(root)
     os.environ |= {"HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
     tempfile.tempdir = None
+    # Processes that read recordings start as they do in a process that nobody forked.
+    multiprocessing.set_start_method("fork" if sys.platform == "linux" else "spawn", force=True)
     sys.argv[1:] = arguments
     if hook:
         hook()
