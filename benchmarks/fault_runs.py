@@ -144,7 +144,7 @@ TRAINING = [
         (
             "adapter",
             "the process that loads a copy hangs",
-            ["took more than 2 s", "Check it with"],
+            ["took more than 2 s", "Check them with"],
             once(
                 "--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import time; time.sleep(60)")
             ),
@@ -186,8 +186,8 @@ DISK = [
         ("disk", "full at report.json", FULL, full("peft_audio.report:write_report")),
         (
             "disk",
-            "full while the frozen prefix is kept",
-            ["prefix cache: not used", "No space left on device"],
+            "no room for what the frozen prefix returns",
+            ["prefix cache: not used: it needs", "has no room for it"],
             full(
                 "peft_audio.prefix_cache:write_features",
                 True,
@@ -201,7 +201,7 @@ DISK = [
         (
             "disk",
             "a file in the place of the prefix cache",
-            ["prefix cache: not used", "file"],
+            ["prefix cache: not used: data/low/3.wav", "File exists"],
             once("--prefix_cache.use", "always", "--prefix_cache.folder", CLIP),
             0,
         ),

@@ -25,6 +25,8 @@ from forked import Command, log_of, make_base, make_data, open_server, start, wa
 FLAGS = ["--data.source", "data", "--model.name", "base", "--train.output_dir", "run", "--train.epochs", "2"]
 FLAGS += ["--train.batch_size", "8", "--train.verify_adapter", "false", "--prefix_cache.use", "never"]
 SAVING = ["--train.checkpoint_every_steps", "1"]
+# Where a case lets frozen prefixes be kept.
+KEPT = "disk/prefixes"
 RESUME = [*SAVING, "--train.resume", "true"]
 # A run here takes seconds; on a busy machine a few times as long.
 PATIENCE_SECONDS = 150.0
@@ -172,7 +174,8 @@ class Stage:
         run = Path(self.out)
         lock = str(run.with_name(f".{run.name}.lock"))
         for name in sorted(self._listing() - self._before):
-            if name not in (self.out, lock) and not name.startswith(f"{self.out}/") and Path(name).name != FILLER:
+            asked = name in (self.out, lock) or name.startswith((f"{self.out}/", KEPT))
+            if not asked and Path(name).name != FILLER:
                 self.strays.append(name)
 
     def _listing(self) -> set[str]:

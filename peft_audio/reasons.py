@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft_audio.config import ModelConfig, UserError
 
 # What huggingface_hub speaks to the Hub with, by version.
-CONNECTIONS = {"httpx", "httpcore", "requests", "urllib3"}
+CONNECTIONS = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 LONGEST = 400
 
 
