@@ -21,7 +21,8 @@ from peft_audio.adapter_record import AdapterRecord
 from peft_audio.adapters import check_peft_files
 from peft_audio.anatomy import LAYER_WEIGHTS, anatomy_of
 from peft_audio.config import ModelConfig, UserError
-from peft_audio.models import classifier_settings, first_line, quiet_loading
+from peft_audio.models import classifier_settings, quiet_loading
+from peft_audio.reasons import first_line
 from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
 # A module of the base and one of its attributes, which holds a weight or, where PEFT wraps a layer, a module.

@@ -27,7 +27,6 @@ from peft_audio.config import ModelConfig, UserError, expanded
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import (
     BUNDLED_ENCODER,
-    first_line,
     identify_base,
     load_classifier,
     load_extractor,
@@ -36,6 +35,7 @@ from peft_audio.models import (
     use_exact_float32,
 )
 from peft_audio.probes import compare_probes, measure_probes
+from peft_audio.reasons import first_line
 from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
 # The kinds of PEFT that our strategies are saved as.

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from peft_audio.anatomy import anatomy_of, encoder_of
 from peft_audio.config import CompareRecipe, ModelConfig, Recipe, require
 from peft_audio.models import pin_base
+from peft_audio.reasons import unloadable
 
 Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
 
@@ -110,6 +111,9 @@ def compile_layers(model: Any, wanted: str) -> None:
 
 def _family(cfg: ModelConfig) -> str:
     base, commit = pin_base(cfg)
-    config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
+        raise unloadable(cfg.name, error) from error
     anatomy_of(config)
     return config.model_type

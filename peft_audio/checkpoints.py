@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from peft_audio.config import UserError
 MANIFEST = "manifest.json"
 STATE = "state.json"
 STEP, BEST = "step-", "best-"
+# Of one that is whole, and of no use.
+WAYS_OUT = "Remove it to go on from the one before; --train.overwrite true, without --train.resume, starts afresh."
 _OURS = re.compile(rf"({STEP}|{BEST})\d{{8}}")
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]
@@ -131,9 +134,18 @@ def keep_newest(root: Path, count: int) -> None:
     steps = sorted(path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name))
     kept = {path.name for path in steps[-count:]}
     for path in steps[-count:]:
-        kept.add(str(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder")))
+        # A damaged one names none.
+        with suppress(ValueError, AttributeError):
+            kept.add(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder"))
     for path in root.iterdir():
         if path.name not in kept:
+            _discard(path)
+
+
+def discard_newer(checkpoint: Checkpoint) -> None:
+    """Remove those behind a checkpoint that a run goes on from: they are damaged, and would count as its newest."""
+    for path in checkpoint.folder.parent.glob(f"{STEP}*"):
+        if _OURS.fullmatch(path.name) and path.name > checkpoint.folder.name:
             _discard(path)
 
 

@@ -18,7 +18,8 @@ from peft_audio.adapters import base_of, base_rate, wanted_shapes
 from peft_audio.anatomy import LAYER_WEIGHTS
 from peft_audio.config import ModelConfig, UserError
 from peft_audio.finding import AGAIN, Finding
-from peft_audio.models import first_line, identify_base, load_with_absent, pin_base, quiet_loading
+from peft_audio.models import identify_base, load_with_absent, pin_base, quiet_loading
+from peft_audio.reasons import first_line
 from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
 Shapes = dict[str, tuple[int, ...]]

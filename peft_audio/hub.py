@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
 from peft_audio.adapter_record import RECORD
 from peft_audio.config import UserError
-from peft_audio.models import first_line
+from peft_audio.reasons import first_line
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
 # code.

@@ -25,6 +25,7 @@ from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_o
 from peft_audio.config import ModelConfig, UserError, expanded
 from peft_audio.padding import make_padding_exact
 from peft_audio.quantization import quantization_settings
+from peft_audio.reasons import unloadable
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
@@ -81,7 +82,7 @@ def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
         # The Hub's cache keeps each commit's files in a folder of its name.
         return base, Path(hf_hub_download(base, "config.json", revision=cfg.revision)).parent.name
     except (OSError, ValueError) as error:
-        raise _unloadable(cfg.name, error) from error
+        raise unloadable(cfg.name, error) from error
 
 
 def load_extractor(cfg: ModelConfig) -> Any:
@@ -95,7 +96,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
         anatomy_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
         return AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
-        raise _unloadable(cfg.name, error) from error
+        raise unloadable(cfg.name, error) from error
 
 
 def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
@@ -122,6 +123,9 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
             f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
             f"{min(absent)} first; they would stay random, so give a complete checkpoint."
         )
+    spoilt = [name for name, value in encoder_of(model).named_parameters() if not value.isfinite().all()]
+    if spoilt:
+        raise UserError(f"--model.name: {cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
     for name in anatomy.head:
         # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
         module = getattr(model, name)
@@ -172,11 +176,11 @@ def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool =
         with quiet_loading():
             model, loading = _with_weights(cfg, base, commit, config)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
-        raise _unloadable(cfg.name, error) from error
+        raise unloadable(cfg.name, error) from error
     # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     for module in model.modules():
-        # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, for a product without gradients.
+        # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     absent_vector = [key for key in loading["missing_keys"] if key.endswith(MASK_VECTOR)]
@@ -200,16 +204,9 @@ def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) 
     if not cfg.pretrained:
         model = AutoModelForAudioClassification.from_config(config, dtype=torch.float32)
         return model, {"missing_keys": [], "mismatched_keys": []}
-    return AutoModelForAudioClassification.from_pretrained(
-        base,
-        config=config,
-        revision=commit,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **quantization_settings(cfg, config),
-    )
+    how: dict[str, Any] = {"config": config, "revision": commit, "dtype": torch.float32, "trust_remote_code": False}
+    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True} | quantization_settings(cfg, config)
+    return AutoModelForAudioClassification.from_pretrained(base, **how)
 
 
 def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -223,10 +220,9 @@ def identify_base(cfg: ModelConfig, model: Any) -> Base:
         with torch.random.fork_rng():
             model = load_classifier(replace(cfg, quantization="none"), ["any", "other"])
     # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
-    weights = {name: value for name, value in encoder_of(model).state_dict().items() if name != MASK_VECTOR}
-    return Base(
-        cfg.name, pin_base(cfg)[1], weights_sha256(weights), model.config.model_type, minimum_samples(model.config)
-    )
+    weights, config = encoder_of(model).state_dict(), model.config
+    sha256 = weights_sha256({name: value for name, value in weights.items() if name != MASK_VECTOR})
+    return Base(cfg.name, pin_base(cfg)[1], sha256, config.model_type, minimum_samples(config))
 
 
 def classifier_settings(cfg: ModelConfig, labels: Sequence[str]) -> dict[str, Any]:
@@ -252,11 +248,6 @@ def versions() -> dict[str, str]:
 def use_exact_float32() -> None:
     """Let float32 be float32 on NVIDIA GPUs: cuDNN's TF32 convolutions keep 10 bits of the mantissa."""
     torch.backends.cudnn.allow_tf32 = False
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, shortened to a line; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -287,12 +278,3 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _unloadable(name: str, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    return UserError(
-        f"--model.name: {name} cannot be loaded: {first_line(error)} "
-        f"Give a folder made by save_pretrained, a Hub id (needs a connection) or {BUNDLED_ENCODER}."
-    )

@@ -107,9 +107,10 @@ def cache_frozen_prefix(
                 batches = in_batches(missing, cfg.train, parts, loaders)
                 write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
             reader = Reader(store, read_table(store))
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter of locks, where the disk knows none
         # Training does without what only makes it faster.
-        return refuse(f"{error.filename or cfg.prefix_cache.folder or 'its folder'}: {error.strerror or error}")
+        where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
+        return refuse(f"{where}: {getattr(error, 'strerror', None) or error}")
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
     tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
     accept_features(model, cut)

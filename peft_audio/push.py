@@ -19,7 +19,8 @@ from peft_audio.config import ModelConfig, UserError
 from peft_audio.hub import ADAPTER_FILES, WHOLE_FILES, is_hub_id
 from peft_audio.launching import read_json
 from peft_audio.model_card import model_card
-from peft_audio.models import BUNDLED_ENCODER, first_line, identify_base, load_classifier, pin_base
+from peft_audio.models import BUNDLED_ENCODER, identify_base, load_classifier, pin_base
+from peft_audio.reasons import first_line
 from peft_audio.verify import check_probes
 
 

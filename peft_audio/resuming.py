@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from peft_audio.checkpoints import BEST, STEP, Checkpoint, keep_newest, write_checkpoint
+from peft_audio.checkpoints import BEST, STEP, WAYS_OUT, Checkpoint, keep_newest, write_checkpoint
 from peft_audio.config import UserError
 from peft_audio.position import Best, Checkpoints, Learner, Position
 from peft_audio.strategies import Trained
@@ -98,8 +98,8 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> Position:
             at.best = Best(float(score), int(epoch), tensors["best"])
         _set_random_state(mine, state["random"][index], learner.accelerator)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        what = " ".join(str(error).split())[:300]
-        raise UserError(f"the checkpoint {checkpoint.folder} does not fit this run ({what})") from error
+        what = f"does not fit this run ({' '.join(str(error).split())[:300]})"
+        raise UserError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
     at.resumes += 1
     return at
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any, TypeVar
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
-from peft_audio.checkpoints import Checkpoint, newest_checkpoint
+from peft_audio.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
 from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, to_yaml
 
 CHECKPOINTS = "checkpoints"
@@ -124,10 +125,15 @@ def _lock(folder: Path) -> list[FileLock]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         whole = folder.resolve()
         lock = FileLock(whole.with_name(f".{whole.name}.lock"), timeout=0)
-        lock.acquire()
+        with warnings.catch_warnings():
+            # Newer versions warn where they make do with a file; what that means is said below.
+            warnings.simplefilter("ignore")
+            lock.acquire()
     except Timeout as error:
+        left = f" (if there is none any more, remove {lock.lock_file})" if isinstance(lock, SoftFileLock) else ""
         raise UserError(
-            f"--train.output_dir: another run is at work in {folder}; wait for it, end it, or give another folder."
+            f"--train.output_dir: another run is at work in {folder}{left}; wait for it, end it, or give another "
+            "folder."
         ) from error
     except NotImplementedError:
         print(f"note: {folder} is on a disk without locks; no second run may use it meanwhile")
@@ -136,6 +142,8 @@ def _lock(folder: Path) -> list[FileLock]:
         raise UserError(
             f"--train.output_dir: {folder.parent} cannot be written to ({error.strerror}); give another folder."
         ) from error
+    if isinstance(lock, SoftFileLock):
+        print(f"note: {folder} is on a disk without locks; {lock.lock_file} stands in for one, remove it after a crash")
     return [lock]
 
 
@@ -213,9 +221,7 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         if found is None:
             print(f"nothing to go on from in {folder}: the run starts afresh")
             return None
-        made = found.state.get("about")
-        if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
-            raise UserError(f"--train.resume: the checkpoint {found.folder} does not say what run it is of.")
+        made = _run_of(found)
         asked = json.loads(json.dumps(about))
         rest = {"settings", "made_with"}
         other = differences(made["settings"], asked["settings"], FREE) + differences(made, asked, rest)
@@ -236,12 +242,26 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
     return found
 
 
+def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What run a checkpoint says that it is of, if it says where that stands too."""
+    made, at = checkpoint.state.get("about"), checkpoint.state.get("position")
+    stands = isinstance(at, dict) and all(type(at.get(name)) is int and at[name] >= 0 for name in ("step", "log_bytes"))
+    stands = stands and isinstance(checkpoint.state.get("run_seconds"), float)
+    if isinstance(made, dict) and isinstance(made.get("settings"), dict) and stands:
+        return made
+    raise UserError(
+        f"--train.resume: the checkpoint {checkpoint.folder} does not say of what run it is and where that stands. "
+        + WAYS_OUT
+    )
+
+
 def back_to(folder: Path, checkpoint: Checkpoint) -> None:
     """Remove what a run wrote after a checkpoint.
 
     Raises:
         UserError: Its log lacks what it held when the checkpoint was written.
     """
+    discard_newer(checkpoint)
     for path in folder.glob("*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     log, size = folder / "metrics.jsonl", checkpoint.state["position"]["log_bytes"]

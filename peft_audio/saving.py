@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -122,9 +123,18 @@ def _verify_copy(folder: Path) -> None:
                 timeout=VERIFY_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
-            raise UserError(
-                f"loading a copy of {folder} took more than {VERIFY_SECONDS} s; it stays there, unverified. "
-                f"Check it with: {' '.join([*command, str(folder)])}"
-            ) from error
+            raise _unverified(folder, f"took more than {VERIFY_SECONDS} s", command) from error
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        raise _unverified(folder, f"was ended by {name}, often for want of memory", command)
+    if "Traceback (most recent call last)" in child.stderr:
+        raise _unverified(folder, f"failed ({child.stderr.strip().splitlines()[-1][:300]})", command)
     if child.returncode:
         raise UserError(f"the saved adapter in {folder} did not reproduce its logits:\n{child.stdout}{child.stderr}")
+
+
+def _unverified(folder: Path, what: str, command: list[str]) -> UserError:
+    return UserError(
+        f"the fresh process that loads a copy of {folder} {what}; the files stay there, unverified. Check them with: "
+        f"{' '.join([*command, str(folder)])}; or start with --train.resume true --train.verify_adapter false."
+    )

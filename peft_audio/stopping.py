@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# SIGTERM comes from `kill`, from SLURM on pre-emption and from torchrun; SIGUSR1 from SLURM where a job asks for a
-# warning (`--signal=USR1@90`).
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+from peft_audio.config import STOPPING
+
+SIGNALS = [*STOPPING, signal.SIGINT]
 # A launcher passes on the Ctrl-C that its processes have got from the terminal already.
 SAME_KEY_SECONDS = 1.0
 

@@ -3,6 +3,7 @@
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
 from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
+from peft_audio.config.failures import STOPPING
 from peft_audio.config.fields import AugmentConfig, ModelConfig, Stopped, TrainConfig, UserError, expanded, require
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.plain import plain_yaml
@@ -26,6 +27,7 @@ from peft_audio.config.recipes import (
 __all__ = [
     "ARMS",
     "RECIPES",
+    "STOPPING",
     "ArmConfig",
     "AttentionHeadsConfig",
     "AttentionHeadsRecipe",

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import errno
+import signal
 
+# SIGTERM comes from `kill`, from SLURM on pre-emption and from torchrun; SIGUSR1 from SLURM where a job asks for a
+# warning (`--signal=USR1@90`).
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGAIN = "The same command with --train.resume true goes on from the last checkpoint."
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Of gloo and of NCCL.
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited")
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, folder: str) -> str | None:
     """What happened and what helps; None for what nobody but us can mend.
 
     Args:
         error: What ended the run.
+        folder: Of the run.
     """
     said = " ".join(str(error).split())
     out_of_memory = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -29,10 +36,14 @@ def explain(error: BaseException) -> str | None:
             f"a process that reads recordings died ({said[:160]}), often for want of memory. Lower "
             f"--data.num_workers, or set it to 0. {AGAIN}"
         )
+    if any(words in said for words in PEER_LOST):
+        return f"another process of this run ended or is out of reach; what it said tells why ({said[:160]}). {AGAIN}"
     number, strerror = getattr(error, "errno", None), getattr(error, "strerror", None)
+    where = getattr(error, "filename", None)
     if number in FULL or "No space left on device" in said:
-        where = getattr(error, "filename", None)
-        return f"the disk is full{f' at {where}' if where else ''} ({strerror or said[:160]}). Make room. {AGAIN}"
-    if number in REFUSED:
-        return f"{getattr(error, 'filename', None) or 'a file'} cannot be written or read ({strerror}). {AGAIN}"
+        at = f"the disk is full at {where}" if where else f"the disk is full, most likely that of {folder}"
+        return f"{at} ({strerror or said[:160]}). Make room. {AGAIN}"
+    if number in REFUSED or (number == errno.ENOENT and where):
+        what = "is not there, or not any more" if number == errno.ENOENT else "cannot be written or read"
+        return f"{where or 'a file'} {what} ({strerror}). {AGAIN}"
     return None

@@ -31,7 +31,7 @@ def expanded(path: str) -> Path:
         return Path(path)
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
     """A signal ended a run before its time. The message says how to go on.
 
     Args:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -15,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_audio.config.failures import explain
+from peft_audio.config.failures import STOPPING, explain
 from peft_audio.config.fields import Stopped, UserError, require
 from peft_audio.config.plain import NotPlain, check_plain, plain_yaml
 from peft_audio.config.recipes import OWN_SECTIONS
@@ -80,7 +82,8 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     """
     cfg = parse_config(recipe)
     try:
-        main(cfg)
+        with _signals_told():
+            main(cfg)
     except UserError as error:
         _fail_here(str(error))
     except Stopped as stopped:
@@ -90,10 +93,28 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     except KeyboardInterrupt:
         _fail("stopped before the end, no adapter was saved. Start the same command with --train.resume true.", 130)
     except Exception as error:
-        words = explain(error)
+        words = explain(error, cfg.train.output_dir)  # type: ignore[attr-defined]
         if words is None:
             raise
         _fail_here(words)
+
+
+@contextmanager
+def _signals_told() -> Iterator[None]:
+    """While this lasts, a signal that asks a run to stop ends it with a word; in the training it saves first."""
+
+    def stop(number: int, _: Any) -> NoReturn:
+        name = signal.Signals(number).name
+        raise Stopped(
+            f"stopped by {name}. The same command with --train.resume true goes on from what is saved.", number
+        )
+
+    before = {number: signal.signal(number, stop) for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail_here(message: str) -> NoReturn:

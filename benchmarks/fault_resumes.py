@@ -1,0 +1,203 @@
+"""What a command finds that goes on with a run; faults.py runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fault_bases import Payload
+from fault_cases import Case, remove, samples
+from fault_stage import RESUME, Stage
+
+
+def resume(
+    *flags: str,
+    make: Callable[[Path], Any] | None = None,
+    run: str = "stopped",
+    same: bool = False,
+    processes: int = 1,
+) -> Callable[[Stage], int]:
+    """Something changed between a run and the command that is to go on with it."""
+
+    def play(stage: Stage) -> int:
+        stage.take(run)
+        if make:
+            make(stage.root)
+        code = stage.run(*RESUME, *flags, processes=processes)
+        if same:
+            stage.same_as_finished()
+        return code
+
+    return play
+
+
+def damage(*names: str, newest: bool = True) -> Callable[[Path], Any]:
+    """Files of the newest checkpoint, or of all, are cut."""
+
+    def make(root: Path) -> None:
+        for folder in sorted((root / "run/checkpoints").glob("step-*"))[-1 if newest else 0 :]:
+            for name in names:
+                os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+    return make
+
+
+def state(**changes: Any) -> Callable[[Path], Any]:
+    """The state in all checkpoints says something else, with a hash that fits."""
+
+    def make(root: Path) -> None:
+        for folder in (root / "run/checkpoints").glob("step-*"):
+            stored = json.loads((folder / "state.json").read_text())
+            for name, value in changes.items():
+                stored[name] = stored[name] | value if isinstance(stored[name], dict) else value
+            content = json.dumps(stored).encode()
+            (folder / "state.json").write_bytes(content)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return make
+
+
+def pickles(root: Path) -> None:
+    """Pickles with a payload, by the names that other trainers use."""
+    for folder in (root / "run/checkpoints").glob("step-*"):
+        for name in ("optimizer.pt", "random_states_0.pkl", "pytorch_model.bin"):
+            (folder / name).write_bytes(pickle.dumps(Payload()))
+
+
+def cut_log(root: Path) -> None:
+    """The log lost its end."""
+    os.truncate(root / "run/metrics.jsonl", 40)
+
+
+def another_base(root: Path) -> None:
+    """The encoder's weights are others."""
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(root / "base/model.safetensors")
+    save_file({k: v + 0.01 for k, v in stored.items()}, root / "base/model.safetensors", metadata={"format": "pt"})
+
+
+OTHER = ["the run in run is another one", "Start the command that began it", "--train.overwrite true to start afresh"]
+BEFORE = "the one before it is used"
+NONE_WHOLE = ["no checkpoint in run/checkpoints is whole", "--train.overwrite true starts afresh"]
+ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
+RESUMING = [
+    Case(*row)
+    for row in [
+        (
+            "resume",
+            "nothing to go on from",
+            ["nothing to go on from in run: the run starts afresh"],
+            lambda stage: stage.run(*RESUME),
+            0,
+        ),
+        ("resume", "another setting", [*OTHER, "train.seed 0 there, 1 here"], resume("--train.seed", "1")),
+        (
+            "resume",
+            "another setting, with train.overwrite",
+            ["note: --train.resume: the run in run is another one", "it starts afresh"],
+            resume("--train.seed", "1", "--train.overwrite", "true"),
+            0,
+        ),
+        ("resume", "a recording was added", [*OTHER, "recordings"], resume(make=ADDED)),
+        ("resume", "another encoder of the same name", [*OTHER, "encoder"], resume(make=another_base)),
+        ("resume", "another number of processes", [*OTHER, "processes 1 there, 2 here"], resume(processes=2)),
+        (
+            "resume",
+            "a finished run",
+            ["the run in run is finished; nothing is left to do"],
+            resume(run="finished", same=True),
+            0,
+        ),
+        (
+            "resume",
+            "a finished run, with another setting",
+            ["the run in run is finished, with other settings (train.seed 0 there, 1 here)"],
+            resume("--train.seed", "1", run="finished"),
+            2,
+            True,
+        ),
+        (
+            "resume",
+            "a finished run whose config.yaml is damaged",
+            ["run/config.yaml cannot be read"],
+            resume(make=lambda root: (root / "run/config.yaml").write_text("train: {"), run="finished"),
+            2,
+            True,
+        ),
+        (
+            "resume",
+            "the newest checkpoint's weights are damaged",
+            [BEFORE, "step-00000004 is damaged"],
+            resume(make=damage("trained.safetensors"), same=True),
+            0,
+        ),
+        (
+            "resume",
+            "the newest checkpoint's state is damaged",
+            [BEFORE, "step-00000004 is damaged"],
+            resume(make=damage("state.json"), same=True),
+            0,
+        ),
+        (
+            "resume",
+            "the newest checkpoint has no manifest",
+            [BEFORE, "manifest.json"],
+            resume(make=remove("run/checkpoints/step-00000004/manifest.json"), same=True),
+            0,
+        ),
+        (
+            "resume",
+            "all checkpoints are damaged",
+            NONE_WHOLE,
+            resume(make=damage("optimizer.safetensors", newest=False)),
+        ),
+        (
+            "resume",
+            "all are damaged, with train.overwrite",
+            ["note: --train.resume: no checkpoint", "it starts afresh"],
+            resume("--train.overwrite", "true", make=damage("state.json", newest=False)),
+            0,
+        ),
+        (
+            "resume",
+            "the log was cut",
+            ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts afresh"],
+            resume(make=cut_log),
+        ),
+        (
+            "resume",
+            "a step that is a text",
+            ["does not fit this run", "--train.overwrite true starts afresh"],
+            resume(make=state(position={"step": "4"})),
+        ),
+        (
+            "resume",
+            "no position at all",
+            ["does not fit this run", "--train.overwrite true starts afresh"],
+            resume(make=state(position=[])),
+        ),
+        (
+            "resume",
+            "best weights from a folder elsewhere",
+            ["it has its best weights in '../../../base'", *NONE_WHOLE],
+            resume(make=state(best_folder="../../../base")),
+        ),
+        (
+            "resume",
+            "pickles with a payload beside the checkpoint",
+            ["going on from run/checkpoints/step-00000004"],
+            resume(make=pickles, same=True),
+            0,
+        ),
+    ]
+]
+CASES = RESUMING

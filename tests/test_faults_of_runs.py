@@ -1,0 +1,145 @@
+"""What goes wrong in a run is told in words: a few rows of benchmarks/faults.py, and what its first run found."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from peft_audio import saving
+from peft_audio.arithmetic import resolve
+from peft_audio.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
+from peft_audio.config import LoraRecipe, ModelConfig, UserError, run_recipe
+from peft_audio.config.failures import explain
+from peft_audio.models import load_classifier
+from peft_audio.reasons import unloadable
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+# Not by its name: tests/faults.py has it too.
+spec = importlib.util.spec_from_file_location("faults_of_runs", BENCHMARKS / "faults.py")
+assert spec is not None and spec.loader is not None
+faults = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(faults)
+stages = importlib.import_module("fault_stage")
+
+# A row of each kind: an input, a clip that goes, what a run goes on without, a signal, and two of those that resume.
+ROWS = [
+    "settings: a YAML file with a Python object in it",
+    "recordings: a clip vanishes between scan and training",
+    "tracker: TensorBoard's disk is away",
+    "signals: SIGTERM while recordings are read",
+    "resume: the newest checkpoint's state is damaged",
+    "resume: pickles with a payload beside the checkpoint",
+]
+
+
+@pytest.fixture(scope="module")
+def theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ASSETS_CACHE"):
+            patch.setenv(name, "1")  # what the theatre sets is put back
+        yield stages.open_theatre(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_fault_is_told(row: str, theatre: Any) -> None:
+    (case,) = [case for case in faults.CASES if f"{case.group}: {case.fault}" == row]
+    told, problems = faults.play(case, theatre)
+    assert not problems, told
+
+
+@pytest.mark.parametrize(
+    "content", ['{"model_type": "wav', '{"model_type": "evil", "auto_map": {"AutoConfig": "e.E"}}']
+)
+def test_settings_of_an_encoder_that_cannot_be_read_or_name_code(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked to run code"))
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        resolve(LoraRecipe(model=ModelConfig(name=str(tmp_path))))
+
+
+def test_an_encoder_with_nan_in_it_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    for file in tiny_base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["encoder.layers.1.attention.q_proj.weight"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"holds NaN or infinity in encoder\.layers\.1\.attention\.q_proj\.weight"):
+        load_classifier(ModelConfig(name=str(tmp_path)), ["a", "b"])
+
+
+def test_a_lost_connection_is_told_as_one() -> None:
+    error = LocalEntryNotFoundError("we cannot find the requested files in the local cache")
+    error.__cause__ = TimeoutError("timed out")
+    assert "the Hub was not reached, or broke off (timed out)" in str(unloadable("org/tiny", error))
+
+
+def test_torchs_advice_to_unpickle_is_not_passed_on(tmp_path: Path) -> None:
+    told = str(unloadable(str(tmp_path), RuntimeError("Weights only load failed. Re-running with weights_only=False")))
+    assert "a pickle of more than weights" in told
+    assert "Re-running" not in told
+
+
+def test_what_the_machine_raised_is_told() -> None:
+    gone = FileNotFoundError(errno.ENOENT, "No such file", "runs/x/metrics.jsonl")
+    assert "runs/x/metrics.jsonl is not there" in (explain(gone, "runs/x") or "")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert "the disk is full, most likely that of runs/x" in (explain(full, "runs/x") or "")
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+    assert "another process of this run ended" in (explain(lost, "runs/x") or "")
+    assert explain(RuntimeError("a bug of ours"), "runs/x") is None
+
+
+def test_a_signal_outside_of_training_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(_: LoraRecipe) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:  # what catches errors does not catch it
+            pytest.fail("taken for an error")
+
+    monkeypatch.setattr(sys, "argv", ["recipe"])
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(main, LoraRecipe)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_damaged_checkpoint_does_not_stop_a_run_that_keeps_others(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path / f"step-{step:08d}", {"best_folder": None}, {"trained": {"w": torch.ones(1)}})
+    (tmp_path / "step-00000002" / "state.json").write_text("{")
+    keep_newest(tmp_path, 2)
+    found = newest_checkpoint(tmp_path, print)
+    assert found is not None
+    assert found.folder.name == "step-00000001"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"), ("import absent", "No module named 'absent'")],
+)
+def test_a_verifying_process_that_dies_is_told(
+    code: str, words: str, adapter_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saving.subprocess.run
+    monkeypatch.setattr(saving.subprocess, "run", lambda command, **how: run([command[0], "-c", code], **how))
+    with pytest.raises(UserError, match=words) as told:
+        saving._verify_copy(adapter_dir)
+    assert "--train.verify_adapter false" in str(told.value)
+    assert "Traceback" not in str(told.value)
