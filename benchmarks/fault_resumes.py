@@ -55,7 +55,7 @@ def state(**changes: Any) -> Callable[[Path], Any]:
         for folder in (root / "run/checkpoints").glob("step-*"):
             stored = json.loads((folder / "state.json").read_text())
             for name, value in changes.items():
-                stored[name] = stored[name] | value if isinstance(stored[name], dict) else value
+                stored[name] = stored[name] | value if isinstance(value, dict) else value
             content = json.dumps(stored).encode()
             (folder / "state.json").write_bytes(content)
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -175,14 +175,14 @@ RESUMING = [
         ),
         (
             "resume",
-            "a step that is a text",
-            ["does not fit this run", "--train.overwrite true starts afresh"],
-            resume(make=state(position={"step": "4"})),
+            "an epoch that is a text",
+            ["does not fit this run (epoch is '1')", "Remove it to go on from the one before"],
+            resume(make=state(position={"epoch": "1"})),
         ),
         (
             "resume",
             "no position at all",
-            ["does not fit this run", "--train.overwrite true starts afresh"],
+            ["does not say of what run it is and where that stands", "Remove it to go on from the one before"],
             resume(make=state(position=[])),
         ),
         (

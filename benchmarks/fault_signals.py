@@ -50,9 +50,10 @@ def twice(stage: Stage) -> int:
     """Ctrl-C, and again while the step under way takes its time."""
 
     def act(children: Sequence[BaseProcess]) -> None:
-        send(signal.SIGINT, children, stage)
-        time.sleep(1.5)
-        os.kill(children[0].pid or 0, signal.SIGINT)
+        stage.await_steps(3)
+        for _ in range(2):
+            time.sleep(1.5)
+            os.kill(children[0].pid or 0, signal.SIGINT)
 
     return stage.run("--train.epochs", "40", hook=partial(hooks.slow_steps, 60, 4), act=act)
 

@@ -33,7 +33,7 @@ def unloadable(name: str, error: Exception) -> UserError:
         return error
     chain = list(_chain(error))
     why = first_line(error)
-    if any(isinstance(each, LocalEntryNotFoundError) or _of_connection(each) for each in chain):
+    if _connection_lost(chain):
         # transformers then speaks of files that are not there.
         why = f"the Hub was not reached, or broke off ({first_line(chain[-1])}); what has arrived is kept"
     elif "Can't load the model for" in why and not Path(name).is_dir():
@@ -56,5 +56,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__ or at.__context__
 
 
-def _of_connection(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in CONNECTIONS and not isinstance(error, HfHubHTTPError)
+def _connection_lost(chain: list[BaseException]) -> bool:
+    """Whether the Hub gave no answer, or none to its end."""
+    if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
+        return True
+    answered = any(isinstance(each, HfHubHTTPError) for each in chain)
+    return not answered and any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)

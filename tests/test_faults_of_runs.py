@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from peft_audio import saving
@@ -85,6 +86,15 @@ def test_a_lost_connection_is_told_as_one() -> None:
     error = LocalEntryNotFoundError("we cannot find the requested files in the local cache")
     error.__cause__ = TimeoutError("timed out")
     assert "the Hub was not reached, or broke off (timed out)" in str(unloadable("org/tiny", error))
+
+
+def test_what_the_hub_answers_is_told() -> None:
+    text = "404 Client Error.\n\nRepository Not Found for url: http://hub/org/tiny.\nPlease make sure you are authenticated."
+    request = SimpleNamespace(url="http://hub/org/tiny", method="GET", headers={})
+    response = SimpleNamespace(headers={}, status_code=404, request=request, url=request.url)
+    told = str(unloadable("org/tiny", RepositoryNotFoundError(text, response=response)))
+    assert "Repository Not Found" in told
+    assert "make sure you are authenticated" in told
 
 
 def test_torchs_advice_to_unpickle_is_not_passed_on(tmp_path: Path) -> None:
