@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from fault_bases import Payload
-from fault_cases import Case, remove, samples
+from fault_cases import cases, remove, samples
 from fault_stage import RESUME, Stage
 
 
@@ -89,115 +89,112 @@ OTHER = ["the run in run is another one", "Start the command that began it", "--
 BEFORE = "the one before it is used"
 NONE_WHOLE = ["no checkpoint in run/checkpoints is whole", "--train.overwrite true starts afresh"]
 ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
-RESUMING = [
-    Case(*row)
-    for row in [
-        (
-            "resume",
-            "nothing to go on from",
-            ["nothing to go on from in run: the run starts afresh"],
-            lambda stage: stage.run(*RESUME),
-            0,
-        ),
-        ("resume", "another setting", [*OTHER, "train.seed 0 there, 1 here"], resume("--train.seed", "1")),
-        (
-            "resume",
-            "another setting, with train.overwrite",
-            ["note: --train.resume: the run in run is another one", "it starts afresh"],
-            resume("--train.seed", "1", "--train.overwrite", "true"),
-            0,
-        ),
-        ("resume", "a recording was added", [*OTHER, "recordings"], resume(make=ADDED)),
-        ("resume", "another encoder of the same name", [*OTHER, "encoder"], resume(make=another_base)),
-        ("resume", "another number of processes", [*OTHER, "processes 1 there, 2 here"], resume(processes=2)),
-        (
-            "resume",
-            "a finished run",
-            ["the run in run is finished; nothing is left to do"],
-            resume(run="finished", same=True),
-            0,
-        ),
-        (
-            "resume",
-            "a finished run, with another setting",
-            ["the run in run is finished, with other settings (train.seed 0 there, 1 here)"],
-            resume("--train.seed", "1", run="finished"),
-            2,
-            True,
-        ),
-        (
-            "resume",
-            "a finished run whose config.yaml is damaged",
-            ["run/config.yaml cannot be read"],
-            resume(make=lambda root: (root / "run/config.yaml").write_text("train: {"), run="finished"),
-            2,
-            True,
-        ),
-        (
-            "resume",
-            "the newest checkpoint's weights are damaged",
-            [BEFORE, "step-00000004 is damaged"],
-            resume(make=damage("trained.safetensors"), same=True),
-            0,
-        ),
-        (
-            "resume",
-            "the newest checkpoint's state is damaged",
-            [BEFORE, "step-00000004 is damaged"],
-            resume(make=damage("state.json"), same=True),
-            0,
-        ),
-        (
-            "resume",
-            "the newest checkpoint has no manifest",
-            [BEFORE, "manifest.json"],
-            resume(make=remove("run/checkpoints/step-00000004/manifest.json"), same=True),
-            0,
-        ),
-        (
-            "resume",
-            "all checkpoints are damaged",
-            NONE_WHOLE,
-            resume(make=damage("optimizer.safetensors", newest=False)),
-        ),
-        (
-            "resume",
-            "all are damaged, with train.overwrite",
-            ["note: --train.resume: no checkpoint", "it starts afresh"],
-            resume("--train.overwrite", "true", make=damage("state.json", newest=False)),
-            0,
-        ),
-        (
-            "resume",
-            "the log was cut",
-            ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts afresh"],
-            resume(make=cut_log),
-        ),
-        (
-            "resume",
-            "an epoch that is a text",
-            ["does not fit this run (epoch is '1')", "Remove it to go on from the one before"],
-            resume(make=state(position={"epoch": "1"})),
-        ),
-        (
-            "resume",
-            "no position at all",
-            ["does not say of what run it is and where that stands", "Remove it to go on from the one before"],
-            resume(make=state(position=[])),
-        ),
-        (
-            "resume",
-            "best weights from a folder elsewhere",
-            ["it has its best weights in '../../../base'", *NONE_WHOLE],
-            resume(make=state(best_folder="../../../base")),
-        ),
-        (
-            "resume",
-            "pickles with a payload beside the checkpoint",
-            ["going on from run/checkpoints/step-00000004"],
-            resume(make=pickles, same=True),
-            0,
-        ),
-    ]
-]
+RESUMING = cases(
+    (
+        "resume",
+        "nothing to go on from",
+        ["nothing to go on from in run: the run starts afresh"],
+        lambda stage: stage.run(*RESUME),
+        0,
+    ),
+    ("resume", "another setting", [*OTHER, "train.seed 0 there, 1 here"], resume("--train.seed", "1")),
+    (
+        "resume",
+        "another setting, with train.overwrite",
+        ["note: --train.resume: the run in run is another one", "it starts afresh"],
+        resume("--train.seed", "1", "--train.overwrite", "true"),
+        0,
+    ),
+    ("resume", "a recording was added", [*OTHER, "recordings"], resume(make=ADDED)),
+    ("resume", "another encoder of the same name", [*OTHER, "encoder"], resume(make=another_base)),
+    ("resume", "another number of processes", [*OTHER, "processes 1 there, 2 here"], resume(processes=2)),
+    (
+        "resume",
+        "a finished run",
+        ["the run in run is finished; nothing is left to do"],
+        resume(run="finished", same=True),
+        0,
+    ),
+    (
+        "resume",
+        "a finished run, with another setting",
+        ["the run in run is finished, with other settings (train.seed 0 there, 1 here)"],
+        resume("--train.seed", "1", run="finished"),
+        2,
+        True,
+    ),
+    (
+        "resume",
+        "a finished run whose config.yaml is damaged",
+        ["run/config.yaml cannot be read"],
+        resume(make=lambda root: (root / "run/config.yaml").write_text("train: {"), run="finished"),
+        2,
+        True,
+    ),
+    (
+        "resume",
+        "the newest checkpoint's weights are damaged",
+        [BEFORE, "step-00000004 is damaged"],
+        resume(make=damage("trained.safetensors"), same=True),
+        0,
+    ),
+    (
+        "resume",
+        "the newest checkpoint's state is damaged",
+        [BEFORE, "step-00000004 is damaged"],
+        resume(make=damage("state.json"), same=True),
+        0,
+    ),
+    (
+        "resume",
+        "the newest checkpoint has no manifest",
+        [BEFORE, "manifest.json"],
+        resume(make=remove("run/checkpoints/step-00000004/manifest.json"), same=True),
+        0,
+    ),
+    (
+        "resume",
+        "all checkpoints are damaged",
+        NONE_WHOLE,
+        resume(make=damage("optimizer.safetensors", newest=False)),
+    ),
+    (
+        "resume",
+        "all are damaged, with train.overwrite",
+        ["note: --train.resume: no checkpoint", "it starts afresh"],
+        resume("--train.overwrite", "true", make=damage("state.json", newest=False)),
+        0,
+    ),
+    (
+        "resume",
+        "the log was cut",
+        ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts afresh"],
+        resume(make=cut_log),
+    ),
+    (
+        "resume",
+        "an epoch that is a text",
+        ["does not fit this run (epoch is '1')", "Remove it to go on from the one before"],
+        resume(make=state(position={"epoch": "1"})),
+    ),
+    (
+        "resume",
+        "no position at all",
+        ["does not say of what run it is and where that stands", "Remove it to go on from the one before"],
+        resume(make=state(position=[])),
+    ),
+    (
+        "resume",
+        "best weights from a folder elsewhere",
+        ["it has its best weights in '../../../base'", *NONE_WHOLE],
+        resume(make=state(best_folder="../../../base")),
+    ),
+    (
+        "resume",
+        "pickles with a payload beside the checkpoint",
+        ["going on from run/checkpoints/step-00000004"],
+        resume(make=pickles, same=True),
+        0,
+    ),
+)
 CASES = RESUMING
