@@ -194,10 +194,15 @@ def differences(made: Mapping[str, Any], asked: Mapping[str, Any], free: Iterabl
     """
     names = sorted((made.keys() | asked.keys()) - set(free))
     return [
-        f"{name} {made.get(name, 'not set')} there, {asked.get(name, 'not set')} here"
+        f"{name} {_short(made.get(name, 'not set'))} there, {_short(asked.get(name, 'not set'))} here"
         for name in names
         if made.get(name) != asked.get(name)
     ]
+
+
+def _short(value: Any) -> Any:
+    """A hash by its first digits, which tell two of them apart."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint | None:
