@@ -36,6 +36,11 @@ class Case(NamedTuple):
     finished: bool | None = None
 
 
+def cases(rows: Sequence[tuple[Any, ...]]) -> list[Case]:
+    """Rows with the fields of `Case`."""
+    return [Case(*row) for row in rows]
+
+
 def once(*flags: str, make: Callable[[Path], Any] | None = None, **run: Any) -> Callable[[Stage], int]:
     """Change something in the folder of the case, then run once."""
 
@@ -59,7 +64,12 @@ def write(name: str, content: str | bytes) -> Callable[[Path], Any]:
 
 def remove(*names: str) -> Callable[[Path], Any]:
     """Files or folders that are not there."""
-    return lambda root: [shutil.rmtree(root / n) if (root / n).is_dir() else (root / n).unlink() for n in names]
+
+    def make(root: Path) -> None:
+        for name in names:
+            shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
+
+    return make
 
 
 def cut(name: str, kept: float) -> Callable[[Path], Any]:

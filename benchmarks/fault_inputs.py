@@ -6,15 +6,14 @@ from functools import partial
 
 import fault_hooks as hooks
 import numpy as np
-from fault_cases import CLIP, Case, cut, cut_flac, manifest, once, one_clip_of_a_class, remove, samples, write
+from fault_cases import CLIP, cases, cut, cut_flac, manifest, once, one_clip_of_a_class, remove, samples, write
 from fault_stage import Stage
 from filelock import FileLock
 
 SKIP = ["--data.on_bad_clip", "skip"]
 NAN = samples("data/low/nan.wav", np.full(8000, np.nan), subtype="FLOAT")
-RECORDINGS = [
-    Case(*row)
-    for row in [
+RECORDINGS = cases(
+    [
         (
             "recordings",
             "an empty file",
@@ -106,7 +105,7 @@ RECORDINGS = [
             once("--data.num_workers", "1", hook=partial(hooks.spoil_before_reading, CLIP)),
         ),
     ]
-]
+)
 
 
 def hold(stage: Stage) -> int:
@@ -129,9 +128,8 @@ def without_locks(stage: Stage) -> int:
     return stage.run(hook=hooks.no_locks)
 
 
-SETTINGS = [
-    Case(*row)
-    for row in [
+SETTINGS = cases(
+    [
         (
             "settings",
             "an unknown flag",
@@ -239,5 +237,5 @@ SETTINGS = [
             0,
         ),
     ]
-]
+)
 CASES = [*RECORDINGS, *SETTINGS]

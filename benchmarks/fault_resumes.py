@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from fault_bases import Payload
-from fault_cases import Case, remove, samples
+from fault_cases import cases, remove, samples
 from fault_stage import RESUME, Stage
 
 
@@ -89,9 +89,8 @@ OTHER = ["the run in run is another one", "Start the command that began it", "--
 BEFORE = "the one before it is used"
 NONE_WHOLE = ["no checkpoint in run/checkpoints is whole", "--train.overwrite true starts afresh"]
 ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
-RESUMING = [
-    Case(*row)
-    for row in [
+RESUMING = cases(
+    [
         (
             "resume",
             "nothing to go on from",
@@ -120,7 +119,7 @@ RESUMING = [
         (
             "resume",
             "a finished run, with another setting",
-            ["the run in run is finished, with other settings (train.seed 0 there, 1 here)"],
+            ["the run in run is finished, with other settings (train.seed 0 there, 1 here)", "--train.overwrite true"],
             resume("--train.seed", "1", run="finished"),
             2,
             True,
@@ -128,7 +127,7 @@ RESUMING = [
         (
             "resume",
             "a finished run whose config.yaml is damaged",
-            ["run/config.yaml cannot be read"],
+            ["run/config.yaml cannot be read", "--train.overwrite true"],
             resume(make=lambda root: (root / "run/config.yaml").write_text("train: {"), run="finished"),
             2,
             True,
@@ -199,5 +198,5 @@ RESUMING = [
             0,
         ),
     ]
-]
+)
 CASES = RESUMING

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import fault_hooks as hooks
 import numpy as np
 import pandas as pd
-from fault_cases import CLIP, Case, once
+from fault_cases import CLIP, cases, once
 from fault_stage import SAVING, Stage
 
 KEPT = "the last checkpoint stays as it is"
@@ -41,9 +41,8 @@ def one_of_two(stage: Stage) -> int:
     return stage.run(*flags, processes=2, hook=partial(hooks.slow_steps, 0.1), act=kill)
 
 
-TRAINING = [
-    Case(*row)
-    for row in [
+TRAINING = cases(
+    [
         (
             "training",
             "one clip gives a loss that is NaN",
@@ -150,7 +149,7 @@ TRAINING = [
             ),
         ),
     ]
-]
+)
 
 
 def full(where: str, empty_again: bool = False, *flags: str) -> Callable[[Stage], int]:
@@ -169,9 +168,8 @@ def full(where: str, empty_again: bool = False, *flags: str) -> Callable[[Stage]
 
 
 FULL = ["the disk is full", "disk/run", "Make room", AGAIN]
-DISK = [
-    Case(*row)
-    for row in [
+DISK = cases(
+    [
         ("disk", "full when the run's folder is made", FULL, full("peft_audio.run:start_run")),
         ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training:_read_losses")),
         (
@@ -206,5 +204,5 @@ DISK = [
             0,
         ),
     ]
-]
+)
 CASES = [*TRAINING, *DISK]

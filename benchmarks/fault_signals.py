@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 
 import fault_hooks as hooks
-from fault_cases import Case
+from fault_cases import cases
 from fault_stage import RESUME, SAVING, Stage
 
 AGAIN = "--train.resume true goes on"
@@ -74,9 +74,8 @@ def killed(stage: Stage) -> int:
 
 
 STOPPING = "with a checkpoint in run/checkpoints"
-SIGNALS = [
-    Case(*row)
-    for row in [
+SIGNALS = cases(
+    [
         (
             "signals",
             "SIGTERM in training",
@@ -134,5 +133,5 @@ SIGNALS = [
             0,
         ),
     ]
-]
+)
 CASES = SIGNALS

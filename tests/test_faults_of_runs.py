@@ -89,12 +89,12 @@ def test_a_lost_connection_is_told_as_one() -> None:
 
 
 def test_what_the_hub_answers_is_told() -> None:
-    text = "404 Client Error.\n\nRepository Not Found for url: http://hub/org/tiny.\nPlease make sure you are authenticated."
+    text = "404 Client Error.\n\nRepository Not Found for url: http://hub/org/tiny.\nPlease be authenticated."
     request = SimpleNamespace(url="http://hub/org/tiny", method="GET", headers={})
     response = SimpleNamespace(headers={}, status_code=404, request=request, url=request.url)
     told = str(unloadable("org/tiny", RepositoryNotFoundError(text, response=response)))
     assert "Repository Not Found" in told
-    assert "make sure you are authenticated" in told
+    assert "be authenticated" in told
 
 
 def test_torchs_advice_to_unpickle_is_not_passed_on(tmp_path: Path) -> None:
