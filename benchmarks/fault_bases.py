@@ -58,50 +58,52 @@ def spoil(stored: dict[str, Any]) -> None:
 A_PICKLE = both(remove("base/model.safetensors"), write("base/pytorch_model.bin", pickle.dumps(Payload())))
 WAYS_OUT = "Give a folder made by save_pretrained"
 BASES = cases(
-    ("base", "no such folder", ["no folder ./absent", "give an existing folder"], once("--model.name", "./absent")),
-    (
-        "base",
-        "a folder without config.json",
-        ["base has no config.json", "save_pretrained"],
-        once(make=remove("base/config.json")),
-    ),
-    (
-        "base",
-        "a config.json that is no JSON",
-        ["--model.name: base cannot be loaded", WAYS_OUT],
-        once(make=cut("base/config.json", 0.5)),
-    ),
-    ("base", "a family that is not known here", ["bert", "--model.name"], once(make=config(model_type="bert"))),
-    (
-        "base",
-        "a config.json that names code",
-        ["--model.name: base", WAYS_OUT],
-        once(
-            make=both(
-                config(model_type="evil", auto_map={"AutoConfig": "evil.Evil"}),
-                write("base/evil.py", "open('EXECUTED', 'w')"),
-            )
+    [
+        ("base", "no such folder", ["no folder ./absent", "give an existing folder"], once("--model.name", "./absent")),
+        (
+            "base",
+            "a folder without config.json",
+            ["base has no config.json", "save_pretrained"],
+            once(make=remove("base/config.json")),
         ),
-    ),
-    (
-        "base",
-        "weights cut in half",
-        ["--model.name: base cannot be loaded", WAYS_OUT],
-        once(make=cut("base/model.safetensors", 0.5)),
-    ),
-    (
-        "base",
-        "weights that lack a layer",
-        ["--model.name: base lacks 1 weights", "give a complete checkpoint"],
-        once(make=weights(lambda w: w.pop("encoder.layers.1.attention.q_proj.weight"))),
-    ),
-    ("base", "a weight that is NaN", ["NaN", "base"], once(make=weights(spoil))),
-    (
-        "base",
-        "a pickle with a payload for weights",
-        ["--model.name: base cannot be loaded", WAYS_OUT],
-        once(make=A_PICKLE),
-    ),
+        (
+            "base",
+            "a config.json that is no JSON",
+            ["--model.name: base cannot be loaded", WAYS_OUT],
+            once(make=cut("base/config.json", 0.5)),
+        ),
+        ("base", "a family that is not known here", ["bert", "--model.name"], once(make=config(model_type="bert"))),
+        (
+            "base",
+            "a config.json that names code",
+            ["--model.name: base", WAYS_OUT],
+            once(
+                make=both(
+                    config(model_type="evil", auto_map={"AutoConfig": "evil.Evil"}),
+                    write("base/evil.py", "open('EXECUTED', 'w')"),
+                )
+            ),
+        ),
+        (
+            "base",
+            "weights cut in half",
+            ["--model.name: base cannot be loaded", WAYS_OUT],
+            once(make=cut("base/model.safetensors", 0.5)),
+        ),
+        (
+            "base",
+            "weights that lack a layer",
+            ["--model.name: base lacks 1 weights", "give a complete checkpoint"],
+            once(make=weights(lambda w: w.pop("encoder.layers.1.attention.q_proj.weight"))),
+        ),
+        ("base", "a weight that is NaN", ["NaN", "base"], once(make=weights(spoil))),
+        (
+            "base",
+            "a pickle with a payload for weights",
+            ["--model.name: base cannot be loaded", WAYS_OUT],
+            once(make=A_PICKLE),
+        ),
+    ]
 )
 
 
@@ -164,41 +166,43 @@ def asks_standin(*flags: str, handler: type[Handler] = Handler) -> Callable[[Sta
 TINY = ["--model.name", "org/tiny"]
 NOWHERE = "http://127.0.0.1:9"
 HUBS = cases(
-    (
-        "Hub",
-        "no connection, for an encoder",
-        ["org/tiny cannot be loaded", "needs a connection"],
-        asks(NOWHERE, *TINY),
-    ),
-    (
-        "Hub",
-        "no connection, for a dataset",
-        ["org/clips", "check the name and the connection"],
-        asks(NOWHERE, "--data.source", "org/clips"),
-    ),
-    (
-        "Hub",
-        "no such repository",
-        ["org/absent cannot be loaded", "Repository Not Found", WAYS_OUT],
-        asks_standin("--model.name", "org/absent"),
-    ),
-    (
-        "Hub",
-        "a repository that asks for a login",
-        ["org/tiny cannot be loaded", "gated", WAYS_OUT],
-        asks_standin(*TINY, handler=Refusing),
-    ),
-    (
-        "Hub",
-        "a download that stalls half-way",
-        ["org/tiny cannot be loaded", "timed out", "start again"],
-        asks_standin(*TINY, handler=Stalling),
-    ),
-    (
-        "Hub",
-        "HF_HUB_OFFLINE, and the encoder is not here",
-        ["org/tiny cannot be loaded", "HF_HUB_OFFLINE"],
-        once(*TINY),
-    ),
+    [
+        (
+            "Hub",
+            "no connection, for an encoder",
+            ["org/tiny cannot be loaded", "needs a connection"],
+            asks(NOWHERE, *TINY),
+        ),
+        (
+            "Hub",
+            "no connection, for a dataset",
+            ["org/clips", "check the name and the connection"],
+            asks(NOWHERE, "--data.source", "org/clips"),
+        ),
+        (
+            "Hub",
+            "no such repository",
+            ["org/absent cannot be loaded", "Repository Not Found", WAYS_OUT],
+            asks_standin("--model.name", "org/absent"),
+        ),
+        (
+            "Hub",
+            "a repository that asks for a login",
+            ["org/tiny cannot be loaded", "gated", WAYS_OUT],
+            asks_standin(*TINY, handler=Refusing),
+        ),
+        (
+            "Hub",
+            "a download that stalls half-way",
+            ["org/tiny cannot be loaded", "timed out", "what has arrived is kept"],
+            asks_standin(*TINY, handler=Stalling),
+        ),
+        (
+            "Hub",
+            "HF_HUB_OFFLINE, and the encoder is not here",
+            ["org/tiny cannot be loaded", "HF_HUB_OFFLINE"],
+            once(*TINY),
+        ),
+    ]
 )
 CASES = [*BASES, *HUBS]

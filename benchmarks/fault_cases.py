@@ -36,8 +36,8 @@ class Case(NamedTuple):
     finished: bool | None = None
 
 
-def cases(*rows: tuple[Any, ...]) -> list[Case]:
-    """Faults, a row each as `Case` has them."""
+def cases(rows: Sequence[tuple[Any, ...]]) -> list[Case]:
+    """Rows with the fields of `Case`."""
     return [Case(*row) for row in rows]
 
 
@@ -67,10 +67,7 @@ def remove(*names: str) -> Callable[[Path], Any]:
 
     def make(root: Path) -> None:
         for name in names:
-            if (root / name).is_dir():
-                shutil.rmtree(root / name)
-            else:
-                (root / name).unlink()
+            shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
 
     return make
 

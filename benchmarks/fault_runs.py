@@ -42,109 +42,113 @@ def one_of_two(stage: Stage) -> int:
 
 
 TRAINING = cases(
-    (
-        "training",
-        "one clip gives a loss that is NaN",
-        ["the loss became nan at step", "these clips give it: low/3.wav", KEPT],
-        once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav")),
-    ),
-    (
-        "training",
-        "a gradient overflows",
-        ["the gradient became", "Lower --train.learning_rate", KEPT],
-        once(hook=partial(hooks.infinite_gradient, 2)),
-    ),
-    (
-        "training",
-        "a learning rate of 1e30",
-        ["became", "Lower --train.learning_rate", KEPT],
-        once("--train.learning_rate", "1e30", "--train.warmup_share", "0"),
-    ),
-    (
-        "training",
-        "a process that reads recordings is killed",
-        ["a process that reads recordings died", "Lower --data.num_workers", AGAIN],
-        once("--data.num_workers", "1", hook=partial(hooks.kill_worker, 5)),
-    ),
-    (
-        "training",
-        "one of two training processes is killed",
-        ["another process of this run", AGAIN],
-        one_of_two,
-    ),
-    (
-        "training",
-        "memory is too small in step 3",
-        ["memory is too small (CUDA out of memory", "--train.auto_micro_batch true"],
-        once(hook=partial(hooks.out_of_memory, TRAINED, 3)),
-    ),
-    (
-        "training",
-        "memory is too small in an evaluation",
-        ["memory is too small", "lower --train.batch_size"],
-        once(hook=hooks.out_of_memory_in_evaluation),
-    ),
-    (
-        "training",
-        "memory for two clips, with train.auto_micro_batch",
-        ["auto_micro_batch: each process splits its part of a step into 4"],
-        small_memory,
-        0,
-    ),
-    (
-        "training",
-        "memory for no clip, with train.auto_micro_batch",
-        ["a clip at a time does not fit into memory", "Lower --data.max_seconds"],
-        once("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 0)),
-    ),
-    (
-        "training",
-        "the run's folder is removed",
-        ["run/metrics.jsonl is not there, or not any more", AGAIN],
-        once(hook=partial(hooks.remove_folder, "run", 2)),
-    ),
-    (
-        "tracker",
-        "TensorBoard cannot start",
-        ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
-        once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "start")),
-        0,
-    ),
-    (
-        "tracker",
-        "TensorBoard's disk is away",
-        ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
-        once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "log")),
-        0,
-    ),
-    (
-        "adapter",
-        "what was written has other weights",
-        ["did not reproduce its logits", "run/adapter.partial"],
-        once("--train.verify_adapter", "true", hook=hooks.other_weights),
-    ),
-    (
-        "adapter",
-        "the process that loads a copy is killed",
-        ["SIGKILL", "run/adapter.partial", "--train.verify_adapter false"],
-        once(
-            "--train.verify_adapter",
-            "true",
-            hook=partial(hooks.verifying_process, "import os; os.kill(os.getpid(), 9)"),
+    [
+        (
+            "training",
+            "one clip gives a loss that is NaN",
+            ["the loss became nan at step", "these clips give it: low/3.wav", KEPT],
+            once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav")),
         ),
-    ),
-    (
-        "adapter",
-        "the process that loads a copy cannot start",
-        ["No module named", "run/adapter.partial"],
-        once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import absent_package")),
-    ),
-    (
-        "adapter",
-        "the process that loads a copy hangs",
-        ["took more than 2 s", "Check them with"],
-        once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import time; time.sleep(60)")),
-    ),
+        (
+            "training",
+            "a gradient overflows",
+            ["the gradient became", "Lower --train.learning_rate", KEPT],
+            once(hook=partial(hooks.infinite_gradient, 2)),
+        ),
+        (
+            "training",
+            "a learning rate of 1e30",
+            ["became", "Lower --train.learning_rate", KEPT],
+            once("--train.learning_rate", "1e30", "--train.warmup_share", "0"),
+        ),
+        (
+            "training",
+            "a process that reads recordings is killed",
+            ["a process that reads recordings died", "Lower --data.num_workers", AGAIN],
+            once("--data.num_workers", "1", hook=partial(hooks.kill_worker, 5)),
+        ),
+        (
+            "training",
+            "one of two training processes is killed",
+            ["another process of this run", AGAIN],
+            one_of_two,
+        ),
+        (
+            "training",
+            "memory is too small in step 3",
+            ["memory is too small (CUDA out of memory", "--train.auto_micro_batch true"],
+            once(hook=partial(hooks.out_of_memory, TRAINED, 3)),
+        ),
+        (
+            "training",
+            "memory is too small in an evaluation",
+            ["memory is too small", "lower --train.batch_size"],
+            once(hook=hooks.out_of_memory_in_evaluation),
+        ),
+        (
+            "training",
+            "memory for two clips, with train.auto_micro_batch",
+            ["auto_micro_batch: each process splits its part of a step into 4"],
+            small_memory,
+            0,
+        ),
+        (
+            "training",
+            "memory for no clip, with train.auto_micro_batch",
+            ["a clip at a time does not fit into memory", "Lower --data.max_seconds"],
+            once("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 0)),
+        ),
+        (
+            "training",
+            "the run's folder is removed",
+            ["run/metrics.jsonl is not there, or not any more", AGAIN],
+            once(hook=partial(hooks.remove_folder, "run", 2)),
+        ),
+        (
+            "tracker",
+            "TensorBoard cannot start",
+            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "start")),
+            0,
+        ),
+        (
+            "tracker",
+            "TensorBoard's disk is away",
+            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "log")),
+            0,
+        ),
+        (
+            "adapter",
+            "what was written has other weights",
+            ["did not reproduce its logits", "run/adapter.partial"],
+            once("--train.verify_adapter", "true", hook=hooks.other_weights),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy is killed",
+            ["SIGKILL", "run/adapter.partial", "--train.verify_adapter false"],
+            once(
+                "--train.verify_adapter",
+                "true",
+                hook=partial(hooks.verifying_process, "import os; os.kill(os.getpid(), 9)"),
+            ),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy cannot start",
+            ["No module named", "run/adapter.partial"],
+            once("--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import absent_package")),
+        ),
+        (
+            "adapter",
+            "the process that loads a copy hangs",
+            ["took more than 2 s", "Check them with"],
+            once(
+                "--train.verify_adapter", "true", hook=partial(hooks.verifying_process, "import time; time.sleep(60)")
+            ),
+        ),
+    ]
 )
 
 
@@ -165,38 +169,40 @@ def full(where: str, empty_again: bool = False, *flags: str) -> Callable[[Stage]
 
 FULL = ["the disk is full", "disk/run", "Make room", AGAIN]
 DISK = cases(
-    ("disk", "full when the run's folder is made", FULL, full("peft_audio.run:start_run")),
-    ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training:_read_losses")),
-    (
-        "disk",
-        "full while a checkpoint is written",
-        ["note: no checkpoint of step", "No space left on device", "training goes on without"],
-        full("peft_audio.saver:save_position", True, *SAVING),
-        0,
-    ),
-    ("disk", "full at predictions.parquet", FULL, full("peft_audio.run:save_predictions")),
-    ("disk", "full while the adapter is saved", FULL, full("peft_audio.saving:write_adapter")),
-    ("disk", "full at report.json", FULL, full("peft_audio.report:write_report")),
-    (
-        "disk",
-        "no room for what the frozen prefix returns",
-        ["prefix cache: not used: it needs", "has no room for it"],
-        full(
-            "peft_audio.prefix_cache:write_features",
-            True,
-            "--prefix_cache.use",
-            "always",
-            "--prefix_cache.folder",
-            "disk/prefixes",
+    [
+        ("disk", "full when the run's folder is made", FULL, full("peft_audio.run:start_run")),
+        ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training:_read_losses")),
+        (
+            "disk",
+            "full while a checkpoint is written",
+            ["note: no checkpoint of step", "No space left on device", "training goes on without"],
+            full("peft_audio.saver:save_position", True, *SAVING),
+            0,
         ),
-        0,
-    ),
-    (
-        "disk",
-        "a file in the place of the prefix cache",
-        ["prefix cache: not used: data/low/3.wav", "File exists"],
-        once("--prefix_cache.use", "always", "--prefix_cache.folder", CLIP),
-        0,
-    ),
+        ("disk", "full at predictions.parquet", FULL, full("peft_audio.run:save_predictions")),
+        ("disk", "full while the adapter is saved", FULL, full("peft_audio.saving:write_adapter")),
+        ("disk", "full at report.json", FULL, full("peft_audio.report:write_report")),
+        (
+            "disk",
+            "no room for what the frozen prefix returns",
+            ["prefix cache: not used: it needs", "has no room for it"],
+            full(
+                "peft_audio.prefix_cache:write_features",
+                True,
+                "--prefix_cache.use",
+                "always",
+                "--prefix_cache.folder",
+                "disk/prefixes",
+            ),
+            0,
+        ),
+        (
+            "disk",
+            "a file in the place of the prefix cache",
+            ["prefix cache: not used: data/low/3.wav", "File exists"],
+            once("--prefix_cache.use", "always", "--prefix_cache.folder", CLIP),
+            0,
+        ),
+    ]
 )
 CASES = [*TRAINING, *DISK]

@@ -75,61 +75,63 @@ def killed(stage: Stage) -> int:
 
 STOPPING = "with a checkpoint in run/checkpoints"
 SIGNALS = cases(
-    (
-        "signals",
-        "SIGTERM in training",
-        ["stopped by SIGTERM after step", STOPPING, AGAIN],
-        stopped_by(signal.SIGTERM),
-        143,
-    ),
-    (
-        "signals",
-        "Ctrl-C in training",
-        ["stopped by SIGINT after step", STOPPING, AGAIN],
-        stopped_by(signal.SIGINT),
-        130,
-    ),
-    (
-        "signals",
-        "SIGUSR1 in training, as SLURM sends it",
-        ["stopped by SIGUSR1 after step", STOPPING, AGAIN],
-        stopped_by(signal.SIGUSR1),
-        138,
-    ),
-    (
-        "signals",
-        "SIGTERM while recordings are read",
-        ["stopped by SIGTERM", "--train.resume true"],
-        while_reading(signal.SIGTERM),
-        143,
-    ),
-    (
-        "signals",
-        "SIGUSR1 while recordings are read",
-        ["stopped by SIGUSR1", "--train.resume true"],
-        while_reading(signal.SIGUSR1),
-        138,
-    ),
-    (
-        "signals",
-        "Ctrl-C while recordings are read",
-        ["stopped before the end", "--train.resume true"],
-        while_reading(signal.SIGINT),
-        130,
-    ),
-    (
-        "signals",
-        "Ctrl-C again in a step that takes long",
-        ["stopped before the end", "Ctrl-C stops at once"],
-        twice,
-        130,
-    ),
-    (
-        "signals",
-        "SIGKILL, and the same command with train.resume",
-        ["going on from run/checkpoints/step-"],
-        killed,
-        0,
-    ),
+    [
+        (
+            "signals",
+            "SIGTERM in training",
+            ["stopped by SIGTERM after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGTERM),
+            143,
+        ),
+        (
+            "signals",
+            "Ctrl-C in training",
+            ["stopped by SIGINT after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGINT),
+            130,
+        ),
+        (
+            "signals",
+            "SIGUSR1 in training, as SLURM sends it",
+            ["stopped by SIGUSR1 after step", STOPPING, AGAIN],
+            stopped_by(signal.SIGUSR1),
+            138,
+        ),
+        (
+            "signals",
+            "SIGTERM while recordings are read",
+            ["stopped by SIGTERM", "--train.resume true"],
+            while_reading(signal.SIGTERM),
+            143,
+        ),
+        (
+            "signals",
+            "SIGUSR1 while recordings are read",
+            ["stopped by SIGUSR1", "--train.resume true"],
+            while_reading(signal.SIGUSR1),
+            138,
+        ),
+        (
+            "signals",
+            "Ctrl-C while recordings are read",
+            ["stopped before the end", "--train.resume true"],
+            while_reading(signal.SIGINT),
+            130,
+        ),
+        (
+            "signals",
+            "Ctrl-C again in a step that takes long",
+            ["stopped before the end", "Ctrl-C stops at once"],
+            twice,
+            130,
+        ),
+        (
+            "signals",
+            "SIGKILL, and the same command with train.resume",
+            ["going on from run/checkpoints/step-"],
+            killed,
+            0,
+        ),
+    ]
 )
 CASES = SIGNALS

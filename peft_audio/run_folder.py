@@ -36,6 +36,7 @@ RUN_FILES = {
     "tensorboard",
     "wandb",
 }
+REPLACE = "give another --train.output_dir, or --train.overwrite true, without --train.resume, to replace it"
 # What may change when a run goes on: no number depends on it.
 FREE = {
     *("output_dir", "overwrite", "resume", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints"),
@@ -155,14 +156,16 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
         sections = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         made = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
     except (OSError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"--train.resume: {folder / 'config.yaml'} cannot be read ({error}).") from error
+        what = f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})"
+        raise UserError(f"--train.resume: {what}; {REPLACE}.") from error
     # What was left to this package stands there as it was decided.
     asked = {name: made.get(name) if value == "auto" else value for name, value in settings_of(cfg).items()}
     other = differences(made, asked, FREE)
     if other and cfg.train.overwrite:
         return False
     if other:
-        raise UserError(f"--train.resume: the run in {folder} is finished, with other settings ({'; '.join(other)}).")
+        what = f"the run in {folder} is finished, with other settings ({'; '.join(other)})"
+        raise UserError(f"--train.resume: {what}; {REPLACE}.")
     finish_folder(folder)
     print(f"the run in {folder} is finished; nothing is left to do")
     return True
