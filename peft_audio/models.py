@@ -204,9 +204,9 @@ def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) 
     if not cfg.pretrained:
         model = AutoModelForAudioClassification.from_config(config, dtype=torch.float32)
         return model, {"missing_keys": [], "mismatched_keys": []}
-    how: dict[str, Any] = {"config": config, "revision": commit, "dtype": torch.float32, "trust_remote_code": False}
+    how: dict[str, Any] = {"config": config, "revision": commit, "dtype": torch.float32}
     how |= {"ignore_mismatched_sizes": True, "output_loading_info": True} | quantization_settings(cfg, config)
-    return AutoModelForAudioClassification.from_pretrained(base, **how)
+    return AutoModelForAudioClassification.from_pretrained(base, trust_remote_code=False, **how)
 
 
 def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

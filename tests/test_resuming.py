@@ -29,7 +29,7 @@ from peft_audio.config import UserError, run_recipe
 from peft_audio.saver import Saver
 from peft_audio.streaming import StreamLoader
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # behind tests, which has names of its own
 import chaos
 
 Go = Callable[..., int]

@@ -466,9 +466,13 @@ def test_the_search_for_dangers_finds_them(line: str) -> None:
 def test_nothing_here_unpickles_evaluates_or_trusts(part: str) -> None:
     files = sorted((ROOT / part).rglob("*.py"))
     found = {str(file): dangers(file.read_text(encoding="utf-8"), part in ("peft_audio", "recipes")) for file in files}
-    # The package's own names, loaded when they are first used.
+    # The package's own names, loaded when they are first used; and payloads, which are written and never read.
     lazy = str(ROOT / "peft_audio" / "__init__.py")
-    assert {file: lines for file, lines in found.items() if lines and file != lazy} == {} and files
+    payloads = {str(ROOT / "benchmarks" / f"{name}.py"): ["pickle"] for name in ("fault_bases", "fault_resumes")}
+    assert {file: lines for file, lines in found.items() if lines and file != lazy} == (
+        payloads if part == "benchmarks" else {}
+    )
+    assert files
     assert part != "peft_audio" or found[lazy] == ["import_module"]
     for snippet in (ROOT / part).rglob("*.txt"):
         assert "trust_remote_code" not in snippet.read_text(encoding="utf-8")

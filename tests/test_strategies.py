@@ -337,7 +337,7 @@ def test_nothing_but_set_modes_switches_to_train_mode() -> None:
         allowed = [
             line
             for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef) and (path.name, function.name) == ("training.py", "set_modes")
+            if isinstance(function, ast.FunctionDef) and (path.name, function.name) == ("strategies.py", "set_modes")
             for line in range(function.lineno, function.end_lineno + 1)
         ]
         for node in ast.walk(tree):
