@@ -49,7 +49,8 @@ def read_table(file: Path, flag: str) -> pd.DataFrame:
             return _read_lines(csv.reader(text, delimiter="\t" if suffix == ".tsv" else ","), file, flag)
     except UnicodeDecodeError as error:
         raise UserError(f"--{flag}: {file} is not text in UTF-8; save it as UTF-8.") from error
-    except (ValueError, OSError, RecursionError, csv.Error) as error:  # pyarrow's own are ValueErrors too
+    # pyarrow's own are ValueErrors too; pandas believes what it once wrote about a table's columns, and looks them up.
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())

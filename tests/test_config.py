@@ -77,7 +77,7 @@ REFUSED = {
     "augment.mask_time_frames": ["0", "1.5"],
     "augment.mask_feature_share": ["1", "-0.1", "nan"],
     "augment.mask_feature_channels": ["0"],
-    "augment.noise_folder": ["", "no/such/folder", "~nobody-here/x"],
+    "augment.noise_folder": ["", "no/such/folder", "~nobody-here/x", "x" * 300],
     "augment.impulse_response_folder": ["", "no/such/folder"],
     "train.output_dir": [""],
     "train.overwrite": ["perhaps"],

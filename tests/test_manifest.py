@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_tone
 
@@ -100,6 +102,9 @@ def test_rows_that_cannot_be_used_are_all_told_by_number(folder: Path, tmp_path:
 def test_what_is_no_table_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("no table")
     (tmp_path / "broken.jsonl").write_text('{"path": ')
+    # What pandas notes about columns, damaged; found by fuzzing.
+    notes = {"pandas": '{"index_columns": [], "columns": [{}], "column_indexes": []}'}
+    pq.write_table(pa.table({"path": ["a.wav"]}).replace_schema_metadata(notes), tmp_path / "notes.parquet")
     (tmp_path / "bytes.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     (tmp_path / "empty.csv").write_text("path,label\n")
     (tmp_path / "nothing.csv").write_text("")
@@ -109,7 +114,7 @@ def test_what_is_no_table_is_refused_in_words(tmp_path: Path) -> None:
     assert "has no header" in refusal(tmp_path / "nothing.csv")
     assert "names a column twice" in refusal(tmp_path / "twice.csv")
     assert "more fields than columns in row 2" in refusal(tmp_path / "long.csv")
-    for name in ("broken.parquet", "broken.jsonl"):
+    for name in ("broken.parquet", "broken.jsonl", "notes.parquet"):
         assert "cannot be read as a table" in refusal(tmp_path / name)
     assert "lists no recordings" in refusal(tmp_path / "empty.csv")
     assert "does not exist" in refusal(tmp_path / "absent.csv")

@@ -31,6 +31,13 @@ def expanded(path: str) -> Path:
         return Path(path)
 
 
+def _is_folder(path: str) -> bool:
+    try:
+        return expanded(path).is_dir()
+    except (OSError, ValueError):  # a name that no disk takes
+        return False
+
+
 class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
     """A signal ended a run before its time. The message says how to go on.
 
@@ -143,7 +150,7 @@ class AugmentConfig:
             require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
         for name in ("noise_folder", "impulse_response_folder"):
             value = getattr(self, name)
-            usable = value is None or (bool(value) and expanded(value).is_dir())
+            usable = value is None or (bool(value) and _is_folder(value))
             require(usable, f"augment.{name}", value or "''", "a folder of recordings", "Leave it out, or give one.")
 
 
