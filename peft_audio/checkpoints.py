@@ -143,9 +143,11 @@ def keep_newest(root: Path, count: int) -> None:
 
 
 def discard_newer(checkpoint: Checkpoint) -> None:
-    """Remove those behind a checkpoint that a run goes on from: they are damaged, and would count as its newest."""
-    for path in checkpoint.folder.parent.glob(f"{STEP}*"):
-        if _OURS.fullmatch(path.name) and path.name > checkpoint.folder.name:
+    """Remove what stands behind a checkpoint that a run goes on from: damaged, or the best weights of what was lost."""
+    best = checkpoint.state.get("best_folder") or BEST
+    for path in checkpoint.folder.parent.iterdir():
+        last = best if path.name.startswith(BEST) else checkpoint.folder.name
+        if _OURS.fullmatch(path.name) and path.name > last:
             _discard(path)
 
 

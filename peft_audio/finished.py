@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from peft_audio.config import UserError, plain_yaml
+from peft_audio.config import UserError, dotted
 from peft_audio.launching import beside, read_json
 from peft_audio.terminal import printable
 
@@ -111,9 +111,8 @@ def read_run(folder: Path) -> Finished:
         what = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
         raise UserError(f"{folder / 'report.json'} {what}; make the run again.")
     try:
-        sections = plain_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
-        settings = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
-    except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be read ({error}); a report needs its settings.") from error
     texts = {"strategy": report["strategy"]} | {name: settings.get(name, "") for name in ("data.source", "model.name")}
     odd = [name for name, value in texts.items() if not isinstance(value, str)]

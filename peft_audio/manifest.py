@@ -101,9 +101,7 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
     start, end = times["start_seconds"].fillna(0.0), times["end_seconds"]
     problems = {
         "no path": text["path"] == "",
-        "a path that is not text": ~table[columns["path"]].map(
-            lambda cell: isinstance(cell, str) or as_text(cell) == ""
-        ),
+        "a path that is not text": table[columns["path"]].map(_is_other_than_text),
         "no label": text["label"] == "",
         "no group": text["group"] == "" if "group" in text else pd.Series(False, index=table.index),
         f"a split ({listed(odd)}) that is not one of train, validation, test": given.isin(odd),
@@ -134,6 +132,10 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
         notes.append("parts of one recording stay on one side of the splits")
     found |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
     return Collection(make_clips(found), labels, notes=tuple(notes))
+
+
+def _is_other_than_text(value: object) -> bool:
+    return not isinstance(value, str) and as_text(value) != ""
 
 
 def as_text(value: object) -> str:

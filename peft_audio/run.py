@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from peft_audio.checkpoints import Checkpoint
 from peft_audio.collection import SPLITS, listed, several
-from peft_audio.config import BaselineRecipe, Recipe, to_yaml
+from peft_audio.config import BaselineRecipe, Recipe, dotted, to_yaml
 from peft_audio.data import Splits
 from peft_audio.evaluation import Evaluation
 from peft_audio.models import Base, versions
@@ -31,7 +31,6 @@ from peft_audio.run_folder import (
     RunFolder,
     back_to,
     on_first,
-    settings_of,
     take_up,
 )
 from peft_audio.terminal import printable
@@ -78,7 +77,7 @@ def start_run(
     """
     path = folder.path
     about = {
-        "settings": settings_of(cfg),
+        "settings": dotted(to_yaml(cfg)),
         "recordings": splits.dataset_sha256(),
         "splits": splits.split_sha256(),
         "encoder": base.sha256,

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
 from peft_audio.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
-from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, to_yaml
+from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, dotted, to_yaml
 
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
@@ -153,13 +153,12 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
     if not cfg.train.resume or not (folder / REPORT).exists():
         return False
     try:
-        sections = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        made = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
-    except (OSError, AttributeError, yaml.YAMLError) as error:
+        made = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         what = f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})"
         raise UserError(f"--train.resume: {what}; {REPLACE}.") from error
     # What was left to this package stands there as it was decided.
-    asked = {name: made.get(name) if value == "auto" else value for name, value in settings_of(cfg).items()}
+    asked = {name: made.get(name) if value == "auto" else value for name, value in dotted(to_yaml(cfg)).items()}
     other = differences(made, asked, FREE)
     if other and cfg.train.overwrite:
         return False
@@ -179,12 +178,6 @@ def finish_folder(folder: Path) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
             aside.rename(folder / name)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-def settings_of(cfg: Any) -> dict[str, Any]:
-    """Every setting by dotted name, as a YAML file holds it."""
-    sections = yaml.safe_load(to_yaml(cfg))
-    return {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
 
 
 def differences(made: Mapping[str, Any], asked: Mapping[str, Any], free: Iterable[str] = ()) -> list[str]:

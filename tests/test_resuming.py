@@ -24,7 +24,15 @@ from test_recipes import RECIPES, load_recipe
 from test_training import divide
 
 from peft_audio import checkpoints, memory, training
-from peft_audio.checkpoints import MANIFEST, STATE, keep_newest, newest_checkpoint, read_checkpoint, write_checkpoint
+from peft_audio.checkpoints import (
+    MANIFEST,
+    STATE,
+    discard_newer,
+    keep_newest,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from peft_audio.config import UserError, run_recipe
 from peft_audio.saver import Saver
 from peft_audio.streaming import StreamLoader
@@ -250,6 +258,20 @@ def test_the_newest_stay_with_the_best_weights_that_they_name(tmp_path: Path) ->
     assert sorted(names(tmp_path)) == ["best-00000002", "step-00000003", "step-00000004"]
     found = newest_checkpoint(tmp_path, print)
     assert found and found.state["step"] == 4 and torch.equal(found.tensors["best"]["w"], torch.ones(3))
+
+
+def test_what_stands_behind_the_checkpoint_that_is_used_goes(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        write_checkpoint(tmp_path / f"best-{epoch:08d}", {}, {"trained": {"w": torch.zeros(3)}})
+    for step, best in ((4, "best-00000001"), (6, "best-00000002"), (8, "best-00000003")):
+        write(tmp_path, step, best)
+    # Its best weights would otherwise be taken for those of the epoch when that is made again.
+    for damaged in ("step-00000008/state.json", "best-00000003/trained.safetensors"):
+        (tmp_path / damaged).write_text("")
+    found = newest_checkpoint(tmp_path, print)
+    assert found and found.state["step"] == 6
+    discard_newer(found)
+    assert names(tmp_path) == {"step-00000004", "step-00000006", "best-00000001", "best-00000002"}
 
 
 @pytest.mark.parametrize("best", ["../best-00000001", "best-00000009", 3, ["best-00000001"]])

@@ -6,7 +6,7 @@ from peft_audio.config.data import DataConfig
 from peft_audio.config.failures import STOPPING
 from peft_audio.config.fields import AugmentConfig, ModelConfig, Stopped, TrainConfig, UserError, expanded, require
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
-from peft_audio.config.plain import plain_yaml
+from peft_audio.config.plain import dotted
 from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
     AttentionHeadsConfig,
@@ -53,9 +53,9 @@ __all__ = [
     "Stopped",
     "TrainConfig",
     "UserError",
+    "dotted",
     "expanded",
     "parse_config",
-    "plain_yaml",
     "read_config",
     "require",
     "run_recipe",

@@ -25,6 +25,18 @@ def plain_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+def dotted(text: str) -> dict[str, Any]:
+    """The settings of a run's config.yaml, or of the like, by dotted name.
+
+    Raises:
+        yaml.YAMLError: As `plain_yaml`; also where it does not hold sections of settings.
+    """
+    sections = plain_yaml(text)
+    if not isinstance(sections, dict) or not all(isinstance(values, dict) for values in sections.values()):
+        raise yaml.YAMLError("it does not hold settings by section")
+    return {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
+
+
 def check_plain(text: str) -> None:
     """Refuse what `plain_yaml` does not take, without building what it stands for.
 
