@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peft_audio.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES
-from peft_audio.config import AugmentConfig, UserError
+from peft_audio.config import AugmentConfig, UserError, expanded
 from peft_audio.folder import files_below
 from peft_audio.scan import scan_clip
 
@@ -48,7 +47,7 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
 
 def _recordings(folder: str, flag: str) -> list[str]:
     """The recordings below a folder, each of which can be used; audiomentations would pass over those that cannot."""
-    files = [path for path in files_below(Path(folder).expanduser()) if path.suffix.lower() in AUDIO_SUFFIXES]
+    files = [path for path in files_below(expanded(folder)) if path.suffix.lower() in AUDIO_SUFFIXES]
     broken = [f"{path} {error}" for path in files if (error := scan_clip(path)["error"])]
     closed = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
     if broken or closed or not files:

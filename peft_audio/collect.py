@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peft_audio.compare import Question, compare
 from peft_audio.comparison import Comparison, Failure
-from peft_audio.config import CompareRecipe, UserError, read_config, to_yaml
+from peft_audio.config import CompareRecipe, UserError, expanded, read_config, to_yaml
 from peft_audio.finished import Finished, named, read_run
 from peft_audio.launching import Job, beside, diverged, finished, other_settings, read_json, write_aside
 from peft_audio.terminal import printable
@@ -30,7 +30,7 @@ class Found:
 
 def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     """Write down what belongs to the comparison, for `peft-audio report`."""
-    folder = Path(cfg.output_dir).expanduser()
+    folder = expanded(cfg.output_dir)
     listed = [
         {
             "arm": job.arm,

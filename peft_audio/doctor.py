@@ -23,7 +23,7 @@ from peft_audio.adapter_files import (
     stored_shapes,
 )
 from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
-from peft_audio.config import UserError
+from peft_audio.config import UserError, expanded
 from peft_audio.doctor_base import Patient, check_base
 from peft_audio.finding import AGAIN, Finding
 from peft_audio.hub import fetch_adapter
@@ -55,7 +55,7 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
     ours = (folder / RECORD).exists()
     if not ours and not (folder / ADAPTER_CONFIG).exists():
         read_record(folder)
-    here = Path(where).expanduser().exists()
+    here = expanded(where).exists()
     names = _names_in(folder) if here else _names_on_hub(str(where), revision)
     record, about_record = _read(folder) if ours else (None, [])
     whole = record.whole if record else not (folder / ADAPTER_CONFIG).exists()

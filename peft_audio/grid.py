@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, read_config, require
+from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, UserError, expanded, read_config, require
 from peft_audio.launching import Job, beside, finished, read_json
 from peft_audio.search import DIVERGED_SCORE, at_edge, best_rate, first_rates, mean_score, next_rate
 
@@ -76,7 +75,7 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
         flags |= {"data.num_folds": cfg.folds, "data.fold": cell.fold}
     flags |= {name.replace("__", "."): value for name, value in more.items()}
     parts = [phase, *([f"fold{cell.fold}"] if cell.fold is not None else []), *([f"rate{rate:g}"] if rate else [])]
-    folder = Path(cfg.output_dir).expanduser() / "runs" / cell.arm / "-".join([*parts, f"seed{seed}"])
+    folder = expanded(cfg.output_dir) / "runs" / cell.arm / "-".join([*parts, f"seed{seed}"])
     return Job(cell.arm, phase, arm.recipe, flags, folder)
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_audio.adapter_files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
 from peft_audio.adapter_record import RECORD
-from peft_audio.config import UserError
+from peft_audio.config import UserError, expanded
 from peft_audio.reasons import first_line
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
@@ -41,7 +41,7 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: It is neither, or the Hub cannot be asked.
     """
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if folder.exists() or not is_hub_id(str(where)):
         if revision is not None:
             raise UserError(f"--revision: got {revision}, but {where} is not on the Hub. Leave it out.")

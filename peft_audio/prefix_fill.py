@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from peft_audio.anatomy import count_frames, minimum_samples
 from peft_audio.batching import Loaders, heard_seconds
 from peft_audio.clips import Clips
-from peft_audio.config import AugmentConfig, Recipe, TrainConfig, UserError
+from peft_audio.config import AugmentConfig, Recipe, TrainConfig, UserError, expanded
 from peft_audio.prefix import Cut, run_prefix
 from peft_audio.prefix_store import Reader, Store, read_table
 from peft_audio.sampler import Draw
@@ -115,7 +114,7 @@ def _augmentation(cfg: AugmentConfig) -> list[Any]:
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
         for folder in (cfg.noise_folder, cfg.impulse_response_folder)
         if folder is not None
-        for path in sorted(Path(folder).expanduser().rglob("*"))
+        for path in sorted(expanded(folder).rglob("*"))
     ]
     return [settings, files]
 

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path
 
-from peft_audio.config import PrefixCacheConfig, UserError
+from peft_audio.config import PrefixCacheConfig, UserError, expanded
 from peft_audio.launching import read_json, write_aside
 
 ABOUT = "about.json"
@@ -60,7 +60,7 @@ class Store:
 def cache_root(cfg: PrefixCacheConfig) -> Path:
     """Where all keys are."""
     if cfg.folder is not None:
-        return Path(cfg.folder).expanduser()
+        return expanded(cfg.folder)
     return cached_assets_path("peft-audio", "prefixes")
 
 

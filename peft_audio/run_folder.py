@@ -17,7 +17,16 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
 from peft_audio.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
-from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, UserError, dotted, to_yaml
+from peft_audio.config import (
+    BaselineRecipe,
+    BaselineTrainConfig,
+    Recipe,
+    TrainConfig,
+    UserError,
+    dotted,
+    expanded,
+    to_yaml,
+)
 
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
@@ -62,7 +71,7 @@ class RunFolder:
 
 def output_folder(cfg: TrainConfig | BaselineTrainConfig) -> Path:
     """`train.output_dir`, with ~ as the user's home."""
-    return Path(cfg.output_dir).expanduser()
+    return expanded(cfg.output_dir)
 
 
 def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFolder | None:

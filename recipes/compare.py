@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.console import Console
 from peft_audio.arithmetic import resolve
 from peft_audio.collect import note_jobs, read_comparison
 from peft_audio.comparison import Comparison
-from peft_audio.config import CompareRecipe, UserError, parse_config
+from peft_audio.config import CompareRecipe, UserError, expanded, parse_config
 from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, tune
 from peft_audio.launching import Job, alone_in, diverged, finished, other_settings, read_json, run_jobs
 from peft_audio.page import print_comparison, write_comparison
@@ -63,8 +62,8 @@ def main(cfg: CompareRecipe) -> Comparison:
     # The first seed of each arm says what it costs, alone on the device; the others may share it.
     run([job for job in finals if job.flags["train.seed"] == 0], True)
     run([job for job in finals if job.flags["train.seed"] != 0], False)
-    comparison = read_comparison([Path(cfg.output_dir).expanduser()])
-    written = write_comparison(comparison, Path(cfg.output_dir).expanduser())
+    comparison = read_comparison([expanded(cfg.output_dir)])
+    written = write_comparison(comparison, expanded(cfg.output_dir))
     print_comparison(comparison, written, console)
     return comparison
 
@@ -103,7 +102,7 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
 
 def conclude(cfg: CompareRecipe) -> int:
     """Run `main` as the only one in its folder; the exit code is 1 if nothing is ranked, 2 if the user can mend it."""
-    folder = Path(cfg.output_dir).expanduser()
+    folder = expanded(cfg.output_dir)
     try:
         with alone_in(folder):
             comparison = main(cfg)

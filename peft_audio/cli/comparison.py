@@ -40,13 +40,13 @@ def run_plan(options: argparse.Namespace) -> int:
     """Say what a comparison will cost."""
     from rich.console import Console
 
-    from peft_audio.config import CompareRecipe, parse_config
+    from peft_audio.config import CompareRecipe, expanded, parse_config
     from peft_audio.launching import alone_in
     from peft_audio.plan import plan, print_plan
 
     cfg = parse_config(CompareRecipe, options.settings)
     try:
-        with alone_in(Path(cfg.output_dir).expanduser()):
+        with alone_in(expanded(cfg.output_dir)):
             print(f"timing a few steps of {len(cfg.arms)} arms, one after the other", file=sys.stderr)
             arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record['seconds']:.0f} s", file=sys.stderr))
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ class UserError(ValueError):
         super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
 
 
-def expanded(path: str) -> Path:
+def expanded(path: str | Path) -> Path:
     """A path with ~ as the user's home, where that is what it means."""
     try:
         return Path(path).expanduser()
