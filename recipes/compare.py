@@ -22,12 +22,15 @@ from peft_audio.arithmetic import resolve
 from peft_audio.collect import note_jobs, read_comparison
 from peft_audio.comparison import Comparison
 from peft_audio.config import CompareRecipe, UserError, expanded, parse_config
+from peft_audio.config.failures import explain
 from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, tune
 from peft_audio.launching import Job, alone_in, diverged, finished, other_settings, read_json, run_jobs
 from peft_audio.page import print_comparison, write_comparison
 from peft_audio.plan import at_once, time_steps
 from peft_audio.rules import MIN_SEEDS
 from peft_audio.terminal import as_told, printable
+
+AGAIN = "The same command goes on from there."
 
 
 def main(cfg: CompareRecipe) -> Comparison:
@@ -111,8 +114,14 @@ def conclude(cfg: CompareRecipe) -> int:
         print(f"error: {as_told(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; what is finished stays in {folder}. The same command goes on from there.", file=sys.stderr)
+        print(f"stopped; what is finished stays in {folder}. {AGAIN}", file=sys.stderr)
         return 130
+    except Exception as error:
+        words = explain(error, str(folder), again=AGAIN)
+        if words is None:
+            raise
+        print(f"error: {as_told(words)}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ HANG_SECONDS = 30.0
 MEMORY_BYTES = 8 * 2**30
 MOST_FINDINGS = 1_000
 GOOD = ("accepted", "refused")
+HUNG = "HUNG"
 
 
 @dataclass
@@ -83,6 +84,7 @@ def main() -> int:
         return 0
     if options.input is not None:
         prepare(options.targets[0], root)
+        import_all(options.targets[0])
         print(try_one(options.targets[0], options.seed, options.input, root))
         print((root / "said.txt").read_text() if (root / "said.txt").exists() else "")
         return 0
@@ -112,6 +114,14 @@ def prepare(target: str, root: Path) -> None:
         (root / name).mkdir(exist_ok=True)
 
 
+def import_all(target: str) -> None:
+    """What inputs need, before any is tried: libraries make folders of their own as they are imported."""
+    from fuzz_targets import TARGETS
+
+    for module in TARGETS[target].modules:
+        importlib.import_module(module)
+
+
 def try_one(target: str, seed: int, number: int, root: Path) -> str:
     """What became of one input, see `attempt`; the same for the same seed and number."""
     from fuzz_promise import attempt
@@ -124,12 +134,16 @@ def try_one(target: str, seed: int, number: int, root: Path) -> str:
 
 def fuzz(target: str, seconds: float, seed: int, root: Path) -> Found:
     """Try inputs for so long, in as many processes as it takes."""
-    found = Found()
+    found, hung = Found(), None
     prepare(target, root)
     while found.seconds < seconds and sum(count for count, _ in found.kinds.values()) < MOST_FINDINGS:
         command = [sys.executable, __file__, target, "--seed", str(seed), "--folder", str(root)]
         command += ["--child", str(found.last + 1), "--seconds", str(seconds - found.seconds)]
-        if died := watch(command, root, found, HANG_SECONDS):
+        died = watch(command, root, found, HANG_SECONDS)
+        if died.startswith(HUNG) and found.last != hung:  # once more: the disk may have been busy
+            hung = found.last
+            found.last, found.tried = found.last - 1, found.tried - 1
+        elif died:
             found.add(found.last, died)
             keep(target, found.last, root)
     return found
@@ -167,7 +181,7 @@ def watch(command: Sequence[str], root: Path, found: Found, hang_seconds: float)
     if found.tried == before:
         raise RuntimeError(f"a child could not begin: {log.read_text()[-2_000:]}")
     where = next((line.strip() for line in log.read_text().splitlines() if "peft_audio/" in line), "")
-    return f"HUNG for {hang_seconds:g} s" if hung else f"DIED with {child.returncode} {where.rpartition('/')[2]}"
+    return f"{HUNG} for {hang_seconds:g} s" if hung else f"DIED with {child.returncode} {where.rpartition('/')[2]}"
 
 
 def count(journal: Path, found: Found) -> None:
@@ -188,12 +202,9 @@ def count(journal: Path, found: Found) -> None:
 
 def try_many(target: str, seed: int, first: int, seconds: float, root: Path) -> None:
     """The child: one input after another, each written down before and after."""
-    from fuzz_targets import TARGETS
-
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    for module in TARGETS[target].modules:
-        importlib.import_module(module)
+    import_all(target)
     journal = os.open(root / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     kept: Counter[str] = Counter()
     number, spent = first, 0.0

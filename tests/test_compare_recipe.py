@@ -84,6 +84,24 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     assert scores(tmp_path / "again") == resumed
 
 
+def test_what_the_disk_refuses_is_told(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    flags = ["--output_dir", str(tmp_path), "--data.source", str(tones), "--model.name", str(tiny_base)]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "compare.py"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16)),
+    )
+    assert ended.returncode == 2
+    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "cannot be written" in told
+    assert "The same command goes on" in told
+    assert "train.resume" not in told
+    assert "Traceback" not in ended.stderr
+
+
 def recipe(**changes: Any) -> CompareRecipe:
     return CompareRecipe(**{"arms": ["lora"], "reference": "lora"} | changes)
 

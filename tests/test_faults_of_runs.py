@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from peft_audio import saving
+from peft_audio import cli, saving
 from peft_audio.arithmetic import resolve
 from peft_audio.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.config import LoraRecipe, ModelConfig, UserError, run_recipe
@@ -111,6 +112,31 @@ def test_what_the_machine_raised_is_told() -> None:
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert "another process of this run ended" in (explain(lost, "runs/x") or "")
     assert explain(RuntimeError("a bug of ours"), "runs/x") is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_command_tells_that_the_disk_is_full(tmp_path: Path) -> None:
+    # So little is printed that only the end of the process writes it.
+    command = [sys.executable, "-m", "peft_audio.cli", "cache", "--folder", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: the disk is full")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_command_tells_how_to_use_less_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("peft_audio.cli.cache.run_cache", run)
+    assert cli.main(["cache"]) == 2
+    told = capsys.readouterr().err
+    assert "memory is too small" in told
+    assert "--batch-size" in told
+    assert "--train." not in told
 
 
 def test_a_signal_outside_of_training_is_told(

@@ -12,6 +12,7 @@ from peft_audio.cli import cache, check, comparison, copies, evaluate, export, p
 from peft_audio.quick_start import quick_imports
 
 TAKES_SETTINGS = ("check", "evaluate", "plan")
+LESS_MEMORY = "Lower --batch-size where the command has it, or cut long recordings."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Of a process that does nothing else; who calls this from Python goes on afterwards.
     options.quick = quick_imports if arguments is None else nullcontext
     from peft_audio.config import UserError
+    from peft_audio.config.failures import explain
     from peft_audio.terminal import as_told
 
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {as_told(str(error))}", file=sys.stderr)
         return 2
@@ -35,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.
         sys.stderr.close()
         return 1
+    except Exception as error:
+        words = explain(error, "", LESS_MEMORY, again="")
+        if words is None:
+            raise
+        print(f"error: {as_told(words)}", file=sys.stderr)
+        return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
