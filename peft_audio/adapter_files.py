@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from peft_audio.config import UserError
 from peft_audio.json_text import parse_json
+from peft_audio.patterns import may_hang
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -17,6 +18,11 @@ WHOLE_WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 # What a config may say where nothing of that rank is saved.
 LEAST_RANK = 64
+# PEFT's documents have 4 and 16 rounds for PiSSA, and 1 for LoftQ.
+FEW_ROUNDS = {str(rounds) for rounds in range(1, 33)}
+# What PEFT takes for regular expressions: text, lists, and the keys of objects.
+PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
+LISTED_PATTERNS = ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -41,7 +47,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """What PEFT is told of the adapter.
 
     Raises:
-        UserError: It is missing or damaged, or names a module for PEFT to import.
+        UserError: It is missing or damaged, names a module for PEFT to import, or would keep PEFT at work without end.
     """
     path = folder / ADAPTER_CONFIG
     found = read_object(path)
@@ -49,7 +55,27 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: peft_type is {found.get('peft_type')!r}, must be a kind that PEFT knows, as LORA.")
     if found.get("megatron_config"):
         raise UserError(f"{path}: megatron_config makes PEFT import a module of the file's choosing; take it out.")
+    _refuse_endless_work(path, found)
     return found
+
+
+def _refuse_endless_work(path: Path, settings: dict[str, Any]) -> None:
+    for name in (*PATTERNS, *LISTED_PATTERNS):
+        value = settings.get(name)
+        listed = value if name in LISTED_PATTERNS and isinstance(value, (list, dict)) else [value]
+        for pattern in listed:
+            if isinstance(pattern, str) and may_hang(pattern):
+                words = f"{name} has a pattern that may take days to match, {pattern[:60]!r}; name the modules."
+                raise UserError(f"{path}: {words}")
+    loftq = settings.get("loftq_config")
+    asked = {
+        "init_lora_weights": str(settings.get("init_lora_weights")).partition("_niter_")[2],
+        "loftq_config": loftq.get("loftq_iter", 1) if isinstance(loftq, dict) else 1,
+    }
+    for name, rounds in asked.items():
+        if str(rounds) and str(rounds) not in FEW_ROUNDS:
+            words = f"{name} asks for {str(rounds)[:20]} rounds at every loading; at most {len(FEW_ROUNDS)} are done."
+            raise UserError(f"{path}: {words}")
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -157,6 +157,15 @@ FAULTS: dict[str, Fault] = {
     "r of a thousand million": Fault(
         "lora", edit("adapter_config.json", r=10**9), "no weight in the file has so many rows"
     ),
+    "a pattern that takes days to match": Fault(
+        "lora", edit("adapter_config.json", target_modules="((([a-z0-9_.])+)+)+!"), "may take days to match"
+    ),
+    "the same as the key of a rank": Fault(
+        "lora", edit("adapter_config.json", rank_pattern={"(.|.)" * 30: 4}), "may take days to match"
+    ),
+    "a start that takes a million rounds": Fault(
+        "lora", edit("adapter_config.json", init_lora_weights="pissa_niter_1000000"), "1000000 rounds"
+    ),
     "another lora_alpha": Fault("lora", edit("adapter_config.json", lora_alpha=1), "logits differ"),
     "labels reversed": Fault("lora", record(labels=LABELS[::-1]), "probe of 0.5 s"),
     "two labels swapped that no probe has on top": Fault("lora", two_unlikely_labels_swapped, "probe of 0.5 s"),

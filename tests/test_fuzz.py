@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -19,6 +21,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from peft_audio.collection import SPLITS, make_clips
 from peft_audio.config import RECIPES, CompareRecipe, DataConfig, UserError, parse, parse_config, to_yaml
+from peft_audio.patterns import may_hang
 from peft_audio.splitting import divide, leaking_groups
 
 INPUTS = {"audio": 200, "yaml": 12, "manifests": 30, "json": 50, "safetensors": 50}
@@ -158,3 +161,36 @@ def test_any_collection_is_divided_once_for_all_or_refused(
     by_id = found.set_index("id")["split"]
     again = divide(clips.sample(frac=1, random_state=shuffle), replace(cfg)).set_index("id")["split"]
     assert by_id.equals(again.loc[by_id.index])
+
+
+def larger_patterns(smaller: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    in_turn = st.lists(smaller, min_size=1, max_size=4).map("".join)
+    either = st.lists(smaller, min_size=2, max_size=3).map("|".join).map("({})".format)
+    repeated = st.tuples(smaller, st.sampled_from(["*", "+", "?", "*?", "{2,9}"])).map(
+        lambda two: "(?:{}){}".format(*two)
+    )
+    return st.one_of(in_turn, either, repeated, smaller.map("(?={})".format))
+
+
+@given(pattern=st.recursive(st.sampled_from(["a", ".", "a*", ".+", "a?", r"\w*", "[ab]+", "b"]), larger_patterns))
+@settings(ROUNDS, max_examples=300)
+def test_patterns_that_are_let_through_end(pattern: str) -> None:
+    if not may_hang(pattern):
+        began = time.process_time()
+        for name in ("a" * 80 + "!", "ab" * 40 + "!"):
+            re.fullmatch(pattern, name)
+        assert time.process_time() - began < 1  # a hanging one takes days
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "wav2vec2.encoder.layers.0.attention.q_proj",
+        r".*\.(q_proj|v_proj)$",
+        r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$",
+        r"(.*\.)?(.*layers.*)$",
+        r"^.*\.encoder\.layers\.\d+\..*(q|k|v|out)_proj$",
+    ],
+)
+def test_patterns_that_people_use_are_let_through(pattern: str) -> None:
+    assert not may_hang(pattern)

@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "training": "accelerator arithmetic batching config evaluation finite memory optimizer position resuming sampler "
     "saver spec_augment stopping strategies streaming tracking",
     "markdown": "terminal",
-    "adapter_files": "config json_text",
+    "patterns": "",
+    "adapter_files": "config json_text patterns",
     "adapter_record": "adapter_files config markdown models",
     "hub": "adapter_files adapter_record config reasons",
     "adapter": "adapter_record collating",
