@@ -100,8 +100,10 @@ def _rates_and_blocks(
 ) -> Iterator[tuple[int, np.ndarray]]:
     with _opened(source) as (sound, info):
         rate, whole_seconds = info.sampling_rate, info.num_frames / info.sampling_rate
-        first = at = min(round(start_seconds * rate), info.num_frames)
-        end = info.num_frames if seconds is None else min(first + max(1, round(seconds * rate)), info.num_frames)
+        # Cut before they are rounded: a table may say 1e308 s, and no whole number is infinite.
+        first = at = round(min(start_seconds * rate, info.num_frames))
+        length = info.num_frames if seconds is None else max(1, round(min(seconds * rate, info.num_frames)))
+        end = min(first + length, info.num_frames)
         size = max(1, round(block_seconds * rate))
         span = (first, end, size)
         decoded = _soundfile_blocks(sound, *span) if sound else ffmpeg.read_blocks(source, info, *span)

@@ -163,6 +163,10 @@ def test_slice_is_cut_at_the_end_of_the_recording(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_audio(path, RATE, 0.9, 5.0), clip[14400:])
     with pytest.raises(AudioError, match="no samples after 3 s"):
         load_audio(path, RATE, 3.0, 1.0)
+    # 1e308 s have more samples than a float can count.
+    np.testing.assert_array_equal(load_audio(path, RATE, 0.25, 1e308), load_audio(path, RATE, 0.25))
+    with pytest.raises(AudioError, match="no samples after 1e\\+308 s"):
+        load_audio(path, RATE, 1e308)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
