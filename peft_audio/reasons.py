@@ -19,7 +19,9 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         # The first line is "404 Client Error."; what is not found, and how to log in, comes behind it.
         return " ".join(str(error).split())[:LONGEST]
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    # The reason comes behind a heading.
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def unloadable(name: str, error: Exception) -> UserError:

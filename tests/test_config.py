@@ -280,6 +280,15 @@ def test_yaml_cannot_name_code_to_run(text: str, tmp_path: Path, capsys: pytest.
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-" + "9" * 400, "0x" + "f" * 300, "1" + ":0" * 200])
+def test_a_number_too_large_for_a_float_is_refused(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "run.yaml", f"train: {{learning_rate: {number}}}")
+    assert "digits, which no setting takes" in refusal(capsys, ["--config", file])
+    assert "digits, which no setting takes" in refusal(capsys, ["--train.learning_rate", number])
+
+
 def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
     first = write(tmp_path / "a.yaml", "train: {epochs: 3, learning_rate: 1e-3, seed: 7}\nlora: {layers: [0, 1]}\n")
     second = write(tmp_path / "b.yaml", "train: {epochs: 4}\n")

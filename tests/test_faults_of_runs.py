@@ -98,6 +98,13 @@ def test_what_the_hub_answers_is_told() -> None:
     assert "be authenticated" in told
 
 
+def test_the_reason_behind_a_heading_is_told() -> None:
+    error = ValueError("Validation error for field 'hidden_size':\n    TypeError: expected int, got str\n    more")
+    assert str(unloadable("x", error)).startswith(
+        "--model.name: x cannot be loaded: Validation error for field 'hidden_size': TypeError: expected int, got str."
+    )
+
+
 def test_torchs_advice_to_unpickle_is_not_passed_on(tmp_path: Path) -> None:
     told = str(unloadable(str(tmp_path), RuntimeError("Weights only load failed. Re-running with weights_only=False")))
     assert "a pickle of more than weights" in told

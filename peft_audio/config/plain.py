@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -9,6 +10,8 @@ import yaml
 NO_CODE = "settings are values, and name no code"
 # Settings are sections of settings; deeper than this, Python itself would not read them.
 DEEPEST = 20
+# A whole number of 308 digits, 256 of them in base 16, no longer is a float, and jsonargparse does not expect it.
+_HUGE = re.compile(r"[-+]?[0-9][0-9a-fxob_:]{250,}", re.IGNORECASE)
 
 
 class NotPlain(yaml.MarkedYAMLError):
@@ -50,6 +53,8 @@ def check_plain(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.ScalarEvent) and event.value == "class_path":
             raise NotPlain(problem=f"a class_path; {NO_CODE}", problem_mark=mark)
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and _HUGE.fullmatch(event.value):
+            raise NotPlain(problem=f"a number of {len(event.value)} digits, which no setting takes", problem_mark=mark)
         if isinstance(event, yaml.AliasEvent):
             # A few lines of them stand for gigabytes.
             problem = f"the alias *{event.anchor}; what it stands for must be written out"
