@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 from conftest import write_tone
 from filelock import FileLock
 
@@ -206,10 +205,11 @@ def test_errors_are_not_remembered_and_change_no_neighbours_bits(
     with pytest.raises(KeyboardInterrupt):
         main([*call, str(tmp_path / "old.json")])
     monkeypatch.undo()
+    begun_with = models.version("torch")
     monkeypatch.setattr(models, "version", lambda package: "0.0.1")
     assert main([*call, str(tmp_path / "old.json")]) == 2
     err = capsys.readouterr().err
-    assert f"torch was {torch.__version__}, is 0.0.1" in err and "peft-audio was" in err
+    assert f"torch was {begun_with}, is 0.0.1" in err and "peft-audio was" in err
 
 
 def test_what_another_process_wrote_meanwhile_is_not_overwritten(
