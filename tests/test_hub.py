@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from test_recipes import free_port, settings
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # behind tests, which has names of its own
+import chaos  # noqa: E402
+
 # Trains nothing: loads, saves an adapter, and loads that by the commit in its record.
 SCRIPT = """
 import json, sys
@@ -212,6 +217,26 @@ def test_streaming_on_two_processes_evaluates_every_clip_once(tmp_path: Path, ti
     skipped = (run / "skipped_clips.csv").read_text().splitlines()
     assert report["skipped_clips"] == 2
     assert [line.split(",")[0] for line in skipped[1:]] == ["train0.00011.wav", "train1.00011.wav"]
+
+
+def test_a_streamed_run_that_was_killed_ends_in_the_same_bits(tmp_path: Path, tiny_base: Path) -> None:
+    folder = make_dataset(tmp_path / "tones", bad=1)
+    flags = [*settings(Path("org/tones"), tiny_base, tmp_path / "whole"), "--data.streaming", "true"]
+    flags += ["--data.shuffle_buffer", "4", "--data.on_bad_clip", "skip", "--train.max_steps", "12"]
+    flags += ["--augment.preset", "light", "--train.checkpoint_every_steps", "1", "--train.verify_adapter", "false"]
+    other = [*flags, "--train.output_dir", str(tmp_path / "one"), "--train.resume", "true"]
+    with serve({}, {"org/tones": folder}) as (address, _):
+        env = environment(address, tmp_path / "home")
+        whole = launch("lora", flags, env)
+        command = [sys.executable, str(ROOT / "recipes" / "lora.py"), *other]
+        with subprocess.Popen(command, env=env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}) as killed:
+            while not (tmp_path / "one" / "checkpoints" / "step-00000004").exists() and killed.poll() is None:
+                time.sleep(0.005)
+            killed.kill()
+        again = launch("lora", other, env)
+    assert (whole.returncode, killed.returncode, again.returncode) == (0, -signal.SIGKILL, 0), again.stderr
+    assert json.loads((tmp_path / "one" / "report.json").read_text())["resumes"] == 1
+    assert chaos.unlike(tmp_path / "whole", tmp_path / "one") == []
 
 
 @pytest.mark.parametrize("recipe", ["lora", "full"])
