@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from peft_audio.adapter_files import read_object
-from peft_audio.config import DataConfig, Recipe, UserError
+from peft_audio.config import DataConfig, Recipe, UserError, is_folder
 from peft_audio.markdown import markdown_table, marked
 from peft_audio.models import BUNDLED_ENCODER, Base, resolve_base, versions
 
@@ -174,7 +174,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     whole, place = record.whole, repository or "."
     base = place if whole else resolve_base(record.base.name)
     # What came from the Hub may have a namesake among the folders here.
-    local = record.base.commit is None and Path(base).is_dir()
+    local = record.base.commit is None and is_folder(base)
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
     labels = labels_as_code(record)
     places = [("BASE", base if whole or not local else str(Path(base).resolve()))]

@@ -22,7 +22,7 @@ from peft_audio.config import ModelConfig, UserError
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import Base, classifier_settings
 from peft_audio.prefix import Cut, answer_pooled, features_accepted, find_cut, pool, run_prefixes
-from peft_audio.probes import compare_probes, measure_probes
+from peft_audio.probes import check_answers
 from peft_audio.strategies import Trained
 
 
@@ -135,7 +135,7 @@ class AdapterSet:
         cut = find_cut(self._model, trained, masked=False, head_dropout=False)
         assert cut is not None, "no adapter changes the convolutions"
         adapter = Adapter(_Switched(self, name, parts), extractor, record)
-        problems = compare_probes(record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
+        problems = check_answers(adapter, LOADING_TOLERANCE, count=1)
         if problems:
             raise UserError(f"{folder} does not answer as recorded ({problems[0]}); see: peft-audio verify {folder}")
         return _Member(adapter, parts, cut)

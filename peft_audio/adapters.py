@@ -23,7 +23,7 @@ from peft_audio.adapter_files import (
 )
 from peft_audio.adapter_record import RECORD, AdapterRecord, read_record
 from peft_audio.anatomy import LAYER_WEIGHTS, minimum_samples
-from peft_audio.config import ModelConfig, UserError, expanded
+from peft_audio.config import ModelConfig, UserError, is_folder
 from peft_audio.hub import fetch_adapter
 from peft_audio.models import (
     BUNDLED_ENCODER,
@@ -34,7 +34,7 @@ from peft_audio.models import (
     quiet_loading,
     use_exact_float32,
 )
-from peft_audio.probes import compare_probes, measure_probes
+from peft_audio.probes import check_answers
 from peft_audio.reasons import first_line
 from peft_audio.strategies import PEFT_PREFIX, freeze_all_but_biases
 
@@ -62,7 +62,7 @@ def load_adapter(
         UserError: A part is missing or damaged, the base is not the one that it was trained on, or it answers wrongly.
     """
     adapter = load_unasked(fetch_adapter(path, revision), base)
-    problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)
+    problems = check_answers(adapter, LOADING_TOLERANCE, count=1)
     if problems:
         raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
     merged = adapter.model.merge_and_unload() if merge and isinstance(adapter.model, PeftModel) else adapter.model
@@ -187,7 +187,7 @@ def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfi
     """
     name = base or record.base.name
     # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
-    if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not expanded(name).is_dir():
+    if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not is_folder(name):
         raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
     revision = None if base else record.base.commit
     return ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)

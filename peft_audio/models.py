@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from transformers.utils import logging
 
 from peft_audio.anatomy import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
-from peft_audio.config import ModelConfig, UserError, expanded
+from peft_audio.config import ModelConfig, UserError, expanded, is_folder
 from peft_audio.padding import make_padding_exact
 from peft_audio.quantization import quantization_settings
 from peft_audio.reasons import unloadable
@@ -60,7 +60,7 @@ def resolve_base(name: str) -> str:
     if name == BUNDLED_ENCODER:
         return str(ASSETS / BUNDLED_ENCODER)
     folder = expanded(name)
-    if folder.is_dir():
+    if is_folder(folder):
         if not (folder / "config.json").is_file():
             raise UserError(f"--model.name: {name} has no config.json; give a folder made by save_pretrained.")
         return str(folder)
@@ -76,7 +76,7 @@ def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
         UserError: There is no such folder, repository or revision, or no connection.
     """
     base = resolve_base(cfg.name)
-    if Path(base).is_dir():
+    if is_folder(base):
         return base, None
     try:
         # The Hub's cache keeps each commit's files in a folder of its name.

@@ -10,6 +10,7 @@ import numpy as np
 
 from peft_audio.adapter import Adapter
 from peft_audio.adapter_record import AdapterRecord
+from peft_audio.reasons import first_line
 
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 
@@ -42,6 +43,15 @@ def measure_probes(adapter: Adapter, count: int = len(PROBE_SECONDS)) -> tuple[d
         by_name = dict(zip(adapter.labels, logits.tolist(), strict=True))
         found.append({"seconds": seconds, "label": adapter.labels[int(logits.argmax())], "logits": by_name})
     return tuple(found)
+
+
+def check_answers(adapter: Adapter, tolerance: float, count: int = len(PROBE_SECONDS)) -> list[str]:
+    """As `compare_probes`, of what is measured now; settings that load may still be none that run."""
+    try:
+        measured = measure_probes(adapter, count)
+    except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
+        return [f"gives no answer: {first_line(error)}"]
+    return compare_probes(adapter.record, measured, tolerance)
 
 
 def compare_probes(record: AdapterRecord, measured: Sequence[dict[str, Any]], tolerance: float) -> list[str]:

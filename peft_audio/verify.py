@@ -27,10 +27,9 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
     """
     # Here, so that a process that only verifies can start quickly.
     from peft_audio.adapters import load_unasked
-    from peft_audio.probes import compare_probes, measure_probes
+    from peft_audio.probes import check_answers
 
-    adapter = load_unasked(folder, base)
-    return compare_probes(adapter.record, measure_probes(adapter), TOLERANCE)
+    return check_answers(load_unasked(folder, base), TOLERANCE)
 
 
 def main(folder: str) -> int:

@@ -221,6 +221,7 @@ FAULTS: dict[str, Fault] = {
         "lora", edit("adapter_config.json", revision="f" * 40), "revision", loads=True
     ),
     "a commit that is none": Fault("lora", base(commit="../../refs"), "base.commit must be"),
+    "the name of a base without end": Fault("lora", base(name="a" * 5_000), "is not here"),
     "a base of a user who is not here": Fault("lora", base(name="~nobody-here/x"), "is not here"),
     "the name of a base clears the screen": Fault(
         "lora", edit("adapter_config.json", base_model_name_or_path="\x1b[2J"), r"names the base \x1b[2J", loads=True
@@ -264,6 +265,7 @@ FAULTS: dict[str, Fault] = {
     "model: NaN": Fault(
         "full", weights(lambda w: w["projector.bias"].__setitem__(0, torch.nan), WHOLE), "NaN or infinity"
     ),
+    "model: a stride of 0": Fault("full", edit("config.json", conv_stride=[5, 2, 2, 2, 2, 2, 0]), "gives no answer"),
     "model: cut off": Fault("full", cut(WHOLE), "is damaged"),
     "model: labels reversed in the record": Fault("full", record(labels=LABELS[::-1]), "programs would disagree"),
     "model: labels reversed in both": Fault(

@@ -106,7 +106,7 @@ def mutated_json(rng: random.Random, value: Any) -> str:
         owner, key = rng.choice(places)
         kind = rng.randrange(10)
         if kind < 5:
-            owner[key] = rng.choice(ODD_VALUES)
+            owner[key] = copy.deepcopy(rng.choice(ODD_VALUES))  # what is changed next must not be what all share
         elif kind == 5:
             del owner[key]
         elif kind == 6:

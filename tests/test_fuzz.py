@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 from fuzz import Found, prepare, try_one, watch
-from fuzz_mutations import ODD_TEXTS
+from fuzz_mutations import ODD_TEXTS, ODD_VALUES, mutated_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -49,6 +50,13 @@ def test_damaged_inputs_work_or_are_refused(target: str, tmp_path: Path, monkeyp
     found = {number: try_one(target, 1, number, tmp_path) for number in range(INPUTS[target])}
     assert {number: said for number, said in found.items() if said not in ("accepted", "refused")} == {}
     assert "refused" in found.values()
+
+
+def test_an_input_depends_on_its_number_alone() -> None:
+    before = repr(ODD_VALUES)
+    for number in range(500):
+        mutated_json(random.Random(number), {"a": [1, {"b": 2}], "c": 3})
+    assert repr(ODD_VALUES) == before
 
 
 @pytest.mark.parametrize(

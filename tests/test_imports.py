@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "adapter_record": "adapter_files config markdown models",
     "hub": "adapter_files adapter_record config reasons",
     "adapter": "adapter_record collating",
-    "probes": "adapter adapter_record",
+    "probes": "adapter adapter_record reasons",
     "adapters": "adapter adapter_files adapter_record anatomy config hub models probes reasons strategies",
     "adapter_parts": "adapter_files adapter_record adapters anatomy config models reasons strategies",
     "adapter_set": "adapter adapter_parts adapter_record adapters config hub models prefix probes strategies",

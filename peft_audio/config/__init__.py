@@ -4,7 +4,16 @@ from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineT
 from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.failures import STOPPING
-from peft_audio.config.fields import AugmentConfig, ModelConfig, Stopped, TrainConfig, UserError, expanded, require
+from peft_audio.config.fields import (
+    AugmentConfig,
+    ModelConfig,
+    Stopped,
+    TrainConfig,
+    UserError,
+    expanded,
+    is_folder,
+    require,
+)
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.plain import dotted
 from peft_audio.config.prefix_cache import PrefixCacheConfig
@@ -55,6 +64,7 @@ __all__ = [
     "UserError",
     "dotted",
     "expanded",
+    "is_folder",
     "parse_config",
     "read_config",
     "require",

@@ -31,10 +31,11 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def _is_folder(path: str) -> bool:
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; also asked of names that no disk takes."""
     try:
         return expanded(path).is_dir()
-    except (OSError, ValueError):  # a name that no disk takes
+    except (OSError, ValueError):
         return False
 
 
@@ -150,7 +151,7 @@ class AugmentConfig:
             require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
         for name in ("noise_folder", "impulse_response_folder"):
             value = getattr(self, name)
-            usable = value is None or (bool(value) and _is_folder(value))
+            usable = value is None or (bool(value) and is_folder(value))
             require(usable, f"augment.{name}", value or "''", "a folder of recordings", "Leave it out, or give one.")
 
 
