@@ -65,7 +65,9 @@ def run_through(model: Any, batches: Iterable[dict[str, torch.Tensor]], device: 
     """
     model.eval()
     found = [torch.zeros(0, 3 + model.config.num_labels)]
-    with torch.inference_mode():
+    # transformers 5.17 draws for each layer that it may skip, in eval mode too; dropout must not depend on that.
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(), torch.random.fork_rng(devices=devices):
         for batch in batches:
             logits = model_logits(model, send_to_device(batch, device)).float().cpu()
             whose = torch.stack([batch["index"], batch["recording"], batch["label"]], dim=1)

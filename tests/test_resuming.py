@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from test_recipes import RECIPES, load_recipe
 from test_training import divide
 
-from peft_audio import checkpoints, memory, training
+from peft_audio import checkpoints, evaluation, memory, training
 from peft_audio.checkpoints import (
     MANIFEST,
     STATE,
@@ -340,6 +340,15 @@ def test_auto_micro_batch_takes_the_largest_that_fits_and_changes_nothing_else(
     assert "a clip at a time does not fit into memory" in capsys.readouterr().err
     assert go("lora", tmp_path / "out") == 2
     assert "memory is too small" in capsys.readouterr().err
+
+
+def test_evaluation_draws_nothing_from_the_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "model_logits", lambda model, batch: torch.rand(len(batch["index"]), 2))
+    model = SimpleNamespace(eval=lambda: None, config=SimpleNamespace(num_labels=2))
+    batch = dict.fromkeys(("index", "recording", "label"), torch.zeros(3, dtype=torch.long))
+    before = torch.get_rng_state()
+    assert evaluation.run_through(model, [batch], torch.device("cpu")).shape == (3, 5)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_stream_goes_on_behind_what_was_trained_on() -> None:
