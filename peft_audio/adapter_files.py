@@ -65,7 +65,7 @@ def _refuse_endless_work(path: Path, settings: dict[str, Any]) -> None:
         listed = value if name in LISTED_PATTERNS and isinstance(value, (list, dict)) else [value]
         for pattern in listed:
             if isinstance(pattern, str) and may_hang(pattern):
-                words = f"{name} has a pattern that may take days to match, {pattern[:60]!r}; name the modules."
+                words = f"{name} has no pattern, or one that may take days to match: {pattern[:60]!r}; name modules."
                 raise UserError(f"{path}: {words}")
     loftq = settings.get("loftq_config")
     asked = {
