@@ -2,12 +2,14 @@
 
     python benchmarks/chaos.py --kills 100 --out chaos.md
     python benchmarks/chaos.py --cases lora "two processes" --kills 20
+    python benchmarks/chaos.py --device cuda --encoder base --kills 60 -- --train.deterministic true
 
 A run is a recipe in a process of its own, started by the same command each time with `--train.resume true` and ended
 by SIGKILL after a time drawn at random, which may fall into reading, training, a save, a validation or the last
 evaluation. What counts as the same is every byte of the adapter, the log, the predictions and the splits, and the
-report without its times. Processes are forked from one that has imported torch, so that a start takes a second. Clips
-and encoder are generated; the encoder is small and has dropout everywhere.
+report without its times. A second run that nobody stopped says whether that can be: on a GPU, bits may differ from run
+to run all the same. What follows `--` goes to every run. Processes are forked from one that has imported torch, so that
+a start takes a second. Clips and encoder are generated; the encoder has dropout everywhere and is small, unless asked.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from forked import Command, log_of, make_base, make_data, open_server, run, start, wait
 
 # Of a report, what time and memory decide, and how often it was taken up.
@@ -43,6 +47,7 @@ CASES: dict[str, tuple[str, list[str], int]] = {
     ),
     "lora, nf4": ("lora", ["--model.quantization", "nf4", "--lora.dropout", "0.1", *EVERY_STEP], 1),
     "lora, bf16": ("lora", ["--train.mixed_precision", "bf16", "--lora.dropout", "0.1", *EVERY_STEP], 1),
+    "lora, fp16": ("lora", ["--train.mixed_precision", "fp16", "--lora.dropout", "0.1", *EVERY_STEP], 1),
     "lora, workers": ("lora", ["--data.num_workers", "2", "--lora.dropout", "0.1", *EVERY_STEP], 1),
     "dora": ("lora", ["--lora.use_dora", "true", "--lora.dropout", "0.1", *EVERY_STEP], 1),
     "head only": ("head_only", ["--model.head_dropout", "0.2", "--model.layer_weighted_sum", "true", *EVERY_STEP], 1),
@@ -79,8 +84,12 @@ CASES: dict[str, tuple[str, list[str], int]] = {
 
 @dataclass
 class Tally:
-    """What became of a case: kills, those that left a half-written checkpoint, runs, and runs with other results."""
+    """What became of a case: kills, those that left a half-written checkpoint, runs, and runs with other results.
 
+    `repeated` is how a second run that nobody stopped differs from the first.
+    """
+
+    repeated: list[str] = field(default_factory=list)
     kills: int = 0
     inside_saves: int = 0
     runs: int = 0
@@ -91,49 +100,98 @@ class Tally:
 def main() -> None:
     """Kill, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all that the device can run")
     parser.add_argument("--kills", type=int, default=100, help="at least so many over all cases (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--encoder", choices=["small", "base"], default="small", help="base has wav2vec2-base's sizes")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of the longest clip (default: 0.6)")
     parser.add_argument("--out", type=Path, help="a file for the table as well")
+    parser.add_argument("flags", nargs="*", help="behind --: flags of every run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
-        found = chaos(Path(folder), options.cases, options.kills, options.seed, tell=True)
-    text = table(found)
+        runs = open_runs(Path(folder), options.device, options.encoder == "base", options.seconds, options.flags)
+        found = chaos(runs, options.cases or runnable(options.device), options.kills, options.seed, tell=True)
+    flags = f", {' '.join(options.flags)}" if options.flags else ""
+    text = f"{about(options.device)}; encoder: {options.encoder}, clips to {options.seconds} s{flags}\n\n{table(found)}"
     print(text)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
     sys.exit(any(tally.lost or tally.not_the_same for tally in found.values()))
 
 
-def chaos(folder: Path, cases: Sequence[str], kills: int, seed: int, tell: bool = False) -> dict[str, Tally]:
+@dataclass(frozen=True)
+class Runs:
+    """What all runs share.
+
+    Attributes:
+        context: Where their processes are started, see `open_server`.
+        folder: Theirs.
+        flags: Of each.
+        device: "cpu" or "cuda".
+    """
+
+    context: Any
+    folder: Path
+    flags: list[str]
+    device: str
+
+
+def open_runs(
+    folder: Path, device: str = "cpu", published_size: bool = False, seconds: float = 0.6, flags: Sequence[str] = ()
+) -> Runs:
+    """Clips, an encoder, and a server that starts runs.
+
+    Args:
+        folder: For all of it.
+        device: "cpu" or "cuda".
+        published_size: Whether the encoder has wav2vec2-base's sizes.
+        seconds: Of the longest clip.
+        flags: Of each run, beside our own.
+    """
+    context = open_server(folder / "assets", device)
+    data, base = make_data(folder / "data", seconds), make_base(folder / "base", published_size)
+    own = ["--data.source", str(data), "--model.name", str(base), "--train.verify_adapter", "false", "--train.epochs"]
+    own += ["3", "--train.batch_size", "6", "--train.resume", "true"]
+    return Runs(context, folder / "runs", [*own, *flags], device)
+
+
+def runnable(device: str) -> list[str]:
+    """The cases that a device can run: fp16 is for GPUs, and NCCL wants one for each process."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    fits = {name: gpus >= processes if gpus else name != "lora, fp16" for name, (_, _, processes) in CASES.items()}
+    return [name for name in CASES if fits[name]]
+
+
+def chaos(runs: Runs, cases: Sequence[str], kills: int, seed: int, tell: bool = False) -> dict[str, Tally]:
     """Kill runs of each case until all of them together have had so many.
 
     Args:
-        folder: For clips, encoder and runs.
+        runs: See `open_runs`.
         cases: Names in `CASES`.
         kills: Of all cases together, spread evenly.
         seed: Of the moments.
         tell: Print a line a run.
     """
-    context = open_server(folder / "assets")
-    data, base = make_data(folder / "data"), make_base(folder / "base")
     rng = random.Random(seed)
     found: dict[str, Tally] = {}
     for name in cases:
         recipe, flags, processes = CASES[name]
-        flags = [*flags, "--data.source", str(data), "--model.name", str(base), "--train.verify_adapter", "false"]
-        flags += ["--train.epochs", "3", "--train.batch_size", "6", "--train.resume", "true", "--prefix_cache.use"]
-        flags += ["always" if name == "lora" else "auto"]
-        command, runs = Command(recipe, flags, processes), folder / "runs" / name.replace(" ", "_").replace(",", "")
-        tally, began = found.setdefault(name, Tally()), time.perf_counter()
-        whole = runs / "whole"
-        if run(context, command, whole) != 0:
-            raise RuntimeError(f"{name} does not run:\n{log_of(whole).read_text()}")
-        seconds = time.perf_counter() - began
+        flags = [*flags, *runs.flags, "--prefix_cache.use", "always" if name == "lora" else "auto"]
+        command = Command(recipe, flags, processes, runs.device)
+        folder = runs.folder / name.replace(" ", "_").replace(",", "")
+        tally = found.setdefault(name, Tally())
+        whole, second = folder / "whole", folder / "second"
+        for place in (whole, second):
+            began = time.perf_counter()
+            if run(runs.context, command, place) != 0:
+                raise RuntimeError(f"{name} does not run:\n{log_of(place).read_text()}")
+            seconds = time.perf_counter() - began
+        tally.repeated = unlike(whole, second)
         while tally.kills < -(-kills // len(cases)):
-            one = runs / f"killed-{tally.runs}"
+            one = folder / f"killed-{tally.runs}"
             before, began = tally.kills, time.perf_counter()
-            kill_until_finished(context, command, one, seconds, rng, tally)
+            kill_until_finished(runs.context, command, one, seconds, rng, tally)
             tally.runs += 1
             if tally.kills == before:
                 # Other work on the machine may have let the first one take longer.
@@ -189,20 +247,34 @@ def unlike(whole: Path, other: Path) -> list[str]:
     return found
 
 
+def about(device: str) -> str:
+    """The device and the versions that bits depend on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return f"{name}, torch {torch.__version__}, transformers {version('transformers')}, peft {version('peft')}"
+
+
 def table(found: dict[str, Tally]) -> str:
     """A row a case, and the sum."""
     lines = [
-        "| case | kills | of them inside a save | runs finished | bit-identical | lost |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| case | undisturbed bit-identical | kills | of them inside a save | runs finished | bit-identical | lost |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     rows: list[tuple[Any, ...]] = [
-        (name, tally.kills, tally.inside_saves, tally.runs, len(tally.lost), _bad(tally))
+        (
+            *(name, "no" if tally.repeated else "yes"),
+            *(tally.kills, tally.inside_saves, tally.runs, len(tally.lost), _bad(tally)),
+        )
         for name, tally in found.items()
     ]
-    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 6))))
-    for name, kills, inside, runs, lost, bad in rows:
-        lines.append(f"| {name} | {kills} | {inside} | {runs - lost} | {runs - lost - bad} | {lost} |")
-    details = [f"{name}: {what}" for name, tally in found.items() for what in [*tally.lost, *tally.not_the_same]]
+    same = sum(row[1] == "yes" for row in rows)
+    rows.append(("all", f"{same} of {len(rows)}", *(sum(row[i] for row in rows) for i in range(2, 7))))
+    for name, repeated, kills, inside, runs, lost, bad in rows:
+        lines.append(f"| {name} | {repeated} | {kills} | {inside} | {runs - lost} | {runs - lost - bad} | {lost} |")
+    details = [
+        f"{name}: {what}"
+        for name, tally in found.items()
+        for what in [*(f"second: {what}" for what in tally.repeated), *tally.lost, *tally.not_the_same]
+    ]
     return "\n".join(lines + (["", *details] if details else []))
 
 

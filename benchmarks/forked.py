@@ -31,25 +31,36 @@ class Command:
         recipe: Its name.
         flags: Of all its runs, without the folder.
         processes: How many at once.
+        device: "cpu", or "cuda" for the GPUs that are there.
     """
 
     recipe: str
     flags: list[str]
     processes: int = 1
+    device: str = "cpu"
 
 
-def open_server(assets: Path) -> Any:
+def open_server(assets: Path, device: str = "cpu") -> Any:
     """The context that processes are started in, once its server has imported what recipes import.
 
     Args:
         assets: Where frozen prefixes are kept.
+        device: On "cuda" each process imports by itself: what the server imports starts CUDA, which no fork survives.
     """
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_ASSETS_CACHE": str(assets)}
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     first = context.Process(target=time.monotonic)  # waits for the imports
     first.start()
     first.join()
+    if shown is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = shown
     return context
 
 
@@ -75,7 +86,7 @@ def start(context: Any, command: Command, folder: Path, before: Callable[[], Non
         port = str(probe.getsockname()[1])
     children = []
     for rank in range(command.processes):
-        where = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        where = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""} if command.device == "cpu" else {}
         if command.processes > 1:
             where |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(command.processes)}
             where |= {"LOCAL_WORLD_SIZE": str(command.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -115,20 +126,20 @@ def _recipe(
     runpy.run_path(script, run_name="__main__")
 
 
-def make_data(folder: Path) -> Path:
-    """Tones of two classes and several lengths, with noise."""
+def make_data(folder: Path, seconds: float = 0.6) -> Path:
+    """Tones of two classes, with noise, up to so many seconds long."""
     rng = np.random.default_rng(0)
     for label, hertz in (("low", 300), ("high", 900)):
         (folder / label).mkdir(parents=True)
         for i in range(16):
-            times = np.arange(int(16_000 * rng.uniform(0.3, 0.6))) / 16_000
+            times = np.arange(int(16_000 * rng.uniform(seconds / 2, seconds))) / 16_000
             waveform = 0.3 * np.sin(2 * np.pi * (hertz + 20 * i) * times) + 0.05 * rng.standard_normal(times.size)
             soundfile.write(folder / label / f"{i}.wav", waveform.astype(np.float32), 16_000)
     return folder
 
 
-def make_base(folder: Path) -> Path:
-    """A small wav2vec2 from random weights, its dropouts on as in published configs."""
+def make_base(folder: Path, published_size: bool = False) -> Path:
+    """A wav2vec2 from random weights, its dropouts on as in published configs; small, or of wav2vec2-base's sizes."""
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -144,7 +155,8 @@ def make_base(folder: Path) -> Path:
         "num_conv_pos_embeddings": 8,
         "num_conv_pos_embedding_groups": 2,
     }
-    config = Wav2Vec2Config(**sizes, **convolutions, classifier_proj_size=16, vocab_size=12)
+    small = sizes | convolutions | {"classifier_proj_size": 16, "vocab_size": 12}
+    config = Wav2Vec2Config(**({} if published_size else small))
     Wav2Vec2Model(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
     return folder

@@ -69,7 +69,10 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     if not accelerator.is_local_main_process:
         disable_progress_bars()
     use_exact_float32()
-    set_seed(cfg.seed)
+    if cfg.deterministic:
+        # Else cuBLAS may divide its work otherwise in each run; it reads this with the first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_seed(cfg.seed, deterministic=cfg.deterministic)
     return accelerator
 
 

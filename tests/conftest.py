@@ -12,6 +12,8 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Where frozen prefixes are kept, by tests and by the recipes that they launch.
 os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="peft-audio-tests-")
+# Tests hand CPU batches to what a run trained, and count on a CPU's bits; test_gpu.py is for GPUs.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 # Models this small lose more to handing work to a second thread than they gain.
 os.environ["OMP_NUM_THREADS"] = "1"
 

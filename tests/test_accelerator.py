@@ -13,8 +13,9 @@ from peft_audio.config import TrainConfig, UserError
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerator_state() -> Iterator[None]:
+def _fresh_accelerator_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Accelerate keeps the first choice of precision for the whole process."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

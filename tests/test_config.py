@@ -112,6 +112,7 @@ REFUSED = {
     "train.max_grad_norm": ["0", "inf"],
     "train.frozen_dropout": ["perhaps"],
     "train.seed": ["-1", "4294967296"],
+    "train.deterministic": ["perhaps"],
     "train.best_metric": ["auc"],
     "train.evaluate_train": ["perhaps"],
     "train.evaluate_test": ["perhaps"],

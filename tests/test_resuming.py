@@ -112,7 +112,7 @@ def test_stopped_by_signals_and_started_again_it_ends_in_the_same_bits(name: str
 
 
 def test_killed_at_random_moments_in_one_and_two_processes(tmp_path: Path) -> None:
-    found = chaos.chaos(tmp_path, ["lora", "two processes"], kills=4, seed=0)
+    found = chaos.chaos(chaos.open_runs(tmp_path), ["lora", "two processes"], kills=4, seed=0)
     assert sum(tally.kills for tally in found.values()) >= 4
     assert [(tally.lost, tally.not_the_same) for tally in found.values()] == [([], [])] * 2
 

@@ -209,6 +209,8 @@ class TrainConfig:
         frozen_dropout: Run frozen parts in train mode, with their dropout, as transformers' Trainer does. Off by
             default, because it costs time and memory; it is noise that can regularise, see docs/results.md.
         seed: Decides the head, the order, the crops, augmentation and dropout.
+        deterministic: Use only kernels that give the same bits in every run on the same GPU
+            (torch.use_deterministic_algorithms); on a CPU all of ours do.
         best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
         evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
@@ -245,6 +247,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     frozen_dropout: bool = False
     seed: int = 0
+    deterministic: bool = False
     best_metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"
     evaluate_train: bool = False
     evaluate_test: bool = True
