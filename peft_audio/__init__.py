@@ -4,8 +4,11 @@ The public names are loaded when they are first used, so that importing the pack
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from peft_audio.hub_kernels import WithoutHubKernels
 
 if TYPE_CHECKING:
     from peft_audio.adapter import Adapter
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 # agents to say which of them it runs under; datasets would have each loading counted by another server.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+sys.meta_path.insert(0, WithoutHubKernels())
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]

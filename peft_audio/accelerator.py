@@ -59,6 +59,13 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
             f"accelerate launch: {started} processes were started, but each sees {accelerator.num_processes}, and all "
             "would write into one folder. On a CPU, set ACCELERATE_USE_CPU=true before accelerate launch."
         )
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and 0 < gpus < local:
+        # Accelerate's barrier asks for a GPU for each process, also of gloo.
+        raise UserError(
+            f"accelerate launch: {local} processes on the CPU would wait for each other on {gpus} GPUs. Hide the GPUs: "
+            "put CUDA_VISIBLE_DEVICES= before accelerate launch."
+        )
     # What the launcher exports for several processes, without what it gives to each of them.
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         print(

@@ -82,7 +82,8 @@ def start_run(
         "splits": splits.split_sha256(),
         "encoder": base.sha256,
         "processes": accelerator.num_processes,
-        "made_with": versions() | {"device": accelerator.device.type},
+        "device": accelerator.device.type,
+        "made_with": versions(),
     }
     found = on_first(accelerator, partial(_prepare, path, cfg, splits, about))
     trackers = cfg.train.log_with if isinstance(cfg, Recipe) else []

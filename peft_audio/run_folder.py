@@ -216,7 +216,7 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
     Args:
         folder: Of the run.
         cfg: Its settings.
-        about: What it is: settings, recordings, encoder, processes.
+        about: What it is: settings, recordings, encoder, processes, device.
 
     Returns:
         None where the run starts afresh.

@@ -8,8 +8,9 @@ from pathlib import Path
 from peft_audio.config import UserError
 from peft_audio.quick_start import quick_imports
 
-# Of float32 sums in another order, on another processor, relative to the largest logit where that is above 1.
-TOLERANCE = 1e-5
+# Of float32 sums in another order, relative to the largest logit where that is above 1: an adapter that was recorded on
+# an AMD EPYC (tests/golden/rslora) answers 2e-5 off on an Intel Xeon with AMX.
+TOLERANCE = 1e-4
 
 
 def check_probes(folder: Path, base: str | None = None) -> list[str]:

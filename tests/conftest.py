@@ -30,6 +30,14 @@ from transformers import (
     WavLMConfig,
 )
 
+# What tests start sees no GPU, however it is launched; this process keeps it.
+if torch.cuda.is_available():
+    torch.cuda.init()
+    torch.cuda.device_count()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Where a CPU has units for bf16, "auto" would take it.
+torch.cpu._is_amx_tile_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+
 
 def tiny_config(norm: str = "group", kind: type[Any] = Wav2Vec2Config, **overrides: object) -> Any:
     """Two layers of width 32 with the CNN's usual kernels and strides; `norm` is "group" or "layer"."""

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "peft_audio"
 # What each module may import of the package (docs: the layout). A module that is not here may not exist.
 MAY_IMPORT = {
     "__init__": "*",
+    "hub_kernels": "",
     "terminal": "",
     "config": "terminal",
     "ffmpeg": "",

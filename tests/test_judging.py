@@ -39,14 +39,14 @@ def test_figures_are_those_of_the_adapters_own_run(
         write_tone(source / label / f"{i}.wav", 300 * (1 + i % 3), float(rng.uniform(0.2, 1.1)), 22_050, seed=i)
     data = DataConfig(source=str(source), window_seconds=0.4, hop_seconds=0.3, test_share=0.4)
     cfg = LoraRecipe(data=data, model=ModelConfig(name=str(tiny_base)))
-    splits, extractor = load_splits(data), load_extractor(cfg.model)
+    splits, extractor, accelerator = load_splits(data), load_extractor(cfg.model), Accelerator(cpu=True)
     model = load_classifier(cfg.model, splits.labels)
     base = identify_base(cfg.model, model)
-    loaders = make_loaders(splits, extractor, model.config, cfg, Accelerator(cpu=True))
+    loaders = make_loaders(splits, extractor, model.config, cfg, accelerator)
     model, trained = freeze_all_but_head(model)
     # Tones get different answers from a random encoder only where the head is far from its start.
     model.classifier.weight.data.normal_(std=40.0)
-    wanted = evaluate(model, loaders.test, Accelerator(cpu=True))
+    wanted = evaluate(model, loaders.test, accelerator)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, {})
     folder = save_adapter(tmp_path, model, trained, extractor, record, verify=False)
 

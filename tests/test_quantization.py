@@ -43,6 +43,7 @@ def test_lora_trains_on_it_and_is_saved_for_the_float32_encoder(
     monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     base = save_encoder(tmp_path / "base", ENCODERS[encoder])
     cfg = LoraRecipe(model=ModelConfig(name=str(base), quantization=kind))  # type: ignore[arg-type]
+    accelerator = Accelerator()
     torch.manual_seed(0)
     model = load_classifier(cfg.model, LABELS)
     plain = ModelConfig(name=str(base))
@@ -61,7 +62,7 @@ def test_lora_trains_on_it_and_is_saved_for_the_float32_encoder(
     order = TrainingBatches([1.0] * 9, 3, seed=0)
     loaders = Loaders([batch()] * 3, order, train_whole=None, validation=[batch()], test=None)
     settings = TrainConfig(epochs=1, batch_size=3, learning_rate=1e-2, warmup_share=0.0)
-    result = train(model, trained, loaders, settings, Accelerator(), Log(tmp_path / "log.jsonl"))
+    result = train(model, trained, loaders, settings, accelerator, Log(tmp_path / "log.jsonl"))
     after = result.model.state_dict()
     # The zero start of B lets A and B move from the second step on; the norms' bits stay.
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}

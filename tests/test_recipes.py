@@ -93,6 +93,7 @@ def settings(data: Path, base: Path, output: Path) -> list[str]:
         "train.batch_size": 5,
         "train.learning_rate": 0.01,
         "train.best_metric": "loss",
+        "train.mixed_precision": "no",
     }
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 

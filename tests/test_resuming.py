@@ -162,6 +162,13 @@ def test_another_run_is_refused_and_what_differs_is_said(
     code, said = place(run)
     clip.unlink()
     assert (code, "recordings " in said and "splits " in said) == (2, True)
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    found = read_checkpoint(newest)
+    shutil.rmtree(newest)
+    about = found.state["about"] | {"device": "cuda"}
+    write_checkpoint(newest, found.state | {"about": about}, found.tensors)
+    code, said = place(run)
+    assert (code, "device cuda there, cpu here" in said) == (2, True)
     # With train.overwrite, what does not fit is replaced.
     code, said = place(run, "--lora.r", "4", "--train.overwrite", "true")
     assert (code, "starts afresh" in said) == (0, True)

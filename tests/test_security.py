@@ -279,6 +279,22 @@ def test_a_hub_is_told_and_tells_no_more_than_it_must(adapter_dir: Path, tiny_ba
     assert requests and not [request for request in requests if not re.search(wanted, request)], requests
 
 
+def test_bitsandbytes_fetches_no_code(tmp_path: Path) -> None:
+    """With stand-ins for it and for `kernels`; it asks for code only on CPUs with units for bf16."""
+    (tmp_path / "bitsandbytes.py").write_text(
+        "try:\n    from kernels import get_kernel\n    get_kernel('org/name')\n"
+        "except ImportError:\n    import logging\n"
+        "    logging.getLogger('bitsandbytes.backends.cpu.ops').warning('pip install kernels')\n"
+    )
+    (tmp_path / "kernels.py").write_text("def get_kernel(name):\n    print('fetched', name)\n")
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n{}import peft_audio, bitsandbytes, kernels\n"
+    code += "assert bitsandbytes.__spec__.loader is bitsandbytes.__loader__; kernels.get_kernel('asked')"
+    for before in ("", "import kernels\n"):
+        words = [sys.executable, "-c", code.format(before), str(tmp_path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "fetched asked\n", "")
+
+
 def test_a_base_of_an_unknown_kind_is_refused_before_its_code_is_looked_at(
     tiny_base: Path, adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -44,7 +44,11 @@ def test_one_seed_without_groups_is_the_paired_bootstrap() -> None:
     found = paired_difference(arm, reference)
     pair = (arm[0].astype(float), reference[0].astype(float))
     theirs = stats.bootstrap(
-        pair, lambda a, b, axis: (a - b).mean(axis=axis), paired=True, method="percentile", rng=np.random.default_rng(1)
+        pair,
+        lambda a, b, axis: (a - b).mean(axis=axis),
+        paired=True,
+        method="percentile",
+        random_state=np.random.default_rng(1),
     ).confidence_interval
     assert found.estimate == pytest.approx(arm.mean() - reference.mean())
     # A 2.5% quantile of 9999 draws has a standard error of 1.3% of the width; the t of 399 degrees adds 0.3% to it.
