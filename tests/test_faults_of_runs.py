@@ -118,6 +118,8 @@ def test_what_the_machine_raised_is_told() -> None:
     assert "the disk is full, most likely that of runs/x" in (explain(full, "runs/x") or "")
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert "another process of this run ended" in (explain(lost, "runs/x") or "")
+    kernel = RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+    assert "--train.deterministic: torch has no such kernel here (put_ does" in (explain(kernel, "runs/x") or "")
     assert explain(RuntimeError("a bug of ours"), "runs/x") is None
 
 

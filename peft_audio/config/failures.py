@@ -15,8 +15,15 @@ LESS_MEMORY = (
     "--data.max_eval_seconds."
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Of gloo and of NCCL.
-PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited")
+MEANINGS = {
+    # Of gloo and of NCCL.
+    ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited"): (
+        "another process of this run ended or is out of reach; what it said tells why ({said}). {again}"
+    ),
+    ("does not have a deterministic implementation",): (
+        "--train.deterministic: torch has no such kernel here ({said}). Leave the setting out."
+    ),
+}
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
@@ -38,8 +45,9 @@ def explain(error: BaseException, folder: str, less_memory: str = LESS_MEMORY, a
             f"a process that reads recordings died ({said[:160]}), often for want of memory. Lower "
             f"--data.num_workers, or set it to 0. {again}"
         )
-    if any(words in said for words in PEER_LOST):
-        return f"another process of this run ended or is out of reach; what it said tells why ({said[:160]}). {again}"
+    for parts, meaning in MEANINGS.items():
+        if any(part in said for part in parts):
+            return meaning.format(said=said[:160], again=again)
     number, strerror = getattr(error, "errno", None), getattr(error, "strerror", None)
     where = getattr(error, "filename", None)
     if number in FULL or "No space left on device" in said:
