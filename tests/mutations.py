@@ -129,8 +129,8 @@ MUTATIONS = (
     Mutation(
         "fp16 checkpoints stay fp16",
         "peft_audio/models.py",
-        "dtype=torch.float32,",
-        'dtype="auto",',
+        '"revision": commit, "dtype": torch.float32}',
+        '"revision": commit, "dtype": "auto"}',
         "tests/test_models.py",
     ),
     Mutation(
@@ -157,7 +157,7 @@ MUTATIONS = (
     Mutation(
         "loading asks no probe clip",
         "peft_audio/adapters.py",
-        "    problems = compare_probes(adapter.record, measure_probes(adapter, count=1), LOADING_TOLERANCE)",
+        "    problems = check_answers(adapter, LOADING_TOLERANCE, count=1)",
         "    problems: list[str] = []",
         "tests/test_broken.py",
     ),
@@ -524,6 +524,20 @@ MUTATIONS = (
         'if cfg.quantization == "none" and not low:',
         'if cfg.quantization == "none":',
         "tests/test_arithmetic.py",
+    ),
+    Mutation(
+        "a run goes on on another kind of device",
+        "peft_audio/run.py",
+        '        "device": accelerator.device.type,\n',
+        "",
+        "tests/test_resuming.py",
+    ),
+    Mutation(
+        "bitsandbytes finds the package kernels",
+        "peft_audio/hub_kernels.py",
+        '        sys.modules["kernels"] = None  # type: ignore[assignment]\n',
+        "",
+        "tests/test_security.py",
     ),
     Mutation(
         "random numbers are not put back when a run goes on",
