@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
+from peft_audio import accelerator
 from peft_audio.accelerator import make_accelerator
 from peft_audio.config import TrainConfig, UserError
 
@@ -45,9 +49,9 @@ def test_fp16_on_a_cpu_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_number_of_micro_batches_in_the_environment_scales_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    accelerator = make_accelerator(TrainConfig(gradient_accumulation_steps=2))
+    made = make_accelerator(TrainConfig(gradient_accumulation_steps=2))
     weight = torch.nn.Parameter(torch.ones(1))
-    accelerator.backward(3 * weight.sum())
+    made.backward(3 * weight.sum())
     assert weight.grad.item() == 3
 
 
@@ -64,4 +68,19 @@ def test_one_process_where_several_were_asked_for_is_told(
 def test_processes_that_do_not_see_each_other_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # what a launch config for two leaves where ACCELERATE_USE_CPU is not set
     with pytest.raises(UserError, match=r"2 processes were started, but each sees 1.*ACCELERATE_USE_CPU=true"):
+        make_accelerator(TrainConfig())
+
+
+@pytest.mark.parametrize(("gpus", "refused"), [(0, False), (1, True), (2, False)])
+def test_cpu_processes_that_would_meet_on_too_few_gpus_are_told(
+    gpus: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Accelerate: on an H100, two processes of the launch config for CPUs ended in CUDA's words."""
+    two = SimpleNamespace(num_processes=2, is_local_main_process=True, distributed_type=DistributedType.MULTI_CPU)
+    two.device, two.mixed_precision = torch.device("cpu"), "no"
+    monkeypatch.setattr(accelerator, "Accelerator", lambda **_: two)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match=r"put CUDA_VISIBLE_DEVICES= before") if refused else nullcontext():
         make_accelerator(TrainConfig())
