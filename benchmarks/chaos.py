@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -215,7 +213,7 @@ def kill_until_finished(
         ended = wait(children, rng.uniform(0, seconds))
         if not ended:
             # Of several processes, one is enough: the others must not write on.
-            os.kill(rng.choice(children).pid or 0, signal.SIGKILL)
+            rng.choice(children).kill()
             for child in children:
                 child.join(5)
                 child.kill()
