@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -124,11 +125,13 @@ def test_what_the_machine_raised_is_told() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_command_tells_that_the_disk_is_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_command_tells_that_the_disk_is_full(unbuffered: str, tmp_path: Path) -> None:
     # So little is printed that only the end of the process writes it.
     command = [sys.executable, "-m", "peft_audio.cli", "cache", "--folder", str(tmp_path)]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: the disk is full")
     assert len(ended.stderr.splitlines()) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from peft_audio import __version__
 from peft_audio.cli import cache, check, comparison, copies, evaluate, export, predict, push, verify
@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words is None:
             raise
         print(f"error: {as_told(words)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What could not be written would be tried once more at exit, and Python would complain in its own words.
+            with suppress(OSError):
+                sys.stdout.close()
         return 2
 
 
