@@ -17,10 +17,10 @@ from typing import Any
 from machine import base
 from safetensors.torch import save_file
 
-from peft_audio.attention_heads import unfreeze_heads
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
-from peft_audio.models import load_classifier
-from peft_audio.strategies import (
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import (
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,

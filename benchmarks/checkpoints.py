@@ -21,11 +21,11 @@ from adapter_sizes import STRATEGIES
 from machine import base
 
 from peft_audio.config import ModelConfig, TrainConfig
-from peft_audio.models import load_classifier
-from peft_audio.optimizer import make_optimizer, make_schedule
-from peft_audio.position import Best, Checkpoints, Learner, Position
-from peft_audio.resuming import save_position
-from peft_audio.saver import MOST
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.training.optimizer import make_optimizer, make_schedule
+from peft_audio.training.resuming import save_position
+from peft_audio.training.saver import MOST
+from peft_audio.training.state import Best, Checkpoints, Learner, Position
 
 SHOWN = ["full", "last_n_layers, n 2", "lora, r 8", "dora, r 8", "attention_heads, 4 in one layer", "bias_only", "ia3"]
 SHOWN += ["head_only"]

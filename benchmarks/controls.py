@@ -25,18 +25,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForAudioClassification
 
-from peft_audio.accelerator import make_accelerator
-from peft_audio.baseline import fit_baseline
-from peft_audio.batching import make_loaders
-from peft_audio.collection import SPLITS
 from peft_audio.config import BaselineRecipe, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
-from peft_audio.data import Splits, load_splits
-from peft_audio.evaluation import evaluate
-from peft_audio.models import load_classifier, load_extractor
-from peft_audio.padding import make_padding_exact
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
-from peft_audio.tracking import Log
-from peft_audio.training import train
+from peft_audio.data.clip_table import SPLITS
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.encoders.exact_padding import make_padding_exact
+from peft_audio.encoders.loading import load_classifier, load_extractor
+from peft_audio.evaluation.run_split import evaluate
+from peft_audio.runs.baseline import fit_baseline
+from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.loop import train
+from peft_audio.training.tracking import Log
 
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)

@@ -94,8 +94,8 @@ def padding(data: Path, mix: str) -> dict[str, list[tuple[float, float]]]:
     """For each way of filling a batch, mean and worst padding share of shuffled batches and of ours."""
     import numpy as np
 
-    from peft_audio.audio import read_info
-    from peft_audio.sampler import TrainingBatches, cut, padding_share
+    from peft_audio.audio.decoding import read_info
+    from peft_audio.data.sampler import TrainingBatches, cut, padding_share
 
     rng = np.random.default_rng(0)
     if mix == "uniform":
@@ -165,11 +165,11 @@ def loaders(data: Path, folder: str) -> dict[str, float]:
     """Divide a folder and read training batches of it, without a model."""
     from transformers import AutoConfig
 
-    from peft_audio.accelerator import make_accelerator
-    from peft_audio.batching import make_loaders
     from peft_audio.config import DataConfig, LoraRecipe
-    from peft_audio.data import load_splits
-    from peft_audio.models import load_extractor, resolve_base
+    from peft_audio.data.loaders import make_loaders
+    from peft_audio.data.splits import load_splits
+    from peft_audio.encoders.loading import load_extractor, resolve_base
+    from peft_audio.training.accelerator import make_accelerator
 
     cfg = LoraRecipe(data=DataConfig(source=folder, num_workers=0))
     accelerator, extractor = make_accelerator(cfg.train), load_extractor(cfg.model)

@@ -46,7 +46,7 @@ def before(where: str, act: Callable[[], Any], call: int = 1) -> None:
 
 def signal_at(step: int, number: int) -> None:
     """A signal comes while a step is made."""
-    before("peft_audio.training:clip_losses", functools.partial(os.kill, os.getpid(), number), step)
+    before("peft_audio.training.loop:clip_losses", functools.partial(os.kill, os.getpid(), number), step)
 
 
 def slow_steps(seconds: float, first: int = 1) -> None:
@@ -58,22 +58,22 @@ def slow_steps(seconds: float, first: int = 1) -> None:
             time.sleep(seconds)
         return old(*args)
 
-    wrap("peft_audio.training:clip_losses", around)
+    wrap("peft_audio.training.loop:clip_losses", around)
 
 
 def slow_reading(seconds: float) -> None:
     """Reading the recordings takes so long."""
-    before("peft_audio.data:scan", functools.partial(time.sleep, seconds))
+    before("peft_audio.data.splits:scan", functools.partial(time.sleep, seconds))
 
 
 def remove_before_reading(name: str) -> None:
     """A file goes between scan and training."""
-    before("peft_audio.run:start_run", functools.partial(os.unlink, name))
+    before("peft_audio.runs.run:start_run", functools.partial(os.unlink, name))
 
 
 def spoil_before_reading(name: str) -> None:
     """A file turns to garbage between scan and training."""
-    before("peft_audio.run:start_run", functools.partial(Path(name).write_bytes, b"no sound" * 100))
+    before("peft_audio.runs.run:start_run", functools.partial(Path(name).write_bytes, b"no sound" * 100))
 
 
 def nan_from(name: str) -> None:
@@ -83,7 +83,7 @@ def nan_from(name: str) -> None:
         waveform = old(view, source, *args, **kwargs)
         return waveform * float("nan") if str(source).endswith(name) else waveform
 
-    wrap("peft_audio.clips:View.training", around)
+    wrap("peft_audio.data.dataset:View.training", around)
 
 
 def infinite_gradient(step: int) -> None:
@@ -96,7 +96,7 @@ def infinite_gradient(step: int) -> None:
         if not weight._backward_hooks:
             weight.register_hook(lambda gradient: gradient * (float("inf") if next(calls) == step else 1))
 
-    wrap("peft_audio.training:set_modes", around)
+    wrap("peft_audio.training.loop:set_modes", around)
 
 
 def out_of_memory(where: str, call: int = 1, most_clips: int = 10**9) -> None:
@@ -120,7 +120,7 @@ def out_of_memory_in_evaluation() -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
-    wrap("peft_audio.training:evaluate", refuse)
+    wrap("peft_audio.training.loop:evaluate", refuse)
 
 
 def small_memory(most_clips: int) -> None:
@@ -140,7 +140,7 @@ def kill_worker(item: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return old(clips, draw)
 
-    wrap("peft_audio.clips:Clips.__getitem__", around)
+    wrap("peft_audio.data.dataset:Clips.__getitem__", around)
 
 
 def fill_disk(disk: str, where: str, empty_again: bool = False) -> None:
@@ -184,7 +184,7 @@ def failing_tracker(method: str) -> None:
 def other_weights() -> None:
     """What reaches the disk is not what was meant to."""
     wrap(
-        "peft_audio.saving:save_file",
+        "peft_audio.adapters.save:save_file",
         lambda old, weights, *args, **kwargs: old({k: v + 0.1 for k, v in weights.items()}, *args, **kwargs),
     )
 
@@ -197,14 +197,14 @@ def verifying_process(code: str) -> None:
         return old([sys.executable, "-c", code], **kwargs)
 
     wrap("subprocess:run", around)
-    setattr(importlib.import_module("peft_audio.saving"), "VERIFY_SECONDS", 2)  # noqa: B010 - mypy knows no module here
+    setattr(importlib.import_module("peft_audio.adapters.save"), "VERIFY_SECONDS", 2)  # noqa: B010 - mypy knows no module here
 
 
 def remove_folder(name: str, step: int) -> None:
     """Somebody removes the run's folder while it is at work."""
     import shutil
 
-    before("peft_audio.training:clip_losses", functools.partial(shutil.rmtree, name), step)
+    before("peft_audio.training.loop:clip_losses", functools.partial(shutil.rmtree, name), step)
 
 
 def ask_hub(cache: str, **environment: str) -> None:

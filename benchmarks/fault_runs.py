@@ -15,7 +15,7 @@ from fault_stage import SAVING, Stage
 
 KEPT = "the last checkpoint stays as it is"
 AGAIN = "--train.resume true goes on"
-TRAINED = "peft_audio.training:clip_losses"
+TRAINED = "peft_audio.training.loop:clip_losses"
 
 
 def small_memory(stage: Stage) -> int:
@@ -170,24 +170,24 @@ def full(where: str, empty_again: bool = False, *flags: str) -> Callable[[Stage]
 FULL = ["the disk is full", "disk/run", "Make room", AGAIN]
 DISK = cases(
     [
-        ("disk", "full when the run's folder is made", FULL, full("peft_audio.run:start_run")),
-        ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training:_read_losses")),
+        ("disk", "full when the run's folder is made", FULL, full("peft_audio.runs.run:start_run")),
+        ("disk", "full at metrics.jsonl", FULL, full("peft_audio.training.loop:_read_losses")),
         (
             "disk",
             "full while a checkpoint is written",
             ["note: no checkpoint of step", "No space left on device", "training goes on without"],
-            full("peft_audio.saver:save_position", True, *SAVING),
+            full("peft_audio.training.saver:save_position", True, *SAVING),
             0,
         ),
-        ("disk", "full at predictions.parquet", FULL, full("peft_audio.run:save_predictions")),
-        ("disk", "full while the adapter is saved", FULL, full("peft_audio.saving:write_adapter")),
-        ("disk", "full at report.json", FULL, full("peft_audio.report:write_report")),
+        ("disk", "full at predictions.parquet", FULL, full("peft_audio.runs.run:save_predictions")),
+        ("disk", "full while the adapter is saved", FULL, full("peft_audio.adapters.save:write_adapter")),
+        ("disk", "full at report.json", FULL, full("peft_audio.runs.report:write_report")),
         (
             "disk",
             "no room for what the frozen prefix returns",
             ["prefix cache: not used: it needs", "has no room for it"],
             full(
-                "peft_audio.prefix_cache:write_features",
+                "peft_audio.feature_cache.cache:write_features",
                 True,
                 "--prefix_cache.use",
                 "always",

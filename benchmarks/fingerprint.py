@@ -33,8 +33,8 @@ import soundfile
 import soxr
 from scipy.signal import correlate
 
-from peft_audio.audio import AudioError, load_audio
-from peft_audio.fingerprint import PICTURE_SIMILARITY, SECONDS_APART, _unit_parts, fingerprint, near_duplicates
+from peft_audio.audio.decoding import AudioError, load_audio
+from peft_audio.data.near_copies import PICTURE_SIMILARITY, SECONDS_APART, _unit_parts, fingerprint, near_duplicates
 
 RATE = 16_000  # hertz at which clips are read
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -18,7 +18,13 @@ import numpy as np
 import soundfile
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-IMPORTED = ["peft_audio.training", "peft_audio.report", "peft_audio.data", "peft_audio.prefix_cache", "bitsandbytes"]
+IMPORTED = [
+    "peft_audio.training.loop",
+    "peft_audio.runs.report",
+    "peft_audio.data.splits",
+    "peft_audio.feature_cache.cache",
+    "bitsandbytes",
+]
 # A run that takes longer hangs.
 PATIENCE_SECONDS = 300.0
 

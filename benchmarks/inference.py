@@ -172,9 +172,9 @@ def run_pipeline(batch_size: int | None, adapter: Path, clips: Path, device: str
     from peft import PeftModel
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
-    from peft_audio.adapter_record import read_record
-    from peft_audio.audio import load_audio
-    from peft_audio.models import resolve_base
+    from peft_audio.adapters.record import read_record
+    from peft_audio.audio.decoding import load_audio
+    from peft_audio.encoders.loading import resolve_base
 
     record = read_record(adapter)
     names = dict(enumerate(record.labels))

@@ -1,4 +1,4 @@
-"""Do the intervals of peft_audio.statistics hold what they promise? Simulated comparisons whose truth is known.
+"""Measure the coverage of peft_audio.evaluation.significance in simulated comparisons.
 
     python benchmarks/interval_coverage.py --simulations 200 --jobs 2
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from peft_audio.statistics import paired_difference
+from peft_audio.evaluation.significance import paired_difference
 
 # Standard deviations of the random effects, in logits. That of a seed is some two points of accuracy at 0.75.
 CLIP, CLIP_BY_METHOD, SPEAKER, SPEAKER_BY_METHOD, SEED = 1.5, 0.7, 0.6, 0.35, 0.15

@@ -134,11 +134,11 @@ def write(base: str, kind: str, count: str, folder: str) -> int:
     """Save so many adapters of a kind; the bytes of one's weights."""
     import torch
 
-    from peft_audio.adapter_record import describe_adapter
+    from peft_audio.adapters.record import describe_adapter
+    from peft_audio.adapters.save import save_adapter
     from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
-    from peft_audio.models import identify_base, load_classifier, load_extractor
-    from peft_audio.saving import save_adapter
-    from peft_audio.strategies import apply_lora, freeze_all_but_head
+    from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+    from peft_audio.strategies.base import apply_lora, freeze_all_but_head
 
     cfg = LoraRecipe(model=ModelConfig(name=base))
     model = load_classifier(cfg.model, ["a", "b"])

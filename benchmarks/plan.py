@@ -12,10 +12,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from peft_audio.collect import SETTINGS, read_comparison
+from peft_audio.comparison.collect import SETTINGS, read_comparison
+from peft_audio.comparison.plan import plan
 from peft_audio.config import CompareRecipe, read_config
-from peft_audio.launching import read_json
-from peft_audio.plan import plan
+from peft_audio.files import read_json
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import soundfile
 from machine import PRECISIONS, SAMPLING_RATE, measured, run, set_environment
 
-from peft_audio.launching import RECIPES, environment, in_words
+from peft_audio.comparison.jobs import RECIPES, in_words
+from peft_audio.processes import environment
 
 DOCUMENTED = Path(__file__).parent / "as_documented.py"
 # For each strategy our recipe and what it is told. The documented script trains all weights for both of the last two.

@@ -8,13 +8,13 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.hub_kernels import WithoutHubKernels
+from peft_audio.processes import WithoutHubKernels
 
 if TYPE_CHECKING:
-    from peft_audio.adapter import Adapter
-    from peft_audio.adapter_set import AdapterSet, load_adapters
-    from peft_audio.adapters import load_adapter
-    from peft_audio.prediction import Prediction, predict
+    from peft_audio.adapters.adapter import Adapter
+    from peft_audio.adapters.adapter_set import AdapterSet, load_adapters
+    from peft_audio.adapters.load import load_adapter
+    from peft_audio.inference.predict import Prediction, predict
 
 # Whenever something is asked of the Hub, huggingface_hub would say more than that takes, and ask for a list of coding
 # agents to say which of them it runs under; datasets would have each loading counted by another server.
@@ -26,12 +26,12 @@ __version__ = "0.1.0"
 __all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]
 
 _HOMES = {
-    "Adapter": "adapter",
-    "AdapterSet": "adapter_set",
-    "Prediction": "prediction",
-    "load_adapter": "adapters",
-    "load_adapters": "adapter_set",
-    "predict": "prediction",
+    "Adapter": "adapters.adapter",
+    "AdapterSet": "adapters.adapter_set",
+    "Prediction": "inference.predict",
+    "load_adapter": "adapters.load",
+    "load_adapters": "adapters.adapter_set",
+    "predict": "inference.predict",
 }
 
 

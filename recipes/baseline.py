@@ -11,12 +11,12 @@ import time
 
 from accelerate import Accelerator
 
-from peft_audio.baseline import NO_ENCODER, evaluate_baseline, finish_baseline, fit_baseline
 from peft_audio.config import BaselineRecipe, run_recipe
-from peft_audio.data import load_splits
-from peft_audio.report import RunReport
-from peft_audio.run import save_predictions, start_run
-from peft_audio.run_folder import open_folder
+from peft_audio.data.splits import load_splits
+from peft_audio.runs.baseline import NO_ENCODER, evaluate_baseline, finish_baseline, fit_baseline
+from peft_audio.runs.folder import open_folder
+from peft_audio.runs.report import RunReport
+from peft_audio.runs.run import save_predictions, start_run
 
 
 def main(cfg: BaselineRecipe) -> RunReport | None:

@@ -18,17 +18,18 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_audio.arithmetic import resolve
-from peft_audio.collect import note_jobs, read_comparison
-from peft_audio.comparison import Comparison
-from peft_audio.config import CompareRecipe, UserError, expanded, parse_config
-from peft_audio.config.failures import explain
-from peft_audio.grid import check_arms, final_jobs, steps_for_seconds, tune
-from peft_audio.launching import Job, alone_in, diverged, finished, other_settings, read_json, run_jobs
-from peft_audio.page import print_comparison, write_comparison
-from peft_audio.plan import at_once, time_steps
-from peft_audio.rules import MIN_SEEDS
-from peft_audio.terminal import as_told, printable
+from peft_audio.comparison.collect import note_jobs, read_comparison
+from peft_audio.comparison.grid import check_arms, final_jobs, steps_for_seconds, tune
+from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
+from peft_audio.comparison.page import print_comparison, write_comparison
+from peft_audio.comparison.plan import at_once, time_steps
+from peft_audio.comparison.results import Comparison
+from peft_audio.comparison.rules import MIN_SEEDS
+from peft_audio.config import CompareRecipe, parse_config
+from peft_audio.errors import UserError, explain
+from peft_audio.files import expanded, read_json
+from peft_audio.text import as_told, printable
+from peft_audio.training.hardware import resolve
 
 AGAIN = "The same command goes on from there."
 

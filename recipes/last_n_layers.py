@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import time
 
-from peft_audio.accelerator import make_accelerator
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.arithmetic import resolve
-from peft_audio.batching import make_loaders
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.save import write_adapter
 from peft_audio.config import LastNLayersRecipe, run_recipe
-from peft_audio.data import load_splits
-from peft_audio.evaluation import evaluate
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.precision import on_float32_encoder, store_frozen
-from peft_audio.prefix_cache import cache_frozen_prefix
-from peft_audio.report import RunReport, finish_run, split_metrics
-from peft_audio.run import save_predictions, start_run
-from peft_audio.run_folder import open_folder
-from peft_audio.saving import write_adapter
-from peft_audio.strategies import freeze_all_but_last_n_layers
-from peft_audio.training import train
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.splits import load_splits
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.evaluation.run_split import evaluate
+from peft_audio.feature_cache.cache import cache_frozen_prefix
+from peft_audio.runs.folder import open_folder
+from peft_audio.runs.report import RunReport, finish_run, split_metrics
+from peft_audio.runs.run import save_predictions, start_run
+from peft_audio.strategies.base import freeze_all_but_last_n_layers
+from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.hardware import resolve
+from peft_audio.training.loop import train
+from peft_audio.training.precision import on_float32_encoder, store_frozen
 
 
 def main(cfg: LastNLayersRecipe) -> RunReport | None:

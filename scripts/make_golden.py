@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.save import save_adapter
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.saving import save_adapter
-from peft_audio.strategies import (
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import (
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,

@@ -4,7 +4,7 @@ Two linear heads sit on the encoder's last layer while it trains, and are thrown
 every 20 ms frame, the other names the word of the whole clip from the mean of its frames. Phrases have phones only.
 
 Training batches hold clips of equal length, so nothing in them is padding and the first convolution's group norm sees
-each clip as it would be alone; evaluation pads, with `peft_audio.padding.make_padding_exact`.
+each clip as it would be alone; evaluation pads, with `peft_audio.encoders.exact_padding.make_padding_exact`.
 
 Every core runs a process of one thread on its own share of the clips, and the gradients are averaged once a step.
 Threads would meet some thousand times a step, and each meeting waits for whoever else uses the machine.
@@ -31,7 +31,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from peft_audio.padding import make_padding_exact
+from peft_audio.encoders.exact_padding import make_padding_exact
 
 SAMPLING_RATE = 16_000
 HOP_SAMPLES, WINDOW_SAMPLES = 320, 400  # of wav2vec2's convolutions: one frame every 20 ms, each seeing 25 ms

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from faults import FAULTS, GOLDEN, MARKER, WHOLE, weights
 
-from peft_audio.adapters import load_adapter
+from peft_audio.adapters.load import load_adapter
 from peft_audio.cli import main
 
 

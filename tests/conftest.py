@@ -123,11 +123,11 @@ def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapter_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved LoRA adapter of the labels "a", "b", "c" on the tiny base, far from its zero start."""
-    from peft_audio.adapter_record import describe_adapter
+    from peft_audio.adapters.record import describe_adapter
+    from peft_audio.adapters.save import save_adapter
     from peft_audio.config import DataConfig, LoraConfig, LoraRecipe, ModelConfig
-    from peft_audio.models import identify_base, load_classifier, load_extractor
-    from peft_audio.saving import save_adapter
-    from peft_audio.strategies import apply_lora
+    from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+    from peft_audio.strategies.base import apply_lora
 
     torch.manual_seed(1)
     cfg = LoraRecipe(data=DataConfig(max_eval_seconds=2.0), model=ModelConfig(name=str(tiny_base)))

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForAudioClassification
 
-from peft_audio.models import quiet_loading
+from peft_audio.encoders.loading import quiet_loading
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = ["low", "mid dle", "höher", "zed"]

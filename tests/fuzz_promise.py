@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft_audio.config import UserError
-from peft_audio.ffmpeg import AudioError
+from peft_audio.audio.pyav import AudioError
+from peft_audio.errors import UserError
 
 Trial = Callable[[], object]
 LONGEST_LINE = 2_000

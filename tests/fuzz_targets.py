@@ -17,8 +17,9 @@ import numpy as np
 from fuzz_mutations import ODD_INTEGERS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines, write_damaged
 from fuzz_promise import Trial, unclear
 
-from peft_audio.config import RECIPES, CompareRecipe, DataConfig, UserError, parse_config, read_config, to_yaml
+from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse_config, read_config, to_yaml
 from peft_audio.config.parse import flags_of
+from peft_audio.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,8 +62,8 @@ def _draw_audio(rng: random.Random, place: Path) -> Trial:
 
 
 def _hear(source: Path | bytes, start: float, seconds: float | None) -> None:
-    from peft_audio.audio import load_audio, read_info
-    from peft_audio.scan import scan_clip
+    from peft_audio.audio.decoding import load_audio, read_info
+    from peft_audio.data.scan import scan_clip
 
     said = scan_clip(source, start, float("nan") if seconds is None else start + seconds)["error"]
     if said:
@@ -170,8 +171,8 @@ def _draw_manifests(rng: random.Random, place: Path) -> Trial:
 
 
 def _divide(cfg: DataConfig, checked: bool) -> None:
-    from peft_audio.check import check
-    from peft_audio.data import load_splits
+    from peft_audio.data.check import check
+    from peft_audio.data.splits import load_splits
 
     if checked:
         json.dumps(asdict(check(cfg, jobs=1)), ensure_ascii=False).encode()
@@ -239,10 +240,10 @@ def _reading(rng: random.Random, folder: Path, place: Path) -> Trial:
 
 
 def _read_adapter(folder: Path, depth: float, base: str | None) -> None:
-    from peft_audio.adapter_files import WHOLE_WEIGHTS, not_finite, stored_shapes
-    from peft_audio.adapter_record import adapter_readme, read_record
-    from peft_audio.adapters import check_peft_files, load_adapter
-    from peft_audio.doctor import examine, to_json
+    from peft_audio.adapters.examine import examine, to_json
+    from peft_audio.adapters.files import WHOLE_WEIGHTS, not_finite, stored_shapes
+    from peft_audio.adapters.load import check_peft_files, load_adapter
+    from peft_audio.adapters.record import adapter_readme, read_record
 
     if depth < 0.08:  # `peft-audio verify` tells each fault, and raises only where there is no adapter at all
         for finding in (found := examine(folder, base)):
@@ -261,11 +262,11 @@ def _read_adapter(folder: Path, depth: float, base: str | None) -> None:
         assert np.isfinite(adapter.logits([np.zeros(8_000, np.float32)])).all()
 
 
-ADAPTER = ("peft_audio.adapters", "peft_audio.doctor")
+ADAPTER = ("peft_audio.adapters.load", "peft_audio.adapters.examine")
 TARGETS = {
-    "audio": Target(_prepare_audio, _draw_audio, ("peft_audio.scan", "av")),
+    "audio": Target(_prepare_audio, _draw_audio, ("peft_audio.data.scan", "av")),
     "yaml": Target(_prepare_yaml, _draw_yaml),
-    "manifests": Target(_prepare_manifests, _draw_manifests, ("peft_audio.data", "peft_audio.check")),
+    "manifests": Target(_prepare_manifests, _draw_manifests, ("peft_audio.data.splits", "peft_audio.data.check")),
     "json": Target(_prepare_adapter, _draw_json, ADAPTER),
     "safetensors": Target(_prepare_adapter, _draw_safetensors, ADAPTER),
 }

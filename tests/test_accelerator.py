@@ -11,9 +11,10 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from peft_audio import accelerator
-from peft_audio.accelerator import make_accelerator
-from peft_audio.config import TrainConfig, UserError
+from peft_audio.config import TrainConfig
+from peft_audio.errors import UserError
+from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.loop import accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,18 @@ import torch
 from conftest import ENCODERS, save_encoder, write_tone
 from safetensors.torch import load_file, save_file
 
-from peft_audio import Adapter, AdapterSet, adapter_parts, adapter_set, load_adapter, load_adapters, predict
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.anatomy import encoder_of
-from peft_audio.attention_heads import unfreeze_heads
-from peft_audio.config import DataConfig, FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
-from peft_audio.judging import evaluate_adapter
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.saving import save_adapter
-from peft_audio.strategies import (
+from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict
+from peft_audio.adapters.load import adapter_set
+from peft_audio.adapters.load import parts as adapter_parts
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.save import save_adapter
+from peft_audio.config import DataConfig, FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.encoders.family import encoder_of
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.errors import UserError
+from peft_audio.inference.evaluate import evaluate_adapter
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import (
     Trained,
     apply_ia3,
     apply_lora,

@@ -23,14 +23,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.signal import chirp
 
-from peft_audio import saving, verify
-from peft_audio.adapter_record import AdapterRecord, describe_adapter, read_record
-from peft_audio.adapters import load_adapter
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig, UserError
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.probes import probe_waveforms
-from peft_audio.saving import save_adapter
-from peft_audio.strategies import (
+from peft_audio.adapters.load import load_adapter, verify
+from peft_audio.adapters.load import save as saving
+from peft_audio.adapters.probes import probe_waveforms
+from peft_audio.adapters.record import AdapterRecord, describe_adapter, read_record
+from peft_audio.adapters.save import save_adapter
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.errors import UserError
+from peft_audio.strategies.base import (
     Trained,
     apply_ia3,
     apply_lora,

@@ -12,14 +12,14 @@ from accelerate.state import AcceleratorState
 from conftest import ENCODERS, save_encoder
 from torch import nn
 
-from peft_audio import arithmetic
-from peft_audio.anatomy import encoder_of
-from peft_audio.arithmetic import choose_precision, resolve
-from peft_audio.attention_heads import unfreeze_heads
 from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
-from peft_audio.models import load_classifier
-from peft_audio.precision import on_float32_encoder, store_frozen
-from peft_audio.strategies import apply_ia3, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers
+from peft_audio.encoders.family import encoder_of
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import apply_ia3, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers
+from peft_audio.training.hardware import choose_precision, resolve
+from peft_audio.training.loop import hardware as arithmetic
+from peft_audio.training.precision import on_float32_encoder, store_frozen
 
 LABELS = ("a", "b")
 

@@ -16,8 +16,16 @@ import soundfile
 import soxr
 from scipy.io import wavfile
 
-from peft_audio.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, AudioError, AudioInfo, load_audio, read_blocks, read_info
-from peft_audio.scan import scan_clip
+from peft_audio.audio.decoding import (
+    AUDIO_SUFFIXES,
+    PYAV_SUFFIXES,
+    AudioError,
+    AudioInfo,
+    load_audio,
+    read_blocks,
+    read_info,
+)
+from peft_audio.data.scan import scan_clip
 
 RATE = 16_000
 # File name, libsndfile subtype, and the largest relative error (RMS) that its coding may leave.
@@ -317,7 +325,8 @@ def test_eight_channels_of_ffmpeg_are_refused_before_pyav_reads_where_none_are(t
         frame.sample_rate = 48_000
         for part in (frame, None):
             container.mux(stream.encode(part))
-    code = "import sys; from peft_audio.audio import load_audio; load_audio(open(sys.argv[1], 'rb').read(), 16_000)"
+    code = "import sys; from peft_audio.audio.decoding import load_audio; "
+    code += "load_audio(open(sys.argv[1], 'rb').read(), 16_000)"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "clip.m4a"], capture_output=True, text=True, check=False
     )
@@ -452,7 +461,7 @@ def test_end_of_ten_minutes_is_sought_and_blocks_hold_half_a_minute(tmp_path: Pa
 
 
 def test_import_is_light() -> None:
-    code = "import sys, peft_audio.audio; print(*({'av', 'torch', 'scipy'} & set(sys.modules)))"
+    code = "import sys, peft_audio.audio.decoding; print(*({'av', 'torch', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 

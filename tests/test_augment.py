@@ -10,8 +10,9 @@ import soundfile
 from conftest import write_tone
 from scipy.stats import kstest
 
-from peft_audio.augment import Augment, make_augment
-from peft_audio.config import AugmentConfig, UserError
+from peft_audio.config import AugmentConfig
+from peft_audio.data.augment import Augment, make_augment
+from peft_audio.errors import UserError
 
 RATE = 16_000
 DRAWS = 200

@@ -20,13 +20,14 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from sklearn.preprocessing import StandardScaler
 from test_recipes import launch, load_recipe, two_processes
 
-from peft_audio.audio import load_audio
-from peft_audio.baseline import log_mel
-from peft_audio.collection import recording_of
-from peft_audio.config import BaselineRecipe, DataConfig, UserError, parse_config
-from peft_audio.data import Splits, load_splits
-from peft_audio.report import RunReport
-from peft_audio.windows import window_starts
+from peft_audio.audio.decoding import load_audio
+from peft_audio.config import BaselineRecipe, DataConfig, parse_config
+from peft_audio.data.clip_table import recording_of
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.data.windows import window_starts
+from peft_audio.errors import UserError
+from peft_audio.runs.baseline import log_mel
+from peft_audio.runs.report import RunReport
 
 
 def run(folder: Path, *flags: str) -> RunReport:

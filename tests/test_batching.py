@@ -15,13 +15,14 @@ from scipy.stats import kstest
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
-from peft_audio.anatomy import count_frames
-from peft_audio.batching import make_loaders
-from peft_audio.clips import Clips, View
-from peft_audio.collating import collate, normalise
-from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig, UserError
-from peft_audio.data import Splits, load_splits
-from peft_audio.sampler import Draw, TrainingBatches, evaluation_batches
+from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig
+from peft_audio.data.collate import collate, normalise
+from peft_audio.data.dataset import Clips, View
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.sampler import Draw, TrainingBatches, evaluation_batches
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.encoders.family import count_frames
+from peft_audio.errors import UserError
 
 RATE = 16_000
 ENCODER = tiny_config()

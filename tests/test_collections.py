@@ -13,10 +13,10 @@ import pytest
 from conftest import write_tone
 from test_recipes import load_recipe
 
-from peft_audio import saving
-from peft_audio.adapters import load_adapter
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.load import save as saving
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig
-from peft_audio.prediction import predict
+from peft_audio.inference.predict import predict
 
 
 @pytest.fixture

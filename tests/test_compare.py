@@ -14,9 +14,9 @@ import yaml
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from peft_audio.collect import read_comparison
-from peft_audio.comparison import Comparison
-from peft_audio.config import UserError
+from peft_audio.comparison.collect import read_comparison
+from peft_audio.comparison.results import Comparison
+from peft_audio.errors import UserError
 
 LABELS = ("no", "yes")
 CLIPS = 200

@@ -17,10 +17,11 @@ from filelock import FileLock
 from test_training import divide
 
 from peft_audio import cli
-from peft_audio.arithmetic import resolve
-from peft_audio.config import ARMS, CompareRecipe, DataConfig, ModelConfig, TrainConfig, UserError, parse_config
-from peft_audio.grid import check_arms, final_jobs, tune
-from peft_audio.launching import finished
+from peft_audio.comparison.grid import check_arms, final_jobs, tune
+from peft_audio.comparison.jobs import finished
+from peft_audio.config import ARMS, CompareRecipe, DataConfig, ModelConfig, TrainConfig, parse_config
+from peft_audio.errors import UserError
+from peft_audio.training.hardware import resolve
 
 ROOT = Path(__file__).parents[1]
 

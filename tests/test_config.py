@@ -394,10 +394,10 @@ def test_an_adapter_for_random_weights_is_refused(recipe: type, capsys: pytest.C
 def test_a_missing_package_is_told_before_any_work(
     setting: list[str], package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_audio.config.fields.find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("peft_audio.errors.find_spec", lambda name: None if name == package else object())
     message = refusal(capsys, setting)
     assert f"while {package} is not installed. Try pip install {package}." in message
-    monkeypatch.setattr("peft_audio.config.fields.find_spec", lambda name: object())
+    monkeypatch.setattr("peft_audio.errors.find_spec", lambda name: object())
     parse_config(LoraRecipe, setting)
 
 

@@ -12,12 +12,13 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from peft_audio import data
-from peft_audio.audio import load_audio
-from peft_audio.collection import SPLITS, recording_of
-from peft_audio.config import DataConfig, UserError
-from peft_audio.data import Splits, load_splits
-from peft_audio.sources import BUNDLED
+from peft_audio.audio.decoding import load_audio
+from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import SPLITS, recording_of
+from peft_audio.data.sources import BUNDLED
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.data.splits import splits as data
+from peft_audio.errors import UserError
 
 
 def make_clips(root: Path, counts: dict[str, int], shuffle: int | None = None) -> Path:
@@ -250,7 +251,7 @@ def test_class_folder_without_recordings_is_named(tone_folder: Path, tmp_path: P
 
 
 def test_bundled_files_keep_to_their_sizes() -> None:
-    assets = Path(data.__file__).parent / "assets"
+    assets = Path(data.__file__).parents[1] / "assets"
     for name, limit in (("digits", 5_000_000), ("wav2vec2-nano", 8_000_000)):
         assert 0 < sum(file.stat().st_size for file in (assets / name).iterdir()) <= limit
 

@@ -19,16 +19,18 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from transformers import HubertConfig
 
-from peft_audio import saving, verify
-from peft_audio.adapter_files import WEIGHTS
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.anatomy import encoder_of
-from peft_audio.batching import Loaders
-from peft_audio.collating import collate
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, UserError
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.sampler import TrainingBatches
-from peft_audio.strategies import (
+from peft_audio.adapters.files import WEIGHTS
+from peft_audio.adapters.load import save as saving
+from peft_audio.adapters.load import verify
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
+from peft_audio.data.collate import collate
+from peft_audio.data.loaders import Loaders
+from peft_audio.data.sampler import TrainingBatches
+from peft_audio.encoders.family import encoder_of
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.errors import UserError
+from peft_audio.strategies.base import (
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,
@@ -36,8 +38,8 @@ from peft_audio.strategies import (
     freeze_all_but_last_n_layers,
     freeze_nothing,
 )
-from peft_audio.tracking import Log
-from peft_audio.training import set_modes, train
+from peft_audio.training.loop import set_modes, train
+from peft_audio.training.tracking import Log
 
 LABELS = ("a", "b", "c")
 LENGTHS = (8_000, 5_000, 700)

@@ -18,13 +18,13 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from peft_audio import cli, saving
-from peft_audio.arithmetic import resolve
-from peft_audio.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
-from peft_audio.config import LoraRecipe, ModelConfig, UserError, run_recipe
-from peft_audio.config.failures import explain
-from peft_audio.models import load_classifier
-from peft_audio.reasons import unloadable
+from peft_audio import cli
+from peft_audio.adapters.load import save as saving
+from peft_audio.config import LoraRecipe, ModelConfig, run_recipe
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.errors import UserError, explain, unloadable
+from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
+from peft_audio.training.hardware import resolve
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

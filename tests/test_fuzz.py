@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from peft_audio.collection import SPLITS, make_clips
-from peft_audio.config import RECIPES, CompareRecipe, DataConfig, UserError, parse, parse_config, to_yaml
-from peft_audio.patterns import may_hang
-from peft_audio.splitting import divide, leaking_groups
+from peft_audio.adapters.patterns import may_hang
+from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse, parse_config, to_yaml
+from peft_audio.data.clip_table import SPLITS, make_clips
+from peft_audio.data.splitting import divide, leaking_groups
+from peft_audio.errors import UserError
 
 INPUTS = {"audio": 200, "yaml": 12, "manifests": 30, "json": 50, "safetensors": 50}
 ROUNDS = settings(

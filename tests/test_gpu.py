@@ -12,9 +12,9 @@ import torch
 from conftest import write_tone
 from test_resuming import Go, chaos, go, tones  # noqa: F401
 
-from peft_audio.adapters import load_adapter
-from peft_audio.checkpoints import newest_checkpoint
-from peft_audio.prediction import predict
+from peft_audio.adapters.load import load_adapter
+from peft_audio.inference.predict import predict
+from peft_audio.training.checkpoints import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 FULL = ["--full.train_cnn", "true", "--train.mixed_precision", "no", "--train.batch_size", "16"]

@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from peft_audio.config import ArmConfig, CompareRecipe, TrainConfig, UserError
-from peft_audio.grid import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
-from peft_audio.launching import Job, beside, finished
-from peft_audio.plan import _arm_plan
+from peft_audio.comparison.grid import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
+from peft_audio.comparison.jobs import Job, finished
+from peft_audio.comparison.plan import _arm_plan
+from peft_audio.config import ArmConfig, CompareRecipe, TrainConfig
+from peft_audio.errors import UserError
+from peft_audio.runs.folder import beside
 
 OPTIMA = {"lora": 1e-3, "full": 1e-5, "head_only": 1e-3}
 

@@ -32,12 +32,12 @@ import chaos  # noqa: E402
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import load_adapter
-from peft_audio.saving import save_adapter
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.save import save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.strategies import apply_lora
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.strategies.base import apply_lora
 cfg = LoraRecipe(model=ModelConfig(name="org/tiny"))
 model = load_classifier(cfg.model, ["a", "b"])
 base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
@@ -110,7 +110,7 @@ def load(source: str, env: dict[str, str], **wanted: object) -> subprocess.Compl
     code = (
         "import json, sys\n"
         "from peft_audio.config import DataConfig, UserError\n"
-        "from peft_audio.data import load_splits\n"
+        "from peft_audio.data.splits import load_splits\n"
         "try:\n"
         "    found = load_splits(DataConfig(**json.loads(sys.argv[1])))\n"
         "except UserError as error:\n"

@@ -16,16 +16,16 @@ from conftest import write_tone
 from scipy.special import softmax
 from sklearn.metrics import classification_report, confusion_matrix, log_loss
 
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.batching import make_loaders
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.save import save_adapter
 from peft_audio.cli import main
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
-from peft_audio.data import load_splits
-from peft_audio.evaluation import evaluate, judge
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.saving import save_adapter
-from peft_audio.scores import Scores, accuracy_interval, calibration_bins, score
-from peft_audio.strategies import freeze_all_but_head
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.splits import load_splits
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.evaluation.run_split import evaluate, judge
+from peft_audio.evaluation.scores import Scores, accuracy_interval, calibration_bins, score
+from peft_audio.strategies.base import freeze_all_but_head
 
 
 def test_figures_are_those_of_the_adapters_own_run(

@@ -14,9 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
-from peft_audio import launching
-from peft_audio.config import UserError
-from peft_audio.launching import Job, alone_in, beside, diverged, end, environment, finished, read_json, run_jobs
+from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, run_jobs
+from peft_audio.comparison.results import jobs as launching
+from peft_audio.errors import UserError
+from peft_audio.files import read_json
+from peft_audio.processes import end, environment
+from peft_audio.runs.folder import beside
 
 REPORTS = """
 import json, os, pathlib, sys

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_tone
 
-from peft_audio.audio import load_audio
-from peft_audio.clips import Clips, View
-from peft_audio.config import DataConfig, UserError
-from peft_audio.data import Splits, load_splits
-from peft_audio.manifest import from_manifest
-from peft_audio.sampler import Draw
+from peft_audio.audio.decoding import load_audio
+from peft_audio.config import DataConfig
+from peft_audio.data.dataset import Clips, View
+from peft_audio.data.manifest import from_manifest
+from peft_audio.data.sampler import Draw
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.errors import UserError
 
 ROWS = [
     {"path": f"clips/{label} {i}.wav", "label": label, "split": split, "group": f"s{i}"}

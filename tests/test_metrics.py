@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 
-from peft_audio.metrics import compute_metrics
+from peft_audio.tasks.metrics import compute_metrics
 
 
 @pytest.mark.parametrize(("seed", "classes", "clips"), [(0, 2, 7), (1, 10, 12), (2, 10, 400)])

@@ -28,9 +28,10 @@ from transformers import (
     WavLMModel,
 )
 
-from peft_audio.config import ModelConfig, UserError
-from peft_audio.models import identify_base, load_classifier, load_extractor, weights_sha256
-from peft_audio.padding import ValidGroupNorm
+from peft_audio.config import ModelConfig
+from peft_audio.encoders.exact_padding import ValidGroupNorm
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor, weights_sha256
+from peft_audio.errors import UserError
 
 LABELS = ("a", "b", "c")
 LENGTHS = (400, 3_000, 7_777, 16_000)

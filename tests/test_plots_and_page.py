@@ -16,13 +16,13 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from peft_audio.comparison import Arm, Comparison, Curve, Failure, Score, Trial
-from peft_audio.page import to_html, to_json, to_markdown, write_comparison
-from peft_audio.placing import place
-from peft_audio.plots import draw_comparison, to_bytes
-from peft_audio.scatter import COSTS
-from peft_audio.sections import rate_text
-from peft_audio.statistics import Difference, Interval
+from peft_audio.comparison.label_places import place
+from peft_audio.comparison.page import to_html, to_json, to_markdown, write_comparison
+from peft_audio.comparison.plots import draw_comparison, to_bytes
+from peft_audio.comparison.results import Arm, Comparison, Curve, Failure, Score, Trial
+from peft_audio.comparison.scatter import COSTS
+from peft_audio.comparison.sections import rate_text
+from peft_audio.evaluation.significance import Difference, Interval
 
 NAN = float("nan")
 COSTLY = {"accelerator_memory_max": None, "train_time": None, "samples_per_second": None, "inference_seconds": None}

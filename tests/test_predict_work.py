@@ -21,15 +21,17 @@ import soundfile
 from conftest import write_tone
 from filelock import FileLock
 
-from peft_audio import answering, load_adapter, models, predict
-from peft_audio.adapter import Adapter
-from peft_audio.audio import load_audio
+from peft_audio import load_adapter, predict
+from peft_audio.adapters.adapter import Adapter
+from peft_audio.audio.decoding import load_audio
 from peft_audio.cli import main
-from peft_audio.config import UserError
-from peft_audio.forms import Shown, write_text
-from peft_audio.prediction import Prediction
-from peft_audio.recordings import find_recordings
-from peft_audio.unfinished import Unfinished, unfinished_answers, whole_or_not
+from peft_audio.encoders import loading as models
+from peft_audio.errors import UserError
+from peft_audio.inference import answering
+from peft_audio.inference.predict import Prediction
+from peft_audio.inference.recordings import find_recordings
+from peft_audio.inference.resume import Unfinished, unfinished_answers, whole_or_not
+from peft_audio.inference.writers import Shown, write_text
 
 
 @pytest.fixture(scope="module")

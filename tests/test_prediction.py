@@ -18,9 +18,9 @@ from scipy.special import softmax
 from transformers import AutoModelForAudioClassification
 
 from peft_audio import load_adapter, predict
-from peft_audio.answering import BATCH_SECONDS, _batches
 from peft_audio.cli import main
-from peft_audio.config import UserError
+from peft_audio.errors import UserError
+from peft_audio.inference.answering import BATCH_SECONDS, _batches
 
 LABELS = ("a", "b", "c")
 
@@ -184,7 +184,9 @@ def test_base_command_copies_a_transformers_directory(tmp_path: Path, capsys: py
 
 
 def test_public_names_survive_the_import_of_their_modules() -> None:
-    code = "import peft_audio.cli, peft_audio.prediction; from peft_audio import predict; assert callable(predict)"
+    code = (
+        "import peft_audio.cli, peft_audio.inference.predict; from peft_audio import predict; assert callable(predict)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,14 +12,14 @@ from conftest import ENCODERS, save_encoder, tiny_config
 from test_families import LABELS, STRATEGIES, batch
 from torch.nn.functional import cross_entropy
 
-from peft_audio.anatomy import count_frames
-from peft_audio.attention_heads import unfreeze_heads
 from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig
-from peft_audio.models import load_classifier
-from peft_audio.prefix import Cut, accept_features, find_cut, replay_samples, run_prefix
-from peft_audio.spec_augment import masked
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_last_n_layers
-from peft_audio.training import set_modes
+from peft_audio.encoders.family import count_frames
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.encoders.spec_augment import masked
+from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, replay_samples, run_prefix
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_last_n_layers
+from peft_audio.training.loop import set_modes
 
 LENGTHS = [8_000, 5_000, 700]
 Strategy = Callable[[Any], tuple[Any, Trained]]

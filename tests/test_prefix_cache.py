@@ -22,24 +22,17 @@ from conftest import ENCODERS, save_encoder, write_tone
 from test_prefix import ENDS, EVERY
 
 from peft_audio import cli
-from peft_audio.accelerator import make_accelerator
-from peft_audio.batching import Loaders, make_loaders
-from peft_audio.config import (
-    AugmentConfig,
-    DataConfig,
-    ModelConfig,
-    PrefixCacheConfig,
-    Recipe,
-    TrainConfig,
-    UserError,
-)
-from peft_audio.data import load_splits
-from peft_audio.models import load_classifier, load_extractor
-from peft_audio.prefix_cache import cache_frozen_prefix
-from peft_audio.prefix_store import Store, clear_stores, filling, make_room, open_store, read_table
-from peft_audio.strategies import Trained
-from peft_audio.tracking import Log
-from peft_audio.training import Result, train
+from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, Recipe, TrainConfig
+from peft_audio.data.loaders import Loaders, make_loaders
+from peft_audio.data.splits import load_splits
+from peft_audio.encoders.loading import load_classifier, load_extractor
+from peft_audio.errors import UserError
+from peft_audio.feature_cache.cache import cache_frozen_prefix
+from peft_audio.feature_cache.store import Store, clear_stores, filling, make_room, open_store, read_table
+from peft_audio.strategies.base import Trained
+from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.loop import Result, train
+from peft_audio.training.tracking import Log
 
 ROOT = Path(__file__).parents[1]
 WAVLM = [name for name in ENCODERS if "wavlm" in name]

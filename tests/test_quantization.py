@@ -13,19 +13,19 @@ from accelerate import Accelerator
 from conftest import ENCODERS, save_encoder
 from test_families import batch, clips, logits
 
-from peft_audio import saving
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.adapters import load_adapter
-from peft_audio.batching import Loaders
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.load import save as saving
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.adapters.save import save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.optimizer import make_optimizer
-from peft_audio.precision import on_float32_encoder
-from peft_audio.sampler import TrainingBatches
-from peft_audio.saving import save_adapter
-from peft_audio.strategies import apply_lora
-from peft_audio.tracking import Log
-from peft_audio.training import train
+from peft_audio.data.loaders import Loaders
+from peft_audio.data.sampler import TrainingBatches
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.strategies.base import apply_lora
+from peft_audio.training.loop import train
+from peft_audio.training.optimizer import make_optimizer
+from peft_audio.training.precision import on_float32_encoder
+from peft_audio.training.tracking import Log
 
 LABELS = ("a", "b", "c")
 KINDS = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit}

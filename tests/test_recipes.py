@@ -29,8 +29,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
-from peft_audio import adapters, saving, verify
-from peft_audio.arithmetic import resolve
+from peft_audio.adapters.load import load as adapters
+from peft_audio.adapters.load import save as saving
+from peft_audio.adapters.load import verify
 from peft_audio.config import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,
@@ -42,12 +43,13 @@ from peft_audio.config import (
     LoraRecipe,
     ModelConfig,
     TrainConfig,
-    UserError,
     parse_config,
     run_recipe,
 )
-from peft_audio.data import load_splits
-from peft_audio.report import RunReport
+from peft_audio.data.splits import load_splits
+from peft_audio.errors import UserError
+from peft_audio.runs.report import RunReport
+from peft_audio.training.hardware import resolve
 
 ROOT = Path(__file__).parents[1]
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}

@@ -23,8 +23,11 @@ from safetensors.torch import load_file, save_file
 from test_recipes import RECIPES, load_recipe
 from test_training import divide
 
-from peft_audio import checkpoints, evaluation, memory, training
-from peft_audio.checkpoints import (
+from peft_audio.config import run_recipe
+from peft_audio.data.streaming import StreamLoader
+from peft_audio.errors import UserError
+from peft_audio.evaluation.run_split import run_split as evaluation
+from peft_audio.training.checkpoints import (
     MANIFEST,
     STATE,
     discard_newer,
@@ -33,9 +36,10 @@ from peft_audio.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from peft_audio.config import UserError, run_recipe
-from peft_audio.saver import Saver
-from peft_audio.streaming import StreamLoader
+from peft_audio.training.loop import checkpoints
+from peft_audio.training.loop import loop as training
+from peft_audio.training.loop import micro_batches as memory
+from peft_audio.training.saver import Saver
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # behind tests, which has names of its own
 import chaos

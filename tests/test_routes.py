@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from test_adapters import LABELS, PRODUCTS, describe
 
-from peft_audio import export
-from peft_audio.adapter import Adapter
-from peft_audio.adapters import load_adapter
-from peft_audio.attention_heads import unfreeze_heads
+from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.probes import probe_waveforms
+from peft_audio.adapters.save import save_adapter
 from peft_audio.config import LoraConfig
-from peft_audio.export_readme import FORMS
-from peft_audio.probes import probe_waveforms
-from peft_audio.saving import save_adapter
-from peft_audio.strategies import apply_lora, freeze_all_but_head
+from peft_audio.publish import export
+from peft_audio.publish.export_readme import FORMS
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import apply_lora, freeze_all_but_head
 
 STRATEGIES = {
     "lora": PRODUCTS["lora"],

@@ -26,13 +26,14 @@ from huggingface_hub import ModelCard
 from test_hub import AUDIO
 
 from peft_audio import cli
-from peft_audio.adapter_record import read_record
-from peft_audio.collect import read_comparison
-from peft_audio.config import CompareRecipe, DataConfig, LoraRecipe, UserError, read_config, to_yaml
-from peft_audio.finished import NEEDED
-from peft_audio.model_card import model_card
-from peft_audio.page import write_comparison
-from peft_audio.terminal import as_told, printable
+from peft_audio.adapters.record import read_record
+from peft_audio.comparison.collect import read_comparison
+from peft_audio.comparison.page import write_comparison
+from peft_audio.config import CompareRecipe, DataConfig, LoraRecipe, read_config, to_yaml
+from peft_audio.errors import UserError
+from peft_audio.publish.model_card import model_card
+from peft_audio.runs.finished import NEEDED
+from peft_audio.text import as_told, printable
 
 ROOT = Path(__file__).parents[1]
 TOKEN, PASSWORD = "hf_" + "Z" * 34, "open-sesame"
@@ -304,7 +305,7 @@ def test_a_base_of_an_unknown_kind_is_refused_before_its_code_is_looked_at(
     monkeypatch.chdir(tmp_path)
     # Whoever is asked whether code may run may say yes.
     monkeypatch.setattr("builtins.input", lambda *asked: "y")
-    from peft_audio.arithmetic import resolve
+    from peft_audio.training.hardware import resolve
 
     with pytest.raises(Exception, match=r"trust_remote_code|custom code"):
         resolve(replace(LoraRecipe(), model=replace(LoraRecipe().model, name="base")))

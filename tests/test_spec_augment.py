@@ -11,12 +11,12 @@ import torch
 from conftest import ENCODERS, save_encoder, tiny_config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from peft_audio.anatomy import count_frames, encoder_of
-from peft_audio.collating import collate
 from peft_audio.config import AugmentConfig, LoraConfig, ModelConfig
-from peft_audio.models import load_classifier
-from peft_audio.spec_augment import make_masks, masked
-from peft_audio.strategies import apply_lora
+from peft_audio.data.collate import collate
+from peft_audio.encoders.family import count_frames, encoder_of
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.encoders.spec_augment import make_masks, masked
+from peft_audio.strategies.base import apply_lora
 
 ENCODER = tiny_config()
 BOTH = AugmentConfig(mask_time_share=0.3, mask_time_frames=5, mask_feature_share=0.2, mask_feature_channels=4)

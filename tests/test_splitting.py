@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_tone
 
-from peft_audio.collection import SPLITS, make_clips
-from peft_audio.config import DataConfig, UserError
-from peft_audio.data import load_splits
-from peft_audio.splitting import divide, leaking_groups, missing_classes
+from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import SPLITS, make_clips
+from peft_audio.data.splits import load_splits
+from peft_audio.data.splitting import divide, leaking_groups, missing_classes
+from peft_audio.errors import UserError
 
 
 def clips_of(groups: int, per_group: int, label: Callable[[int, int], str]) -> pd.DataFrame:

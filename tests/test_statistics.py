@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 from scipy.special import expit
 
-from peft_audio.statistics import Difference, claim, holm, paired_difference, resolution, seed_interval
+from peft_audio.evaluation.significance import Difference, claim, holm, paired_difference, resolution, seed_interval
 
 Z = stats.norm.ppf(0.975)
 

@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
 
-from peft_audio.attention_heads import unfreeze_heads
-from peft_audio.collating import collate
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, UserError
-from peft_audio.models import load_classifier
-from peft_audio.report import encoder_drift
-from peft_audio.strategies import (
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.data.collate import collate
+from peft_audio.encoders.loading import load_classifier
+from peft_audio.errors import UserError
+from peft_audio.runs.report import encoder_drift
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import (
     Trained,
     apply_ia3,
     apply_lora,
@@ -30,7 +31,7 @@ from peft_audio.strategies import (
     freeze_all_but_last_n_layers,
     freeze_nothing,
 )
-from peft_audio.training import set_modes
+from peft_audio.training.loop import set_modes
 
 LABELS = ("a", "b", "c")
 ROOT = Path(__file__).parents[1]

@@ -14,10 +14,11 @@ import torch
 from conftest import tiny_config
 from datasets import IterableDataset
 
-from peft_audio.batching import make_loaders
-from peft_audio.config import DataConfig, LoraRecipe, TrainConfig, UserError
-from peft_audio.data import Splits, load_splits
-from peft_audio.hub_dataset import Stream
+from peft_audio.config import DataConfig, LoraRecipe, TrainConfig
+from peft_audio.data.hub_dataset import Stream
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.errors import UserError
 
 CLIPS = 40
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from peft_audio.tracking import start_log
+from peft_audio.training.tracking import start_log
 
 LINES = [{"step": 1, "loss": 2.5, "learning_rate": 0.1}, {"step": 2, "loss": float("nan")}, {"step": 2, "epoch": 1}]
 

@@ -19,18 +19,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.nn.functional import cross_entropy
 
-from peft_audio import training
-from peft_audio.accelerator import make_accelerator
-from peft_audio.batching import Loaders, make_loaders
-from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig, UserError
-from peft_audio.data import Splits, load_splits
-from peft_audio.evaluation import Evaluation, evaluate
-from peft_audio.models import load_classifier, load_extractor
-from peft_audio.optimizer import make_optimizer, make_schedule, shrink
-from peft_audio.position import Best
-from peft_audio.strategies import Trained, apply_lora, freeze_all_but_head, freeze_nothing
-from peft_audio.tracking import Log
-from peft_audio.training import Result, train
+from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.data.loaders import Loaders, make_loaders
+from peft_audio.data.splits import Splits, load_splits
+from peft_audio.encoders.loading import load_classifier, load_extractor
+from peft_audio.errors import UserError
+from peft_audio.evaluation.run_split import Evaluation, evaluate
+from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.loop import Result, train
+from peft_audio.training.loop import loop as training
+from peft_audio.training.optimizer import make_optimizer, make_schedule, shrink
+from peft_audio.training.state import Best
+from peft_audio.training.tracking import Log
 
 STRATEGIES = {
     "lora": lambda model, cfg: apply_lora(model, cfg.lora),

@@ -14,17 +14,17 @@ from conftest import write_tone
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
-from peft_audio.adapter import Adapter
-from peft_audio.adapter_record import describe_adapter
-from peft_audio.audio import load_audio
-from peft_audio.batching import make_loaders
-from peft_audio.collection import make_clips
+from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.record import describe_adapter
+from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
-from peft_audio.data import load_splits
-from peft_audio.evaluation import average_windows, evaluate
-from peft_audio.models import identify_base, load_classifier, load_extractor
-from peft_audio.prediction import predict
-from peft_audio.windows import cut_windows, window_starts
+from peft_audio.data.clip_table import make_clips
+from peft_audio.data.loaders import make_loaders
+from peft_audio.data.splits import load_splits
+from peft_audio.data.windows import cut_windows, window_starts
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.evaluation.run_split import average_windows, evaluate
+from peft_audio.inference.predict import predict
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 
 from peft_audio import __version__
 from peft_audio.cli import cache, check, comparison, copies, evaluate, export, predict, push, verify
-from peft_audio.quick_start import quick_imports
+from peft_audio.processes import quick_imports
 
 TAKES_SETTINGS = ("check", "evaluate", "plan")
 LESS_MEMORY = "Lower --batch-size where the command has it, or cut long recordings."
@@ -24,9 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.settings = settings
     # Of a process that does nothing else; who calls this from Python goes on afterwards.
     options.quick = quick_imports if arguments is None else nullcontext
-    from peft_audio.config import UserError
-    from peft_audio.config.failures import explain
-    from peft_audio.terminal import as_told
+    from peft_audio.errors import UserError, explain
+    from peft_audio.text import as_told
 
     try:
         code = options.run(options)

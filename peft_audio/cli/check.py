@@ -27,9 +27,10 @@ def run_check(options: argparse.Namespace) -> int:
     """Check a collection; exit code 1 if something would spoil a comparison."""
     from rich.console import Console
 
-    from peft_audio.check import check, print_check, to_json
-    from peft_audio.config import CheckSettings, UserError, parse_config
-    from peft_audio.scan import JOBS
+    from peft_audio.config import CheckSettings, parse_config
+    from peft_audio.data.check import check, print_check, to_json
+    from peft_audio.data.scan import JOBS
+    from peft_audio.errors import UserError
 
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs: got {options.jobs}, must be 1 or more. Leave it out.")

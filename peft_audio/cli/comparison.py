@@ -40,9 +40,10 @@ def run_plan(options: argparse.Namespace) -> int:
     """Say what a comparison will cost."""
     from rich.console import Console
 
-    from peft_audio.config import CompareRecipe, expanded, parse_config
-    from peft_audio.launching import alone_in
-    from peft_audio.plan import plan, print_plan
+    from peft_audio.comparison.jobs import alone_in
+    from peft_audio.comparison.plan import plan, print_plan
+    from peft_audio.config import CompareRecipe, parse_config
+    from peft_audio.files import expanded
 
     cfg = parse_config(CompareRecipe, options.settings)
     try:
@@ -63,9 +64,9 @@ def run_report(options: argparse.Namespace) -> int:
     """Compare finished runs."""
     from rich.console import Console
 
-    from peft_audio.collect import read_comparison
-    from peft_audio.config import UserError
-    from peft_audio.page import print_comparison, write_comparison
+    from peft_audio.comparison.collect import read_comparison
+    from peft_audio.comparison.page import print_comparison, write_comparison
+    from peft_audio.errors import UserError
 
     if options.margin is not None and not 0 < options.margin < 1:
         raise UserError(f"--margin: got {options.margin}, must be between 0 and 1. Try 0.02, two points.")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft_audio.launching import RECIPES
+from peft_audio.comparison.jobs import RECIPES
 
 ENCODER = Path(__file__).parents[1] / "assets" / "wav2vec2-nano"
 
@@ -39,7 +39,7 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 def run_base(options: argparse.Namespace) -> int:
     """Copy the bundled encoder, its card included."""
-    from peft_audio.config import UserError
+    from peft_audio.errors import UserError
 
     if options.folder.exists():
         raise UserError(f"{options.folder} exists already; give a folder that does not.")

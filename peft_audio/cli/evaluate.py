@@ -45,10 +45,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """Judge an adapter; exit code 1 if clips could not be used."""
     from rich.console import Console
 
-    from peft_audio.adapters import load_adapter
-    from peft_audio.config import CheckSettings, UserError, parse_config, require
-    from peft_audio.judging import evaluate_adapter
-    from peft_audio.scores_shown import print_scores
+    from peft_audio.adapters.load import load_adapter
+    from peft_audio.config import CheckSettings, parse_config
+    from peft_audio.errors import UserError, require
+    from peft_audio.evaluation.scores_shown import print_scores
+    from peft_audio.inference.evaluate import evaluate_adapter
 
     require(options.batch_size >= 1, "batch-size", options.batch_size, "1 or more", "Try 16.")
     if options.out is not None and options.out.exists():
@@ -69,8 +70,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def _write(found: Any, about: dict[str, str], folder: Path) -> None:
     import pyarrow.parquet as pq
 
-    from peft_audio.config import UserError
-    from peft_audio.run import predictions_table
+    from peft_audio.errors import UserError
+    from peft_audio.runs.run import predictions_table
 
     table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels)
     try:

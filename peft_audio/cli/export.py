@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
 
 def run_export(options: argparse.Namespace) -> int:
     """Export an adapter and say how far its answers are from the recorded ones."""
-    from peft_audio.export import export_adapter
+    from peft_audio.publish.export import export_adapter
 
     done = export_adapter(
         options.adapter, options.folder, options.form, options.base, options.revision, options.overwrite

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from peft_audio.adapter import Adapter
-    from peft_audio.answering import Answer, Hearing
-    from peft_audio.forms import Shown
-    from peft_audio.prediction import Prediction
+    from peft_audio.adapters.adapter import Adapter
+    from peft_audio.inference.answering import Answer, Hearing
+    from peft_audio.inference.predict import Prediction
+    from peft_audio.inference.writers import Shown
 
 ADAPTER_HELP = "a folder such as runs/lora/adapter or runs/full/model, or org/name on the Hub"
 # Answers of two versions of these are not mixed.
@@ -80,12 +80,12 @@ def run_predict(options: argparse.Namespace) -> int:
     """Label recordings; exit code 1 if one could not be used."""
     _check(options)
     with options.quick():
-        from peft_audio.adapters import load_adapter
-        from peft_audio.answering import answer, check_amounts, how_heard, in_order
-        from peft_audio.forms import Shown, write_csv, write_json, write_text
-        from peft_audio.hub import fetch_adapter
-        from peft_audio.prediction import predictions
-        from peft_audio.recordings import find_recordings
+        from peft_audio.adapters.hub import fetch_adapter
+        from peft_audio.adapters.load import load_adapter
+        from peft_audio.inference.answering import answer, check_amounts, how_heard, in_order
+        from peft_audio.inference.predict import predictions
+        from peft_audio.inference.recordings import find_recordings
+        from peft_audio.inference.writers import Shown, write_csv, write_json, write_text
 
         check_amounts(options.batch_size, options.workers)
         stdin = sys.stdin.buffer if "-" in options.sources else None
@@ -108,7 +108,7 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what has no sense before anything is loaded."""
-    from peft_audio.config import UserError, require
+    from peft_audio.errors import UserError, require
 
     require(options.top_k is None or options.top_k >= 1, "top-k", options.top_k, "1 or more", "Try 3.")
     require(0 <= options.threshold <= 1, "threshold", options.threshold, "0 to 1", "Try 0.5.")
@@ -126,12 +126,12 @@ def _into_file(
     shown: Shown,
     tally: _Tally,
 ) -> int:
-    from peft_audio.answering import answer
-    from peft_audio.forms import WRITERS
-    from peft_audio.hub import hash_adapter
-    from peft_audio.models import versions
-    from peft_audio.prediction import predictions
-    from peft_audio.unfinished import unfinished_answers, whole_or_not
+    from peft_audio.adapters.hub import hash_adapter
+    from peft_audio.encoders.loading import versions
+    from peft_audio.inference.answering import answer
+    from peft_audio.inference.predict import predictions
+    from peft_audio.inference.resume import unfinished_answers, whole_or_not
+    from peft_audio.inference.writers import WRITERS
 
     about = {"adapter": hash_adapter(folder), "base": adapter.record.base.sha256, "device": options.device}
     about |= {package: version for package, version in versions().items() if package in DECIDE_ANSWERS}
@@ -177,7 +177,7 @@ class _Tally:
 
     def report(self) -> int:
         """Say it on stderr, and give the exit code."""
-        from peft_audio.terminal import printable
+        from peft_audio.text import printable
 
         sys.stdout.flush()
         if self.cut:
@@ -201,7 +201,7 @@ def _bar(recordings: int, wanted: bool = True) -> Any:
         return nullcontext()
     from rich.console import Console
 
-    from peft_audio.tracking import progress_bar
+    from peft_audio.training.tracking import progress_bar
 
     bar = progress_bar(True, Console(stderr=True))
     bar.add_task("labelling", total=recordings)

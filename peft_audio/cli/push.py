@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
 def run_push(options: argparse.Namespace) -> int:
     """Send an adapter to the Hub."""
     with options.quick():
-        from peft_audio.push import push_adapter
+        from peft_audio.publish.push import push_adapter
 
     done = push_adapter(
         options.folder.expanduser(),

@@ -34,7 +34,7 @@ def run_verify(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     with options.quick():
-        from peft_audio.doctor import examine, is_broken, print_findings, to_json
+        from peft_audio.adapters.examine import examine, is_broken, print_findings, to_json
 
         found = examine(options.adapter, options.base, options.revision)
     if options.json:

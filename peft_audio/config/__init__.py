@@ -3,17 +3,7 @@
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
 from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
-from peft_audio.config.failures import STOPPING
-from peft_audio.config.fields import (
-    AugmentConfig,
-    ModelConfig,
-    Stopped,
-    TrainConfig,
-    UserError,
-    expanded,
-    is_folder,
-    require,
-)
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
 from peft_audio.config.plain import dotted
 from peft_audio.config.prefix_cache import PrefixCacheConfig
@@ -36,7 +26,6 @@ from peft_audio.config.recipes import (
 __all__ = [
     "ARMS",
     "RECIPES",
-    "STOPPING",
     "ArmConfig",
     "AttentionHeadsConfig",
     "AttentionHeadsRecipe",
@@ -59,15 +48,10 @@ __all__ = [
     "ModelConfig",
     "PrefixCacheConfig",
     "Recipe",
-    "Stopped",
     "TrainConfig",
-    "UserError",
     "dotted",
-    "expanded",
-    "is_folder",
     "parse_config",
     "read_config",
-    "require",
     "run_recipe",
     "to_yaml",
 ]

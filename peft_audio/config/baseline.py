@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import require
+from peft_audio.errors import require
 
 
 @dataclass(frozen=True)

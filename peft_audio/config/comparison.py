@@ -8,7 +8,7 @@ from typing import Any
 
 from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, positive, require
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, positive
 from peft_audio.config.prefix_cache import PrefixCacheConfig
 from peft_audio.config.recipes import (
     AttentionHeadsRecipe,
@@ -19,6 +19,7 @@ from peft_audio.config.recipes import (
     LastNLayersRecipe,
     LoraRecipe,
 )
+from peft_audio.errors import UserError, require
 
 # By the names of their files.
 RECIPES: dict[str, type[Any]] = {

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import UserError, positive, require, share
+from peft_audio.config.fields import positive, share
+from peft_audio.errors import UserError, require
 
 
 @dataclass(frozen=True)

@@ -8,60 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from peft_audio.terminal import readable
-
-
-class UserError(ValueError):
-    """Something the user can mend. The message says what, which value, what is allowed and how to fix it."""
-
-    def __init__(self, message: str):
-        # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
-        super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with ~ as the user's home, where that is what it means."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # a file whose name begins with ~
-        return Path(path)
-
-
-def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there; also asked of names that no disk takes."""
-    try:
-        return expanded(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
-    """A signal ended a run before its time. The message says how to go on.
-
-    Args:
-        message: For the user.
-        signal: Its number; the process ends with 128 more, as shells have it.
-    """
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.exit_code = 128 + signal
-
-
-def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
-    """Refuse a value, in the one form that all refusals have."""
-    if not holds:
-        raise UserError(f"--{flag}: got {value}, must be {allowed}. {fix}")
-
-
-def require_package(flag: str, value: str, package: str) -> None:
-    """Refuse a setting whose package is an extra that is not installed, before any work is done."""
-    installed = find_spec(package) is not None
-    require(installed, flag, value, f"left out while {package} is not installed", f"Try pip install {package}.")
+from peft_audio.errors import require, require_package
+from peft_audio.files import is_folder
 
 
 def positive(value: float) -> bool:
@@ -120,7 +70,8 @@ class AugmentConfig:
 
     Args:
         preset: "none"; "light": gain and faint noise; "speech": those, and small changes of pitch, pace and band;
-            "environment": those, and shifts in time, gaps and wider changes. `peft_audio/augment.py` has the numbers.
+            "environment": those, and shifts in time, gaps and wider changes. The numbers are in
+            `peft_audio/data/augment.py`.
         mask_time_share: SpecAugment over time (Park et al., 2019, arXiv 1904.08779): this share of a clip's frames is
             replaced in training by the encoder's mask vector, in spans. 0, our default, turns it off; transformers has
             0.05.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import positive, require
+from peft_audio.config.fields import positive
+from peft_audio.errors import require
 
 
 @dataclass(frozen=True)

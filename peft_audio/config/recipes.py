@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, UserError, require, share
+from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, share
 from peft_audio.config.prefix_cache import PrefixCacheConfig
+from peft_audio.errors import UserError, require
 
 # Which recipe a section that is not everybody's belongs to.
 OWN_SECTIONS = {

@@ -1,0 +1,1 @@
+"""Adapter directories: save, load, verify."""

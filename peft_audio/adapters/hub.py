@@ -1,0 +1,90 @@
+"""Adapters on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
+from peft_audio.adapters.record import RECORD
+from peft_audio.errors import UserError, first_line
+from peft_audio.files import expanded
+
+# All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
+# code.
+ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS)
+WHOLE_FILES = (WHOLE_CONFIG, WHOLE_WEIGHTS)
+COMMON_FILES = ("README.md", RECORD, PREPROCESSOR)
+
+
+def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
+    """The folder of an adapter: as given, or fetched from the Hub into its cache.
+
+    Args:
+        where: A folder, which goes first, or `org/name` on the Hub.
+        revision: Branch, tag or commit on the Hub; what a branch stands for now when not given.
+
+    Returns:
+        The folder, which may be that of anybody's adapter, or empty.
+
+    Raises:
+        UserError: It is neither, or the Hub cannot be asked.
+    """
+    folder = expanded(where)
+    if folder.exists() or not is_hub_id(str(where)):
+        if revision is not None:
+            raise UserError(f"--revision: got {revision}, but {where} is not on the Hub. Leave it out.")
+        return folder
+    with _told_in_words(str(where), revision):
+        files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES]
+        return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
+
+
+def hash_adapter(folder: Path) -> str:
+    """A hash of all that an adapter's answers depend on beside its base: its files but the README, in hex."""
+    whole = hashlib.sha256()
+    for name in sorted({*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES} - {"README.md"}):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                whole.update(f"{name}\t{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `org/name` that the Hub gives to repositories."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+@contextmanager
+def _told_in_words(name: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        raise UserError(f"--revision: {name} has no revision {revision}; leave it out, or see its page.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name} is no folder here and no model on the Hub that you may read; check the name, or log in with "
+            "`hf auth login` if it is private."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name} is no folder here, was not fetched from the Hub before, and the Hub cannot be asked (no "
+            "connection, or HF_HUB_OFFLINE is set)."
+        ) from error
+    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
+        raise UserError(f"{name} is no folder here, and the Hub does not give it: {first_line(error)}") from error

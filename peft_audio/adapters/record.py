@@ -1,0 +1,221 @@
+"""What an adapter directory says of itself: `peft_audio.json` for programs, README.md for people."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from peft_audio.adapters.files import read_object
+from peft_audio.config import DataConfig, Recipe
+from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
+from peft_audio.errors import UserError
+from peft_audio.files import is_folder
+from peft_audio.text import markdown_table, marked
+
+RECORD = "peft_audio.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What `peft_audio.json` says beside PEFT's own files: all that is needed to get the same answers again.
+
+    Attributes:
+        labels: Label names in the order of the logits.
+        base: The encoder that the adapter changes.
+        strategy: What was trained.
+        pretrained: Whether the encoder came with weights. Full fine-tuning, and what was trained on random weights,
+            comes as a whole model, everything else as an adapter for the base.
+        layer_weighted_sum: Whether the head is fed a mixture of all layers.
+        quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
+        sampling_rate: Of the waveforms that the encoder takes, in hertz.
+        crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of the windows that long
+            recordings are cut into, if they are.
+        mask: How padding is kept out, and the shortest input in samples.
+        normalisation: Whether a clip is brought to zero mean and unit variance, and when.
+        metrics: Of the run that made it.
+        versions: Of the packages that made it.
+        probes: For each probe clip its top label and the logit of each label, by name, once saved.
+        exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
+        schema_version: Of this file.
+    """
+
+    labels: tuple[str, ...]
+    base: Base
+    strategy: str
+    pretrained: bool
+    layer_weighted_sum: bool
+    quantization: str
+    sampling_rate: int
+    crop: dict[str, float]
+    mask: dict[str, Any]
+    normalisation: dict[str, Any]
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    probes: tuple[dict[str, Any], ...] = ()
+    exported: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def whole(self) -> bool:
+        """Whether it comes as a whole model, which needs no base."""
+        return self.strategy == "full" or not self.pretrained or self.exported == "merged"
+
+
+def describe_adapter(
+    cfg: Recipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
+) -> AdapterRecord:
+    """The record of a run's adapter, before its probes are measured."""
+    return AdapterRecord(
+        labels=tuple(labels),
+        base=base,
+        strategy=strategy,
+        pretrained=cfg.model.pretrained,
+        layer_weighted_sum=cfg.model.layer_weighted_sum,
+        quantization=cfg.model.quantization,
+        sampling_rate=extractor.sampling_rate,
+        crop=_crop(cfg.data),
+        mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
+        normalisation={"do_normalize": bool(extractor.do_normalize), "when": "before padding"},
+        metrics=metrics,
+        versions=versions(),
+    )
+
+
+def _crop(cfg: DataConfig) -> dict[str, float]:
+    crop = {"training_seconds": cfg.max_seconds, "evaluation_seconds": cfg.max_eval_seconds}
+    if cfg.window_seconds is not None:
+        crop |= {"window_seconds": cfg.window_seconds, "hop_seconds": cfg.hop_seconds or cfg.window_seconds}
+    return crop
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """What `peft_audio.json` says.
+
+    Raises:
+        UserError: It is missing, damaged, of a newer version, or of a folder for ONNX Runtime.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        inside = [path for path in (folder / "adapter", folder / "model") if (path / RECORD).is_file()]
+        hint = str(inside[0]) if inside else "runs/<name>/adapter, or runs/full/model"
+        raise UserError(f"{folder} is not an adapter made by peft-audio: it has no {RECORD}. Give {hint}.")
+    stored: dict[str, Any] = read_object(path)
+    version = stored.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
+    # Records of earlier versions do not say so.
+    stored = dict[str, Any]({"pretrained": True, "exported": ""}) | stored
+    if stored["exported"] == "onnx":
+        raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
+    try:
+        known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
+        known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
+        record = AdapterRecord(**known)
+        wrong = next((name for name, right in _soundness(record).items() if not right), None)
+    except KeyError as error:
+        raise UserError(f"{path} is damaged (it lacks {error}); get the adapter again.") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); get the adapter again.") from error
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); get the adapter again.")
+    return record
+
+
+def _soundness(record: AdapterRecord) -> dict[str, bool]:
+    """Whether each part is what everything after it takes for granted."""
+    labels, base, crop = record.labels, record.base, record.crop
+    texts = (base.name, base.model_type, record.strategy, record.quantization)
+    counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.mask["minimum_samples"])
+    hashed = isinstance(base.sha256, str) and re.fullmatch("[0-9a-f]{64}", base.sha256)
+    pinned = base.commit is None or (isinstance(base.commit, str) and re.fullmatch("[0-9a-f]{40}", base.commit))
+    flags = (record.pretrained, record.layer_weighted_sum, record.normalisation["do_normalize"])
+    answers = [value for probe in record.probes for value in (probe["seconds"], *probe["logits"].values())]
+    return {
+        "labels must be texts": bool(labels) and all(isinstance(label, str) and label for label in labels),
+        "a label stands there twice": len(set(labels)) == len(labels),
+        "base, strategy and quantization must be texts": all(isinstance(text, str) and text for text in texts),
+        "base.sha256 must be 64 hexadecimal digits": bool(hashed),
+        "base.commit must be 40 hexadecimal digits, or null": bool(pinned),
+        "rate, version and minimum_samples must be whole numbers above 0": all(
+            type(count) is int and count > 0 for count in counts
+        ),
+        "pretrained, layer_weighted_sum and do_normalize must be true or false": all(
+            isinstance(flag, bool) for flag in flags
+        ),
+        "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
+        and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
+        "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
+        "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),
+        "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
+        "probes must hold numbers": all(_is_number(value) for value in answers),
+        "probes are of other labels": all(
+            set(probe["logits"]) == set(labels) and probe["label"] in probe["logits"] for probe in record.probes
+        ),
+    }
+
+
+def _is_number(value: object) -> bool:
+    # A whole number may be too large even to be asked whether it is finite.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
+    """The product's README: what it is, and a snippet that loads it without this package.
+
+    Args:
+        record: What it says of itself.
+        repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
+    """
+    whole, place = record.whole, repository or "."
+    base = place if whole else resolve_base(record.base.name)
+    # What came from the Hub may have a namesake among the folders here.
+    local = record.base.commit is None and is_folder(base)
+    hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
+    labels = labels_as_code(record)
+    places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
+    places += [] if whole else [("ADAPTER", place)]
+    return Template(read_asset("adapter_readme.md")).substitute(
+        base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
+        extractor=places[-1][0],
+        inside="" if repository else ", from inside this folder",
+        kind="model" if whole else f"{marked(record.strategy)} adapter",
+        labels=labels,
+        load=Template(read_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
+        .substitute(
+            labels=labels,
+            layer_weighted_sum=record.layer_weighted_sum,
+            revision=f', revision="{record.base.commit}"' if record.base.commit and not local else "",
+        )
+        .strip(),
+        metrics=metrics_table(record),
+        minimum_samples=record.mask["minimum_samples"],
+        place=place,
+        places="\n".join(f"{name} = {json.dumps(value)}" for name, value in places),
+        sampling_rate=record.sampling_rate,
+        seconds=f"{record.crop['evaluation_seconds']:g}",
+        sha256=record.base.sha256,
+        where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
+    )
+
+
+def labels_as_code(record: AdapterRecord) -> str:
+    """The labels as JSON, which is Python too, and holds no backtick that would end what it stands in."""
+    return json.dumps(record.labels, ensure_ascii=False).replace("`", "\\u0060")
+
+
+def metrics_table(record: AdapterRecord) -> str:
+    """What the run measured, as Markdown."""
+    rows = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
+    return markdown_table(("measured", "value"), rows, numbers_from=1)
+
+
+def read_asset(name: str) -> str:
+    """A template that comes with the package."""
+    return (Path(__file__).parents[1] / "assets" / name).read_text(encoding="utf-8")

@@ -1,0 +1,201 @@
+"""A file, or a slice of it, as blocks at its own rate or as a mono float32 waveform at the wanted rate."""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from peft_audio.audio import pyav
+from peft_audio.audio.pyav import PYAV_SUFFIXES, AudioError, AudioInfo, open_bytes
+
+AUDIO_SUFFIXES = PYAV_SUFFIXES | {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
+LOWEST_RATE, HIGHEST_RATE, ALLOWED_RATES = 4_000, 192_000, "4,000 to 192,000 Hz"
+# Quieter than this after its mean is taken off, a clip holds nothing but rounding: three steps of 16 bits, -80 dB.
+SILENT_PEAK = 1e-4
+SLACK_SECONDS = 0.1  # headers round a length, WebM's and WMA's most; what is missing beyond this was cut off
+ONE_READ_SECONDS = 3600.0  # soundfile seeks between reads, where MP3 and Opus then decode to slightly other values
+# Anywhere in so much of its end, an OGG file has the start of a page.
+LARGEST_OGG_PAGE = 65_307
+# Who writes to a pipe cannot know the size, and leaves about the largest that fits (sox: 0x7FFFF000 bytes).
+UNKNOWN_BYTES, UNKNOWN_FRAMES = 0x7FFF0000, 2**62
+
+
+def read_info(source: Path | bytes) -> AudioInfo:
+    """Read a header without decoding the recording.
+
+    Args:
+        source: A file, or the bytes of one, in any format of libsndfile or, with PyAV, FFmpeg.
+
+    Raises:
+        AudioError: It is empty, no audio that can be read, or of a rate outside 4 to 192 kHz.
+    """
+    with _opened(source) as (sound, info):
+        if info.num_frames < 1:
+            raise AudioError("holds no samples")
+        return replace(info, cut_off=sound is not None and _is_cut_off(sound, source))
+
+
+def read_blocks(
+    source: Path | bytes, start_seconds: float = 0.0, seconds: float | None = None, block_seconds: float = 30.0
+) -> Iterator[np.ndarray]:
+    """Decode a slice of a recording block by block, so that hours of it fit in memory.
+
+    Args:
+        source: A file, or the bytes of one.
+        start_seconds: Where the slice begins; it is sought, not read over.
+        seconds: Its length; to the end when not given. Shorter at the end of the recording.
+        block_seconds: The length of a block; the last is shorter.
+
+    Yields:
+        float32 of shape (samples, channels) at the recording's own rate (see `read_info`); may hold NaN.
+
+    Raises:
+        AudioError: Nothing can be decoded there, or (after the blocks that it holds) the recording is cut off.
+    """
+    for _, block in _rates_and_blocks(source, start_seconds, seconds, block_seconds):
+        yield block
+
+
+def load_audio(
+    source: Path | bytes, sampling_rate: int, start_seconds: float = 0.0, seconds: float | None = None
+) -> np.ndarray:
+    """Decode a slice of a recording, mix it to mono and resample it.
+
+    Args:
+        source: A file, or the bytes of one.
+        sampling_rate: The wanted rate, in hertz.
+        start_seconds: Where the slice begins, as for `read_blocks`.
+        seconds: Its length, likewise.
+
+    Returns:
+        float32 of shape (samples,). Mono is the mean of the channels.
+
+    Raises:
+        AudioError: Nothing can be decoded there, it is cut off, or what was decoded is not finite.
+    """
+    parts, rate = [], sampling_rate
+    for rate, block in _rates_and_blocks(source, start_seconds, seconds, ONE_READ_SECONDS):  # noqa: B007
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            parts.append(block.mean(axis=1))
+    waveform = np.concatenate(parts)
+    if not np.isfinite(waveform).all():
+        raise AudioError("holds samples that are NaN or infinite")
+    if rate == sampling_rate:
+        return waveform
+    resampled = soxr.resample(waveform, rate, sampling_rate)
+    return resampled if resampled.size else waveform[:1]  # a few samples can be shortened to none
+
+
+def _rates_and_blocks(
+    source: Path | bytes, start_seconds: float, seconds: float | None, block_seconds: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    with _opened(source) as (sound, info):
+        rate, whole_seconds = info.sampling_rate, info.num_frames / info.sampling_rate
+        # Cut before they are rounded: a table may say 1e308 s, and no whole number is infinite.
+        first = at = round(min(start_seconds * rate, info.num_frames))
+        length = info.num_frames if seconds is None else max(1, round(min(seconds * rate, info.num_frames)))
+        end = min(first + length, info.num_frames)
+        size = max(1, round(block_seconds * rate))
+        span = (first, end, size)
+        decoded = _soundfile_blocks(sound, *span) if sound else pyav.read_blocks(source, info, *span)
+        try:
+            for block in decoded:
+                at += len(block)
+                yield rate, block
+        except AudioError as error:
+            between = f" between {at / rate:.1f} and {min(at + size, end) / rate:.1f} of {whole_seconds:.1f} s"
+            where = "" if at == 0 and size >= info.num_frames else between
+            raise AudioError(f"is cut off or damaged{where}: {error}") from error
+        if end - at > SLACK_SECONDS * rate and not (sound and _is_length_guessed(source, sound.format)):
+            held = f"{at / rate:.1f}" if at > first else f"less than {first / rate:.1f}"
+            raise AudioError(f"is cut off: holds {held} of {whole_seconds:.1f} s")
+        if at == first:
+            raise AudioError(f"holds no samples after {start_seconds:g} s")
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, AudioInfo]]:
+    """The recording as libsndfile opens it, or None where PyAV must; and what it says of itself."""
+    if not isinstance(source, bytes):
+        _check_there(source)
+    elif not source:
+        raise AudioError("is empty (0 bytes)")
+    try:
+        sound = soundfile.SoundFile(open_bytes(source) if isinstance(source, bytes) else source)
+    except soundfile.LibsndfileError as error:
+        sound, reason = None, error.error_string.rstrip(".")
+        if "possibly a pipe" in reason:  # what libsndfile says of some files that are there, but no sound
+            reason = "Format not recognised"
+    if sound and sound.format == "RAW":
+        # Any file called .au passes for samples without a header.
+        sound.close()
+        sound, reason = None, "Format not recognised"
+    with sound or nullcontext():
+        if sound and sound.frames < UNKNOWN_FRAMES:
+            info = AudioInfo(sound.frames, sound.samplerate, sound.channels)
+        else:
+            # FLAC written to a pipe has no length, and libsndfile fails at its end.
+            info, sound = pyav.read_info(source, "it does not say how long it is" if sound else reason), None
+        if not LOWEST_RATE <= info.sampling_rate <= HIGHEST_RATE:
+            raise AudioError(f"has a sampling rate of {info.sampling_rate:,} Hz; {ALLOWED_RATES} can be read")
+        yield sound, info
+
+
+def _check_there(source: Path) -> None:
+    try:
+        status = source.stat()
+    except FileNotFoundError as error:
+        raise AudioError("is a broken link" if source.is_symlink() else "does not exist") from error
+    except (OSError, ValueError) as error:  # a name may hold what no file's name can
+        raise AudioError(f"cannot be opened ({getattr(error, 'strerror', error)})") from error
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise AudioError("is not a file")
+    if status.st_size == 0:
+        raise AudioError("is empty (0 bytes)")
+
+
+def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: int) -> Iterator[np.ndarray]:
+    try:
+        sound.seek(first)
+        while first < end:
+            asked = min(size, end - first)
+            block = sound.read(asked, dtype="float32", always_2d=True)
+            if len(block):
+                yield block
+            if len(block) < asked:
+                return  # damaged: reading on would give the samples around the hole once more
+            first += asked
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"cannot be decoded ({error.error_string})") from error
+
+
+def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
+    """Whether less is there than the header says: by libsndfile's notes on WAV, AIFF and AU, by OGG's last page."""
+    if sound.format == "OGG":
+        with open_bytes(source) as file:
+            file.seek(max(0, file.seek(0, io.SEEK_END) - LARGEST_OGG_PAGE))
+            tail = file.read()
+        last = tail.rfind(b"OggS")
+        # The flag of a stream's last page (RFC 3533, section 6).
+        return last >= 0 and len(tail) > last + 5 and not tail[last + 5] & 4
+    promised = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
+    return promised is not None and int(promised[1]) < UNKNOWN_BYTES
+
+
+def _is_length_guessed(source: Path | bytes, kind: str) -> bool:
+    """Whether an MP3 has no count of its frames, so that libsndfile guesses by the bit rate of the first."""
+    with open_bytes(source) as file:
+        tag = file.read(10)
+        if tag[:3] == b"ID3":  # its size is in bytes of 7 bits
+            file.seek(10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)))
+        frame = tag + file.read(500)
+        return kind == "MP3" and not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))

@@ -1,0 +1,1 @@
+"""Compare strategies under equal conditions."""

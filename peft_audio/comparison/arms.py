@@ -1,0 +1,153 @@
+"""One arm of a comparison, from its finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from peft_audio.comparison.learning_rates import Trials, at_edge, best_rate, mean_score
+from peft_audio.comparison.results import Arm, Curve, Failure, Score, Trial
+from peft_audio.evaluation.significance import seed_interval
+from peft_audio.runs.finished import Finished, epochs_of, predictions_of, training_seconds, whole_seconds
+
+# What reports call the measured costs, by the names of PEFT's method comparison.
+MEASURED = {
+    "accelerator_memory_max": "peak_memory_bytes",
+    "samples_per_second": "samples_per_second",
+    "inference_seconds": "inference_seconds",
+}
+
+
+def make_arm(
+    name: str,
+    finals: Sequence[Finished],
+    tuning: Sequence[Finished],
+    trials: Mapping[tuple[str, int | None], Trials],
+    tables: Mapping[int, pd.DataFrame],
+    failures: tuple[Failure, ...],
+    control: bool,
+) -> Arm:
+    """What an arm's runs say, before it is held against others.
+
+    Args:
+        name: Of the arm.
+        finals: Its final runs.
+        tuning: Its tuning runs.
+        trials: Scores on validation by arm and fold.
+        tables: Predictions on the test clips of each seed.
+        failures: Its runs that failed.
+        control: Whether it is there to show what the task is worth.
+    """
+    reports = [run.report for run in finals]
+    first = reports[0] if reports else {}
+    own = {fold: scores for (arm, fold), scores in trials.items() if arm == name}
+    rates = sorted({run.learning_rate for run in finals if run.learning_rate is not None})
+    train, validation = (_of_seeds(finals, f"{split}_accuracy") for split in ("train", "validation"))
+    gap = train.interval.mean - validation.interval.mean if train and validation else None
+    alone = [run.report for run in finals if run.alone]
+    costs = {cost: _median(report.get(key) for report in alone) for cost, key in MEASURED.items()}
+    costs["train_time"] = _median(training_seconds(report) for report in alone)
+    costs["total_time"] = _median(whole_seconds(report) for report in alone)
+    return Arm(
+        name=name,
+        strategy=first.get("strategy", ""),
+        control=control,
+        rank=None,
+        learning_rates=tuple(rates),
+        trials=tuple(_trial(fold, rate, scores, tuning) for fold, scores in own.items() for rate in sorted(scores)),
+        at_edge=any(at_edge(scores) for scores in own.values()),
+        seeds=tuple(tables),
+        test_accuracy=_score([float(row.mean()) for row in correctness(tables)]) if tables else None,
+        test_macro_f1=_score([_macro_f1(table) for table in tables.values()]) if tables else None,
+        validation_accuracy=validation,
+        train_accuracy=train,
+        gap=gap,
+        difference=None,
+        p_holm=None,
+        claim=None,
+        num_trainable_params=first.get("trainable_parameters"),
+        num_total_params=first.get("total_parameters"),
+        file_size=first.get("adapter_bytes"),
+        encoder_drift=_largest(report.get("encoder_drift") for report in reports),
+        front=(),
+        curves=tuple(_curve(run) for run in finals),
+        failures=failures,
+        **costs,
+    )
+
+
+def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finished]) -> Trial:
+    seeds = sorted({run.seed for run in tuning if (run.fold, run.learning_rate) == (fold, rate)})
+    return Trial(rate, fold, scores[rate][0], tuple(seeds), rate == best_rate(scores))
+
+
+def _curve(run: Finished) -> Curve:
+    """What each of its epochs came to."""
+    epochs = epochs_of(run)
+    return Curve(
+        seed=run.seed,
+        fold=run.fold,
+        train_loss=tuple(line["train_loss"] for line in epochs),
+        validation_loss=tuple(line["validation_loss"] for line in epochs),
+        validation_accuracy=tuple(line["validation_accuracy"] for line in epochs),
+        best_epoch=run.report.get("best_epoch", 0),
+    )
+
+
+def _of_seeds(finals: Sequence[Finished], key: str) -> Score | None:
+    """A score of the reports, of each seed the mean over folds; None where a run has none."""
+    by_seeds: dict[int, list[float]] = {}
+    for run in finals:
+        if run.report.get(key) is None:
+            return None
+        by_seeds.setdefault(run.seed, []).append(run.report[key])
+    return _score([mean(by_seeds[seed]) for seed in sorted(by_seeds)]) if by_seeds else None
+
+
+def _score(values: Sequence[float]) -> Score:
+    return Score(seed_interval(values), tuple(values))
+
+
+def _macro_f1(table: pd.DataFrame) -> float:
+    return float(f1_score(table["label"], table["predicted"], average="macro", zero_division=0))
+
+
+def _largest(values: Iterable[Any]) -> float | None:
+    """None where one is unknown, or there is none; NaN where one is."""
+    known = list(values)
+    return None if not known or None in known else float(np.max(known))
+
+
+def _median(values: Iterable[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(median(known)) if known else None
+
+
+def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[str, int | None], Trials]:
+    """Scores on validation of each rate, by arm and fold."""
+    found: dict[tuple[str, int | None], dict[float, tuple[float, float]]] = {}
+    for fold, rate in sorted({(run.fold, run.learning_rate) for run in runs}, key=str):
+        reports = [run.report for run in runs if (run.fold, run.learning_rate) == (fold, rate)]
+        found.setdefault((name, fold), {})[rate or 0.0] = mean_score(reports, metric)
+    return dict(found)
+
+
+def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, pd.DataFrame]:
+    """Predictions on the test clips of each seed that all folds were held out with, those of all folds together."""
+    seeds = [
+        seed for seed in sorted({run.seed for run in runs}) if {run.fold for run in runs if run.seed == seed} == folds
+    ]
+    return {
+        seed: pd.concat([predictions_of(run) for run in runs if run.seed == seed]).sort_values("id", ignore_index=True)
+        for seed in seeds
+    }
+
+
+def correctness(tables: Mapping[int, pd.DataFrame]) -> np.ndarray:
+    """Shape (seeds, clips): 1 where a clip was labelled correctly."""
+    return np.stack([(table["label"] == table["predicted"]).to_numpy(dtype=float) for table in tables.values()])

@@ -1,0 +1,140 @@
+"""From folders to a comparison: one that `recipes/compare.py` made or is making, or runs of whatever origin."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from peft_audio.comparison.compare import Question, compare
+from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
+from peft_audio.comparison.results import Comparison, Failure
+from peft_audio.config import CompareRecipe, read_config, to_yaml
+from peft_audio.errors import UserError
+from peft_audio.files import expanded, read_json, write_aside
+from peft_audio.runs.finished import Finished, named, read_run
+from peft_audio.runs.folder import beside
+from peft_audio.text import printable
+
+SETTINGS = "comparison.yaml"
+JOBS = "runs.json"
+
+
+@dataclass
+class Found:
+    """What was found so far: runs, what failed by arm, and rates that diverged by arm and fold."""
+
+    runs: list[Finished] = field(default_factory=list)
+    failures: dict[str, list[Failure]] = field(default_factory=dict)
+    diverged: dict[tuple[str, int | None], list[float]] = field(default_factory=dict)
+
+
+def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
+    """Write down what belongs to the comparison, for `peft-audio report`."""
+    folder = expanded(cfg.output_dir)
+    listed = [
+        {
+            "arm": job.arm,
+            "phase": job.phase,
+            "recipe": job.recipe,
+            "flags": job.flags,
+            "folder": job.folder.relative_to(folder).as_posix(),
+        }
+        for job in jobs
+    ]
+    write_aside(folder / SETTINGS, to_yaml(cfg))
+    write_aside(folder / JOBS, json.dumps({"jobs": listed}, indent=1) + "\n")
+
+
+def read_comparison(folders: Sequence[Path], reference: str | None = None, margin: float | None = None) -> Comparison:
+    """What the runs in some folders say together.
+
+    Args:
+        folders: Of comparisons, whose own settings and lists of runs count, or of any runs; searched to the bottom.
+        reference: The arm to hold the others against; the comparison's own when not given.
+        margin: The difference in accuracy that matters; likewise.
+
+    Raises:
+        UserError: There is nothing to compare in them, what is there is damaged, or two comparisons have arms of one
+            name.
+    """
+    found, question, settings = Found(), Question(), {}
+    for folder in map(Path.resolve, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
+        comparisons = sorted(path.parent for path in folder.rglob(JOBS) if (path.parent / SETTINGS).is_file())
+        for inner in comparisons:
+            settings[inner] = read_config(CompareRecipe, ["--config", str(inner / SETTINGS)])
+            question = _question(settings[inner])
+            for job in _jobs(inner):
+                _take(job, inner, question.controls, found)
+        reports = sorted(path.parent for path in folder.rglob("report.json"))
+        loose = [path for path in reports if not any(path.is_relative_to(inner) for inner in comparisons)]
+        if not loose and not comparisons:
+            raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
+        for path in loose:
+            _take_loose(path, folder, found)
+    _check_names(settings)
+    question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
+    return compare(named(found.runs), question, found.failures, found.diverged)
+
+
+def _question(cfg: CompareRecipe) -> Question:
+    controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
+    return Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds)
+
+
+def _check_names(settings: dict[Path, CompareRecipe]) -> None:
+    """Arms of one name in two comparisons would become one arm."""
+    homes: dict[str, Path] = {}
+    for folder, cfg in settings.items():
+        for name in cfg.arms:
+            if name in homes:
+                raise UserError(f"{homes[name]} and {folder} both have an arm {name}; report on them one by one.")
+            homes[name] = folder
+
+
+def _jobs(folder: Path) -> list[Job]:
+    listed = read_json(folder / JOBS).get("jobs")
+    try:
+        jobs = [Job(**(entry | {"folder": folder / entry["folder"]})) for entry in listed or ()]
+        # A list that somebody else wrote may name other folders of this machine, and what a terminal acts upon.
+        inside = all(Path(os.path.normpath(job.folder)).is_relative_to(folder) for job in jobs)
+        sound = all(isinstance(job.flags, dict) and job.arm == printable(job.arm) for job in jobs)
+    except (TypeError, KeyError):
+        sound = False
+    if listed is None or not sound or not inside:
+        raise UserError(f"{folder / JOBS} is damaged; start the comparison again, it keeps what is finished.")
+    return jobs
+
+
+def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> None:
+    """Put one job of a comparison where it belongs."""
+    if finished(job):
+        run = read_run(job.folder)
+        found.runs.append(replace(run, control=run.control or job.arm in controls))
+        return
+    if diverged(job):
+        rates = found.diverged.setdefault((job.arm, job.flags.get("data.fold")), [])
+        rates.append(job.flags["train.learning_rate"])
+        return
+    record = read_json(beside(job.folder, ".json"))
+    other = other_settings(job)
+    said = f"made with other settings ({other})" if other else record.get("last_lines", "not run to its end")
+    place = job.folder.relative_to(folder).as_posix()
+    found.failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), said))
+
+
+def _take_loose(path: Path, folder: Path, found: Found) -> None:
+    """Put a run that no list names where it belongs; one that a launcher saw fail left an old report behind."""
+    record = read_json(beside(path, ".json"))
+    if record.get("phase") == "timing":
+        return
+    if "flags" in record and record.get("exit_code") != 0:
+        said = str(record.get("last_lines", "it was not run to its end"))
+        lost = Failure(path.relative_to(folder).as_posix(), record.get("exit_code", -1), said)
+        found.failures.setdefault(printable(str(record.get("arm", "?"))), []).append(lost)
+        return
+    found.runs.append(read_run(path))

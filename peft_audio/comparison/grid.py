@@ -1,0 +1,211 @@
+"""The runs that a comparison is made of: learning rates tried on validation, then fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft_audio.comparison.jobs import Job, finished
+from peft_audio.comparison.learning_rates import DIVERGED_SCORE, at_edge, best_rate, first_rates, mean_score, next_rate
+from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, read_config
+from peft_audio.errors import UserError, require
+from peft_audio.files import expanded, read_json
+from peft_audio.runs.folder import beside
+
+# Tuning seeds start here, so that no final seed is among them.
+FIRST_TUNING_SEED = 1000
+TIMED_STEPS = 12
+
+Run = Callable[[Sequence[Job], bool], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is tuned by itself: an arm, in each fold where there are folds."""
+
+    arm: str
+    fold: int | None
+
+
+def cells(cfg: CompareRecipe) -> list[Cell]:
+    """Every arm in every fold."""
+    folds = list(range(cfg.folds)) if cfg.folds else [None]
+    return [Cell(arm, fold) for fold in folds for arm in cfg.arms]
+
+
+def check_arms(cfg: CompareRecipe) -> None:
+    """Hold each arm's settings against its recipe, and their trials against each other's, before anything runs.
+
+    Raises:
+        UserError: A recipe does not take them, and the arm is named; or arms would be tried unequally often.
+    """
+    arms = {name: cfg.all_arms()[name] for name in cfg.arms}
+    counts = {
+        name: len(grid_of(cfg, arm)) for name, arm in arms.items() if arm.recipe != "baseline" and not arm.control
+    }
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"--own_arms: arms have different numbers of learning rates ({given}); make them equal.")
+    for name in cfg.arms:
+        job = make_job(cfg, Cell(name, 0 if cfg.folds else None), "final", 0, first_rate(cfg, name))
+        try:
+            read_config(RECIPES[job.recipe], job.arguments())
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from error
+
+
+def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float | None, **more: Any) -> Job:
+    """One run of an arm.
+
+    Args:
+        cfg: The comparison.
+        cell: Arm and fold.
+        phase: "timing", "tuning" or "final".
+        seed: `train.seed`.
+        rate: Peak learning rate; None for a recipe that has none.
+        **more: Settings of this run, with __ for the dot.
+    """
+    arm = cfg.all_arms()[cell.arm]
+    flags = cfg.shared_settings(arm) | {"train.seed": seed, "train.evaluate_test": phase == "final"}
+    if phase != "final":
+        flags["train.evaluate_train"] = False
+    if phase == "tuning" and arm.recipe != "baseline":
+        flags["train.verify_adapter"] = False
+    if rate is not None:
+        flags["train.learning_rate"] = rate
+    if cell.fold is not None:
+        flags |= {"data.num_folds": cfg.folds, "data.fold": cell.fold}
+    flags |= {name.replace("__", "."): value for name, value in more.items()}
+    parts = [phase, *([f"fold{cell.fold}"] if cell.fold is not None else []), *([f"rate{rate:g}"] if rate else [])]
+    folder = expanded(cfg.output_dir) / "runs" / cell.arm / "-".join([*parts, f"seed{seed}"])
+    return Job(cell.arm, phase, arm.recipe, flags, folder)
+
+
+def grid_of(cfg: CompareRecipe, arm: ArmConfig) -> list[float | None]:
+    """The rates that an arm is tried with first."""
+    if arm.recipe == "baseline":
+        return [None]
+    default = RECIPES[arm.recipe]().train.learning_rate
+    # A default may lie between half decades; a single trial is of the default itself.
+    return [*(arm.learning_rates or (first_rates(default, cfg.trials) if cfg.trials > 1 else [default]))]
+
+
+def first_rate(cfg: CompareRecipe, name: str) -> float | None:
+    """The middle one of them."""
+    rates = grid_of(cfg, cfg.all_arms()[name])
+    return rates[len(rates) // 2]
+
+
+def is_tuned(cfg: CompareRecipe, cell: Cell) -> bool:
+    """Whether there is anything to choose."""
+    return cfg.all_arms()[cell.arm].recipe != "baseline"
+
+
+def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, float | None]:
+    """Try rates on validation, every cell equally often, and choose.
+
+    Args:
+        cfg: The comparison.
+        run: Makes runs; told whether their costs count.
+        steps: Optimizer steps of each arm, where the budget is a time.
+
+    Returns:
+        The rate of each cell; cells whose trials all failed are left out.
+    """
+    tried = {cell: list(grid_of(cfg, cfg.all_arms()[cell.arm])) for cell in cells(cfg)}
+    if cfg.trials == 1:
+        return {cell: rates[len(rates) // 2] for cell, rates in tried.items()}
+    for extra in range(cfg.extra_trials + 1):
+        tuned = {cell: rates for cell, rates in tried.items() if is_tuned(cfg, cell)}
+        run([job for cell, rates in tuned.items() for job in tuning_jobs(cfg, cell, rates, steps)], False)
+        trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tuned.items()}
+        trials = {cell: scores for cell, scores in trials.items() if set(scores.values()) != {DIVERGED_SCORE}}
+        if tuned and not trials:
+            raise UserError(f"every tuning run failed; the first one said:\n{_first_words(cfg, tuned, steps)}")
+        if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
+            break
+        for cell, scores in trials.items():
+            tried[cell].append(next_rate(scores))
+    chosen: dict[Cell, float | None] = {cell: None for cell in tried if not is_tuned(cfg, cell)}
+    return chosen | {cell: best_rate(scores) for cell, scores in trials.items()}
+
+
+def tuning_jobs(cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]) -> list[Job]:
+    """A run a rate and tuning seed."""
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + cfg.tuning_seeds)
+    return [make_job(cfg, cell, "tuning", seed, rate, **budget(cfg, cell, steps)) for rate in rates for seed in seeds]
+
+
+def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict[str, int]) -> list[Job]:
+    """A run a seed of every cell, seeds outermost: what stops early has all arms with fewer seeds.
+
+    A baseline draws nothing, so one seed says all.
+    """
+    return [
+        make_job(cfg, cell, "final", seed, rate, **budget(cfg, cell, steps))
+        for seed in range(cfg.seeds)
+        for cell, rate in chosen.items()
+        if seed == 0 or is_tuned(cfg, cell)
+    ]
+
+
+def timing_jobs(cfg: CompareRecipe) -> list[Job]:
+    """A few steps of every arm, to see what they cost."""
+    fold = 0 if cfg.folds else None
+    jobs = []
+    for name in cfg.arms:
+        more: dict[str, Any] = {}
+        if cfg.all_arms()[name].recipe != "baseline":
+            more = {"train__max_steps": TIMED_STEPS}
+            # So few steps would not pay for it; the runs that follow take it over.
+            more |= {"prefix_cache__use": "always"} if cfg.prefix_cache.use == "auto" else {}
+        jobs.append(make_job(cfg, Cell(name, fold), "timing", FIRST_TUNING_SEED, first_rate(cfg, name), **more))
+    return jobs
+
+
+def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, Any]:
+    """Settings that stretch or shorten an arm's training to its steps, where the budget is a time."""
+    if cell.arm not in steps:
+        return {}
+    # Epochs beyond any need: the steps end it.
+    return {"train__max_steps": steps[cell.arm], "train__epochs": max(cfg.train.epochs, steps[cell.arm])}
+
+
+def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
+    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured.
+
+    What an arm runs once for each clip, before its steps, counts in full in each of its runs.
+    """
+    steps = {}
+    for job in timing_jobs(cfg):
+        if job.recipe != "baseline":
+            report = read_json(job.folder / "report.json")
+            once = report.get("prefix_seconds", 0.0)
+            words = f"more than {once:.1f}, which arm {job.arm} needs before its first step"
+            fix = "Raise it, or try --prefix_cache.use never."
+            require((cfg.train_seconds or 0) > once, "train_seconds", cfg.train_seconds, words, fix)
+            left = (cfg.train_seconds or 0) - once
+            steps[job.arm] = max(1, round(left * report["steps"] / report["train_seconds"]))
+    return steps
+
+
+def scores_of(
+    cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]
+) -> dict[float, tuple[float, float]]:
+    """The score of each rate over the tuning seeds; -inf where a run of it did not end."""
+    scores = {}
+    for rate in rates:
+        reports = [
+            read_json(job.folder / "report.json") if finished(job) else {}
+            for job in tuning_jobs(cfg, cell, [rate], steps)
+        ]
+        worked = mean_score(reports, cfg.train.best_metric) if all(reports) else DIVERGED_SCORE
+        scores[rate or 0.0] = worked
+    return scores
+
+
+def _first_words(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
+    cell, rates = next(iter(tuned.items()))
+    job = tuning_jobs(cfg, cell, rates, steps)[0]
+    return read_json(beside(job.folder, ".json")).get("last_lines", "nothing")

@@ -1,0 +1,192 @@
+"""Runs as processes: each is what a user would start, on a device of its own where there are several."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from peft_audio.files import read_json, write_aside
+from peft_audio.processes import created, end, environment, visible_gpus
+from peft_audio.runs.folder import beside
+
+PACKAGE = Path(__file__).parents[1]
+# A wheel carries the recipes inside the package; a checkout has them beside it.
+RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+LAST_LINES = 12
+# How our loop says that a rate was too high: a result of a trial, no failure of it.
+DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison.
+
+    Attributes:
+        arm: Whose it is.
+        phase: "timing" makes a few steps to see what they cost, "tuning" tries a learning rate on validation, "final"
+            alone reads the test split.
+        recipe: Which recipe makes it.
+        flags: Its settings by name, without the folder.
+        folder: Of the run. Beside it stand `<folder>.json`, how it was started and how it ended, and `<folder>.log`.
+    """
+
+    arm: str
+    phase: str
+    recipe: str
+    flags: dict[str, Any]
+    folder: Path
+
+    def arguments(self) -> list[str]:
+        """The recipe's command line."""
+        # A run that was killed goes on; what does not fit is replaced.
+        own = {"train.output_dir": str(self.folder), "train.overwrite": True, "train.resume": True}
+        flags = self.flags | own
+        return [part for name, value in flags.items() for part in (f"--{name}", in_words(value))]
+
+
+def in_words(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def finished(job: Job) -> bool:
+    """Whether the run is there already, with a report and the same settings."""
+    return _record(job).get("exit_code") == 0 and "strategy" in read_json(job.folder / "report.json")
+
+
+def other_settings(job: Job) -> str | None:
+    """What a finished run in this one's folder was told otherwise, in words; None where there is no such run."""
+    record, asked = read_json(beside(job.folder, ".json")), json.loads(json.dumps(job.flags))
+    made = record.get("flags", {})
+    if record.get("exit_code") != 0 or made == asked:
+        return None
+    name = next(name for name in {**asked, **made} if asked.get(name) != made.get(name))
+    return f"{name} {in_words(made[name])}" if name in made else f"{name} left out"
+
+
+def diverged(job: Job) -> bool:
+    """Whether the run tried a rate, with the same settings, that was too high: again it would be so again."""
+    said = _record(job).get("last_lines", "")
+    return job.phase == "tuning" and any(words in said for words in DIVERGED)
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """How the run was started and ended; nothing where that was with other settings."""
+    record = read_json(beside(job.folder, ".json"))
+    same = record.get("flags") == json.loads(json.dumps(job.flags)) and record.get("recipe") == job.recipe
+    return record if same else {}
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict[str, Any]], None]) -> None:
+    """Run what is not finished yet.
+
+    Args:
+        jobs: The runs.
+        at_once: How many side by side; one for each GPU, or one on a CPU, when None.
+        tell: Is called with each job and the record of its process as it ends, or as it was where it ended before.
+    """
+    gpus = visible_gpus()
+    at_once = at_once or max(1, len(gpus))
+    slots: queue.Queue[int] = queue.Queue()
+    for slot in range(at_once):
+        slots.put(slot)
+    children: list[subprocess.Popen[bytes]] = []
+    stop = threading.Event()
+
+    def work(job: Job) -> dict[str, Any]:
+        if finished(job) or diverged(job) or stop.is_set():
+            return read_json(beside(job.folder, ".json"))
+        slot = slots.get()
+        try:
+            alone = at_once <= max(1, len(gpus))
+            threads = max(1, (os.cpu_count() or 1) // at_once)
+            where = environment(gpus[slot % len(gpus)] if gpus else None, threads)
+            return _run(job, where, {"alone": alone, "threads": threads}, children, stop)
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            futures = {pool.submit(work, job): job for job in jobs}
+            for future in as_completed(futures):
+                tell(futures[future], future.result())
+        except BaseException:
+            # Runs left to themselves would write into the folders that the next call uses.
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            end([child.pid for child in children])
+            raise
+
+
+def _run(
+    job: Job, where: dict[str, str], how: dict[str, Any], children: list[subprocess.Popen[bytes]], stop: threading.Event
+) -> dict[str, Any]:
+    """Start one run and wait for it; gives the record of its process."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    record_file = beside(job.folder, ".json")
+    command = [sys.executable, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
+    record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
+    began = time.perf_counter()
+    with beside(job.folder, ".log").open("wb") as log:
+        # A session of its own: an interrupt at the terminal is for the comparison, which then ends its runs.
+        child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
+        children.append(child)
+        if stop.is_set():
+            end([child.pid])
+        write_aside(record_file, json.dumps(record | {"pid": child.pid, "created": created(child.pid)}, indent=2))
+        exit_code = child.wait()
+    children.remove(child)
+    if stop.is_set():
+        return record
+    log_text = beside(job.folder, ".log").read_text(encoding="utf-8", errors="replace")
+    record |= {"exit_code": exit_code, "seconds": time.perf_counter() - began}
+    if exit_code:
+        record["last_lines"] = "\n".join(log_text.strip().splitlines()[-LAST_LINES:])
+    elif not read_json(job.folder / "report.json"):
+        record |= {"exit_code": 1, "last_lines": "it ended without a report"}
+    write_aside(record_file, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a comparison's folder, without runs that a killed comparison left, and end one's own when told to stop.
+
+    Raises:
+        UserError: The folder cannot be made, or another comparison (or plan) holds it.
+    """
+    from peft_audio.errors import UserError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
+    try:
+        # They would write into folders that are about to be used, and share the device.
+        for path in folder.glob("runs/*/*.json"):
+            record = read_json(path)
+            if "pid" in record and "exit_code" not in record and created(record["pid"]) == record["created"]:
+                end([record["pid"]])
+        yield
+    finally:
+        lock.release()

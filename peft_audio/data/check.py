@@ -1,0 +1,264 @@
+"""What is wrong with a collection, told before it costs a training run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import binomtest
+
+from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import SPLITS, Collection
+from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
+from peft_audio.data.scan import JOBS, scan
+from peft_audio.data.sources import find_clips
+from peft_audio.data.splitting import divide, leaking_groups, missing_classes
+from peft_audio.errors import UserError
+from peft_audio.text import listed, printable
+
+# A frame of wav2vec 2.0 and its kin: a shorter clip is filled up with zeros.
+SHORTEST_SECONDS = 0.025
+# A share of samples at full scale that a loud recording does not reach by its peaks alone; a choice.
+CLIPPED_SHARE = 1e-3
+# The interval of an accuracy is widest at 0.5; 0.8 is where results that are worth comparing begin.
+EXAMPLE_ACCURACY = 0.8
+MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault, and where.
+
+    Attributes:
+        what: The fault.
+        spoils: It would spoil a comparison; anything else is a warning.
+        files: Each clip that has it, with the reason or with what it is a copy of.
+    """
+
+    what: str
+    spoils: bool
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `peft-audio check` found.
+
+    Attributes:
+        source: As given.
+        clips: How many, those that cannot be used included.
+        hours: Of those that can be used.
+        classes: Clips of each class that can be used, in all and by split.
+        seconds: Shortest, median and longest clip.
+        sampling_rates: Clips of each rate in hertz.
+        channels: Clips of each number of channels.
+        largest_class_accuracy: What always saying the largest training class gets right of the test; None without one.
+        interval: Width of the 95% interval (Wilson) that the test allows at an accuracy of 0.8, if its clips are
+            independent; None without a test.
+        notes: What was decided about the source.
+        findings: The faults, those that spoil first.
+    """
+
+    source: str
+    clips: int
+    hours: float
+    classes: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+    sampling_rates: dict[int, int]
+    channels: dict[int, int]
+    largest_class_accuracy: float | None
+    interval: float | None
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether something would spoil a comparison."""
+        return any(finding.spoils for finding in self.findings)
+
+
+def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
+    """Decode every clip of a source once, and say what is wrong with it.
+
+    Args:
+        cfg: The source, and how it is to be divided.
+        jobs: Clips read at once.
+
+    Raises:
+        UserError: There is nothing to check: no such source, no recordings, one class.
+    """
+    if cfg.streaming:
+        raise UserError("--data.streaming: got true, must be false for a check, which reads every clip. Leave it out.")
+    collection = find_clips(cfg)
+    # Most of the memory that a check takes: held once, in the order of the scan.
+    fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)
+
+    def listen(number: int, waveform: np.ndarray, sampling_rate: int) -> None:
+        fingerprints[number] = fingerprint(waveform, sampling_rate)
+
+    scanned = scan(collection, listen, jobs, quiet=not sys.stderr.isatty())
+    scanned["number"] = np.arange(len(scanned))
+    scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
+    good = scanned[scanned["error"] == ""]
+    findings = list(_bad(scanned))
+    try:
+        good = divide(good, cfg) if cfg.splits_file is None else good
+    except UserError as error:
+        findings.append(Finding("the clips cannot be divided", True, (str(error),)))
+    findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
+    seconds = good["num_frames"] / good["sampling_rate"]
+    test = good[good["split"] == "test"]
+    largest = good["label"][good["split"] == "train"].value_counts()
+    return Check(
+        source=cfg.source,
+        clips=len(scanned),
+        hours=float(seconds.sum() / 3600),
+        classes={label: _by_split(good[good["label"] == label]) for label in collection.labels},
+        seconds={"shortest": seconds.min(), "median": seconds.median(), "longest": seconds.max()} if len(good) else {},
+        sampling_rates={int(rate): int(count) for rate, count in good["sampling_rate"].value_counts().items()},
+        channels={int(channels): int(count) for channels, count in good["channels"].value_counts().items()},
+        largest_class_accuracy=float((test["label"] == largest.idxmax()).mean())
+        if len(test) and len(largest)
+        else None,
+        interval=_interval(len(test)) if len(test) else None,
+        notes=(*collection.notes, *_ignored(collection)),
+        findings=tuple(sorted(findings, key=lambda finding: not finding.spoils)),
+    )
+
+
+def _ignored(collection: Collection) -> list[str]:
+    files = collection.ignored
+    return [f"not recordings by their names, and ignored: {listed(files)}"] if files else []
+
+
+def _by_split(clips: pd.DataFrame) -> dict[str, int]:
+    counts = {split: int((clips["split"] == split).sum()) for split in SPLITS}
+    return {"all": len(clips)} | {split: count for split, count in counts.items() if (clips["split"] != "").any()}
+
+
+def _interval(clips: int) -> float:
+    found = binomtest(round(EXAMPLE_ACCURACY * clips), clips).proportion_ci(method="wilson")
+    return float(found.high - found.low)
+
+
+def _bad(clips: pd.DataFrame) -> Iterable[Finding]:
+    """Clips that no run can use, by kind."""
+    kinds = {"is empty": "empty", "holds no samples": "empty", "NaN": "NaN or infinite samples", "is silent": "silent"}
+    found: dict[str, list[str]] = {}
+    for name, error in clips.loc[clips["error"] != "", ["name", "error"]].itertuples(index=False):
+        kind = next((kind for words, kind in kinds.items() if words in error), "unreadable")
+        found.setdefault(kind, []).append(f"{name} {error}")
+    return [Finding(kind, True, tuple(files)) for kind, files in found.items()]
+
+
+def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
+    """Clips that can be used, but may not be what they should be."""
+    seconds = clips["num_frames"] / clips["sampling_rate"]
+    heard = cfg.max_eval_seconds
+    kinds = {
+        "cut off: the file is shorter than its header or end_seconds says": (clips["cut_off"], lambda row: ""),
+        "clipped": (clips["clipped"] > CLIPPED_SHARE, lambda row: f": {row['clipped']:.1%} of samples at full scale"),
+        f"shorter than {SHORTEST_SECONDS:g} s, one frame of an encoder": (
+            seconds < SHORTEST_SECONDS,
+            lambda row: f": {1000 * row['num_frames'] / row['sampling_rate']:.0f} ms",
+        ),
+    }
+    if cfg.window_seconds is None:
+        kinds[f"longer than {heard:g} s, of which the rest is not heard (try --data.window_seconds)"] = (
+            seconds > heard + 1.0,
+            lambda row: f": {row['num_frames'] / row['sampling_rate']:.0f} s",
+        )
+    for what, (rows, detail) in kinds.items():
+        files = [row["name"] + detail(row) for row in clips[rows].to_dict("records")]
+        if files:
+            yield Finding(what, False, tuple(files))
+
+
+def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
+    """Clips that are the same recording, to the byte or by what is heard; clears the fingerprints of other clips."""
+    if clips.empty:
+        return
+    clips = clips.set_index("number")
+    seconds = (clips["num_frames"] / clips["sampling_rate"]).reindex(range(len(fingerprints)), fill_value=0.0)
+    fingerprints[~seconds.index.isin(clips.index)] = 0
+    near = near_duplicates(fingerprints, seconds.to_numpy())
+    part = ["sha256", "start_seconds"]
+    # As objects: Arrow's text takes several times the memory to compare.
+    repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
+    exact = repeated.groupby(part, sort=False).groups.values()
+    groups = [("exact copies", rows.tolist()) for rows in exact if len(rows) > 1]
+    unlike = [rows for rows in near if len(clips.loc[rows, part].drop_duplicates()) > 1]
+    groups += [("near copies (rate, level or format differ)", rows) for rows in unlike]
+    found: dict[tuple[str, bool], list[str]] = {}
+    for kind, rows in groups:
+        members = clips.loc[rows]
+        splits, labels = set(members["split"]) - {""}, set(members["label"])
+        where = [" of different classes" if len(labels) > 1 else "", " in different splits" if len(splits) > 1 else ""]
+        names = [
+            f"{row['name']} ({', '.join(part for part in (row['label'], row['split']) if part)})"
+            for row in members.to_dict("records")
+        ]
+        found.setdefault((kind + " and".join(part for part in where if part), len(splits) > 1), []).append(
+            " = ".join(names)
+        )
+    for (what, spoils), files in found.items():
+        yield Finding(what, spoils, tuple(files))
+
+
+def _sides(clips: pd.DataFrame, collection: Collection) -> Iterable[Finding]:
+    """Classes that a split lacks, and groups that stand in several."""
+    for split, labels in missing_classes(clips, collection.labels).items():
+        yield Finding(f"classes missing from the {split} split", True, tuple(labels))
+    leaking = leaking_groups(clips)
+    if leaking:
+        files = tuple(f"{group}: {', '.join(splits)}" for group, splits in leaking.items())
+        yield Finding("groups that stand in several splits", True, files)
+
+
+def print_check(found: Check, console: Console) -> None:
+    """Show what was found as tables."""
+    for note in found.notes:
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+    columns = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
+    console.print(f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes", highlight=False)
+    table = Table()
+    for name in ("class", *columns):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for label, counts in found.classes.items():
+        table.add_row(escape(printable(label)), *(str(counts.get(column, 0)) for column in columns))
+    console.print(table)
+    if found.seconds:
+        lengths = ", ".join(f"{name} {value:.2f} s" for name, value in found.seconds.items())
+        console.print(f"clips: {lengths}", highlight=False)
+        rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in found.sampling_rates.items())
+        channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
+        console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
+    if found.interval is not None:
+        console.print(
+            f"test: an accuracy of {EXAMPLE_ACCURACY} is known to ± {found.interval / 2:.3f} at best (95%, clips "
+            f"independent); always saying the largest class gets {found.largest_class_accuracy or 0:.3f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for finding in found.findings:
+        style = "bold red" if finding.spoils else "yellow"
+        console.print(f"[{style}]{'spoils' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")
+        console.print(finding.what, highlight=False, markup=False, soft_wrap=True)
+        for file in finding.files[:MOST_SHOWN]:
+            console.print(f"    {printable(file)}", highlight=False, markup=False, soft_wrap=True)
+        if len(finding.files) > MOST_SHOWN:
+            console.print(f"    and {len(finding.files) - MOST_SHOWN} more; --json lists all", highlight=False)
+    verdict = "some of this would spoil a comparison" if found.spoiled else "nothing here would spoil a comparison"
+    console.print(verdict)
+
+
+def to_json(found: Check) -> dict[str, Any]:
+    """The check as plain values."""
+    return asdict(found) | {"spoiled": found.spoiled}

@@ -1,0 +1,147 @@
+"""A collection of recordings before it is divided: one row a clip, wherever it came from."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_audio.config import DataConfig
+from peft_audio.errors import UserError
+from peft_audio.text import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {split: split for split in SPLITS} | {"training": "train", "valid": "validation", "val": "validation"}
+SPLIT_NAMES |= {"dev": "validation", "eval": "validation", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Clips and what is known of them without opening one.
+
+    Attributes:
+        clips: A row a clip: `id` (unique), `path` (a file) or `stored` (a row of `stored`), `label` (text), `group`
+            (speaker, artist, source recording; "" if not known), `split` ("" where the source gives none),
+            `start_seconds` and `end_seconds` (a part of the recording; NaN for its end).
+        labels: The label names, in the order of the label numbers.
+        stored: Recordings that are bytes in a table, in its column `audio`; read from disk as they are asked for.
+        notes: What was decided about the source, to be told.
+        ignored: Files that are not recordings by their names.
+        revision: The commit of a Hub dataset.
+        names: Each clip's file name, where it is not that of `path`; "" if it has none.
+    """
+
+    clips: pd.DataFrame
+    labels: tuple[str, ...]
+    stored: Dataset | None = None
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    revision: str | None = None
+    names: tuple[str, ...] | None = None
+
+
+def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
+    """Columns as a table of clips, with "" and whole recordings for what is not given."""
+    # A table costs a fifth of a second to import, and not all that imports this module makes one.
+    import pandas as pd
+
+    clips = pd.DataFrame(columns)
+    defaults = {"path": "", "stored": -1, "group": "", "split": "", "start_seconds": 0.0, "end_seconds": float("nan")}
+    for name, value in defaults.items():
+        if name not in clips:
+            clips[name] = value
+    return clips
+
+
+def recording_of(row: Any, stored: Dataset | None) -> Path | bytes:
+    """The file of a clip, or its bytes."""
+    if row["stored"] < 0:
+        return Path(row["path"])
+    assert stored is not None
+    audio = stored[int(row["stored"])]["audio"]
+    return Path(audio["path"]) if audio["bytes"] is None else audio["bytes"]
+
+
+def grouped(collection: Collection, cfg: DataConfig) -> Collection:
+    """The collection with each clip's group taken from its file name, where `data.group_pattern` is given.
+
+    Raises:
+        UserError: The pattern does not match some names.
+    """
+    if cfg.group_pattern is None:
+        return collection
+    pattern = re.compile(cfg.group_pattern)
+    names = [Path(path).name for path in collection.clips["path"]] if collection.names is None else collection.names
+    found = [pattern.search(name) for name in names]
+    groups = [(match[1 if match.re.groups else 0] or "") if match else "" for match in found]
+    missed = [name for name, group in zip(names, groups, strict=True) if not group]
+    if missed:
+        raise UserError(
+            f"--data.group_pattern: {cfg.group_pattern!r} finds no group in {len(missed)} of {len(names)} file names: "
+            f"{listed(missed)}. Mend the pattern, or give a manifest with a group column."
+        )
+    return replace(collection, clips=collection.clips.assign(group=groups), names=None)
+
+
+def check_labels(labels: Sequence[str], source: str) -> None:
+    """Refuse what no classifier can be made of.
+
+    Raises:
+        UserError: There is one class, or none.
+    """
+    if len(labels) < 2:
+        what = f"one class, {labels[0]!r}" if labels else "no clips"
+        raise UserError(
+            f"--data.source: {source} has {what}; a classifier needs two or more. "
+            "Add another class, or of a folder of folders, give the one above."
+        )
+
+
+def tidy(label: str) -> str:
+    """A label with the same letters written in one way only, and without spaces around it."""
+    return unicodedata.normalize("NFC", label).strip()
+
+
+def name_splits(names: Iterable[str], flag: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which of our splits each name means; those that mean none are left out.
+
+    Args:
+        names: As the source has them; case and spaces around them do not count.
+        flag: The setting that they came by, for messages.
+        given: What they mean, where the user says so.
+
+    Raises:
+        UserError: Two of them mean the same split.
+    """
+    names = list(names)
+    table: Mapping[str, str] = SPLIT_NAMES if given is None else given
+    found = {name: table[key] for name in names if (key := name if given else name.strip().lower()) in table}
+    if given is None and "test" not in found.values() and len([s for s in found.values() if s == "validation"]) == 2:
+        # Beside a dev split, what is called eval is the test.
+        found |= {name: "test" for name in found if name.strip().lower() == "eval"}
+    for split in SPLITS:
+        same = [name for name in found if found[name] == split]
+        if len(same) > 1:
+            raise UserError(f"--{flag}: {' and '.join(same)} both mean the {split} split; leave one, or rename it.")
+    return found
+
+
+def written_seconds(seconds: float) -> str:
+    """A time for an id: to the microsecond, as short as it can be."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
+def similar_labels(labels: Sequence[str]) -> list[str]:
+    """A note on labels that differ in nothing but case and spaces."""
+    by_letters: dict[str, list[str]] = {}
+    for label in labels:
+        by_letters.setdefault(re.sub(r"[\s_-]+", "", label).casefold(), []).append(label)
+    alike = [" and ".join(map(repr, names)) for names in by_letters.values() if len(names) > 1]
+    return [f"labels that differ by case or spaces alone are classes of their own: {listed(alike)}"] if alike else []

@@ -1,0 +1,116 @@
+"""Clips as the encoder is fed them: decoded, cropped, augmented, normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+
+from peft_audio.audio.decoding import AudioError, load_audio
+from peft_audio.config import DataConfig
+from peft_audio.data.augment import Augment
+from peft_audio.data.clip_table import recording_of
+from peft_audio.data.collate import normalise
+from peft_audio.data.sampler import Draw
+from peft_audio.encoders.spec_augment import Masks
+from peft_audio.errors import UserError
+
+
+@dataclass(frozen=True)
+class View:
+    """How clips are heard.
+
+    Attributes:
+        extractor: The encoder's feature extractor: rate and normalisation.
+        cfg: How much of a clip.
+        seed: With epoch and clip, decides crop, augmentation and masks.
+        augment: Of training clips.
+        masks: SpecAugment, of training clips.
+        views: In how many ways training hears a clip, in turn; anew in every epoch when None.
+    """
+
+    extractor: Any
+    cfg: DataConfig
+    seed: int = 0
+    augment: Augment | None = None
+    masks: Masks | None = None
+    views: int | None = None
+
+    def seeds(self, draw: Draw) -> list[int]:
+        """What crop and augmentation of a training clip depend on."""
+        assert draw.epoch is not None
+        return [self.seed, draw.epoch if self.views is None else (draw.epoch - 1) % self.views + 1, draw.index]
+
+    def hidden(self, samples: int, draw: Draw) -> dict[str, np.ndarray]:
+        """SpecAugment's masks for a training clip of so many samples, anew in every epoch; none where it is off."""
+        return self.masks(samples, [self.seed, draw.epoch or 0, draw.index]) if self.masks else {}
+
+    def whole(self, source: Path | bytes, start: float, seconds: float | None) -> np.ndarray:
+        """A clip as evaluation hears it: from its start.
+
+        Args:
+            source: A file, or the bytes of one.
+            start: Where the clip begins in it, in seconds.
+            seconds: Its length; None for all that follows.
+        """
+        limit = self.cfg.max_eval_seconds
+        waveform = load_audio(source, self.extractor.sampling_rate, start, min(seconds or limit, limit))
+        return normalise(waveform, self.extractor)
+
+    def training(
+        self, source: Path | bytes, start: float, seconds: float, seeds: list[int], to_end: bool = True
+    ) -> np.ndarray:
+        """A clip as training hears it: a random crop, augmented.
+
+        Args:
+            source: A file, or the bytes of one.
+            start: Where the clip begins in it, in seconds.
+            seconds: Its length.
+            seeds: What the draws depend on.
+            to_end: The clip ends where the recording does, wherever the header thinks that is.
+        """
+        limit = self.cfg.max_seconds
+        spare = seconds - limit
+        offset = np.random.default_rng(seeds).uniform(0, spare) if spare > 0 else 0.0
+        length = limit if to_end else min(limit, seconds)
+        waveform = load_audio(source, self.extractor.sampling_rate, start + offset, length)
+        return normalise(self.augment(waveform, seeds) if self.augment else waveform, self.extractor)
+
+
+class Clips(torch.utils.data.Dataset):
+    """A split's rows as normalised waveforms.
+
+    What a draw gives depends on the draw and the seed alone, so worker processes and their number change nothing.
+
+    Args:
+        rows: See `data.Splits`.
+        stored: Recordings that are bytes in a table.
+        view: How they are heard.
+    """
+
+    def __init__(self, rows: Dataset, stored: Dataset | None, view: View):
+        self.rows, self.stored, self.view = rows, stored, view
+        # Which recording of the split each row is a part of, from 0.
+        self.recordings = pd.factorize(rows.select_columns("recording").to_pandas()["recording"])[0]
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The clip of a draw, ready for `collate`."""
+        row = self.rows[draw.index]
+        source, start = recording_of(row, self.stored), row["start_seconds"]
+        to_end = row["end_seconds"] is None
+        seconds = row["num_frames"] / row["sampling_rate"]
+        try:
+            if draw.epoch is None:
+                item: dict[str, Any] = {"input_values": self.view.whole(source, start, None if to_end else seconds)}
+            else:
+                values = self.view.training(source, start, seconds, self.view.seeds(draw), to_end)
+                item = {"input_values": values} | self.view.hidden(len(values), draw)
+        except AudioError as error:
+            raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
+        item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}
+        return item | {"recording": int(self.recordings[draw.index])}

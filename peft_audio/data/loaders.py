@@ -1,0 +1,169 @@
+"""Rows to batches: clips of similar length, padded, with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from sklearn.utils.class_weight import compute_sample_weight
+from torch.utils.data import DataLoader
+
+from peft_audio.config import Recipe
+from peft_audio.data.augment import make_augment
+from peft_audio.data.collate import collate
+from peft_audio.data.dataset import Clips, View
+from peft_audio.data.sampler import TrainingBatches, evaluation_batches
+from peft_audio.data.splits import Splits
+from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
+from peft_audio.encoders.family import minimum_samples
+from peft_audio.encoders.spec_augment import make_masks
+from peft_audio.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What became of the frozen prefix: see `prefix_cache.cache_frozen_prefix`.
+
+    Attributes:
+        cached: What was run once and kept, in words; empty where nothing was.
+        reason: Why not, or what of it was not.
+        clips: How many were kept, views of one clip apart.
+        bytes: What they take.
+        seconds: What it took to fill, whichever run did it.
+        reused: This run found them all there.
+    """
+
+    cached: str = ""
+    reason: str = ""
+    clips: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """This process's share of the batches of each split.
+
+    Attributes:
+        train: Crops, augmented, drawn anew each epoch.
+        train_order: How many of those make an epoch, and in which order they come.
+        train_whole: The training clips as evaluation sees clips.
+        validation: Whole clips.
+        test: Whole clips.
+        prefix: What became of the frozen prefix.
+    """
+
+    train: Iterable[dict[str, torch.Tensor]]
+    train_order: TrainingBatches | StreamedSteps
+    train_whole: DataLoader
+    validation: DataLoader
+    test: DataLoader
+    prefix: Prefix = Prefix()
+
+
+def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, accelerator: Accelerator) -> Loaders:
+    """The batches of each split for this process.
+
+    Args:
+        splits: The rows.
+        extractor: The encoder's feature extractor: rate and normalisation.
+        encoder: The encoder's config: how many frames a clip gives.
+        cfg: A recipe's settings; `data`, `augment` and `train` are read.
+        accelerator: Says which process of how many this is.
+
+    Raises:
+        UserError: A step is to be split into more parts than it has clips.
+    """
+    train = cfg.train
+    parts = train.gradient_accumulation_steps * accelerator.num_processes
+    if train.batch_size < parts:
+        raise UserError(
+            f"--train.batch_size: got {train.batch_size}, must be at least {parts}: it is split over "
+            f"{accelerator.num_processes} processes x {train.gradient_accumulation_steps} micro-batches. "
+            "Raise it, or lower --train.gradient_accumulation_steps."
+        )
+    share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
+    heard = View(extractor, cfg.data, train.seed)
+    augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
+    trained = View(extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
+    padded = partial(collate, minimum_samples=minimum_samples(encoder))
+    workers = _workers(cfg, accelerator)
+
+    def whole_clips(rows: Dataset) -> DataLoader:
+        lengths = heard_seconds(rows, cfg.data.max_eval_seconds)
+        batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
+        return DataLoader(Clips(rows, splits.stored, heard), batch_sampler=batches, collate_fn=padded, **workers)
+
+    limit = None if train.batch_seconds is None else train.batch_seconds / parts
+    train_order: TrainingBatches | StreamedSteps
+    batches: DataLoader | StreamLoader
+    if splits.stream is not None:
+        train_order = StreamedSteps(train.max_steps or 1, train.epochs, train.batch_size)
+        batches = _streamed(splits, trained, padded, cfg, accelerator)
+    else:
+        train_order = TrainingBatches(
+            heard_seconds(splits.train, cfg.data.max_seconds),
+            train.batch_size,
+            train.seed,
+            train.gradient_accumulation_steps,
+            clip_weights=_balancing(splits.train["label"]) if train.class_weights == "balanced" else None,
+            batch_seconds=train.batch_seconds,
+            **share,
+        )
+        rows = Clips(splits.train, splits.stored, trained)
+        batches = DataLoader(rows, batch_sampler=train_order, collate_fn=padded, **workers)
+    return Loaders(
+        train=batches,
+        train_order=train_order,
+        train_whole=whole_clips(splits.train),
+        validation=whole_clips(splits.validation),
+        test=whole_clips(splits.test),
+    )
+
+
+def _workers(cfg: Recipe, accelerator: Accelerator) -> dict[str, Any]:
+    on_gpu = accelerator.device.type == "cuda"
+    count = (4 if on_gpu else 0) if cfg.data.num_workers is None else cfg.data.num_workers
+    # Starting to read would otherwise draw from the generator of dropout, and how often depends on the workers.
+    own = torch.Generator()
+    return {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0, "generator": own}
+
+
+def _streamed(splits: Splits, view: View, padded: Any, cfg: Recipe, accelerator: Accelerator) -> StreamLoader:
+    assert splits.stream is not None
+    clips = StreamedClips(
+        splits.stream, splits.labels, view, cfg.train, accelerator.num_processes, accelerator.process_index
+    )
+    workers = _workers(cfg, accelerator)
+    # A worker reads whole files of the stream; one without any would have nothing to do.
+    workers["num_workers"] = min(workers["num_workers"], clips.rows.num_shards)
+    workers["persistent_workers"] = workers["num_workers"] > 0
+    loader = DataLoader(clips, batch_size=None, collate_fn=partial(_collate_streamed, padded), **workers)
+    return StreamLoader(loader, splits.stream)
+
+
+def _collate_streamed(padded: Any, batch: tuple[list[dict[str, Any]], Any]) -> tuple[dict[str, torch.Tensor], Any]:
+    return padded(batch[0]), batch[1]
+
+
+def heard_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
+    """How much of each row is heard, shape (rows,).
+
+    Args:
+        rows: See `data.Splits`.
+        limit: Of a clip, in seconds.
+    """
+    known = rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
+    return np.minimum(known["num_frames"] / known["sampling_rate"], limit).to_numpy()
+
+
+def _balancing(labels: Sequence[int]) -> np.ndarray:
+    """Each row's weight by the inverse frequency of its class; their mean is 1."""
+    return compute_sample_weight("balanced", np.asarray(labels))

@@ -1,0 +1,139 @@
+"""Decode every clip once, to know what is wrong with it before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+from peft_audio.audio.decoding import SILENT_PEAK, AudioError, read_blocks, read_info
+from peft_audio.data.clip_table import Collection, recording_of
+
+FULL_SCALE = 0.999
+# Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
+ABSURD_PEAK = 1e10
+SLACK_SECONDS = 0.1
+CHUNK_CLIPS = 512
+# Decoding leaves Python's lock, so threads are enough and share the memory.
+JOBS = os.cpu_count() or 1
+
+# Is told the number of a clip, the first 30 s of it as a mono waveform, and the rate.
+Listen = Callable[[int, np.ndarray, int], None]
+
+
+def scan(collection: Collection, listen: Listen | None = None, jobs: int = JOBS, quiet: bool = True) -> pd.DataFrame:
+    """Read all clips of a collection, several at a time, holding no more than a few in memory.
+
+    Args:
+        collection: The clips.
+        listen: Called for each clip, from several threads; its number is that of the row that it gets here.
+        jobs: Clips read at once.
+        quiet: Show no progress bar.
+
+    Returns:
+        The clips with these columns more: `error` ("" or why a clip cannot be used, as in "is silent"), `num_frames`
+        and `sampling_rate` (of the clip, as the file has them), `channels`, `peak` (of the mix to mono, without its
+        mean), `loud` (whether any channel is not silent), `clipped` (share of samples at full scale), `cut_off` (the
+        header, or the end that was asked for, promises more than the file holds) and `sha256` of the file. Rows count
+        from 0.
+    """
+    clips = collection.clips.reset_index(drop=True)
+
+    def facts(row: dict[str, Any]) -> dict[str, Any]:
+        told = partial(listen, row["number"]) if listen else None
+        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], told)
+
+    parts = []
+    with ThreadPoolExecutor(jobs) as pool, _bar(quiet) as progress:
+        bar = progress.add_task("reading every clip", total=len(clips))
+        for at in range(0, len(clips), CHUNK_CLIPS):
+            rows = clips.iloc[at : at + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
+            parts.append(pd.DataFrame(list(pool.map(facts, rows))))
+            progress.advance(bar, len(rows))
+    return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
+
+
+def _bar(quiet: bool) -> Progress:
+    return Progress(console=Console(stderr=True), transient=True, disable=quiet, redirect_stdout=False)
+
+
+def scan_clip(
+    source: Path | bytes,
+    start: float = 0.0,
+    end: float = float("nan"),
+    listen: Callable[[np.ndarray, int], None] | None = None,
+) -> dict[str, Any]:
+    """What one clip is, and what is wrong with it.
+
+    Args:
+        source: A file, or the bytes of one.
+        start: Where the clip begins, in seconds.
+        end: Where it ends; NaN for the end of the recording.
+        listen: Called with the first 30 s of it as a mono waveform, and the rate.
+
+    Returns:
+        The columns that `scan` adds.
+    """
+    facts: dict[str, Any] = {"error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0, "peak": 0.0}
+    facts |= {"clipped": 0.0, "loud": False, "cut_off": False, "sha256": ""}
+    try:
+        info = read_info(source)
+        facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
+        facts["sha256"] = _sha256(source)
+        seconds = None if np.isnan(end) else end - start
+        blocks = _checked(read_blocks(source, start, seconds), facts)
+        first = next(blocks, None)
+        if first is None:
+            raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""))
+        if listen:
+            listen(first.mean(axis=1), info.sampling_rate)
+        for _ in blocks:
+            pass
+        facts["clipped"] /= facts["num_frames"] * info.channels
+        if facts["peak"] < SILENT_PEAK:
+            raise AudioError(
+                "is silent" + (", because its channels cancel each other in mono" if facts["loud"] else "")
+            )
+        if seconds is not None and facts["num_frames"] < (seconds - SLACK_SECONDS) * info.sampling_rate:
+            facts["cut_off"] = True
+    except AudioError as error:
+        facts["error"] = str(error)
+    return facts
+
+
+def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Count what is in each block on its way."""
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise AudioError("holds samples that are NaN or infinite")
+        if (largest := np.abs(block).max()) > ABSURD_PEAK:
+            raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
+        facts["num_frames"] += len(block)
+        facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
+        # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
+        facts["loud"] |= bool((np.ptp(block, axis=0) > 2 * SILENT_PEAK).any())
+        mono = block.mean(axis=1)
+        facts["peak"] = max(facts["peak"], float(np.abs(mono - mono.mean()).max()))
+        yield block
+
+
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    return _sha256_of_file(source, source.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of_file(file: Path, changed: int) -> str:
+    # The parts of one recording come one after another.
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""What a source holds, whichever kind it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+
+from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import SPLITS, Collection, check_labels, grouped, make_clips
+from peft_audio.data.folder import from_folder
+from peft_audio.data.hub_dataset import from_hub, resolve_commit
+from peft_audio.data.manifest import MANIFEST_SUFFIXES, from_manifest
+from peft_audio.data.splitting import take_splits
+from peft_audio.errors import UserError
+from peft_audio.files import expanded
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "digits"
+HUB_ONLY = ("revision", "config_name", "split_names", "streaming", "shuffle_buffer")
+COLUMNS = ("audio_column", "label_column", "group_column")
+
+
+def find_clips(cfg: DataConfig) -> Collection:
+    """What the source holds, grouped and, with `data.splits_file`, divided; nothing is decoded.
+
+    Raises:
+        UserError: It is not there, or there is nothing to classify in it.
+    """
+    place = expanded(cfg.source)
+    if cfg.source == "bundled":
+        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
+        collection = _bundled()
+    elif place.is_dir():
+        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
+        collection = from_folder(place)
+    elif place.suffix.lower() in MANIFEST_SUFFIXES:
+        _refuse_unread(cfg, HUB_ONLY)
+        collection = from_manifest(place, cfg)
+    elif _is_on_hub(cfg):
+        collection = from_hub(cfg)
+    else:
+        what = "is no table of these kinds" if place.is_file() else "does not exist"
+        raise UserError(
+            f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
+            f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset."
+        )
+    collection = grouped(collection, cfg)
+    if cfg.splits_file is None:
+        return collection
+    clips, note = take_splits(collection.clips, cfg.splits_file)
+    kept = set(clips["label"])
+    labels = tuple(label for label in collection.labels if label in kept)
+    check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}")
+    return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
+
+
+def _is_on_hub(cfg: DataConfig) -> bool:
+    place = expanded(cfg.source)
+    named = place.suffix.lower() not in MANIFEST_SUFFIXES and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", cfg.source)
+    return bool(named) and not place.exists()
+
+
+def pin_revision(cfg: DataConfig, accelerator: Accelerator | None) -> DataConfig:
+    """The settings with the commit of a Hub dataset, the same on every process, whatever is pushed meanwhile."""
+    if not _is_on_hub(cfg):
+        return cfg
+    commit = resolve_commit(cfg)
+    if accelerator is not None and accelerator.num_processes > 1:
+        commit = broadcast_object_list([commit])[0]
+    return replace(cfg, revision=commit)
+
+
+def _refuse_unread(cfg: DataConfig, names: tuple[str, ...]) -> None:
+    """Refuse settings that this kind of source has no use for: whoever gave one meant something by it."""
+    for name in names:
+        value, default = getattr(cfg, name), getattr(DataConfig, name)
+        fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
+        if value != default:
+            raise UserError(
+                f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
+                f"{'manifests and ' if name in COLUMNS else ''}datasets on the Hub.{fix or ' Leave it out.'}"
+            )
+
+
+def _bundled() -> Collection:
+    table = pa.concat_tables(
+        pq.read_table(BUNDLED / f"{split}.parquet").append_column("split", pa.array([split] * rows))
+        for split in SPLITS
+        for rows in [pq.read_metadata(BUNDLED / f"{split}.parquet").num_rows]
+    )
+    clips = make_clips(table.select(["id", "label", "group", "split"]).to_pandas().astype(object))
+    clips["stored"] = np.arange(len(clips))
+    return Collection(clips, tuple(sorted(set(clips["label"]))), stored=Dataset(table.select(["audio"])))

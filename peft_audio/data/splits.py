@@ -1,0 +1,248 @@
+"""Recordings as rows, and rows as train, validation and test splits."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+
+from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import SPLITS, Collection
+from peft_audio.data.hub_dataset import Stream, open_stream
+from peft_audio.data.scan import scan
+from peft_audio.data.sources import find_clips, pin_revision
+from peft_audio.data.splitting import divide, leaking_groups, missing_classes
+from peft_audio.data.windows import cut_windows
+from peft_audio.errors import UserError
+from peft_audio.text import listed
+
+ROWS = pa.schema(
+    {
+        "id": pa.string(),
+        "recording": pa.string(),
+        "path": pa.string(),
+        "stored": pa.int64(),
+        "label": pa.int64(),
+        "group": pa.string(),
+        "start_seconds": pa.float64(),
+        "end_seconds": pa.float64(),
+        "num_frames": pa.int64(),
+        "sampling_rate": pa.int32(),
+        "sha256": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split.
+
+    A row has `id` (unique), `recording` (its id; a recording may be cut into several windows), `path` or `stored` (see
+    `collection.recording_of`), `label` (a number), `group` ("" if not known), `start_seconds` and `end_seconds` (None
+    for the recording's end), `num_frames` of the clip and `sampling_rate` in hertz as the file has them, `sha256` of
+    the file.
+
+    Attributes:
+        train: What is trained on; no rows if it is streamed.
+        validation: What settings and the best epoch are chosen on.
+        test: Read once, at the end.
+        labels: The label names, in the order of the label numbers.
+        stored: Recordings that are bytes in a table.
+        skipped: Clips that cannot be used: `id` and `reason`.
+        notes: What was decided about the source, to be told.
+        ignored: Files that are not recordings by their names.
+        revision: The commit of a Hub dataset.
+        stream: The training clips, if they are streamed.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    labels: tuple[str, ...]
+    stored: Dataset | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    revision: str | None = None
+    stream: Stream | None = None
+
+    def __getitem__(self, split: str) -> Dataset:
+        return getattr(self, split)
+
+    def recordings(self, split: str) -> pd.DataFrame:
+        """`id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
+        return recordings_of(self[split], self.labels)
+
+    def table(self) -> pa.Table:
+        """Every recording's id, label, group and split, as the run saves them."""
+        # What is validated on the test stands there once: the splits can be taken for another run.
+        names = [split for split in SPLITS if split != "validation" or self.validation is not self.test]
+        parts = [self.recordings(split).assign(split=split) for split in names]
+        text = pa.schema(dict.fromkeys(("id", "label", "group", "split"), pa.string()))
+        return pa.Table.from_pandas(pd.concat(parts), text, preserve_index=False)
+
+    def dataset_sha256(self) -> str:
+        """A hash of every recording's id, label and bytes: changed, added, cut or relabelled clips change it."""
+        facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
+        rows = pd.concat([self[split].select_columns(facts).to_pandas() for split in SPLITS]).drop_duplicates("id")
+        rows["label"] = np.array(self.labels, object)[rows["label"].to_numpy(int)]
+        source = [f"{self.stream.name}\t{self.revision}"] if self.stream else []
+        return _sha256([*source, *("\t".join(map(str, row)) for row in rows.itertuples(index=False))])
+
+    def split_sha256(self) -> str:
+        """A hash of which recording stands in which split."""
+        rows = self.table().select(["id", "split"]).to_pydict()
+        return _sha256(map("\t".join, zip(rows["id"], rows["split"], strict=True)))
+
+
+def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Splits:
+    """Find the clips, decode each one once to see that it can be used, and divide them.
+
+    Args:
+        cfg: The source, and how to divide it.
+        accelerator: Where it runs: one process decodes, and tells the others what it found.
+
+    Raises:
+        UserError: There is nothing to train on, clips cannot be used, or a class is too small to be divided.
+    """
+    cfg = pin_revision(cfg, accelerator)
+    collection = find_clips(cfg)
+    stream = open_stream(cfg, collection.revision) if cfg.streaming else None
+    notes = list(collection.notes)
+    clips, skipped = _usable(_scanned(collection, accelerator), cfg)
+    if cfg.splits_file is None and not cfg.streaming:
+        clips = divide(clips, cfg)
+    if cfg.validate_on_test:
+        # Nothing is chosen on a validation split then; it is trained on.
+        clips = clips.assign(split=clips["split"].replace("validation", "train"))
+    absent = missing_classes(clips, collection.labels)
+    if absent:
+        split, names = next(iter(absent.items()))
+        raise UserError(
+            f"--data.source: the {split} split of {cfg.source} has no clips of {listed(names)}; "
+            "add some, or divide the clips in another way."
+        )
+    for split in SPLITS[1:] if not cfg.validate_on_test else SPLITS[2:]:
+        if not (clips["split"] == split).any():
+            raise UserError(f"--data.source: {cfg.source} has no {split} clips; add some.")
+    if not stream and not (clips["split"] == "train").any():
+        raise UserError(f"--data.source: {cfg.source} has no train clips; add some.")
+    notes += _warnings(clips, cfg)
+    if cfg.max_train_clips is not None:
+        clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
+    # At this point the table of clips is there twice; a collection of many is held once from here on.
+    collection = replace(collection, clips=collection.clips.iloc[:0])
+    splits = _to_splits(cut_windows(clips, cfg.window_seconds, cfg.hop_seconds), collection, cfg)
+    return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream)
+
+
+def _scanned(collection: Collection, accelerator: Accelerator | None) -> pd.DataFrame:
+    """What the first process found in the clips, on every process."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return scan(collection, quiet=not sys.stderr.isatty())
+    found = [scan(collection, quiet=not sys.stderr.isatty()) if accelerator.is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
+def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[tuple[str, str], ...]]:
+    """The clips that can be used, and those that cannot, with the reason."""
+    bad = clips[clips["error"] != ""]
+    if not len(bad):
+        return clips, ()
+    where = bad["path"].where(bad["path"] != "", bad["id"])
+    lines = [f"{path} {error}" for path, error in zip(where, bad["error"], strict=True)]
+    told = "\n  " + "\n  ".join(lines)
+    if cfg.on_bad_clip == "error":
+        raise UserError(
+            f"--data.source: {len(bad)} of {len(clips)} clips cannot be used; mend or remove them, or leave them out "
+            f"with --data.on_bad_clip skip:{told}"
+        )
+    if len(bad) > cfg.max_bad_share * len(clips):
+        raise UserError(
+            f"--data.max_bad_share: {len(bad)} of {len(clips)} clips cannot be used, more than the share of "
+            f"{cfg.max_bad_share:g} that may be skipped; mend them, or raise it:{told}"
+        )
+    return clips[clips["error"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
+
+
+def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:
+    """What does not stop a run, but should be known of it."""
+    # Not by grouping all clips, nor as Arrow's text: either takes several times the memory.
+    repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
+    copies = repeated.groupby(["sha256", "start_seconds"])
+    counts = {
+        "stand in more than one split, as exact copies": (copies["split"].transform("nunique") > 1).sum(),
+        "stand in more than one class, as exact copies": (copies["label"].transform("nunique") > 1).sum(),
+        "are cut off: shorter than the header or end_seconds says": clips["cut_off"].sum(),
+    }
+    if cfg.window_seconds is None:
+        long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]
+        counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation hears"] = long.sum()
+    notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]
+    notes += ["peft-audio check lists these clips"] if notes else []
+    leaking = leaking_groups(clips)
+    if leaking:
+        notes.append(f"warning: groups that stand in more than one split: {listed(list(leaking))}")
+    return notes
+
+
+def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
+    """So many training clips, as evenly over the classes as they allow."""
+    train = clips[clips["split"] == "train"].sort_values("id")
+    classes = train["label"].nunique()
+    if wanted < classes:
+        raise UserError(
+            f"--data.max_train_clips: got {wanted}, must be {classes}, one of each class, or more. Raise it."
+        )
+    shuffled = train.iloc[np.random.default_rng(seed).permutation(len(train))]
+    # Every class's first clip, then every class's second one, and so on.
+    rank = shuffled.groupby("label").cumcount().sort_values(kind="stable")
+    return clips.drop(index=train.index.difference(rank.index[:wanted]))
+
+
+def _to_splits(clips: pd.DataFrame, collection: Collection, cfg: DataConfig) -> Splits:
+    tables: dict[str, Any] = {
+        split: to_rows(clips[clips["split"] == split], collection.labels, split) for split in SPLITS
+    }
+    if cfg.validate_on_test:
+        tables["validation"] = tables["test"]
+    kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision")}
+    return Splits(**tables, **kept)
+
+
+def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str) -> Dataset:
+    """Clips as the rows of a split, see `Splits`.
+
+    Args:
+        clips: With the columns of `ROWS`, and labels as text.
+        labels: In the order of their numbers.
+        name: Of the split.
+    """
+    numbers = {label: i for i, label in enumerate(labels)}
+    rows = clips[ROWS.names].assign(label=clips["label"].map(numbers))
+    # Training draws by row number: the order of the rows must not depend on how the splits were made.
+    order = [(column, "ascending") for column in ("recording", "start_seconds", "id")]
+    table = pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order)
+    # Without a fingerprint, datasets makes one of a copy of all rows.
+    return Dataset(table, fingerprint=name)
+
+
+def recordings_of(rows: Dataset, labels: Sequence[str]) -> pd.DataFrame:
+    """`id`, `label` (text) and `group` of each recording among the rows, in the order of an evaluation."""
+    known = rows.select_columns(["recording", "label", "group"]).to_pandas()
+    known = known.drop_duplicates("recording", ignore_index=True)
+    names = [labels[number] for number in known["label"]]
+    return pd.DataFrame({"id": known["recording"], "label": names, "group": known["group"]}).astype(object)
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""Training clips read over the network, in steps of a fixed number of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
+
+from peft_audio.audio.decoding import AudioError, read_info
+from peft_audio.config import TrainConfig
+from peft_audio.data.dataset import View
+from peft_audio.data.hub_dataset import Stream
+from peft_audio.data.sampler import Draw
+from peft_audio.data.scan import scan_clip
+from peft_audio.errors import UserError
+
+# Before so many clips, a share of bad ones says nothing.
+FIRST_CLIPS = 50
+
+
+@dataclass
+class StreamedSteps:
+    """How a stream is divided: `train.max_steps` into `train.epochs` parts."""
+
+    max_steps: int
+    epochs: int
+    batch_size: int
+    epoch: int = 0
+
+    def go_to(self, epoch: int, step: int = 0) -> None:
+        """Begin a part, or go on in it: the stream itself goes on where it was."""
+        self.epoch = epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps between two validations."""
+        return -(-self.max_steps // self.epochs)
+
+    def total_steps(self, epochs: int) -> int:
+        """Optimizer steps in so many parts."""
+        return self.steps * epochs
+
+    def clips_in(self, steps: int) -> int:
+        """Clips in so many steps, over all processes."""
+        return steps * self.batch_size
+
+
+class StreamedClips(torch.utils.data.IterableDataset):
+    """This process's micro-batches, without end: the stream begins again, shuffled anew, when it is through.
+
+    Args:
+        stream: The training clips.
+        labels: The label names, in the order of the label numbers.
+        view: How clips are heard.
+        train: Clips of a step, and how they are divided.
+        num_processes: Over how many processes.
+        process_index: Which of those is this one.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        labels: tuple[str, ...],
+        view: View,
+        train: TrainConfig,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ):
+        self.labels, self.view, self.train = labels, view, train
+        self.num_processes, self.process_index = num_processes, process_index
+        self.names = stream.label_names
+        shuffled = stream.rows.shuffle(seed=train.seed, buffer_size=view.cfg.shuffle_buffer)
+        # By files if they divide evenly; otherwise each process reads all and keeps its share.
+        self.rows = split_dataset_by_node(shuffled, process_index, num_processes)
+
+    def __iter__(self) -> Iterator[tuple[list[dict[str, Any]], list[tuple[str, str]]]]:
+        """Micro-batches, each with the clips that were skipped on the way to it."""
+        skipped: list[tuple[str, str]] = []
+        clips = self._clips(skipped)
+        micro_batches = self.train.gradient_accumulation_steps
+        parts = micro_batches * self.num_processes
+        worker = torch.utils.data.get_worker_info()
+        # The loader takes micro-batches from its workers in turn.
+        for micro in count() if worker is None else count(worker.id, worker.num_workers):
+            first = micro % micro_batches * self.num_processes + self.process_index
+            size = len(range(first, self.train.batch_size, parts))
+            items = [next(clips) | {"weight": 1 / self.train.batch_size} for _ in range(size)]
+            yield items, skipped.copy()
+            skipped.clear()
+
+    def _clips(self, skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        seen, bad = 0, 0
+        worker = torch.utils.data.get_worker_info()
+        others, me = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        for epoch in count():
+            self.rows.set_epoch(epoch)
+            before = seen
+            for row in self.rows:
+                seen += 1
+                # A number of no clip that another process or worker draws for.
+                index = (seen * others + me) * self.num_processes + self.process_index
+                try:
+                    yield self._item(row, index)
+                except AudioError as error:
+                    bad += 1
+                    name = row["audio"]["path"] or f"clip {seen}"
+                    self._check_bad(name, str(error), bad, seen)
+                    skipped.append((name, str(error)))
+            if seen == before:
+                raise UserError(f"process {self.process_index} gets no clips of the stream; use fewer processes.")
+
+    def _item(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        if row["label"] is None or (self.names is not None and row["label"] < 0):
+            raise UserError(f"--data.source: {row['audio']['path']} has no label. Take another column, or a revision.")
+        name = str(row["label"]) if self.names is None else self.names[row["label"]]
+        if name not in self.labels:
+            raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test do not have.")
+        source = row["audio"]["bytes"] or b""  # without any, as an empty file
+        error = scan_clip(source)["error"]
+        if error:
+            raise AudioError(error)
+        info = read_info(source)
+        draw = Draw(index, epoch=0)
+        values = self.view.training(source, 0.0, info.num_frames / info.sampling_rate, self.view.seeds(draw))
+        item = {"input_values": values, "label": self.labels.index(name), "index": index}
+        return item | self.view.hidden(len(values), draw)
+
+    def _check_bad(self, name: str, reason: str, bad: int, seen: int) -> None:
+        cfg = self.view.cfg
+        if cfg.on_bad_clip == "error":
+            raise UserError(f"--data.source: {name} {reason}; mend it, or leave such out with --data.on_bad_clip skip.")
+        if seen >= FIRST_CLIPS and bad > cfg.max_bad_share * seen:
+            raise UserError(
+                f"--data.max_bad_share: {bad} of the first {seen} clips cannot be used, more than the share of "
+                f"{cfg.max_bad_share:g} that may be skipped; mend them, or raise it. The last one: {name} {reason}"
+            )
+
+
+class StreamLoader:
+    """A loader that goes on where it was, each time that it is iterated over, and remembers what was skipped."""
+
+    def __init__(self, loader: DataLoader, stream: Stream):
+        self.loader, self.stream = loader, stream
+        self.batches: Iterator[Any] | None = None
+
+    def skip(self, count: int) -> None:
+        """Read so many micro-batches again that an earlier process has trained on."""
+        for _ in zip(range(count), self, strict=False):
+            pass
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Micro-batches."""
+        self.batches = iter(self.loader) if self.batches is None else self.batches
+        for batch, skipped in self.batches:
+            self.stream.skipped.update(skipped)
+            yield batch

@@ -1,0 +1,1 @@
+"""Pretrained encoders: families, loading, exact padding, SpecAugment."""

@@ -1,0 +1,281 @@
+"""A pretrained encoder with a fresh classification head: found, loaded whole, and named by its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.utils import logging
+
+from peft_audio.config import ModelConfig
+from peft_audio.encoders.exact_padding import make_padding_exact
+from peft_audio.encoders.family import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
+from peft_audio.encoders.quantization import quantization_settings
+from peft_audio.errors import UserError, unloadable
+from peft_audio.files import expanded, is_folder
+
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED_ENCODER = "wav2vec2-nano"
+PACKAGES = ("peft-audio", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which encoder an adapter belongs to.
+
+    Attributes:
+        name: What the user gave: a Hub id, a folder, or the bundled encoder's name.
+        commit: The Hub's commit, None for a folder.
+        sha256: Of the encoder's weights, see `weights_sha256`.
+        model_type: Its family.
+        minimum_samples: The shortest input that it takes, see `minimum_samples`.
+    """
+
+    name: str
+    commit: str | None
+    sha256: str
+    model_type: str
+    minimum_samples: int
+
+
+def resolve_base(name: str) -> str:
+    """Where transformers finds the encoder: the bundled one's folder, a local folder as it is, or a Hub id as it is.
+
+    Raises:
+        UserError: The name looks like a folder and no folder of transformers' form is there.
+    """
+    if name == BUNDLED_ENCODER:
+        return str(ASSETS / BUNDLED_ENCODER)
+    folder = expanded(name)
+    if is_folder(folder):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--model.name: {name} has no config.json; give a folder made by save_pretrained.")
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"--model.name: no folder {name}; give an existing folder, a Hub id or {BUNDLED_ENCODER}.")
+    return name
+
+
+def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
+    """Where transformers finds the encoder, and for a Hub id the commit that its revision is now.
+
+    Raises:
+        UserError: There is no such folder, repository or revision, or no connection.
+    """
+    base = resolve_base(cfg.name)
+    if is_folder(base):
+        return base, None
+    try:
+        # The Hub's cache keeps each commit's files in a folder of its name.
+        return base, Path(hf_hub_download(base, "config.json", revision=cfg.revision)).parent.name
+    except (OSError, ValueError) as error:
+        raise unloadable(cfg.name, error) from error
+
+
+def load_extractor(cfg: ModelConfig) -> Any:
+    """The feature extractor beside the encoder: its sampling rate in hertz and whether clips are normalised.
+
+    Raises:
+        UserError: None can be loaded from there.
+    """
+    base, commit = pin_base(cfg)
+    try:
+        anatomy_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
+        return AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
+        raise unloadable(cfg.name, error) from error
+
+
+def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
+    """The pretrained encoder in float32 under a fresh head, exact for padded batches.
+
+    The head is drawn from torch's global generator, and so is an encoder that is not to be pretrained: seed it first.
+
+    Args:
+        cfg: Which encoder.
+        labels: The label names in the order of the logits.
+
+    Returns:
+        A transformers `...ForSequenceClassification` in eval mode whose `forward` takes `input_values`, float32 of
+        shape (clips, samples), and `attention_mask` of the same shape, and gives `logits` of shape (clips, labels).
+
+    Raises:
+        UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
+    """
+    model, absent = load_with_absent(cfg, labels)
+    config, anatomy = model.config, anatomy_of(model.config)
+    absent = {key for key in absent if not key.startswith((*anatomy.head, LAYER_WEIGHTS))}
+    if absent:
+        raise UserError(
+            f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
+            f"{min(absent)} first; they would stay random, so give a complete checkpoint."
+        )
+    spoilt = [name for name, value in encoder_of(model).named_parameters() if not value.isfinite().all()]
+    if spoilt:
+        raise UserError(f"--model.name: {cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
+    for name in anatomy.head:
+        # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
+        module = getattr(model, name)
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        nn.init.zeros_(module.bias)
+        if cfg.head_dropout:
+            module.register_forward_pre_hook(partial(_drop_before, cfg.head_dropout))
+    if cfg.layer_weighted_sum:
+        nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
+    make_padding_exact(encoder_of(model))
+    return model.eval()
+
+
+def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) -> Any:
+    """A classifier that full fine-tuning saved, its head included; otherwise as `load_classifier`.
+
+    Raises:
+        UserError: It cannot be loaded, or lacks weights.
+    """
+    model, absent = load_with_absent(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
+    if absent:
+        raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
+    make_padding_exact(encoder_of(model))
+    return model.eval()
+
+
+def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool = False) -> tuple[Any, set[str]]:
+    """The classifier as transformers loads it, and the names of the weights that the checkpoint did not bring.
+
+    Args:
+        cfg: Which encoder.
+        labels: The label names in the order of the logits.
+        any_family: Take encoders, too, that nothing else here can work with.
+
+    Raises:
+        UserError: The encoder is of an unknown family, or cannot be loaded.
+    """
+    base, commit = pin_base(cfg)
+    # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    try:
+        attention = {} if cfg.attention == "auto" else {"attn_implementation": cfg.attention}
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False, **attention)
+        _refuse_foreign_kernels(cfg, config)
+        if not any_family:
+            anatomy_of(config)
+        config.update(classifier_settings(cfg, labels))
+        with quiet_loading():
+            model, loading = _with_weights(cfg, base, commit, config)
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
+        raise unloadable(cfg.name, error) from error
+    # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, without gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    absent_vector = [key for key in loading["missing_keys"] if key.endswith(MASK_VECTOR)]
+    if absent_vector:
+        # CTC models tuned without SpecAugment lack the vector that only SpecAugment reads: no random one, but zeros.
+        nn.init.zeros_(model.get_parameter(absent_vector[0]))
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]}
+    return model, {key for key in {*loading["missing_keys"], *mismatched} if not key.endswith(MASK_VECTOR)}
+
+
+def _refuse_foreign_kernels(cfg: ModelConfig, config: Any) -> None:
+    """A config.json can make transformers fetch a kernel, which is code, or hold the weights in fewer bits."""
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        asked = config._attn_implementation
+        raise UserError(f"--model.name: {cfg.name}/config.json asks for the attention {asked}; take that out of it.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"--model.name: {cfg.name} is stored quantised; give the encoder as it was before that.")
+
+
+def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) -> tuple[Any, Any]:
+    if not cfg.pretrained:
+        model = AutoModelForAudioClassification.from_config(config, dtype=torch.float32)
+        return model, {"missing_keys": [], "mismatched_keys": []}
+    how: dict[str, Any] = {"config": config, "revision": commit, "dtype": torch.float32}
+    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True} | quantization_settings(cfg, config)
+    return AutoModelForAudioClassification.from_pretrained(base, trust_remote_code=False, **how)
+
+
+def _drop_before(share: float, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (nn.functional.dropout(args[0], share, module.training), *args[1:])
+
+
+def identify_base(cfg: ModelConfig, model: Any) -> Base:
+    """Name, commit and hash of the encoder in a classifier that nothing has changed yet."""
+    if cfg.quantization != "none":
+        # What the adapter is saved for is the encoder as published. LoRA starts as it would without this second head.
+        with torch.random.fork_rng():
+            model = load_classifier(replace(cfg, quantization="none"), ["any", "other"])
+    # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
+    weights, config = encoder_of(model).state_dict(), model.config
+    sha256 = weights_sha256({name: value for name, value in weights.items() if name != MASK_VECTOR})
+    return Base(cfg.name, pin_base(cfg)[1], sha256, config.model_type, minimum_samples(config))
+
+
+def classifier_settings(cfg: ModelConfig, labels: Sequence[str]) -> dict[str, Any]:
+    """What the model's config must say about labels, head and regularisation so that training and loading agree."""
+    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(labels),
+        "use_weighted_layer_sum": cfg.layer_weighted_sum,
+        # LayerDrop skips other layers on each process, which stops DDP; SpecAugment draws by batch and crashes on short
+        # clips, so ours is in spec_augment.py.
+        "layerdrop": 0.0,
+        "apply_spec_augment": False,
+    } | ({} if cfg.dropout is None else dict.fromkeys(dropouts, cfg.dropout))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def use_exact_float32() -> None:
+    """Let float32 be float32 on NVIDIA GPUs: cuDNN's TF32 convolutions keep 10 bits of the mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, shapes and float32 values, whatever file format or precision they were stored in."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(json.dumps([name, list(values.shape)]).encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' report of the fresh head and PEFT's use of a deprecated name from the user's screen.
+
+    The keys are checked by us, and the user can mend neither.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,159 @@
+"""Errors that a user can fix, and explanations of what libraries raise."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from peft_audio.text import readable
+
+# SIGTERM comes from `kill`, from SLURM on pre-emption and from torchrun; SIGUSR1 from SLURM where a job asks for a
+# warning (`--signal=USR1@90`).
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+AGAIN = "The same command with --train.resume true goes on from the last checkpoint."
+LESS_MEMORY = (
+    "Split steps with --train.gradient_accumulation_steps (the clips of a step stay the same) or let "
+    "--train.auto_micro_batch true find how; lower --data.max_seconds; in an evaluation, lower --train.batch_size or "
+    "--data.max_eval_seconds."
+)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MEANINGS = {
+    # Of gloo and of NCCL.
+    ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited"): (
+        "another process of this run ended or is out of reach; what it said tells why ({said}). {again}"
+    ),
+    ("does not have a deterministic implementation",): (
+        "--train.deterministic: torch has no such kernel here ({said}). Leave the setting out."
+    ),
+}
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
+def explain(error: BaseException, folder: str, less_memory: str = LESS_MEMORY, again: str = AGAIN) -> str | None:
+    """What happened and what helps; None for what nobody but us can mend.
+
+    Args:
+        error: What ended the run or the command.
+        folder: The one it writes to, if it is known.
+        less_memory: How to get by with less memory.
+        again: How to go on once it is mended.
+    """
+    said = " ".join(str(error).split())
+    out_of_memory = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if isinstance(error, MemoryError) or any(words in said for words in out_of_memory):
+        return f"memory is too small ({said[:120] or 'MemoryError'}). {less_memory}"
+    if "DataLoader worker" in said and ("exited unexpectedly" in said or "killed by signal" in said):
+        return (
+            f"a process that reads recordings died ({said[:160]}), often for want of memory. Lower "
+            f"--data.num_workers, or set it to 0. {again}"
+        )
+    for parts, meaning in MEANINGS.items():
+        if any(part in said for part in parts):
+            return meaning.format(said=said[:160], again=again)
+    number, strerror = getattr(error, "errno", None), getattr(error, "strerror", None)
+    where = getattr(error, "filename", None)
+    if number in FULL or "No space left on device" in said:
+        at = f" at {where}" if where else f", most likely that of {folder}" if folder else ""
+        return f"the disk is full{at} ({strerror or said[:160]}). Make room. {again}".rstrip()
+    if number in REFUSED or (number == errno.ENOENT and where):
+        what = "is not there, or not any more" if number == errno.ENOENT else "cannot be written or read"
+        return f"{where or 'a file'} {what} ({strerror}). {again}".rstrip()
+    return None
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message says what, which value, what is allowed and how to fix it."""
+
+    def __init__(self, message: str):
+        # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
+        super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
+
+
+class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
+    """A signal ended a run before its time. The message says how to go on.
+
+    Args:
+        message: For the user.
+        signal: Its number; the process ends with 128 more, as shells have it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
+def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
+    """Refuse a value, in the one form that all refusals have."""
+    if not holds:
+        raise UserError(f"--{flag}: got {value}, must be {allowed}. {fix}")
+
+
+def require_package(flag: str, value: str, package: str) -> None:
+    """Refuse a setting whose package is an extra that is not installed, before any work is done."""
+    installed = find_spec(package) is not None
+    require(installed, flag, value, f"left out while {package} is not installed", f"Try pip install {package}.")
+
+
+# What huggingface_hub speaks to the Hub with, by version.
+CONNECTIONS = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+LONGEST = 400
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, shortened to a line; its type where it says nothing."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        # The first line is "404 Client Error."; what is not found, and how to log in, comes behind it.
+        return " ".join(str(error).split())[:LONGEST]
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    # The reason comes behind a heading.
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+
+
+def unloadable(name: str, error: Exception) -> UserError:
+    """What kept a base from being loaded, for the user.
+
+    Args:
+        name: Of the base, as it was given.
+        error: What was raised.
+    """
+    if isinstance(error, UserError):
+        return error
+    chain = list(_chain(error))
+    why = first_line(error)
+    if _connection_lost(chain):
+        # transformers then speaks of files that are not there.
+        why = f"the Hub was not reached, or broke off ({first_line(chain[-1])}); what has arrived is kept"
+    elif "Can't load the model for" in why and not Path(name).is_dir():
+        # All that transformers says where a download broke off, too.
+        why = "its weights are not on the Hub, or were not fetched to their end; start again: what has arrived is kept"
+    elif "weights_only" in str(error):
+        # What torch says of a pickle ends in advice to run it.
+        why = "its weights are a pickle of more than weights"
+    return UserError(
+        f"--model.name: {name} cannot be loaded: {why.rstrip('.')}. "
+        f"Give a folder made by save_pretrained, a Hub id (needs a connection) or wav2vec2-nano."
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what it came from."""
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = at.__cause__ or at.__context__
+
+
+def _connection_lost(chain: list[BaseException]) -> bool:
+    """Whether the Hub gave no answer, or none to its end."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
+        return True
+    answered = any(isinstance(each, HfHubHTTPError) for each in chain)
+    return not answered and any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)

@@ -1,0 +1,1 @@
+"""Run a model on a split; compute scores and significance."""

@@ -1,0 +1,1 @@
+"""Cache the output of the frozen layers."""

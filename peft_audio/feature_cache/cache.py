@@ -1,0 +1,262 @@
+"""What is frozen runs once: its output for each clip is kept, and training reads that instead of running it again.
+
+With everything before the first weight that trains frozen and in eval mode, a clip's way through it never changes. At
+equal weights, the model gives the same logits and gradients from what was kept as from the recordings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from peft_audio.config import Recipe
+from peft_audio.data.collate import collate
+from peft_audio.data.loaders import Loaders, Prefix
+from peft_audio.data.sampler import Draw
+from peft_audio.encoders.loading import weights_sha256
+from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, prefix_weights, replay_samples
+from peft_audio.feature_cache.fill import (
+    Batch,
+    Missing,
+    Wanted,
+    computed,
+    expected_bytes,
+    find_missing,
+    find_wanted,
+    in_batches,
+    run_frozen,
+)
+from peft_audio.feature_cache.store import (
+    Reader,
+    Store,
+    cache_root,
+    filling,
+    in_bytes,
+    make_room,
+    open_store,
+    read_table,
+    write_features,
+)
+from peft_audio.strategies.base import Trained
+
+# What decides the features of a clip besides its bytes: another word in one of these files makes another key.
+CODE = ["audio/decoding", "audio/pyav", "data/augment", "data/collate", "data/dataset"]
+CODE += ["encoders/exact_padding", "encoders/family", "encoders/loading", "encoders/quantization"]
+CODE += ["feature_cache/cut", "feature_cache/fill", "feature_cache/store"]
+PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr", "audiomentations", "av")
+# What a model's config says of the head, of dropout and of where it came from decides nothing in the prefix.
+NOT_THE_PREFIX = ("label", "dropout", "name_or_path", "version", "dtype", "classifier", "quantization")
+Tell = Callable[[str], None]
+
+
+def cache_frozen_prefix(
+    model: Any, trained: Trained, loaders: Loaders, cfg: Recipe, accelerator: Accelerator
+) -> tuple[Any, Loaders]:
+    """Run the frozen part of a model once for each clip; training and its validation start from what it returned.
+
+    Says what it did, or why not. The model goes on taking waveforms as well.
+
+    Args:
+        model: What a strategy returned.
+        trained: What trains in it.
+        loaders: The batches.
+        cfg: The recipe's settings.
+        accelerator: Where it runs. Processes share what is kept; the first one of a machine fills it.
+
+    Returns:
+        The model, and loaders whose `train` and `validation` give features where that is right, with what was done in
+        `prefix`; the others give waveforms.
+    """
+    tell: Tell = print if accelerator.is_main_process else lambda words: None
+
+    def refuse(reason: str) -> tuple[Any, Loaders]:
+        tell(f"prefix cache: not used: {reason}")
+        return model, replace(loaders, prefix=Prefix(reason=reason))
+
+    masked = bool(cfg.augment.mask_time_share or cfg.augment.mask_feature_share)
+    cut = find_cut(model, trained, masked, head_dropout=bool(cfg.model.head_dropout))
+    reason = _why_never(cfg, cut)
+    if reason or cut is None:
+        return refuse(reason)
+    wanted, reason = find_wanted(loaders, cfg)
+    model.to(accelerator.device).eval()
+    compute = partial(run_frozen, model, cut, accelerator)
+    try:
+        store = _open(model, cut, loaders, cfg, accelerator)
+        # One of a machine's processes fills; which one would otherwise be chance.
+        with accelerator.local_main_process_first(), filling(store, tell):
+            missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
+            too_much = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+            if too_much:
+                return refuse(too_much)
+            tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+            if missing:
+                parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
+                batches = in_batches(missing, cfg.train, parts, loaders)
+                write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
+            reader = Reader(store, read_table(store))
+    except (OSError, NotImplementedError) as error:  # the latter of locks, where the disk knows none
+        # Training does without what only makes it faster.
+        where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
+        return refuse(f"{where}: {getattr(error, 'strerror', None) or error}")
+    prefix = _outcome(cut, reason, reader, wanted, bool(missing))
+    tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
+    accept_features(model, cut)
+    kept: dict[str, Any] = {
+        split: _loader(getattr(loaders, split), Features(each, reader), cut, model.config, accelerator)
+        for split, each in wanted.items()
+    }
+    return model, replace(loaders, **kept, prefix=prefix)
+
+
+class Features(Dataset):
+    """A split's rows as what the frozen prefix made of them; draws are those of `Clips`.
+
+    Args:
+        wanted: The split.
+        reader: What was kept.
+    """
+
+    def __init__(self, wanted: Wanted, reader: Reader):
+        self.wanted, self.reader = wanted, reader
+        self.labels = np.asarray(wanted.clips.rows["label"])
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The features of a draw, ready for `collate_features`."""
+        clips = self.wanted.clips
+        view = 0 if draw.epoch is None else (draw.epoch - 1) % self.wanted.views
+        values, samples = self.reader.read(self.wanted.names[draw.index, view])
+        item = {"features": values, "samples": samples, "label": int(self.labels[draw.index]), "index": draw.index}
+        item |= {"weight": draw.weight, "recording": int(clips.recordings[draw.index])}
+        return item if draw.epoch is None else item | clips.view.hidden(samples, draw)
+
+
+def collate_features(items: Sequence[dict[str, Any]], cut: Cut, config: Any) -> Batch:
+    """As `collate`, with `input_values` of shape (clips, frames, channels) and `attention_mask` of shape (clips, 1)."""
+    nothing = np.zeros(0, np.float32)
+    batch = collate([item | {"input_values": nothing} for item in items], minimum_samples=1)
+    values = pad_sequence([item["features"] for item in items], batch_first=True)
+    lengths = replay_samples([item["samples"] for item in items], cut, config)
+    return batch | {"input_values": values, "attention_mask": lengths}
+
+
+def _loader(plain: DataLoader, features: Features, cut: Cut, config: Any, accelerator: Accelerator) -> DataLoader:
+    # Reading is over before a worker process would have been asked.
+    together = partial(collate_features, cut=cut, config=config)
+    pinned = accelerator.device.type == "cuda"
+    return DataLoader(
+        features,
+        batch_sampler=plain.batch_sampler,
+        collate_fn=together,
+        pin_memory=pinned,
+        generator=plain.generator,
+    )
+
+
+def _why_never(cfg: Recipe, cut: Cut | None) -> str:
+    """Why nothing can be kept, whatever that would cost; empty where it can."""
+    if cfg.prefix_cache.use == "never":
+        return "prefix_cache.use is never"
+    if cut is None:
+        return "the convolutions train, and nothing comes before them"
+    if cfg.train.frozen_dropout:
+        return "train.frozen_dropout lets frozen parts drop out, anew in every step"
+    return "the clips are streamed" if cfg.data.streaming else ""
+
+
+def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Accelerator) -> Store:
+    """The store for all that features depend on besides the clip."""
+    config, device, here = model.config.to_dict(), accelerator.device, Path(__file__).parents[1]
+    extractor = loaders.validation.dataset.view.extractor  # type: ignore[attr-defined]
+    about = {
+        "cut": [cut.place, cut.layers],
+        "weights": weights_sha256(prefix_weights(model, cut)),
+        "config": {name: config[name] for name in sorted(config) if not any(word in name for word in NOT_THE_PREFIX)},
+        "attention": model.config._attn_implementation,
+        "quantization": cfg.model.quantization,
+        "sampling_rate": extractor.sampling_rate,
+        "do_normalize": bool(extractor.do_normalize),
+        "precision": accelerator.mixed_precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "code": hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in CODE)).hexdigest(),
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+    }
+    width = config["conv_dim"][-1] if cut.place == "convolutions" else config["hidden_size"]
+    dtype = cfg.prefix_cache.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
+    return open_store(cache_root(cfg.prefix_cache), about, width, dtype)
+
+
+def _too_much(
+    store: Store,
+    model: Any,
+    cut: Cut,
+    wanted: dict[str, Wanted],
+    missing: list[Missing],
+    loaders: Loaders,
+    cfg: Recipe,
+) -> str:
+    """Why what is missing should not be made: it would not pay, or has no room; empty where it should."""
+    if not missing:
+        return ""
+    passes, views = _passes(loaders, cfg), wanted["train"].views if "train" in wanted else 1
+    if passes <= views and cfg.prefix_cache.use == "auto":
+        ways = f", each to be kept in {views} ways" if views > 1 else ""
+        return f"it would not pay: training goes over its clips {passes:.3g} times{ways}"
+    root = store.folder.parent
+    share = expected_bytes(store, model, cut, wanted) * len(missing) // sum(each.names.size for each in wanted.values())
+    return make_room(root, store, share, 1e9 * cfg.prefix_cache.max_gigabytes) or ""
+
+
+def _passes(loaders: Loaders, cfg: Recipe) -> float:
+    """How often training goes over its clips."""
+    order = loaders.train_order
+    return min(order.total_steps(cfg.train.epochs), cfg.train.max_steps or np.inf) / order.steps
+
+
+def _precision(store: Store, cfg: Recipe, accelerator: Accelerator) -> str:
+    """The coarsest precision that features went through."""
+    if "bf16" in (accelerator.mixed_precision, *(["bf16"] if store.dtype == "bfloat16" else [])):
+        return "bf16"
+    return "fp16" if accelerator.mixed_precision == "fp16" or cfg.model.quantization != "none" else "no"
+
+
+def _announcement(
+    store: Store,
+    model: Any,
+    cut: Cut,
+    wanted: dict[str, Wanted],
+    missing: list[Missing],
+    reason: str,
+    loaders: Loaders,
+    cfg: Recipe,
+) -> str:
+    clips, size = sum(each.names.size for each in wanted.values()), in_bytes(expected_bytes(store, model, cut, wanted))
+    views, passes = wanted["train"].views if "train" in wanted else 1, _passes(loaders, cfg)
+    told = f"prefix cache: {cut} runs once for each of {clips:,} clips ({size}), "
+    if missing:
+        told += f"{len(missing):,} of them now, " if len(missing) < clips else ""
+        told += f"and pays after {views} of {passes:.3g} epochs" if views < passes else "and pays in later runs"
+    else:
+        told += "as earlier runs did"
+    return f"{told}; {reason}" if reason else told
+
+
+def _outcome(cut: Cut, reason: str, reader: Reader, wanted: dict[str, Wanted], filled: bool) -> Prefix:
+    names = {name for each in wanted.values() for name in each.names.ravel()}
+    size = sum(reader.places[name]["rows"] for name in names) * reader.store.row_bytes
+    return Prefix(str(cut), reason, len(names), size, reader.seconds(names), not filled)

@@ -1,0 +1,1 @@
+"""Predict labels and evaluate adapters."""

@@ -1,0 +1,78 @@
+"""Which recordings are meant: files, folders, patterns, and lists on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from peft_audio.audio.decoding import AUDIO_SUFFIXES
+from peft_audio.data.folder import names_below
+from peft_audio.errors import UserError
+
+KINDS = ", ".join(sorted(AUDIO_SUFFIXES))
+
+
+def find_recordings(sources: Iterable[str | Path], stdin: BinaryIO | None = None) -> list[str]:
+    """Files as given, every recording below the folders given, and what patterns match, both sorted.
+
+    Args:
+        sources: Recordings, folders, and patterns such as `clips/**/*.wav`. What is there by that very name goes first.
+        stdin: Where `-` among the sources reads a list from: a path a line, or divided by NUL as `find -print0` does.
+            What it names may be missing, which is told of that recording. Without it `-` is a name like others.
+
+    Raises:
+        UserError: A source does not exist, or there are no recordings in it.
+    """
+    paths: list[str] = []
+    for source in sources:
+        if source == "-" and stdin is not None:
+            for name in _names_in_list(stdin.read()):
+                paths += _inside(Path(name)) if _is_there(Path(name), folder=True) else [name]
+        elif _is_there(Path(source), folder=True):
+            paths += _inside(Path(source))
+        elif _is_there(Path(source)):
+            paths.append(str(Path(source)))
+        elif glob.has_magic(str(source)):
+            paths += _matched(str(source))
+        else:
+            raise UserError(f"{source}: no such file or folder; give recordings, folders of them, or patterns.")
+    return paths
+
+
+def _is_there(path: Path, folder: bool = False) -> bool:
+    try:
+        return path.is_dir() if folder else path.exists()
+    except OSError:  # a list of names, taken for one, is too long for a name
+        return False
+
+
+def _inside(folder: Path) -> list[str]:
+    # What looks like audio but cannot be decoded is reported, not passed over.
+    inside = [str(folder / name) for name in names_below(folder) if _is_recording(name)]
+    if not inside:
+        raise UserError(f"{folder}: no recordings ({KINDS}) in this folder.")
+    return inside
+
+
+def _matched(pattern: str) -> list[str]:
+    # pathlib's own patterns would find hidden files too.
+    names = glob.iglob(pattern, recursive=True)  # noqa: PTH207
+    found = sorted({str(Path(name)) for name in names if _is_recording(name) and not Path(name).is_dir()})
+    if not found:
+        raise UserError(f"{pattern}: matches no recordings ({KINDS}); ** stands for folders to any depth.")
+    return found
+
+
+def _names_in_list(content: bytes) -> list[str]:
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    names = [os.fsdecode(line) for line in lines if line.strip()]
+    if not names:
+        raise UserError("-: standard input names no recordings; give a path a line, as in: find clips | ... -")
+    return names
+
+
+def _is_recording(name: str) -> bool:
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES

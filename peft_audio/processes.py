@@ -1,0 +1,122 @@
+"""Start, prepare and end processes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+class WithoutHubKernels(MetaPathFinder):
+    """Finds bitsandbytes, to be loaded while `kernels` seems not to be installed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == "bitsandbytes" else None
+        if spec and spec.loader:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, plain: Loader) -> None:
+        self._plain = plain
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._plain.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._plain
+        if module.__spec__:
+            module.__spec__.loader = self._plain
+        # It would advise to install what is hidden here.
+        logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+        level, known = logger.level, {name: sys.modules[name] for name in ("kernels",) if name in sys.modules}
+        logger.setLevel(logging.ERROR)
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+        try:
+            self._plain.exec_module(module)
+        finally:
+            del sys.modules["kernels"]
+            sys.modules.update(known)
+            logger.setLevel(level)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Start without what only takes time here: a third of what labelling one clip would take.
+
+    Imports leave next to nothing for the garbage collector, which would go through it all again and again, once more
+    at exit. And an adapter is loaded in float32 however it was trained: PEFT may think that bitsandbytes, which imports
+    torch's compiler, is not installed; that is what None among the modules says.
+    """
+    absent = {"bitsandbytes"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+        for name in absent:
+            del sys.modules[name]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that their users know."""
+    import torch  # the command reads RECIPES from here, and must start at once
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return chosen[:count] if chosen != [""] else [str(i) for i in range(count)]
+
+
+def environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
+    """What a process of its own is started with: one device, and nothing of what a launcher said to this one.
+
+    A recipe started so does what `accelerate launch` with one process and no config file does, sooner.
+
+    Args:
+        gpu: The one that it may use; none when None.
+        threads: Of a CPU; its own choice when None.
+    """
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
+    clean |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return clean | {"CUDA_VISIBLE_DEVICES": gpu or ""} | ({"ACCELERATE_USE_CPU": "true"} if gpu is None else {})
+
+
+def end(pids: Sequence[int]) -> None:
+    """End processes and what they started, those that still run."""
+    import psutil
+
+    family = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            family += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
+    for member in psutil.wait_procs(family, timeout=5)[1]:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def created(pid: int) -> float | None:
+    """When a process began, so that another one with its number is not taken for it; None where it is gone."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None

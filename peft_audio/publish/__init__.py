@@ -1,0 +1,1 @@
+"""Export adapters and push them to the Hub."""

@@ -1,0 +1,256 @@
+"""An adapter as a folder for others: an ordinary transformers directory, or a graph for ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.probes import PROBE_SECONDS, probe_waveforms, relative_difference
+from peft_audio.adapters.record import RECORD
+from peft_audio.adapters.save import VERIFY_SECONDS
+from peft_audio.encoders.loading import quiet_loading
+from peft_audio.errors import UserError
+from peft_audio.processes import environment
+from peft_audio.publish.export_readme import FORMS, Form, export_readme, export_snippet
+
+GRAPH = "model.onnx"
+# LayerNormalization, which encoders are full of, is an operator of its own since then.
+OPSET = 17
+# What one file of ONNX's format can hold.
+GRAPH_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        folder: Where it stands.
+        size_bytes: Of all its files.
+        difference: The largest between its logits and the recorded ones, relative to a clip's largest logit where that
+            is above 1.
+    """
+
+    folder: Path
+    size_bytes: int
+    difference: float
+
+
+def export_adapter(
+    adapter: str | Path,
+    folder: Path,
+    form: Literal["merged", "onnx"],
+    base: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write an adapter, or a whole model, as a folder that needs neither a base nor this package.
+
+    It is written aside, and put in its place only once a fresh process that ran the code of its README has got the
+    recorded logits from it.
+
+    Args:
+        adapter: See `load_adapter`.
+        folder: Where to; made here.
+        form: "merged" for `transformers.pipeline`, "onnx" for ONNX Runtime.
+        base: Where the base encoder is now, if not where the record says.
+        revision: Of an adapter on the Hub.
+        overwrite: Replace an earlier export.
+
+    Raises:
+        UserError: The adapter cannot be loaded, something else stands in the place, a package is not installed, or the
+            fresh process did not get the recorded logits.
+    """
+    kind = FORMS[form]
+    missing = [package for package in kind.needs if find_spec(package) is None]
+    if missing:
+        raise UserError(f"--{form}: needs {' and '.join(missing)}; install with: pip install {' '.join(kind.needs)}")
+    folder = folder.expanduser()
+    _check_place(folder, overwrite)
+    loaded = load_adapter(adapter, base, revision=revision)
+    if [probe["seconds"] for probe in loaded.record.probes] != list(PROBE_SECONDS):
+        raise UserError(f"{adapter}: its {RECORD} lacks probe clips to check an export with; save it again.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+        written = Path(aside) / "export"
+        write_export(loaded, written, kind)
+        difference = _verify(loaded, written, kind)
+        size = sum(path.stat().st_size for path in written.iterdir())
+        # Minutes have passed.
+        _check_place(folder, overwrite)
+        before = Path(aside) / "replaced"
+        if folder.exists():
+            folder.rename(before)
+        try:
+            written.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+    return Exported(folder, size, difference)
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists already; give a folder that does not, or --overwrite to replace an export.")
+    try:
+        exported = json.loads((folder / RECORD).read_text(encoding="utf-8"))["exported"]
+        strange = {path.name for path in folder.iterdir()} - {*FORMS[exported].files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--overwrite: {folder} is not an export of peft-audio, and stays as it is. Give another folder."
+        ) from error
+    if strange:
+        raise UserError(f"--overwrite: {folder} holds other files too ({min(strange)} first). Give another folder.")
+
+
+def write_export(adapter: Adapter, folder: Path, form: Form) -> None:
+    """Write the files of an export, unverified.
+
+    Args:
+        adapter: Merged, on the CPU.
+        folder: Made here.
+        form: One of `FORMS`.
+    """
+    folder.mkdir()
+    record = replace(adapter.record, exported=form.name)
+    if form.name == "merged":
+        with quiet_loading():
+            adapter.model.save_pretrained(folder)
+        # safetensors makes its files readable by their owner alone.
+        (folder / "model.safetensors").chmod(0o644)
+    else:
+        adapter.model.config.save_pretrained(folder)
+        write_graph(adapter, folder / GRAPH)
+    adapter.extractor.save_pretrained(folder)
+    (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(export_readme(record, form), encoding="utf-8")
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        return self.model(input_values).logits
+
+
+def write_graph(adapter: Adapter, path: Path) -> None:
+    """Write a model as an ONNX graph from `input_values`, (clips, samples), to `logits`, (clips, labels).
+
+    Both axes are dynamic; clips of a batch are of one length. Its metadata says what config.json and the record say.
+
+    torch's older exporter follows one pass through the model; the newer one (`dynamo=True`), which reads the program,
+    takes many times as long and gives no closer logits. What following one pass could get wrong is what the fresh
+    process looks for: other lengths, another batch.
+
+    Raises:
+        UserError: The weights are too large for one file.
+    """
+    import onnx
+
+    size = sum(weight.numel() * weight.element_size() for weight in adapter.model.parameters())
+    if size > GRAPH_BYTES:
+        raise UserError(f"--onnx: {size / 1e9:.1f} GB of weights, but one ONNX file holds 2 GB. Use --merged.")
+    record = adapter.record
+    # Another batch and another length than any that the graph is checked with.
+    example = torch.randn(3, record.sampling_rate * 3 // 2, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Logits(adapter.model).eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["input_values"],
+            output_names=["logits"],
+            dynamic_axes={"input_values": {0: "clips", 1: "samples"}, "logits": {0: "clips"}},
+        )
+    graph = onnx.load(path)
+    about = {
+        "labels": list(record.labels),
+        "sampling_rate": record.sampling_rate,
+        "minimum_samples": record.mask["minimum_samples"],
+        "do_normalize": bool(adapter.extractor.do_normalize),
+    }
+    onnx.helper.set_model_props(graph, {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()})
+    onnx.save(graph, path)
+
+
+def _verify(adapter: Adapter, folder: Path, form: Form) -> float:
+    """The largest relative difference between recorded logits and those of a fresh process.
+
+    Raises:
+        UserError: It is more than the form allows, or the process failed.
+    """
+    batches, expected = check_batches(adapter, form)
+    measured = _ask(folder, form, adapter, batches)
+    found = max(map(relative_difference, expected, measured)) if len(expected) == len(measured) else math.inf
+    if found > form.tolerance:
+        raise UserError(
+            f"the export differs from the recorded logits by {found:.1e}, more than {form.tolerance:.0e}; nothing was "
+            "written. Very large weights do that; load_adapter with merge=False answers as recorded."
+        )
+    return found
+
+
+def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+    """What an export is asked, and the answers that it must give.
+
+    Returns:
+        Batches of shape (clips, samples): each probe clip alone, as far as the form takes it; and two clips together.
+        And the logits of each clip by label: the recorded ones, and for what is not recorded those of `adapter`.
+    """
+    probes = probe_waveforms(adapter.record.sampling_rate)
+    pairs = [
+        (waveform, recorded["logits"])
+        for waveform, recorded in zip(probes, adapter.record.probes, strict=True)
+        if form.pads_short or len(waveform) >= adapter.record.mask["minimum_samples"]
+    ]
+    two = np.stack([probes[2], probes[3][: len(probes[2])]])
+    batches = [*(waveform[None] for waveform, _ in pairs), two]
+    of_second = dict(zip(adapter.labels, adapter.logits([two[1]])[0].tolist(), strict=True))
+    return batches, [*(logits for _, logits in pairs), adapter.record.probes[2]["logits"], of_second]
+
+
+def _ask(folder: Path, form: Form, adapter: Adapter, batches: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    """Logits by label of each clip, from a process that knows no more than the export's README."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        script, questions, answers = (Path(elsewhere) / name for name in ("ask.py", "clips.npz", "answers.json"))
+        np.savez(questions, *batches)
+        script.write_text(export_snippet(adapter.record, form) + form.answering, encoding="utf-8")
+        try:
+            child = subprocess.run(
+                # -P: a file of the user's called onnx.py, say, is not to be imported by the child.
+                [sys.executable, "-P", str(script), str(questions), str(answers)],
+                cwd=folder,
+                env=environment(gpu=None),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=VERIFY_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"the export gave no answers within {VERIFY_SECONDS} s; nothing was written.") from error
+        if child.returncode:
+            raise UserError(f"the export does not load in a fresh process:\n{child.stdout}{child.stderr}")
+        return json.loads(answers.read_text(encoding="utf-8"))

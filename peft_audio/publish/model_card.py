@@ -1,0 +1,151 @@
+"""The card of an adapter on the Hub: metadata for programs, and what a stranger wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from sklearn.metrics import confusion_matrix
+
+from peft_audio.adapters.hub import is_hub_id
+from peft_audio.adapters.record import AdapterRecord, adapter_readme
+from peft_audio.errors import UserError
+from peft_audio.evaluation.scores import confusions
+from peft_audio.files import read_json
+from peft_audio.runs.finished import Finished, predictions_of, read_run
+from peft_audio.text import markdown_table, marked
+
+BUNDLED = "Free Spoken Digit Dataset, the part that comes with peft-audio"
+METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "Macro-F1")}
+LARGEST_MATRIX = 20  # labels; beyond that the most frequent confusions are listed
+MOST_FREQUENT = 20
+# Of the settings, what a reader asks for first; what is not in a recipe's settings is left out.
+TOLD = (
+    *("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.head_learning_rate"),
+    *("train.optimizer", "train.weight_decay", "train.label_smoothing", "train.seed", "augment.preset"),
+    *("model.quantization", "model.layer_weighted_sum", "data.max_seconds", "data.window_seconds", "data.fold"),
+)
+
+
+def model_card(record: AdapterRecord, repository: str, run: Path | None, comparison: Path | None, license: str) -> str:
+    """A README with the Hub's metadata in front.
+
+    Args:
+        record: Of the adapter, with its base as the Hub knows it.
+        repository: `org/name`, where it goes.
+        run: The folder of the run that made it, for how it was trained and what it confuses.
+        comparison: A folder with `comparison.md`, whose tables are put in.
+        license: As the Hub names licences, such as apache-2.0; "" says nothing.
+
+    Raises:
+        UserError: One of the folders does not hold what it should.
+    """
+    finished = None if run is None else read_run(run)
+    parts = [adapter_readme(record, repository)]
+    if finished is not None:
+        parts += [_confusions(finished, record.labels), _training(finished, record)]
+    if comparison is not None:
+        parts.append(_comparison(comparison))
+    body = "\n\n".join(part.strip() for part in parts if part)
+    return f"---\n{_metadata(record, repository, finished, license).to_yaml()}\n---\n\n{body}\n"
+
+
+def _metadata(record: AdapterRecord, repository: str, run: Finished | None, license: str) -> ModelCardData:
+    source = "" if run is None else run.settings.get("data.source", "")
+    published = run is not None and run.report.get("dataset_revision") is not None
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=source if published else "other",
+            dataset_name=_data_name(source, published),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(record.metrics[metric], 4),
+            dataset_split="test",
+            dataset_revision=run.report["dataset_revision"] if run and published else None,
+        )
+        for metric, (kind, name) in METRICS.items()
+        if metric in record.metrics
+    ]
+    on_hub = record.base.commit is not None
+    return ModelCardData(
+        base_model=record.base.name if on_hub else None,
+        # Full fine-tuning and what was trained from random weights come whole.
+        base_model_relation=("finetune" if record.whole else "adapter") if on_hub and record.pretrained else None,
+        library_name="transformers" if record.whole else "peft",
+        pipeline_tag="audio-classification",
+        datasets=[source] if published else None,
+        metrics=[kind for kind, _ in METRICS.values()] if results else None,
+        tags=["audio-classification", "peft-audio", record.strategy, record.base.model_type],
+        license=license or None,
+        # The Hub wants a name with results, and takes none without.
+        eval_results=results or None,
+        model_name=repository.rpartition("/")[2] if results else None,
+    )
+
+
+def _data_name(source: str, published: bool) -> str:
+    """A name without the folders of somebody's machine."""
+    if source == "bundled":
+        return BUNDLED
+    return source if published else Path(source).name or "not named"
+
+
+def _confusions(run: Finished, labels: Sequence[str]) -> str:
+    """What was taken for what on the test clips; nothing where they were not read."""
+    if run.report.get("test_accuracy") is None:
+        return ""
+    rows = predictions_of(run)
+    matrix = confusion_matrix(rows["label"], rows["predicted"], labels=labels).tolist()
+    title = f"## Confusions on the {len(rows)} test clips\n\n"
+    if len(labels) <= LARGEST_MATRIX:
+        cells = [(label, *(str(count or "") for count in row)) for label, row in zip(labels, matrix, strict=True)]
+        return title + markdown_table(("true \\ said", *labels), cells, numbers_from=1)
+    wrong = [(label, said, str(count)) for label, said, count in confusions(labels, matrix)[:MOST_FREQUENT]]
+    return title + markdown_table(("true", "said", "clips"), wrong, numbers_from=2)
+
+
+def _training(run: Finished, record: AdapterRecord) -> str:
+    report, settings = run.report, run.settings
+    published = report.get("dataset_revision") is not None
+    counts = {split: report.get(f"{split}_clips") for split in ("train", "validation", "test")}
+    trained, total = report.get("trainable_parameters"), report.get("total_parameters")
+    precision, seconds = report.get("mixed_precision"), report.get("train_seconds")
+    facts = {
+        "data": _data_name(settings.get("data.source", ""), published),
+        "data revision": report.get("dataset_revision"),
+        "clips": ", ".join(f"{count} {split}" for split, count in counts.items() if count is not None),
+        "strategy": record.strategy,
+        "kept epoch": report.get("best_epoch"),
+        "steps": report.get("steps"),
+        "trained parameters": None if None in (trained, total) else f"{trained:,} of {total:,}",
+    }
+    own = [name for name in settings if name.partition(".")[0] == record.strategy]
+    facts |= {name: settings.get(name) for name in (*own, *TOLD)}
+    facts |= {
+        "precision": "float32" if precision == "no" else precision,
+        "device": report.get("device"),
+        "training": None if seconds is None else f"{seconds:.0f} s",
+        "versions": ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items()),
+    }
+    # What an earlier version's report does not say is left out.
+    rows = [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+    return "## How it was trained\n\n" + markdown_table(("what", "how it was"), rows)
+
+
+def _comparison(folder: Path) -> str:
+    """The tables of a comparison, a level below their own page, without folders of somebody's machine."""
+    about = read_json(folder / "comparison.json")
+    if not (folder / "comparison.md").is_file() or not {"source", "encoder"} <= about.keys():
+        raise UserError(
+            f"--comparison: {folder} holds no comparison.md and .json; give a folder that recipes/compare.py wrote."
+        )
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    # What failed on the way, and where, is for those who ran it.
+    parts = [part for part in text.split("\n## ") if not part.startswith(("Failed runs", "Notes"))]
+    found = "#" + "\n### ".join(parts)
+    for told in (about["source"], about["encoder"]):
+        # On the Hub a source has the form org/name; anything longer is a folder.
+        found = found.replace(marked(told), marked(_data_name(told, told.count("/") == 1 and is_hub_id(told))))
+    return found

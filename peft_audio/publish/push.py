@@ -1,0 +1,192 @@
+"""An adapter, sent to the Hub whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+
+from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, read_object
+from peft_audio.adapters.hub import ADAPTER_FILES, WHOLE_FILES, is_hub_id
+from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
+from peft_audio.adapters.verify import check_probes
+from peft_audio.config import ModelConfig
+from peft_audio.encoders.loading import BUNDLED_ENCODER, identify_base, load_classifier, pin_base
+from peft_audio.errors import UserError, first_line
+from peft_audio.files import read_json
+from peft_audio.publish.model_card import model_card
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What went to the Hub, or would go.
+
+    Attributes:
+        files: Name and bytes of each file.
+        url: Of the commit; None after a dry run.
+        commit: Its hash; None after a dry run.
+    """
+
+    files: tuple[tuple[str, int], ...]
+    url: str | None = None
+    commit: str | None = None
+
+
+def push_adapter(
+    folder: Path,
+    repository: str,
+    base_id: str | None = None,
+    private: bool = False,
+    comparison: Path | None = None,
+    license: str = "",
+    dry_run: bool = False,
+) -> Pushed:
+    """Send an adapter, or a whole model, to the Hub in one commit, once it has given its recorded answers again.
+
+    Only the files that it consists of are sent, with a card in the place of its README. Where they stand in a run's
+    folder, the card says how it was trained and what it confuses.
+
+    Args:
+        folder: Such as `runs/lora/adapter`.
+        repository: `org/name`; made where it does not exist.
+        base_id: The base on the Hub for which a local one stands; its weights must be the same.
+        private: Make a new repository private. One that exists stays as it is.
+        comparison: A folder with `comparison.md`, to be put into the card.
+        license: As the Hub names licences.
+        dry_run: Send nothing, and ask nothing of the repository.
+
+    Raises:
+        UserError: It is no adapter of ours, is broken, its base is not on the Hub, or the Hub does not take it.
+    """
+    if not is_hub_id(repository):
+        raise UserError(f"ORG/NAME: got {repository}, must be two names of letters, digits, - _ and ., as org/digits.")
+    record = _with_base_on_hub(folder, read_record(folder), base_id)
+    problems = check_probes(folder, None if record.whole else base_id)
+    if problems:
+        raise UserError(f"{folder} does not give its recorded answers and is not sent: {problems[0]}")
+    run = _run_of(folder, record)
+    with tempfile.TemporaryDirectory(prefix="peft_audio_push_") as temporary:
+        staged = Path(temporary)
+        card = model_card(record, repository, run, comparison, license)
+        _stage(folder, staged, record, card)
+        files = tuple((path.name, path.stat().st_size) for path in sorted(staged.iterdir()))
+        if dry_run:
+            return Pushed(files)
+        return _send(staged, repository, private, record, files)
+
+
+def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) -> AdapterRecord:
+    """The record with its base as strangers can find it."""
+    if base_id is not None:
+        if record.base.commit is not None and record.base.name != base_id:
+            raise UserError(f"--base-id: got {base_id}, but {folder} was trained on {record.base.name}. Leave it out.")
+        if not is_hub_id(base_id):
+            raise UserError(f"--base-id: got {base_id}, must be the org/name of a base on the Hub.")
+        cfg = ModelConfig(name=base_id)
+        commit = pin_base(cfg)[1]
+        if commit is None:
+            raise UserError(f"--base-id: {base_id} is a folder here; give the base's name on the Hub, from elsewhere.")
+        found = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
+        if found != record.base.sha256:
+            raise UserError(
+                f"--base-id: {base_id} has other weights ({found[:12]}) than {folder} was trained on "
+                f"({record.base.sha256[:12]}). Give the one that has them."
+            )
+        return replace(record, base=replace(record.base, name=base_id, commit=commit))
+    if record.base.commit is not None or (record.whole and record.base.name == BUNDLED_ENCODER):
+        return record
+    advice = "upload it (hf upload org/name FOLDER) and give its name with --base-id org/name"
+    if record.base.name == BUNDLED_ENCODER:
+        raise UserError(
+            f"{folder}: its base is the bundled encoder, which only peft-audio has. Write it to a folder "
+            f"(peft-audio base FOLDER), {advice}."
+        )
+    raise UserError(
+        f"{folder}: its base, {record.base.name}, is a folder of this machine, which nobody else has. If it stands for "
+        f"a base on the Hub, name that with --base-id org/name; else {advice}."
+    )
+
+
+def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
+    """The folder of the run that made a product, if it stands there."""
+    run = folder.resolve().parent
+    if not (run / "report.json").is_file():
+        return None
+    report = read_json(run / "report.json")
+    if report.get("strategy") != record.strategy or any(report.get(name) != v for name, v in record.metrics.items()):
+        raise UserError(f"{folder} stands in the folder of another run, {run}; move it to a place of its own first.")
+    return run
+
+
+def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str) -> None:
+    """The files as strangers get them: nothing but what an adapter consists of, no path of this machine."""
+    for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES)):
+        source = folder / name
+        if source.is_symlink() or not source.is_file():
+            raise UserError(f"{source} is not a file; an adapter is sent whole or not at all. Save it again.")
+        shutil.copyfile(source, staged / name)
+    (staged / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    (staged / "README.md").write_text(card, encoding="utf-8")
+    if not record.whole:
+        config = read_object(staged / ADAPTER_CONFIG)
+        config |= {"base_model_name_or_path": record.base.name, "revision": record.base.commit}
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (staged / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _send(
+    staged: Path, repository: str, private: bool, record: AdapterRecord, files: tuple[tuple[str, int], ...]
+) -> Pushed:
+    api = HfApi()
+    with _refused_in_words(repository):
+        _check_repository(api, repository, private, record)
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=staged,
+            allow_patterns=[name for name, _ in files],
+            # A whole model's files beside an adapter's would be taken for the model, and the other way round.
+            delete_patterns=list(ADAPTER_FILES if record.whole else WHOLE_FILES),
+            commit_message=f"{record.strategy}, trained with peft-audio {record.versions['peft-audio']}",
+        )
+    return Pushed(files, done.commit_url, done.oid)
+
+
+def _check_repository(api: HfApi, repository: str, private: bool, record: AdapterRecord) -> None:
+    """Refuse a repository that exists and is not meant for this."""
+    try:
+        there = api.model_info(repository)
+    except RepositoryNotFoundError:
+        return
+    if private and not there.private:
+        raise UserError(f"--private: {repository} exists and is public; make it private on the Hub, or leave that out.")
+    names = {file.rfilename for file in there.siblings or ()}
+    other = names & set(ADAPTER_FILES if record.whole else WHOLE_FILES)
+    if other and RECORD not in names:
+        raise UserError(f"{repository} holds a model that peft-audio did not push ({min(other)}); give another name.")
+
+
+@contextmanager
+def _refused_in_words(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+            advice = "log in as somebody who may write there (hf auth login)"
+        elif status is None or status >= 500:
+            advice = "the same command can be given again"
+        else:
+            advice = "mend that first"
+        raise UserError(
+            f"{repository}: the files were not sent, for a push is one commit or none ({first_line(error)}); {advice}."
+        ) from error

@@ -1,0 +1,143 @@
+"""Controls without a network: what a task gives away before any encoder hears it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+from peft_audio.audio.decoding import AudioError, load_audio
+from peft_audio.config import BaselineRecipe
+from peft_audio.data.clip_table import recording_of
+from peft_audio.data.splits import Splits
+from peft_audio.encoders.loading import Base
+from peft_audio.errors import UserError
+from peft_audio.evaluation.run_split import Evaluation, judge
+from peft_audio.runs.report import RunReport, measured, table_of_metrics, write_report
+from peft_audio.runs.run import Run, save_skipped
+from peft_audio.training.accelerator import peak_memory_bytes
+
+NO_ENCODER = Base(name="", commit=None, sha256="", model_type="", minimum_samples=0)
+RATE = 16_000
+BANDS = 64
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A control fitted to the training clips.
+
+    Attributes:
+        model: Of scikit-learn, with `predict_proba`.
+        features: Of a split: float of shape (clips, features).
+        coefficients: How many numbers were fitted, those that scale the features not counted.
+        seconds: It took, decoding included.
+    """
+
+    model: Any
+    features: Callable[[str], np.ndarray]
+    coefficients: int
+    seconds: float
+
+
+def fit_baseline(splits: Splits, cfg: BaselineRecipe) -> Fitted:
+    """Fit the control that `cfg` names.
+
+    Raises:
+        UserError: A clip cannot be decoded any more.
+    """
+    began = time.perf_counter()
+    if cfg.baseline.kind == "majority":
+        # It says the most frequent class; its probabilities are the classes' shares, so that its loss is finite.
+        model = DummyClassifier(strategy="prior").fit(np.zeros((len(splits.train), 1)), splits.train["label"])
+        return Fitted(model, lambda split: np.zeros((len(splits[split]), 1)), 0, time.perf_counter() - began)
+    # Above what the slowest clips hold, the bands would tell apart where clips come from.
+    highest = min(RATE, int(np.min(splits.train["sampling_rate"]))) / 2
+
+    def features(split: str) -> np.ndarray:
+        return np.stack([log_mel(_waveform(row, splits, cfg), highest) for row in splits[split]])
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(features("train"), splits.train["label"])
+    count = model[-1].coef_.size + model[-1].intercept_.size
+    return Fitted(model, features, count, time.perf_counter() - began)
+
+
+def evaluate_baseline(fitted: Fitted, splits: Splits, split: str) -> Evaluation:
+    """What a control says of a split, as `evaluate` gives it for a network: recordings are judged, not windows."""
+    began = time.perf_counter()
+    probabilities = fitted.model.predict_proba(fitted.features(split))
+    logits = torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).float()
+    recordings = torch.from_numpy(pd.factorize(np.array(splits[split]["recording"], object))[0])
+    return judge(logits, torch.tensor(splits[split]["label"]), recordings, time.perf_counter() - began)
+
+
+def log_mel(waveform: np.ndarray, highest_hertz: float) -> np.ndarray:
+    """Mean and standard deviation over time of the log-mel spectrogram, in frames of 25 ms every 10 ms.
+
+    Args:
+        waveform: float32 of shape (samples,) at 16 kHz.
+        highest_hertz: Upper edge of the last of the 64 bands; the first one begins at 50 Hz.
+
+    Returns:
+        Shape (128,).
+    """
+    filters = mel_filter_bank(201, BANDS, 50.0, highest_hertz, RATE, norm="slaney", mel_scale="slaney")
+    bands = spectrogram(waveform, window_function(400), 400, 160, fft_length=400, power=2.0, mel_filters=filters)
+    bands = np.log(bands + 1e-6)
+    return np.concatenate([bands.mean(axis=1), bands.std(axis=1)])
+
+
+def _waveform(row: dict[str, Any], splits: Splits, cfg: BaselineRecipe) -> np.ndarray:
+    limit = cfg.data.max_eval_seconds
+    seconds = limit if row["end_seconds"] is None else min(limit, row["num_frames"] / row["sampling_rate"])
+    try:
+        return load_audio(recording_of(row, splits.stored), RATE, row["start_seconds"], seconds)
+    except AudioError as error:
+        raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
+
+
+def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, Evaluation]) -> RunReport:
+    """Write the report into the run's folder and print the last screen, as `finish_run` does for a network."""
+    clips = len(run.splits.train)
+    report = RunReport(
+        strategy=kind,
+        pretrained=False,
+        best_epoch=0,
+        steps=0,
+        trainable_parameters=fitted.coefficients,
+        total_parameters=fitted.coefficients,
+        adapter_bytes=0,
+        train_seconds=fitted.seconds,
+        samples_per_second=clips / fitted.seconds,
+        data_wait_share=0.0,
+        prefix_cached="",
+        prefix_seconds=0.0,
+        prefix_reused=False,
+        validation_seconds=0.0,
+        checkpoint_seconds=0.0,
+        micro_batches=0,
+        resumes=0,
+        prefix_bytes=0,
+        peak_memory_bytes=peak_memory_bytes(run.accelerator),
+        **measured(run, evaluations, save_skipped(run)),
+        encoder_drift=None,
+    )
+    write_report(run, report)
+    table = table_of_metrics(report)
+    table.add_row("fitted coefficients", f"{report.trainable_parameters:,}")
+    table.add_row("fitting", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
+    console = Console()
+    console.print(table)
+    console.print(f"report: {run.folder / 'report.json'}", highlight=False, soft_wrap=True, markup=False)
+    return report

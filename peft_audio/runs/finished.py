@@ -1,0 +1,180 @@
+"""Finished runs, as their folders tell of them: the comparison's own, and other people's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from peft_audio.config import dotted
+from peft_audio.errors import UserError
+from peft_audio.files import read_json
+from peft_audio.runs.folder import beside
+from peft_audio.text import printable
+
+# What makes one run of an arm differ from another one of it.
+OF_A_RUN = {
+    "train.output_dir",
+    "train.overwrite",
+    "train.seed",
+    "train.learning_rate",
+    "train.evaluate_test",
+    "train.evaluate_train",
+    "train.log_with",
+    "train.verify_adapter",
+    "data.fold",
+    "data.num_workers",
+    "prefix_cache.use",
+    "prefix_cache.folder",
+    "prefix_cache.max_gigabytes",
+}
+
+
+# What any report says that can be compared; other fields may be missing in those of earlier versions.
+NEEDED = {
+    "strategy",
+    "seed",
+    "dataset_sha256",
+    "split_sha256",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "validation_loss",
+    "validation_clips",
+    "train_clips",
+}
+
+
+def training_seconds(report: dict[str, Any]) -> float | None:
+    """Time in training steps, with the whole cost of what was run once before them, whichever run paid it."""
+    if "train_seconds" not in report:
+        return None
+    return report["train_seconds"] + report.get("prefix_seconds", 0.0)
+
+
+def whole_seconds(report: dict[str, Any]) -> float | None:
+    """From start to report, as if nothing had been there before."""
+    if "total_seconds" not in report:
+        return None
+    return report["total_seconds"] + (report["prefix_seconds"] if report.get("prefix_reused") else 0.0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run.
+
+    Attributes:
+        folder: Of the run.
+        arm: Whose it is; by its strategy, and what its settings have of their own, where no comparison named it.
+        final: Whether it read the test split, or was started to.
+        report: What `report.json` holds.
+        settings: What `config.yaml` holds, by dotted name.
+        alone: Whether it had its device to itself, as far as its launcher knows.
+        control: Whether its arm was declared a control.
+    """
+
+    folder: Path
+    arm: str
+    final: bool
+    report: dict[str, Any]
+    settings: dict[str, Any]
+    alone: bool
+    control: bool
+
+    @property
+    def seed(self) -> int:
+        """`train.seed`."""
+        return self.report["seed"]
+
+    @property
+    def fold(self) -> int | None:
+        """Which fold was held out."""
+        return self.settings.get("data.fold")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak rate; None where the recipe has none."""
+        return self.settings.get("train.learning_rate")
+
+
+def read_run(folder: Path) -> Finished:
+    """A run's report and settings.
+
+    Raises:
+        UserError: One of them is missing or damaged, or was made by something else.
+    """
+    report = read_json(folder / "report.json")
+    missing = NEEDED - report.keys()
+    if missing:
+        what = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
+        raise UserError(f"{folder / 'report.json'} {what}; make the run again.")
+    try:
+        settings = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be read ({error}); a report needs its settings.") from error
+    texts = {"strategy": report["strategy"]} | {name: settings.get(name, "") for name in ("data.source", "model.name")}
+    odd = [name for name, value in texts.items() if not isinstance(value, str)]
+    if odd:
+        raise UserError(f"{folder}: {odd[0]} is no text; make the run again.")
+    start = read_json(beside(folder, ".json"))
+    arm = printable(str(start.get("arm", "")))
+    final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
+    control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
+    return Finished(folder, arm, final, report, settings, start.get("alone", False), control)
+
+
+def named(runs: Sequence[Finished]) -> list[Finished]:
+    """The runs with a name for each arm: the strategy, and where one strategy has several settings, what differs."""
+    by_strategy: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run.arm:
+            continue
+        by_strategy.setdefault(run.report["strategy"], []).append(run.settings)
+    names = {}
+    for strategy, all_settings in by_strategy.items():
+        keys = {name for settings in all_settings for name in settings if name not in OF_A_RUN}
+        names[strategy] = sorted(key for key in keys if len({str(each.get(key)) for each in all_settings}) > 1)
+    found = []
+    for run in runs:
+        strategy = run.report["strategy"]
+        own = ", ".join(f"{key} {run.settings.get(key)}" for key in names.get(strategy, ()))
+        found.append(run if run.arm else replace(run, arm=printable(f"{strategy} ({own})" if own else strategy)))
+    return found
+
+
+def epochs_of(run: Finished) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` says of each epoch; nothing where there were none."""
+    path = run.folder / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make the run again.") from error
+    return [line for line in lines if "epoch" in line]
+
+
+def predictions_of(run: Finished) -> pd.DataFrame:
+    """A row a test recording: id (with the fold before it), group, label, predicted.
+
+    Raises:
+        UserError: The file is missing, damaged or does not fit the report.
+    """
+    path = run.folder / "predictions.parquet"
+    try:
+        table = pd.read_parquet(path)
+        table = table[table["split"] == "test"]
+        columns = [name for name in table.columns if name.startswith("probability_")]
+        predicted = table[columns].idxmax(axis=1).str.removeprefix("probability_")
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); a comparison needs each clip's prediction.") from error
+    fold = "" if run.fold is None else f"{run.fold}/"
+    found = pd.DataFrame({"id": fold + table["id"], "group": table["group"], "label": table["label"].astype(str)})
+    found["predicted"] = predicted
+    accuracy = float((found["label"] == found["predicted"]).mean())
+    if abs(accuracy - run.report["test_accuracy"]) > 1e-6:
+        said = run.report["test_accuracy"]
+        raise UserError(f"{path} gives a test accuracy of {accuracy:.4f}, report.json says {said:.4f}; run it again.")
+    return found.sort_values("id", ignore_index=True)

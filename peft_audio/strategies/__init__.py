@@ -1,0 +1,1 @@
+"""Strategies: which weights train."""

@@ -1,0 +1,1 @@
+"""Tasks: targets, loss, probabilities, decisions and metrics."""

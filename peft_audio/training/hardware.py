@@ -1,0 +1,119 @@
+"""In which arithmetic a run computes: precision, attention and compilation, decided before it starts and written down.
+
+Never by timing at run time: a resumed run, and the runs of a comparison, must compute alike.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import AutoConfig
+
+from peft_audio.config import CompareRecipe, ModelConfig, Recipe
+from peft_audio.encoders.family import anatomy_of, encoder_of
+from peft_audio.encoders.loading import pin_base
+from peft_audio.errors import require, unloadable
+
+Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What suits a family on a device.
+
+    Attributes:
+        attention: transformers' name of an implementation.
+        compiled: Whether torch.compile pays for the transformer layers.
+        source: The command that measured it, or why there is no choice.
+    """
+
+    attention: Literal["eager", "sdpa"]
+    compiled: bool
+    source: str
+
+
+ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this family")
+NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
+# By device and family, from the command named; docs/performance.md has what it printed. On a CPU, eager is as fast on
+# short clips and a third slower on those of 30 s, and compiling gains nothing within its first minutes.
+MEASURED = "benchmarks/arithmetic.py"
+TABLE = {("cpu", family): Arithmetic("sdpa", False, MEASURED) for family in ("wav2vec2", "hubert", "unispeech-sat")}
+
+
+def resolve(cfg: Settings) -> Settings:
+    """Replace what is "auto" by what suits this device, and say why; `config.yaml` then holds what was used.
+
+    Args:
+        cfg: A recipe's settings, or a comparison's. Where its arms are of several encoders, each run looks its
+            attention up in the table.
+
+    Raises:
+        UserError: The encoder cannot be found, or is of an unknown family.
+    """
+    precision, why = choose_precision(cfg.train.mixed_precision)
+    tell = f"precision {'float32' if precision == 'no' else precision} ({why})"
+    train, model = replace(cfg.train, mixed_precision=precision), cfg.model
+    if isinstance(cfg, Recipe) or not any("model.name" in cfg.all_arms()[arm].flags for arm in cfg.arms):
+        family = _family(cfg.model)
+        only = family != "wavlm" or cfg.model.attention in ("auto", "eager")
+        require(only, "model.attention", cfg.model.attention, "eager for WavLM, which has no other", "Leave it out.")
+        suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
+        attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
+        compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
+        tell += f"; attention {attention} ({suits.source if cfg.model.attention == 'auto' else 'as asked'})"
+        tell += ", compiled" if compiled else ""
+        train, model = replace(train, compile="yes" if compiled else "no"), replace(model, attention=attention)
+    if os.environ.get("RANK", "0") == "0":
+        print(tell)
+    return replace(cfg, train=train, model=model)
+
+
+def choose_precision(asked: str) -> tuple[Any, str]:
+    """`train.mixed_precision`, and why: where nothing is asked, bf16 where the device has units for it."""
+    if asked != "auto":
+        return asked, "as asked"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched != "no":
+        return launched, "as accelerate launch was asked"
+    fast = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported(),
+    }
+    device = device_type()
+    if device not in fast:
+        return "no", f"bf16 was not tried on {device}"
+    return ("bf16", "this device has units for it") if fast[device]() else ("no", "this device has no bf16 units")
+
+
+def device_type() -> str:
+    """Where Accelerate will compute, asked before it starts."""
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU") else "cpu"
+
+
+def compile_layers(model: Any, wanted: str) -> None:
+    """Compile each transformer layer by itself, in place: one graph serves all of them, and clips of any length.
+
+    Args:
+        model: What a strategy returned.
+        wanted: `train.compile`, resolved; nothing is compiled unless it is "yes".
+    """
+    if wanted != "yes":
+        return
+    for layer in encoder_of(model).get_submodule(anatomy_of(model.config).layers):
+        layer.compile(dynamic=True)
+
+
+def _family(cfg: ModelConfig) -> str:
+    base, commit = pin_base(cfg)
+    try:
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
+        raise unloadable(cfg.name, error) from error
+    anatomy_of(config)
+    return config.model_type

@@ -1,0 +1,92 @@
+"""How many micro-batches a step must be split into to fit into memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from peft_audio.config import TrainConfig
+from peft_audio.data.loaders import Loaders
+from peft_audio.data.sampler import Draw, TrainingBatches
+from peft_audio.encoders.spec_augment import masked
+from peft_audio.errors import UserError
+from peft_audio.evaluation.run_split import clip_losses
+from peft_audio.strategies.base import set_modes
+from peft_audio.training.state import Learner
+
+# Of each weight that trains: two moments of AdamW, and the copy that DDP sends.
+COPIES = 3
+
+
+def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> int:
+    """Try the step that needs most memory, in twice as many parts until it fits; the loaders then make so many.
+
+    The trials draw nothing from the generators and change no weight.
+
+    Args:
+        learner: What learns; every process tries it by itself, and all take what fits on all.
+        loaders: Not of a stream.
+        cfg: Where it begins, `gradient_accumulation_steps`.
+
+    Returns:
+        Micro-batches that each process makes of a step.
+
+    Raises:
+        UserError: One clip at a time does not fit.
+    """
+    order, accelerator = loaders.train_order, learner.accelerator
+    assert isinstance(order, TrainingBatches)
+    most, count = max(1, cfg.batch_size // accelerator.num_processes), cfg.gradient_accumulation_steps
+    while True:
+        order.micro_batches = count
+        fits = torch.tensor(int(_fits(learner, loaders, cfg)), device=accelerator.device)
+        if int(accelerator.reduce(fits, reduction="sum")) == accelerator.num_processes:
+            if accelerator.is_main_process:
+                print(f"auto_micro_batch: each process splits its part of a step into {count}")
+            return count
+        if count >= most:
+            raise UserError(
+                "--train.auto_micro_batch: a clip at a time does not fit into memory. Lower --data.max_seconds, take a "
+                "smaller encoder, or train less of it (recipes/head_only.py needs least)."
+            )
+        count = min(2 * count, most)
+
+
+def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
+    draws = _largest(loaders, cfg)
+    dataset, collate = loaders.train.dataset, loaders.train.collate_fn  # type: ignore[attr-defined]
+    device = learner.accelerator.device
+    set_modes(learner.model, learner.trained, cfg.frozen_dropout)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            known = dict(learner.model.named_parameters())
+            spare = [torch.empty_like(known[name]) for name in learner.trained.parameters for _ in range(COPIES)]
+            batch = send_to_device(collate([dataset[draw] for draw in draws]), device)
+            with masked(learner.model, batch):
+                clip_losses(learner.model, batch, cfg.label_smoothing).mean().backward()
+            del spare
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return False
+        finally:
+            learner.model.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+    return True
+
+
+def _largest(loaders: Loaders, cfg: TrainConfig) -> list[Draw]:
+    """The micro-batch of this process that is longest, padded, of all epochs."""
+    order = loaders.train_order
+    assert isinstance(order, TrainingBatches)
+    found: list[Draw] = []
+    longest = -1.0
+    for epoch in range(1, cfg.epochs + 1):
+        order.go_to(epoch)
+        for draws in order:
+            seconds = len(draws) * float(np.max(order.lengths[[draw.index for draw in draws]]))
+            if seconds > longest:
+                found, longest = draws, seconds
+    return found

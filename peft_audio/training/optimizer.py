@@ -1,0 +1,63 @@
+"""The optimizer, its rates over time, and L1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from peft_audio.config import TrainConfig
+from peft_audio.strategies.base import Trained
+
+
+def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with a rate for the head, and weight decay on matrices only.
+
+    Args:
+        model: With the parameters that `trained` names.
+        trained: What trains, and which of it is the head.
+        cfg: Rates, decay, and whether the state is kept in 8 bits.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    weights = dict(model.named_parameters())
+    for name in trained.parameters:
+        part = "head" if name in trained.head else "body"
+        # IA3's vectors are stored as matrices of one row or column, and what changes nothing is 1, not 0.
+        matrix = weights[name].ndim > 1 and "ia3_l" not in name.split(".")
+        groups.setdefault((part, matrix), []).append(weights[name])
+    rates = {"head": cfg.head_learning_rate or cfg.learning_rate, "body": cfg.learning_rate}
+    settings = [
+        {"params": found, "lr": rates[part], "weight_decay": matrix * cfg.weight_decay, "part": part, "matrix": matrix}
+        for (part, matrix), found in groups.items()
+    ]
+    if cfg.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(settings)
+    return torch.optim.AdamW(settings)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then linear or cosine decay to zero at `total` steps."""
+    make = get_linear_schedule_with_warmup if cfg.schedule == "linear" else get_cosine_schedule_with_warmup
+    return make(optimizer, num_warmup_steps=round(cfg.warmup_share * total), num_training_steps=total)
+
+
+def current_rates(optimizer: Any) -> dict[str, float]:
+    """`learning_rate`, the head's where nothing else trains, and `head_learning_rate`."""
+    rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
+    return {"learning_rate": rates.get("body", rates["head"]), "head_learning_rate": rates["head"]}
+
+
+@torch.no_grad()
+def shrink(optimizer: Any, l1: float) -> None:
+    """L1 as a step of its own after the optimizer's, as AdamW does L2: Adam would rescale a penalty's gradient away.
+
+    Entries of matrices move towards zero by `l1` times their rate and stop there (soft thresholding).
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["matrix"] else ():
+            weight.copy_(F.softshrink(weight, l1 * group["lr"]))
