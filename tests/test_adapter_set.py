@@ -20,8 +20,8 @@ from conftest import ENCODERS, save_encoder, write_tone
 from safetensors.torch import load_file, save_file
 
 from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict
-from peft_audio.adapters.load import adapter_set
-from peft_audio.adapters.load import parts as adapter_parts
+from peft_audio.adapters import adapter_set
+from peft_audio.adapters import parts as adapter_parts
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
 from peft_audio.config import DataConfig, FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig

@@ -17,8 +17,8 @@ from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.strategies.base import apply_ia3, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers
+from peft_audio.training import hardware as arithmetic
 from peft_audio.training.hardware import choose_precision, resolve
-from peft_audio.training.loop import hardware as arithmetic
 from peft_audio.training.precision import on_float32_encoder, store_frozen
 
 LABELS = ("a", "b")

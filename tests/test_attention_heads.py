@@ -17,11 +17,12 @@ from test_families import LABELS, alone, batch, logits, run_cell
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
-from peft_audio.adapters.load import save as saving
-from peft_audio.adapters.load import verify
+from peft_audio.adapters import save as saving
+from peft_audio.adapters import verify
 from peft_audio.config import AttentionHeadsConfig, AttentionHeadsRecipe, ModelConfig, TrainConfig
 from peft_audio.encoders.loading import load_classifier, quiet_loading
 from peft_audio.errors import UserError
+from peft_audio.strategies import attention_heads
 from peft_audio.strategies.attention_heads import (
     best_heads,
     mask_gradients,
@@ -30,7 +31,6 @@ from peft_audio.strategies.attention_heads import (
     train_attention_heads,
     unfreeze_heads,
 )
-from peft_audio.strategies.base import attention_heads
 
 WIDTH = 16  # of a head of the tiny encoders, which have two layers of two heads
 INPUTS, OUTPUT = ("q_proj", "k_proj", "v_proj"), "out_proj"

@@ -16,8 +16,8 @@ from conftest import write_tone
 
 from peft_audio.cli import main
 from peft_audio.config import DataConfig
+from peft_audio.data import splits as data
 from peft_audio.data.check import Check, check
-from peft_audio.data.splits import splits as data
 
 DIGITS = pq.read_table(Path(data.__file__).parents[1] / "assets" / "digits" / "train.parquet").to_pylist()
 

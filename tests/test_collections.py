@@ -13,8 +13,8 @@ import pytest
 from conftest import write_tone
 from test_recipes import load_recipe
 
+from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter
-from peft_audio.adapters.load import save as saving
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.inference.predict import predict
 

@@ -14,10 +14,10 @@ from conftest import write_tone
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig
+from peft_audio.data import splits as data
 from peft_audio.data.clip_table import SPLITS, recording_of
 from peft_audio.data.sources import BUNDLED
 from peft_audio.data.splits import Splits, load_splits
-from peft_audio.data.splits import splits as data
 from peft_audio.errors import UserError
 
 

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from transformers import HubertConfig
 
+from peft_audio.adapters import save as saving
+from peft_audio.adapters import verify
 from peft_audio.adapters.files import WEIGHTS
-from peft_audio.adapters.load import save as saving
-from peft_audio.adapters.load import verify
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
 from peft_audio.data.collate import collate

@@ -19,7 +19,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 
 from peft_audio import cli
-from peft_audio.adapters.load import save as saving
+from peft_audio.adapters import save as saving
 from peft_audio.config import LoraRecipe, ModelConfig, run_recipe
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError, explain, unloadable

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from peft_audio.comparison import jobs as launching
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, run_jobs
-from peft_audio.comparison.results import jobs as launching
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.processes import end, environment

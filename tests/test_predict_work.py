@@ -144,7 +144,7 @@ def test_killed_run_goes_on_to_the_same_file(
     call = ["predict", str(clips), "--adapter", str(adapter_dir), "--batch-size", "4", "--out"]
     assert main([*call, str(tmp_path / "whole.json")]) == 1
     # A process that answers a group every 50 ms, so that it can be killed between two of them.
-    code = "import sys, time; from peft_audio import unfinished; add = unfinished.Unfinished.add\n"
+    code = "import sys, time; from peft_audio.inference import resume as unfinished; add = unfinished.Unfinished.add\n"
     code += "unfinished.Unfinished.add = lambda *a: (add(*a), time.sleep(0.05))\n"
     code += f"from peft_audio.cli import main; main({[*call, str(tmp_path / 'cut.json')]!r})"
     child = subprocess.Popen([sys.executable, "-c", code])

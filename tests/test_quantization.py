@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from conftest import ENCODERS, save_encoder
 from test_families import batch, clips, logits
 
+from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter
-from peft_audio.adapters.load import save as saving
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
 from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig

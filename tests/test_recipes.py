@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import divide
 
-from peft_audio.adapters.load import load as adapters
-from peft_audio.adapters.load import save as saving
-from peft_audio.adapters.load import verify
+from peft_audio.adapters import load as adapters
+from peft_audio.adapters import save as saving
+from peft_audio.adapters import verify
 from peft_audio.config import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,

@@ -26,7 +26,10 @@ from test_training import divide
 from peft_audio.config import run_recipe
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.errors import UserError
-from peft_audio.evaluation.run_split import run_split as evaluation
+from peft_audio.evaluation import run_split as evaluation
+from peft_audio.training import checkpoints
+from peft_audio.training import loop as training
+from peft_audio.training import micro_batches as memory
 from peft_audio.training.checkpoints import (
     MANIFEST,
     STATE,
@@ -36,9 +39,6 @@ from peft_audio.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from peft_audio.training.loop import checkpoints
-from peft_audio.training.loop import loop as training
-from peft_audio.training.loop import micro_batches as memory
 from peft_audio.training.saver import Saver
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # behind tests, which has names of its own

@@ -26,9 +26,9 @@ from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, evaluate
 from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.training import loop as training
 from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import Result, train
-from peft_audio.training.loop import loop as training
 from peft_audio.training.optimizer import make_optimizer, make_schedule, shrink
 from peft_audio.training.state import Best
 from peft_audio.training.tracking import Log
