@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from scipy.signal import chirp
 
 from peft_audio.adapters import save as saving
-from peft_audio.adapters.load import load_adapter, verify
+from peft_audio.adapters import verify
+from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.adapters.record import AdapterRecord, describe_adapter, read_record
 from peft_audio.adapters.save import save_adapter

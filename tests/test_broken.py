@@ -11,7 +11,8 @@ import pytest
 from broken import ask, prepare, right_logits
 from faults import FAULTS, GOLDEN, LABELS, MARKER
 
-from peft_audio.adapters.load import load_adapter, verify
+from peft_audio.adapters import verify
+from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import compare_probes, measure_probes
 from peft_audio.cli import main
 

@@ -22,7 +22,8 @@ from scipy.special import softmax
 from test_adapters import LABELS, PRODUCTS, describe
 
 from peft_audio import cli
-from peft_audio.adapters.load import load_adapter, verify
+from peft_audio.adapters import verify
+from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
 from peft_audio.errors import UserError
