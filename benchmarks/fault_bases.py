@@ -16,7 +16,7 @@ import fault_hooks as hooks
 from fault_cases import both, cases, cut, once, remove, write
 from fault_stage import Stage
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 from hub_standin import Handler, Hub, Repository, running
 
 

@@ -172,7 +172,7 @@ def test_predict_refuses_in_words(
 
 def test_recipe_command_prints_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "lora"]) == 0
-    assert capsys.readouterr().out == (Path(__file__).parent.parent / "recipes" / "lora.py").read_text()
+    assert capsys.readouterr().out == (Path(__file__).parents[2] / "recipes" / "lora.py").read_text()
 
 
 def test_base_command_copies_a_transformers_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from accelerate.utils import DistributedType
 from conftest import write_tone
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from test_training import divide
+from test_loop import divide
 
 from peft_audio.adapters import load as adapters
 from peft_audio.adapters import save as saving
@@ -51,7 +51,7 @@ from peft_audio.errors import UserError
 from peft_audio.runs.report import RunReport
 from peft_audio.training.hardware import resolve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
 PROMISED = {
     "strategy": str,

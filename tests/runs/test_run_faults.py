@@ -26,10 +26,10 @@ from peft_audio.errors import UserError, explain, unloadable
 from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.training.hardware import resolve
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-# Not by its name: tests/faults.py has it too.
+# Not by its name: tests/helpers/adapter_faults.py has it too.
 spec = importlib.util.spec_from_file_location("faults_of_runs", BENCHMARKS / "faults.py")
 assert spec is not None and spec.loader is not None
 faults = importlib.util.module_from_spec(spec)

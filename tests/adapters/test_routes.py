@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_adapters import LABELS, PRODUCTS, describe
+from test_load_and_save import LABELS, PRODUCTS, describe
 
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.load import load_adapter
@@ -168,7 +168,7 @@ def test_every_route_gives_the_recorded_logits_or_there_is_none(
         print(f"\n{printed}\n\nlargest relative difference:")
         print(*(f"  {route}: {off:.0e}" for route, off in furthest.items() if off), sep="\n")
         print("AutoPeftModel without num_labels:", cells["lora"]["answers"]["AutoPeftModel without num_labels"])
-    assert printed in (Path(__file__).parents[1] / "docs/routes.md").read_text(encoding="utf-8")
+    assert printed in (Path(__file__).parents[2] / "docs/routes.md").read_text(encoding="utf-8")
 
 
 def test_only_the_reasons_that_are_known_stand_for_a_tick(cells: dict[str, dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import torch
 from conftest import ENCODERS, save_encoder
 from safetensors import safe_open
 from scipy.special import softmax
-from test_adapters import LABELS, PRODUCTS, describe
+from test_load_and_save import LABELS, PRODUCTS, describe
 
 from peft_audio import cli
 from peft_audio.adapters import verify

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_training import divide
+from test_loop import divide
 
 from peft_audio import cli
 from peft_audio.comparison.grid import check_arms, final_jobs, tune
@@ -23,7 +23,7 @@ from peft_audio.config import ARMS, CompareRecipe, DataConfig, ModelConfig, Trai
 from peft_audio.errors import UserError
 from peft_audio.training.hardware import resolve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from peft_audio.strategies.base import (
 from peft_audio.training.loop import set_modes
 
 LABELS = ("a", "b", "c")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 Strategy = Callable[[Any], tuple[Any, Trained]]
 STRATEGIES: dict[str, Strategy] = {

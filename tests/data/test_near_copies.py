@@ -15,7 +15,7 @@ from peft_audio.audio.decoding import load_audio
 from peft_audio.data.near_copies import LINES, SECONDS_APART, SIMILARITY, SIZE, fingerprint, near_duplicates
 
 RATE = 16_000
-DIGITS = Path(__file__).parents[1] / "peft_audio" / "assets" / "digits" / "test.parquet"
+DIGITS = Path(__file__).parents[2] / "peft_audio" / "assets" / "digits" / "test.parquet"
 
 
 def noise(seed: int, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ENCODERS, save_encoder, write_tone
-from test_prefix import ENDS, EVERY
+from test_cut import ENDS, EVERY
 
 from peft_audio import cli
 from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, Recipe, TrainConfig
@@ -34,7 +34,7 @@ from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import Result, train
 from peft_audio.training.tracking import Log
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WAVLM = [name for name in ENCODERS if "wavlm" in name]
 
 

@@ -26,7 +26,7 @@ from peft_audio.config import (
 )
 from peft_audio.config.parse import flags_of, make_parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = (
     LoraRecipe,
     HeadOnlyRecipe,

@@ -1,7 +1,7 @@
 """Damage files at random, and see that reading each works or ends in a clear refusal.
 
-    python tests/fuzz.py audio yaml manifests json safetensors --minutes 10 --seed 0 --table
-    python tests/fuzz.py yaml --seed 0 --input 1234          # one input again, with what it said
+    python tests/robustness/fuzz.py audio yaml manifests json safetensors --minutes 10 --seed 0 --table
+    python tests/robustness/fuzz.py yaml --seed 0 --input 1234          # one input again, with what it said
 
 Each input either works or raises UserError or AudioError with a short message; within 5 s; no file is made or changed
 outside the folder given, nothing is asked of the network, no process is started, and no process dies. The inputs of a
@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SLOW_SECONDS = 5.0
 HANG_SECONDS = 30.0
 MEMORY_BYTES = 8 * 2**30

@@ -24,7 +24,7 @@ from hub_standin import COMMIT, serve
 from test_recipes import free_port, settings
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # behind tests, which has names of its own
 import chaos  # noqa: E402
 

@@ -19,7 +19,7 @@ from conftest import write_tone
 from hub_standin import COMMIT, TOKEN, Hub, running
 from huggingface_hub import ModelCard
 from sklearn.metrics import confusion_matrix
-from test_adapters import PRODUCTS, describe
+from test_load_and_save import PRODUCTS, describe
 
 from peft_audio.adapters.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.record import read_record

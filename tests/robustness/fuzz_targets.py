@@ -21,7 +21,7 @@ from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse_config, 
 from peft_audio.config.parse import flags_of
 from peft_audio.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Target:
 
 
 def _prepare_audio(place: Path) -> None:
-    from test_audio import FFMPEG_FORMATS, FORMATS, chirps, encoded, speech_like, written
+    from test_decoding import FFMPEG_FORMATS, FORMATS, chirps, encoded, speech_like, written
 
     for name, subtype, _ in FORMATS:
         written(place / f"{subtype}-{name}", speech_like(0.3), subtype=subtype)
@@ -76,7 +76,7 @@ def _hear(source: Path | bytes, start: float, seconds: float | None) -> None:
 
 
 def _prepare_yaml(place: Path) -> None:
-    for file in (Path(__file__).parents[1] / "recipes" / "configs").glob("*.yaml"):
+    for file in (Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"):
         shutil.copy(file, place)
 
 
@@ -117,7 +117,7 @@ def _parse(recipe: type[Any], arguments: list[str], again: Path, whole: bool) ->
 
 
 def _prepare_manifests(place: Path) -> None:
-    from test_audio import speech_like, written
+    from test_decoding import speech_like, written
 
     for i in range(12):
         (place / "clips" / f"s{i % 3}").mkdir(parents=True, exist_ok=True)

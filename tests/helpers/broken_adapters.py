@@ -1,6 +1,6 @@
 """What is said of adapters that are broken on purpose.
 
-    python tests/broken.py               # the table of docs/adapters.md
+    python tests/helpers/broken_adapters.py               # the table of docs/adapters.md
 
 The faults are those of faults.py.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from faults import FAULTS, GOLDEN, MARKER, WHOLE, weights
+from adapter_faults import FAULTS, GOLDEN, MARKER, WHOLE, weights
 
 from peft_audio.adapters.load import load_adapter
 from peft_audio.cli import main

@@ -20,8 +20,8 @@ from accelerate.state import AcceleratorState
 from conftest import save_base
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from test_loop import divide
 from test_recipes import RECIPES, load_recipe
-from test_training import divide
 
 from peft_audio.config import run_recipe
 from peft_audio.data.streaming import StreamLoader
@@ -41,7 +41,7 @@ from peft_audio.training.checkpoints import (
 )
 from peft_audio.training.saver import Saver
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # behind tests, which has names of its own
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests, which has names of its own
 import chaos
 
 Go = Callable[..., int]

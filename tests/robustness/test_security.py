@@ -19,11 +19,11 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from adapter_faults import CODE, MARKER, a_pickle
 from conftest import write_tone
-from faults import CODE, MARKER, a_pickle
 from hub_standin import Hub, running
 from huggingface_hub import ModelCard
-from test_hub import AUDIO
+from test_hub_dataset import AUDIO
 
 from peft_audio import cli
 from peft_audio.adapters.record import read_record
@@ -35,7 +35,7 @@ from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import NEEDED
 from peft_audio.text import as_told, printable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOKEN, PASSWORD = "hf_" + "Z" * 34, "open-sesame"
 
 # Told by Python itself, whoever opens the socket: what is not for this machine is written down, and refused.
