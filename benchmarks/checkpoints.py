@@ -25,7 +25,7 @@ from peft_audio.encoders.loading import load_classifier
 from peft_audio.training.optimizer import make_optimizer, make_schedule
 from peft_audio.training.resuming import save_position
 from peft_audio.training.saver import MOST
-from peft_audio.training.state import Best, Checkpoints, Learner, Position
+from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
 
 SHOWN = ["full", "last_n_layers, n 2", "lora, r 8", "dora, r 8", "attention_heads, 4 in one layer", "bias_only", "ia3"]
 SHOWN += ["head_only"]
@@ -54,7 +54,9 @@ def main() -> None:
             seconds = []
             for step in range(1, 5):
                 began = time.perf_counter()
-                failed = save_position(learner, Position(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
+                failed = save_position(
+                    learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1
+                )
                 if failed:
                     raise OSError(failed)
                 seconds.append(time.perf_counter() - began)

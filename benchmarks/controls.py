@@ -33,7 +33,7 @@ from peft_audio.encoders.exact_padding import make_padding_exact
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.evaluation.run_split import evaluate
 from peft_audio.runs.baseline import fit_baseline
-from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import train
 from peft_audio.training.tracking import Log
@@ -48,12 +48,12 @@ class Arm:
 
     name: str
     pretrained: bool
-    strategy: Callable[[Any], tuple[Any, Trained]]
+    strategy: Callable[[Any], tuple[Any, Trainable]]
     rates: tuple[float, ...]
     epochs: tuple[int, ...] = (TrainConfig.epochs,)
 
 
-def _train_everything(model: Any) -> tuple[Any, Trained]:
+def _train_everything(model: Any) -> tuple[Any, Trainable]:
     return freeze_nothing(model, FullConfig(train_cnn=True))
 
 

@@ -57,7 +57,7 @@ Made with {versions}.
 
 
 @dataclass
-class Trained:
+class Trainable:
     """How a run of the recipe ended."""
 
     code: int
@@ -164,7 +164,7 @@ def say_training(cases: Sequence[Case], root: Path, data: Path) -> list[str]:
     return said
 
 
-def train(source: Path, out: Path, flags: Sequence[str]) -> Trained:
+def train(source: Path, out: Path, flags: Sequence[str]) -> Trainable:
     """Run the recipe."""
     shutil.rmtree(out, ignore_errors=True)
     command = [
@@ -180,15 +180,15 @@ def train(source: Path, out: Path, flags: Sequence[str]) -> Trained:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRAIN_SECONDS)
     except subprocess.TimeoutExpired:
-        return Trained(-1, f"HUNG for {TRAIN_SECONDS} s")
+        return Trainable(-1, f"HUNG for {TRAIN_SECONDS} s")
     skipped: frozenset[str] = frozenset()
     if (out / "skipped_clips.csv").exists():
         with (out / "skipped_clips.csv").open(newline="", encoding="utf-8") as file:
             skipped = frozenset(row["id"] for row in csv.DictReader(file))
-    return Trained(done.returncode, done.stdout + done.stderr, skipped)
+    return Trainable(done.returncode, done.stdout + done.stderr, skipped)
 
 
-def say_run(names: Sequence[str], run: Trained, root: Path, alone: bool) -> str:
+def say_run(names: Sequence[str], run: Trainable, root: Path, alone: bool) -> str:
     """What a run did about the files of one case."""
     lines = [line.strip() for line in run.output.splitlines() if line.strip()]
     if run.crashed:

@@ -24,7 +24,7 @@ from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import Base, classifier_settings
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import Cut, answer_pooled, features_accepted, find_cut, pool, run_prefixes
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 
 
 def load_adapters(adapters: Mapping[str, str | Path], base: str | None = None, device: str = "cpu") -> AdapterSet:
@@ -132,7 +132,7 @@ class AdapterSet:
         for owner, attribute in parts.values:
             self._own.setdefault((owner, attribute), getattr(owner, attribute, None))
         self._put_in(parts)
-        trained = Trained(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
+        trained = Trainable(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
         cut = find_cut(self._model, trained, masked=False, head_dropout=False)
         assert cut is not None, "no adapter changes the convolutions"
         adapter = Adapter(_Switched(self, name, parts), extractor, record)

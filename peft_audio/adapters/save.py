@@ -22,13 +22,13 @@ from peft_audio.adapters.record import RECORD, AdapterRecord, adapter_readme
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.processes import environment
-from peft_audio.strategies.base import Trained, peft_weights
+from peft_audio.strategies.base import Trainable, peft_weights
 
 # A fresh process that takes longer than this to load a copy and answer for it hangs.
 VERIFY_SECONDS = 500
 
 
-def saved_folder(run_folder: Path, trained: Trained, pretrained: bool) -> Path:
+def saved_folder(run_folder: Path, trained: Trainable, pretrained: bool) -> Path:
     """Where a run's product stands: `adapter/`, or `model/` where everything was trained or nothing was pretrained."""
     return run_folder / ("model" if trained.peft_config is None or not pretrained else "adapter")
 
@@ -39,7 +39,7 @@ def saved_weights(folder: Path) -> Path:
 
 
 def write_adapter(
-    run_folder: Path, model: Any, trained: Trained, extractor: Any, record: AdapterRecord, verify: bool = True
+    run_folder: Path, model: Any, trained: Trainable, extractor: Any, record: AdapterRecord, verify: bool = True
 ) -> Path:
     """Write a run's product aside, and see a fresh process get the same logits from a copy.
 
@@ -87,7 +87,7 @@ def save_adapter(*args: Any, **kwargs: Any) -> Path:
     return aside.rename(aside.with_suffix(""))
 
 
-def _save_peft(folder: Path, model: Any, trained: Trained, record: AdapterRecord) -> None:
+def _save_peft(folder: Path, model: Any, trained: Trainable, record: AdapterRecord) -> None:
     """PEFT's two files, as `PeftModel.save_pretrained` writes them."""
     assert trained.peft_config is not None
     config = copy(trained.peft_config)

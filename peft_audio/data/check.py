@@ -15,7 +15,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, Collection
+from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.sources import find_clips
@@ -133,7 +133,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     )
 
 
-def _ignored(collection: Collection) -> list[str]:
+def _ignored(collection: ClipTable) -> list[str]:
     files = collection.ignored
     return [f"not recordings by their names, and ignored: {listed(files)}"] if files else []
 
@@ -212,7 +212,7 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
         yield Finding(what, spoils, tuple(files))
 
 
-def _sides(clips: pd.DataFrame, collection: Collection) -> Iterable[Finding]:
+def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
     """Classes that a split lacks, and groups that stand in several."""
     for split, labels in missing_classes(clips, collection.labels).items():
         yield Finding(f"classes missing from the {split} split", True, tuple(labels))

@@ -23,7 +23,7 @@ SPLIT_NAMES |= {"dev": "validation", "eval": "validation", "testing": "test"}
 
 
 @dataclass(frozen=True)
-class Collection:
+class ClipTable:
     """Clips and what is known of them without opening one.
 
     Attributes:
@@ -69,7 +69,7 @@ def recording_of(row: Any, stored: Dataset | None) -> Path | bytes:
     return Path(audio["path"]) if audio["bytes"] is None else audio["bytes"]
 
 
-def grouped(collection: Collection, cfg: DataConfig) -> Collection:
+def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
     """The collection with each clip's group taken from its file name, where `data.group_pattern` is given.
 
     Raises:

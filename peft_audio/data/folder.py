@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_audio.audio.decoding import AUDIO_SUFFIXES
 from peft_audio.data.clip_table import (
     SPLIT_NAMES,
-    Collection,
+    ClipTable,
     check_labels,
     make_clips,
     name_splits,
@@ -19,7 +19,7 @@ from peft_audio.errors import UserError
 from peft_audio.text import listed
 
 
-def from_folder(root: Path) -> Collection:
+def from_folder(root: Path) -> ClipTable:
     """The recordings below a folder, labelled by the class folder that they are in, at whatever depth.
 
     Raises:
@@ -61,7 +61,7 @@ def from_folder(root: Path) -> Collection:
         notes.append(f"recordings in deeper folders count to their class folder: {listed(deeper)}")
     if split_like and not given:
         notes.append(f"{listed(split_like)}: taken as a class like the others, because it holds no class folders")
-    return Collection(
+    return ClipTable(
         make_clips(columns | {"path": [str(root / name) for name in columns["id"]]}),
         labels,
         notes=(*notes, *similar_labels(labels)),

@@ -33,7 +33,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, Collection, check_labels, make_clips, name_splits
+from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, make_clips, name_splits
 from peft_audio.errors import UserError
 from peft_audio.text import listed
 
@@ -70,7 +70,7 @@ class _Columns:
         return [self.audio, self.label, *([self.group] if self.group else [])]
 
 
-def from_hub(cfg: DataConfig) -> Collection:
+def from_hub(cfg: DataConfig) -> ClipTable:
     """The clips of a Hub dataset; without those to train on, if they are streamed.
 
     Raises:
@@ -102,7 +102,7 @@ def from_hub(cfg: DataConfig) -> Collection:
     labels = _labels(table, features[columns.label])
     check_labels(labels, cfg.source)
     audio = [_renamed(part.select_columns([columns.audio]), {columns.audio: "audio"}) for part in parts.values()]
-    return Collection(table, labels, concatenate_datasets(audio), tuple(notes), (), commit, tuple(names))
+    return ClipTable(table, labels, concatenate_datasets(audio), tuple(notes), (), commit, tuple(names))
 
 
 def open_stream(cfg: DataConfig, commit: str | None) -> Stream:

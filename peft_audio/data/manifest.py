@@ -11,7 +11,7 @@ import pandas as pd
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import (
-    Collection,
+    ClipTable,
     check_labels,
     make_clips,
     name_splits,
@@ -74,7 +74,7 @@ def _read_lines(lines: Iterator[list[str]], file: Path, flag: str) -> pd.DataFra
     return pd.DataFrame(cells, columns=header, dtype=object)
 
 
-def from_manifest(file: Path, cfg: DataConfig) -> Collection:
+def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
     """The recordings that a table lists; paths are relative to the table's folder.
 
     Raises:
@@ -132,7 +132,7 @@ def from_manifest(file: Path, cfg: DataConfig) -> Collection:
         found["group"] = list(text["path"])
         notes.append("parts of one recording stay on one side of the splits")
     found |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
-    return Collection(make_clips(found), labels, notes=tuple(notes))
+    return ClipTable(make_clips(found), labels, notes=tuple(notes))
 
 
 def _is_other_than_text(value: object) -> bool:

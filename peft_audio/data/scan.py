@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, read_blocks, read_info
-from peft_audio.data.clip_table import Collection, recording_of
+from peft_audio.data.clip_table import ClipTable, recording_of
 
 FULL_SCALE = 0.999
 # Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
@@ -30,7 +30,7 @@ JOBS = os.cpu_count() or 1
 Listen = Callable[[int, np.ndarray, int], None]
 
 
-def scan(collection: Collection, listen: Listen | None = None, jobs: int = JOBS, quiet: bool = True) -> pd.DataFrame:
+def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, quiet: bool = True) -> pd.DataFrame:
     """Read all clips of a collection, several at a time, holding no more than a few in memory.
 
     Args:

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, Collection, check_labels, grouped, make_clips
+from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
 from peft_audio.data.manifest import MANIFEST_SUFFIXES, from_manifest
@@ -27,7 +27,7 @@ HUB_ONLY = ("revision", "config_name", "split_names", "streaming", "shuffle_buff
 COLUMNS = ("audio_column", "label_column", "group_column")
 
 
-def find_clips(cfg: DataConfig) -> Collection:
+def find_clips(cfg: DataConfig) -> ClipTable:
     """What the source holds, grouped and, with `data.splits_file`, divided; nothing is decoded.
 
     Raises:
@@ -89,7 +89,7 @@ def _refuse_unread(cfg: DataConfig, names: tuple[str, ...]) -> None:
             )
 
 
-def _bundled() -> Collection:
+def _bundled() -> ClipTable:
     table = pa.concat_tables(
         pq.read_table(BUNDLED / f"{split}.parquet").append_column("split", pa.array([split] * rows))
         for split in SPLITS
@@ -97,4 +97,4 @@ def _bundled() -> Collection:
     )
     clips = make_clips(table.select(["id", "label", "group", "split"]).to_pandas().astype(object))
     clips["stored"] = np.arange(len(clips))
-    return Collection(clips, tuple(sorted(set(clips["label"]))), stored=Dataset(table.select(["audio"])))
+    return ClipTable(clips, tuple(sorted(set(clips["label"]))), stored=Dataset(table.select(["audio"])))

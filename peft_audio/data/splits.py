@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, Collection
+from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.hub_dataset import Stream, open_stream
 from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision
@@ -145,7 +145,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream)
 
 
-def _scanned(collection: Collection, accelerator: Accelerator | None) -> pd.DataFrame:
+def _scanned(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:
     """What the first process found in the clips, on every process."""
     if accelerator is None or accelerator.num_processes == 1:
         return scan(collection, quiet=not sys.stderr.isatty())
@@ -209,7 +209,7 @@ def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
     return clips.drop(index=train.index.difference(rank.index[:wanted]))
 
 
-def _to_splits(clips: pd.DataFrame, collection: Collection, cfg: DataConfig) -> Splits:
+def _to_splits(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Splits:
     tables: dict[str, Any] = {
         split: to_rows(clips[clips["split"] == split], collection.labels, split) for split in SPLITS
     }

@@ -50,7 +50,7 @@ from peft_audio.feature_cache.store import (
     read_table,
     write_features,
 )
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 
 # What decides the features of a clip besides its bytes: another word in one of these files makes another key.
 CODE = ["audio/decoding", "audio/pyav", "data/augment", "data/collate", "data/dataset"]
@@ -63,7 +63,7 @@ Tell = Callable[[str], None]
 
 
 def cache_frozen_prefix(
-    model: Any, trained: Trained, loaders: Loaders, cfg: Recipe, accelerator: Accelerator
+    model: Any, trained: Trainable, loaders: Loaders, cfg: Recipe, accelerator: Accelerator
 ) -> tuple[Any, Loaders]:
     """Run the frozen part of a model once for each clip; training and its validation start from what it returned.
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_audio.encoders.family import MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
-from peft_audio.strategies.base import PEFT_PREFIX, Trained
+from peft_audio.strategies.base import PEFT_PREFIX, Trainable
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Cut:
         return words.get(self.place, "everything before the transformer")
 
 
-def find_cut(model: Any, trained: Trained, masked: bool, head_dropout: bool) -> Cut | None:
+def find_cut(model: Any, trained: Trainable, masked: bool, head_dropout: bool) -> Cut | None:
     """The latest place before which nothing trains.
 
     Args:

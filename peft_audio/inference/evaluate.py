@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, Collection
+from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.collate import collate
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.loaders import heard_seconds
@@ -168,7 +168,7 @@ def _choose(clips: pd.DataFrame, cfg: DataConfig, split: str | None) -> tuple[pd
     return chosen, split, f"the {split} split of {cfg.source}, {whose}: {len(chosen)} clips"
 
 
-def _hear(adapter: Adapter, rows: Dataset, collection: Collection, batch_size: int) -> Evaluation:
+def _hear(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_size: int) -> Evaluation:
     limit = adapter.record.crop["evaluation_seconds"]
     view = View(adapter.extractor, DataConfig(max_eval_seconds=limit))
     batches = evaluation_batches(heard_seconds(rows, limit), batch_size)

@@ -26,7 +26,7 @@ from peft_audio.evaluation.run_split import Evaluation
 from peft_audio.files import write_aside
 from peft_audio.runs.folder import REPORT, finish_folder
 from peft_audio.runs.run import Run, save_skipped
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 from peft_audio.text import printable
 from peft_audio.training.loop import Result
 
@@ -108,7 +108,7 @@ def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int
     return sum(weights[name].numel() for name in names), total
 
 
-def encoder_drift(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> float | None:
+def encoder_drift(model: Any, trained: Trainable, cfg: ModelConfig, labels: Sequence[str]) -> float | None:
     """How far the encoder's frozen weights are from the base as published: exactly 0, unless something went wrong.
 
     Args:
@@ -143,7 +143,7 @@ def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
 
 
 def finish_run(
-    run: Run, model: nn.Module, trained: Trained, result: Result, evaluations: dict[str, Evaluation]
+    run: Run, model: nn.Module, trained: Trainable, result: Result, evaluations: dict[str, Evaluation]
 ) -> RunReport | None:
     """Write the report into the run's folder and print the last screen, on the first process.
 

@@ -21,14 +21,14 @@ from peft_audio.encoders.family import LAYER_WEIGHTS, anatomy_of, encoder_of
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import model_logits
-from peft_audio.strategies.base import Trained, describe_trained
+from peft_audio.strategies.base import Trainable, describe_trained
 
 Batch = dict[str, torch.Tensor]
 
 
 def train_attention_heads(
     model: Any, loaders: Loaders, cfg: AttentionHeadsRecipe, accelerator: Accelerator
-) -> tuple[Any, Trained]:
+) -> tuple[Any, Trainable]:
     """Choose a few attention heads, the same on every process; they and the head of the classifier train.
 
     Args:
@@ -172,7 +172,7 @@ def best_heads(scores: torch.Tensor, count: int) -> dict[int, list[int]]:
     return heads
 
 
-def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any, Trained]:
+def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any, Trainable]:
     """These attention heads and the head of the classifier train: the heads' rows of q, k and v, and columns after.
 
     A change of k rows of a matrix is `B A` with one-hot columns in B, and of k columns with one-hot rows in A: LoRA of

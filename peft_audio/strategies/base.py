@@ -24,7 +24,7 @@ PEFT_PREFIX = "base_model.model."  # of every name in PEFT's files
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trainable:
     """What a strategy left trainable, and how it is to be run and saved.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trained:
     peft_config: peft.PeftConfig | None
 
 
-def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) -> None:
+def set_modes(model: nn.Module, trained: Trainable, frozen_dropout: bool = False) -> None:
     """Train mode for what trains, eval mode for what is frozen; the only place that decides.
 
     Dropout in a frozen part costs time, and what it disturbs cannot adapt to it.
@@ -57,7 +57,7 @@ def set_modes(model: nn.Module, trained: Trained, frozen_dropout: bool = False) 
         model.get_submodule(name).training = True
 
 
-def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
+def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trainable]:
     """Add LoRA to linear layers of the transformer; they and the head train.
 
     The output of a changed layer is `W x + (alpha / r) B A x` (Hu et al., 2021, arXiv 2106.09685).
@@ -91,7 +91,7 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trained]:
     return adapted, describe_trained("lora", adapted, anatomy, peft_config)
 
 
-def apply_ia3(model: Any) -> tuple[Any, Trained]:
+def apply_ia3(model: Any) -> tuple[Any, Trainable]:
     """Scale keys, values and the feed-forward block's inner activations by learned vectors; they and the head train.
 
     IA3 (Liu et al., 2022, arXiv 2205.05638). Where the attention ignores adapters, as WavLM's does, the feed-forward
@@ -116,7 +116,7 @@ def apply_ia3(model: Any) -> tuple[Any, Trained]:
     return adapted, describe_trained("ia3", adapted, anatomy, peft_config)
 
 
-def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
+def freeze_all_but_head(model: Any) -> tuple[Any, Trainable]:
     """Only the fresh head trains, on a fixed encoder (a linear probe with one hidden projection)."""
     anatomy = anatomy_of(model.config)
     _freeze_convolutions(model)
@@ -124,7 +124,7 @@ def freeze_all_but_head(model: Any) -> tuple[Any, Trained]:
     return model, describe_trained("head_only", model, anatomy, _whole_modules(anatomy.head))
 
 
-def freeze_all_but_biases(model: Any) -> tuple[Any, Trained]:
+def freeze_all_but_biases(model: Any) -> tuple[Any, Trainable]:
     """All biases train, those of layer norms included, and the head (BitFit; Ben Zaken et al., 2022, arXiv 2106.10199).
 
     The convolutional feature encoder stays frozen, with its biases.
@@ -140,7 +140,7 @@ def freeze_all_but_biases(model: Any) -> tuple[Any, Trained]:
     return model, describe_trained("bias_only", model, anatomy, _whole_modules(anatomy.head, bias="all"))
 
 
-def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trained]:
+def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trainable]:
     """The last layers of the transformer and the head train.
 
     Args:
@@ -171,7 +171,7 @@ def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[An
     return model, describe_trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
 
 
-def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
+def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trainable]:
     """Everything trains; the convolutional feature encoder only if `cfg` says so.
 
     Frozen convolutions are how wav2vec 2.0 is fine-tuned (Baevski et al., 2020); a network from random weights needs
@@ -187,7 +187,7 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trained]:
     return model, describe_trained("full", model, anatomy, None, unused)
 
 
-def peft_weights(model: Any, trained: Trained) -> dict[str, torch.Tensor]:
+def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
     """What trains, under the names that it has in PEFT's files.
 
     Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each.
@@ -234,11 +234,11 @@ def _whole_modules(names: Sequence[str], bias: Literal["none", "all"] = "none") 
 
 def describe_trained(
     strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.PeftConfig | None, unused: Sequence[str] = ()
-) -> Trained:
+) -> Trainable:
     """What `requires_grad` marks in a model, as a record."""
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
-    return Trained(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)
+    return Trainable(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)
 
 
 def _train_mode_modules(model: nn.Module, unused: Sequence[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from peft_audio.data.sampler import TrainingBatches
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.evaluation.run_split import clip_losses, evaluate
-from peft_audio.strategies.base import Trained, set_modes
+from peft_audio.strategies.base import Trainable, set_modes
 from peft_audio.training.accelerator import peak_memory_bytes, seed_dropout
 from peft_audio.training.hardware import compile_layers
 from peft_audio.training.micro_batches import fit_micro_batches
@@ -31,7 +31,7 @@ from peft_audio.training.optimizer import current_rates, make_optimizer, make_sc
 from peft_audio.training.resuming import load_position
 from peft_audio.training.saver import Saver
 from peft_audio.training.signals import Stop, stop_on_signals
-from peft_audio.training.state import Checkpoints, Learner, Position
+from peft_audio.training.state import Checkpoints, Learner, TrainState
 from peft_audio.training.tracking import Log, progress_bar
 
 # On a GPU, or with several processes, so many steps pass before anybody learns that a loss is no number.
@@ -75,7 +75,7 @@ class Result:
 
 def train(
     model: Any,
-    trained: Trained,
+    trained: Trainable,
     loaders: Loaders,
     cfg: TrainConfig,
     accelerator: Accelerator,
@@ -129,11 +129,11 @@ def train(
     return Result(model, at.best.epoch, at.step, *spent, *shares, peak, loaders.prefix, at.micro_batches, at.resumes)
 
 
-def _begin(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Checkpoints | None) -> Position:
+def _begin(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Checkpoints | None) -> TrainState:
     """Where the training starts: at its beginning, or where a checkpoint was written."""
     if checkpoints is None or checkpoints.found is None:
         count = cfg.gradient_accumulation_steps
-        return Position(fit_micro_batches(learner, loaders, cfg) if cfg.auto_micro_batch else count)
+        return TrainState(fit_micro_batches(learner, loaders, cfg) if cfg.auto_micro_batch else count)
     at = load_position(learner, checkpoints.found)
     if isinstance(loaders.train_order, TrainingBatches):
         loaders.train_order.micro_batches = at.micro_batches
@@ -142,7 +142,9 @@ def _begin(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Ch
     return at
 
 
-def _epoch(learner: Learner, loaders: Loaders, at: Position, total: int, cfg: TrainConfig, log: Log) -> Iterator[None]:
+def _epoch(
+    learner: Learner, loaders: Loaders, at: TrainState, total: int, cfg: TrainConfig, log: Log
+) -> Iterator[None]:
     """Make what is left of an epoch; gives a turn after each optimizer step, with `at` up to date."""
     order, accelerator = loaders.train_order, learner.accelerator
     order.go_to(at.epoch, at.step_in_epoch)
@@ -169,7 +171,7 @@ def _epoch(learner: Learner, loaders: Loaders, at: Position, total: int, cfg: Tr
 
 
 def _validate(
-    learner: Learner, loaders: Loaders, at: Position, total: int, cfg: TrainConfig, log: Log, progress: Progress
+    learner: Learner, loaders: Loaders, at: TrainState, total: int, cfg: TrainConfig, log: Log, progress: Progress
 ) -> None:
     """Judge the epoch that was made, and go to the next one unless training ends here."""
     found = evaluate(learner.model, loaders.validation, learner.accelerator, mixed_precision=True)
@@ -228,7 +230,7 @@ def _read_every(accelerator: Accelerator) -> int:
     return 1 if alone else READ_EVERY
 
 
-def _read_losses(at: Position, accelerator: Accelerator, log: Log, watch: Watch) -> None:
+def _read_losses(at: TrainState, accelerator: Accelerator, log: Log, watch: Watch) -> None:
     """Sum up what processes have of the losses, log them, and stop where one of them is no number."""
     parts = torch.stack([line["loss"] for line in at.unlogged])
     losses = accelerator.reduce(parts, reduction="sum").tolist()
@@ -239,7 +241,7 @@ def _read_losses(at: Position, accelerator: Accelerator, log: Log, watch: Watch)
     watch.check(lines, at.epoch, accelerator)
 
 
-def _summary(at: Position, metrics: dict[str, float]) -> dict[str, Any]:
+def _summary(at: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
     validation = {f"validation_{name}": value for name, value in metrics.items()}
     return {"epoch": at.epoch, "step": at.step, "train_loss": float(np.mean(at.losses))} | validation
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from peft_audio.config import TrainConfig
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 
 
-def make_optimizer(model: nn.Module, trained: Trained, cfg: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, trained: Trainable, cfg: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with a rate for the head, and weight decay on matrices only.
 
     Args:

@@ -13,7 +13,7 @@ from torch import nn
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier, quiet_loading
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +50,7 @@ def _check_unmoved(model: Any, plain: Any, cfg: ModelConfig) -> None:
             raise RuntimeError(f"the frozen weight {name} was changed by the training")
 
 
-def on_float32_encoder(model: Any, trained: Trained, cfg: ModelConfig, labels: Sequence[str]) -> Any:
+def on_float32_encoder(model: Any, trained: Trainable, cfg: ModelConfig, labels: Sequence[str]) -> Any:
     """What is measured and saved: the trained weights on the encoder as published, in float32.
 
     Args:

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from peft_audio.errors import UserError
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 from peft_audio.training.checkpoints import BEST, STEP, WAYS_OUT, Checkpoint, keep_newest, write_checkpoint
-from peft_audio.training.state import Best, Checkpoints, Learner, Position
+from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
 
 FORMAT = 1
 
 
-def save_position(learner: Learner, at: Position, checkpoints: Checkpoints, keep: int) -> str:
+def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> str:
     """Write a checkpoint of a step's end; all processes call this.
 
     Args:
@@ -68,7 +68,7 @@ def save_position(learner: Learner, at: Position, checkpoints: Checkpoints, keep
     return ""
 
 
-def load_position(learner: Learner, checkpoint: Checkpoint) -> Position:
+def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
     """Put a training back to where a checkpoint was written, on every process.
 
     Raises:
@@ -91,7 +91,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> Position:
         unlogged = [
             {"step": line["step"], "loss": loss} | line for line, loss in zip(state["unlogged"], losses, strict=True)
         ]
-        at = Position(**_known_kinds(state["position"]), unlogged=unlogged)
+        at = TrainState(**_known_kinds(state["position"]), unlogged=unlogged)
         if state["best"]:
             _check_names(tensors["best"], learner.model, learner.trained)
             score, epoch = state["best"]
@@ -106,7 +106,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> Position:
 
 def _known_kinds(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """A position as it was read, if each value is of the kind that it should be."""
-    for name, default in vars(Position(micro_batches=1)).items():
+    for name, default in vars(TrainState(micro_batches=1)).items():
         if name in found and type(found[name]) is not type(default):
             raise TypeError(f"{name} is {found[name]!r}")
     return found
@@ -117,7 +117,7 @@ def _weights(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: known[name].detach() for name in learner.trained.parameters}
 
 
-def _check_names(found: Mapping[str, torch.Tensor], model: Any, trained: Trained) -> None:
+def _check_names(found: Mapping[str, torch.Tensor], model: Any, trained: Trainable) -> None:
     known = dict(model.named_parameters())
     for name in found.keys() ^ set(trained.parameters):
         raise ValueError(f"{name} is {'unknown' if name in found else 'missing'}")
@@ -126,7 +126,7 @@ def _check_names(found: Mapping[str, torch.Tensor], model: Any, trained: Trained
             raise ValueError(f"{name} has another shape or type")
 
 
-def _load_weights(model: Any, found: dict[str, torch.Tensor], trained: Trained) -> None:
+def _load_weights(model: Any, found: dict[str, torch.Tensor], trained: Trainable) -> None:
     _check_names(found, model, trained)
     model.load_state_dict(found, strict=False)
 

@@ -10,7 +10,7 @@ from peft_audio.config import TrainConfig
 from peft_audio.errors import Stopped
 from peft_audio.training.resuming import save_position
 from peft_audio.training.signals import Stop, agree
-from peft_audio.training.state import Checkpoints, Learner, Position
+from peft_audio.training.state import Checkpoints, Learner, TrainState
 from peft_audio.training.tracking import Log
 
 # Saving takes at most this share of the time, whatever the clock says.
@@ -39,7 +39,7 @@ class Saver:
     last: float = field(default_factory=time.monotonic)
     took: float = 0.0
 
-    def if_due(self, at: Position) -> None:
+    def if_due(self, at: TrainState) -> None:
         """Save, after a step or an epoch, if that is due by steps, by the clock, by a signal or by the training's end.
 
         Raises:
@@ -68,7 +68,7 @@ class Saver:
         minutes = self.cfg.checkpoint_every_minutes
         return minutes is not None and time.monotonic() - self.last >= max(60 * minutes, self.took / MOST)
 
-    def _save(self, at: Position, checkpoints: Checkpoints) -> str:
+    def _save(self, at: TrainState, checkpoints: Checkpoints) -> str:
         began = time.monotonic()
         at.log_bytes = self.log.sync()
         failed = save_position(self.learner, at, checkpoints, self.cfg.keep_checkpoints)

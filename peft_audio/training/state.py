@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from peft_audio.errors import UserError
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 from peft_audio.training.checkpoints import Checkpoint
 
 
@@ -40,7 +40,7 @@ class Best:
     epoch: int = 0
     weights: dict[str, torch.Tensor] | None = None
 
-    def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trained) -> Best:
+    def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trainable) -> Best:
         """Itself, or the given epoch where that is better by `metric`; the earlier one wins a tie."""
         score = -metrics["loss"] if metric == "loss" else metrics[metric]
         # NaN logits have a label on top too, and so an accuracy.
@@ -58,7 +58,7 @@ class Best:
 
 
 @dataclass
-class Position:
+class TrainState:
     """How far a training has come.
 
     Attributes:
@@ -70,7 +70,7 @@ class Position:
         unlogged: Steps whose losses no process has read yet: what the log gets, with this process's part of the loss.
         best: The best epoch.
         ended: The training is over.
-        clips: Trained on, over all processes.
+        clips: Trainable on, over all processes.
         train_seconds: In steps, decoding included.
         validation_seconds: In the validations after each epoch.
         wait_seconds: For batches.
@@ -111,7 +111,7 @@ class Learner:
 
     model: Any
     wrapped: Any
-    trained: Trained
+    trained: Trainable
     optimizer: Any
     schedule: Any
     accelerator: Accelerator

@@ -31,7 +31,7 @@ from peft_audio.errors import UserError
 from peft_audio.inference.evaluate import evaluate_adapter
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.strategies.base import (
-    Trained,
+    Trainable,
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,
@@ -40,7 +40,7 @@ from peft_audio.strategies.base import (
     freeze_nothing,
 )
 
-Strategy = Callable[[Any], tuple[Any, Trained]]
+Strategy = Callable[[Any], tuple[Any, Trainable]]
 STRATEGIES: dict[str, Strategy] = {
     "head_only": freeze_all_but_head,
     "head_only, mixture": freeze_all_but_head,

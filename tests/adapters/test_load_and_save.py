@@ -33,7 +33,7 @@ from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRec
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.strategies.base import (
-    Trained,
+    Trainable,
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,
@@ -49,12 +49,14 @@ FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_
 class Saved:
     folder: Path
     model: Any
-    trained: Trained
+    trained: Trainable
     extractor: Any
     record: AdapterRecord
 
 
-def describe(base: Path, strategy: Callable[[Any], tuple[Any, Trained]] | None = None, **model_settings: Any) -> Saved:
+def describe(
+    base: Path, strategy: Callable[[Any], tuple[Any, Trainable]] | None = None, **model_settings: Any
+) -> Saved:
     """A model whose every trained weight matters, LoRA's unless another strategy is given, not yet saved."""
     cfg = LoraRecipe(model=ModelConfig(name=str(base), **model_settings))
     torch.manual_seed(0)
@@ -134,7 +136,7 @@ def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: l
     assert verify.check_probes(adapter) == []
 
 
-PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trained]]] = {
+PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trainable]]] = {
     "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
     "bias_only": freeze_all_but_biases,
     "ia3": apply_ia3,

@@ -90,7 +90,7 @@ def test_lora_trains_on_it_and_is_saved_for_the_float32_encoder(
 def test_the_8_bit_optimizer_keeps_its_state_in_8_bits() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(128, 128))
     names = tuple(name for name, _ in model.named_parameters())
-    trained = type("Trained", (), {"parameters": names, "head": ()})
+    trained = type("Trainable", (), {"parameters": names, "head": ()})
     optimizer = make_optimizer(model, trained, TrainConfig(optimizer="adamw_8bit"))
     model(torch.randn(4, 128)).square().mean().backward()
     before = model[0].weight.detach().clone()

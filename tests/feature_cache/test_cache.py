@@ -29,7 +29,7 @@ from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.feature_cache.store import Store, clear_stores, filling, make_room, open_store, read_table
-from peft_audio.strategies.base import Trained
+from peft_audio.strategies.base import Trainable
 from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import Result, train
 from peft_audio.training.tracking import Log
@@ -74,7 +74,7 @@ class Ready:
     """A recipe's parts up to the training."""
 
     model: Any
-    trained: Trained
+    trained: Trainable
     loaders: Loaders
     plain: Loaders
     cfg: Recipe

@@ -18,11 +18,11 @@ from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, replay_samples, run_prefix
 from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_last_n_layers
+from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_last_n_layers
 from peft_audio.training.loop import set_modes
 
 LENGTHS = [8_000, 5_000, 700]
-Strategy = Callable[[Any], tuple[Any, Trained]]
+Strategy = Callable[[Any], tuple[Any, Trainable]]
 EVERY: dict[str, Strategy] = STRATEGIES | {
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
     "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
@@ -52,7 +52,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_encoder(folder / str(i), config) for i, (name, config) in enumerate(ENCODERS.items())}
 
 
-def ready(base: Path, strategy: str, **settings: Any) -> tuple[Any, Trained]:
+def ready(base: Path, strategy: str, **settings: Any) -> tuple[Any, Trainable]:
     """A model of a strategy whose output is far from where it starts, and whose head tells clips apart."""
     torch.manual_seed(0)
     model, trained = EVERY[strategy](load_classifier(ModelConfig(name=str(base), **settings), LABELS))
@@ -65,7 +65,7 @@ def ready(base: Path, strategy: str, **settings: Any) -> tuple[Any, Trained]:
     return model, trained
 
 
-def step(model: Any, trained: Trained, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def step(model: Any, trained: Trainable, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Logits and gradients of what trains; dropout draws the same in every call."""
     torch.manual_seed(2)
     model.zero_grad()
@@ -76,7 +76,7 @@ def step(model: Any, trained: Trained, inputs: dict[str, torch.Tensor]) -> dict[
     return {"logits": logits.detach()} | {name: weights[name].grad.clone() for name in trained.parameters}
 
 
-def features_of(model: Any, trained: Trained, cut: Cut) -> dict[str, torch.Tensor]:
+def features_of(model: Any, trained: Trainable, cut: Cut) -> dict[str, torch.Tensor]:
     """A batch of features made clip by clip: what one clip returned does not depend on the batch it is trained in."""
     whole, shortest = batch(), 400
     parts = []

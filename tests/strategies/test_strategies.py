@@ -23,7 +23,7 @@ from peft_audio.errors import UserError
 from peft_audio.runs.report import encoder_drift
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.strategies.base import (
-    Trained,
+    Trainable,
     apply_ia3,
     apply_lora,
     freeze_all_but_biases,
@@ -36,7 +36,7 @@ from peft_audio.training.loop import set_modes
 LABELS = ("a", "b", "c")
 ROOT = Path(__file__).parents[2]
 
-Strategy = Callable[[Any], tuple[Any, Trained]]
+Strategy = Callable[[Any], tuple[Any, Trainable]]
 STRATEGIES: dict[str, Strategy] = {
     "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
     "dora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_dora=True)),
@@ -67,7 +67,7 @@ def classifier(base: Path) -> Any:
     return model
 
 
-def adapted(base: Path, **settings: Any) -> tuple[Any, Trained]:
+def adapted(base: Path, **settings: Any) -> tuple[Any, Trainable]:
     """A LoRA model whose B is not zero, so that it changes something."""
     model, trained = apply_lora(classifier(base), LoraConfig(**settings))
     fill_b(model)

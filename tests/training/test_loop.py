@@ -25,7 +25,7 @@ from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, evaluate
-from peft_audio.strategies.base import Trained, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_head, freeze_nothing
 from peft_audio.training import loop as training
 from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import Result, train
@@ -46,7 +46,7 @@ class Setup:
     splits: Splits
     loaders: Loaders
     model: Any
-    trained: Trained
+    trained: Trainable
     accelerator: Accelerator
     log: Path
 
