@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from peft_audio.config import CompareRecipe, ModelConfig, Recipe
 from peft_audio.encoders.family import anatomy_of, encoder_of
 from peft_audio.encoders.loading import pin_base
-from peft_audio.errors import require, unloadable
+from peft_audio.errors import UserError, require, unloadable
 
 Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
 
@@ -36,6 +36,8 @@ class Arithmetic:
     source: str
 
 
+# Sets what "auto" becomes on this machine, so that CPUs with and without bf16 units compute alike.
+AUTO_PRECISION = "PEFT_AUDIO_AUTO_PRECISION"
 ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this family")
 NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
 # By device and family, from the command named; docs/performance.md has what it printed. On a CPU, eager is as fast on
@@ -73,12 +75,30 @@ def resolve(cfg: Settings) -> Settings:
 
 
 def choose_precision(asked: str) -> tuple[Any, str]:
-    """`train.mixed_precision`, and why: where nothing is asked, bf16 where the device has units for it."""
+    """Resolve `train.mixed_precision`.
+
+    "auto" becomes, in this order: what `accelerate launch` was given, the environment variable
+    PEFT_AUDIO_AUTO_PRECISION, bf16 on a device with units for it, float32.
+
+    Args:
+        asked: `train.mixed_precision`.
+
+    Returns:
+        The precision and the reason for it.
+
+    Raises:
+        UserError: The environment variable is neither no nor bf16.
+    """
     if asked != "auto":
         return asked, "as asked"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched != "no":
         return launched, "as accelerate launch was asked"
+    preferred = os.environ.get(AUTO_PRECISION)
+    if preferred is not None:
+        if preferred not in ("no", "bf16"):
+            raise UserError(f"{AUTO_PRECISION}: got {preferred or repr('')}, must be no or bf16. Correct or unset it.")
+        return preferred, f"{AUTO_PRECISION} is {preferred}"
     fast = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "cpu": lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,18 @@ from accelerate.state import AcceleratorState
 from conftest import ENCODERS, save_encoder
 from torch import nn
 
-from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
+from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, dotted
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier
+from peft_audio.errors import UserError
+from peft_audio.processes import environment
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.strategies.base import apply_ia3, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers
 from peft_audio.training import hardware as arithmetic
 from peft_audio.training.hardware import choose_precision, resolve
 from peft_audio.training.precision import on_float32_encoder, store_frozen
 
+ROOT = Path(__file__).parents[2]
 LABELS = ("a", "b")
 
 
@@ -32,6 +38,7 @@ def _fresh_accelerator_state() -> Iterator[None]:
 
 def units(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool) -> None:
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("PEFT_AUDIO_AUTO_PRECISION", raising=False)
     monkeypatch.setattr(arithmetic, "device_type", lambda: "cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
@@ -52,6 +59,51 @@ def test_what_accelerate_launch_was_asked_decides(monkeypatch: pytest.MonkeyPatc
     units(monkeypatch, amx=False, avx512=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert choose_precision("auto")[0] == "bf16" and choose_precision("no")[0] == "no"
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_environment_variable_decides_on_every_cpu(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+) -> None:
+    units(monkeypatch, amx=False, avx512=fast)
+    monkeypatch.setenv("PEFT_AUDIO_AUTO_PRECISION", precision)
+    assert choose_precision("auto") == (precision, f"PEFT_AUDIO_AUTO_PRECISION is {precision}")
+    assert choose_precision("fp16")[0] == "fp16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert choose_precision("auto")[0] == "fp16"
+
+
+@pytest.mark.parametrize("value", ["", "fp16", "auto", "float32"])
+def test_another_value_of_the_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    units(monkeypatch, amx=False, avx512=True)
+    monkeypatch.setenv("PEFT_AUDIO_AUTO_PRECISION", value)
+    with pytest.raises(UserError, match=r"PEFT_AUDIO_AUTO_PRECISION: got .*, must be no or bf16"):
+        choose_precision("auto")
+
+
+# A child process in which the CPU probe of torch answers as on AMD Zen 5.
+CHILD = """
+import os, runpy, sys, torch
+torch.cpu._is_amx_tile_supported = torch.cpu._is_avx512_bf16_supported = lambda: True
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_child_process_records_the_precision_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PEFT_AUDIO_AUTO_PRECISION", "no")
+    folder = tmp_path / "run"
+    flags = ["--data.source", tone_folder, "--model.name", tiny_base, "--train.output_dir", folder]
+    flags += ["--train.epochs", 1, "--train.verify_adapter", "false"]
+    command = [sys.executable, "-c", CHILD, ROOT / "recipes" / "head_only.py", *flags]
+    # A comparison starts its runs in this environment.
+    ended = subprocess.run(list(map(str, command)), env=environment(None), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert dotted((folder / "config.yaml").read_text())["train.mixed_precision"] == "no"
+    assert json.loads((folder / "report.json").read_text())["mixed_precision"] == "no"
 
 
 def test_resolved_settings_are_told_and_stay(
