@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Where frozen prefixes are kept, by tests and by the recipes that they launch.
@@ -19,17 +18,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The same precision on CPUs with and without bf16 units, in this process and in those that tests start.
 os.environ.setdefault("PEFT_AUDIO_AUTO_PRECISION", "no")
 
-import numpy as np
 import pytest
-import soundfile
 import torch
+from helpers.tiny_encoders import save_base
+from helpers.tones import write_tone
 from transformers import (
-    AutoModel,
-    HubertConfig,
-    UniSpeechSatConfig,
-    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    WavLMConfig,
 )
 
 # What tests start sees no GPU, however it is launched; this process keeps it.
@@ -37,38 +31,6 @@ if torch.cuda.is_available():
     torch.cuda.init()
     torch.cuda.device_count()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def tiny_config(norm: str = "group", kind: type[Any] = Wav2Vec2Config, **overrides: object) -> Any:
-    """Two layers of width 32 with the CNN's usual kernels and strides; `norm` is "group" or "layer"."""
-    settings = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "conv_dim": (16,) * 7,
-        "num_conv_pos_embeddings": 8,
-        "num_conv_pos_embedding_groups": 2,
-        "classifier_proj_size": 16,
-        "feat_extract_norm": norm,
-        "do_stable_layer_norm": norm == "layer",
-        "vocab_size": 12,
-    }
-    return kind(**settings | overrides)
-
-
-# The architectures that people use, small: what their published configs set apart is set here too.
-ENCODERS = {
-    "wav2vec2-base": tiny_config("group"),
-    "wav2vec2-large, XLS-R": tiny_config("layer", conv_bias=True),
-    "hubert-base": tiny_config("group", HubertConfig),
-    "hubert-large": tiny_config("layer", HubertConfig, conv_bias=True),
-    "distilhubert": tiny_config("group", HubertConfig, feat_proj_layer_norm=False),
-    "wavlm-base": tiny_config("group", WavLMConfig),
-    "wavlm-large": tiny_config("layer", WavLMConfig),
-    "unispeech-sat-base": tiny_config("group", UniSpeechSatConfig),
-    "unispeech-sat-large": tiny_config("layer", UniSpeechSatConfig, conv_bias=True),
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,27 +43,6 @@ def _nothing_is_left() -> Iterator[None]:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained-encoder directory as save_pretrained makes it, with random weights and a group norm."""
     return save_base(tmp_path_factory.mktemp("bases") / "tiny-group", "group")
-
-
-def save_base(folder: Path, norm: str) -> Path:
-    return save_encoder(folder, tiny_config(norm))
-
-
-def save_encoder(folder: Path, config: Any) -> Path:
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
-    mask = config.feat_extract_norm == "layer"
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=mask).save_pretrained(folder)
-    return folder
-
-
-def write_tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_000, seed: int = 0) -> Path:
-    """A noisy tone as a 16-bit file; the format follows the suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(round(seconds * rate)) / rate
-    noise = np.random.default_rng(seed).normal(size=len(time))
-    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hertz * time) + 0.02 * noise, rate)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent
 PACKAGE = Path(__file__).parents[1] / "peft_audio"
 # Folders and top-level modules in import order: each imports only from those above it in this list.
 LAYERS = (
@@ -63,7 +64,7 @@ def imports_of(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = ["peft_audio", *file.relative_to(PACKAGE).parts[:-1]]
+            parents = [*file.relative_to(PACKAGE.parent).parts[:-1]]
             base = parents[: len(parents) - node.level + 1] if node.level else []
             prefix = ".".join([*base, *([node.module] if node.module else [])])
             found |= {f"{prefix}.{name.name}" for name in node.names}
@@ -110,3 +111,10 @@ def test_light_modules_load_nothing_heavy(given: str, modules: str, unwanted: se
     code += f"; print(*sorted({unwanted!r} & sys.modules.keys() - given))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not done.stdout.split()
+
+
+def test_no_test_module_imports_another() -> None:
+    test_modules = {file.stem for file in TESTS.rglob("test_*.py")} | {"conftest"}
+    for file in TESTS.rglob("*.py"):
+        shared = {part for name in imports_of(file) for part in name.split(".")} & test_modules
+        assert not shared, f"{file}: move what it takes from {shared} to tests/helpers"

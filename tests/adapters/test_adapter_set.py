@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, save_encoder, write_tone
+from helpers.tiny_encoders import ENCODERS, save_encoder
+from helpers.tones import write_tone
 from safetensors.torch import load_file, save_file
 
 from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict

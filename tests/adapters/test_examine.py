@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_faults import FAULTS, GOLDEN, LABELS, MARKER
-from broken_adapters import ask, prepare, right_logits
+from helpers.adapter_faults import FAULTS, GOLDEN, LABELS, MARKER
+from helpers.broken_adapters import ask, prepare, right_logits
 
 from peft_audio.adapters import verify
 from peft_audio.adapters.load import load_adapter

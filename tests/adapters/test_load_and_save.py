@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import save_base, write_tone
+from helpers.tiny_encoders import save_base
+from helpers.tones import write_tone
+from helpers.trained_models import LABELS, PRODUCTS, Saved, describe
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -27,50 +28,16 @@ from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import probe_waveforms
-from peft_audio.adapters.record import AdapterRecord, describe_adapter, read_record
+from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
-from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.config import LoraConfig, ModelConfig
+from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
 from peft_audio.strategies.base import (
-    Trainable,
-    apply_ia3,
     apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
 )
 
-LABELS = ("low", "mid dle", "höher", "zed")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
-
-
-@dataclass
-class Saved:
-    folder: Path
-    model: Any
-    trained: Trainable
-    extractor: Any
-    record: AdapterRecord
-
-
-def describe(
-    base: Path, strategy: Callable[[Any], tuple[Any, Trainable]] | None = None, **model_settings: Any
-) -> Saved:
-    """A model whose every trained weight matters, LoRA's unless another strategy is given, not yet saved."""
-    cfg = LoraRecipe(model=ModelConfig(name=str(base), **model_settings))
-    torch.manual_seed(0)
-    model = load_classifier(cfg.model, LABELS)
-    identity = identify_base(cfg.model, model)
-    model, trained = (strategy or PRODUCTS["lora"])(model)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in trained.parameters:
-                weight.normal_(std=0.2)
-    model.eval()
-    extractor = load_extractor(cfg.model)
-    record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
-    return Saved(base, model, trained, extractor, record)
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +101,6 @@ def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: l
     np.testing.assert_allclose(loaded.logits(clips[:1]), expected[:1], rtol=0, atol=1e-5)
     assert len({tuple(probe["logits"].values()) for probe in saved.record.probes}) == 4
     assert verify.check_probes(adapter) == []
-
-
-PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trainable]]] = {
-    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
-    "bias_only": freeze_all_but_biases,
-    "ia3": apply_ia3,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "full": lambda model: freeze_nothing(model, FullConfig()),
-}
 
 
 def test_probe_clips_are_scipys_chirps() -> None:

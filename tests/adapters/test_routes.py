@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_load_and_save import LABELS, PRODUCTS, describe
+from helpers.trained_models import LABELS, PRODUCTS, describe
 
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.load import load_adapter

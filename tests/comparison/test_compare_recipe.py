@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_loop import divide
+from helpers.tones import divide
 
 from peft_audio import cli
 from peft_audio.comparison.grid import check_arms, final_jobs, tune

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from helpers.tones import write_tone
 from scipy.stats import kstest
 
 from peft_audio.config import AugmentConfig

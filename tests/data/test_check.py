@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conftest import write_tone
+from helpers.tones import write_tone
 
 from peft_audio.cli import main
 from peft_audio.config import DataConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,20 +12,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import soundfile
 import torch
-from conftest import tiny_config
-from hub_standin import COMMIT, serve
-from test_recipes import free_port, settings
+from helpers.hub_standin import COMMIT, serve
+from helpers.parquet_datasets import make_dataset, write_split
+from helpers.recipe_runs import free_port, settings
+from helpers.tiny_encoders import tiny_config
+from robustness import chaos
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))  # behind tests, which has names of its own
-import chaos  # noqa: E402
 
 # Trains nothing: loads, saves an adapter, and loads that by the commit in its record.
 SCRIPT = """
@@ -48,11 +44,6 @@ print(json.dumps({"name": base.name, "commit": base.commit, "loaded": load_adapt
 """
 
 
-# Features as datasets writes them into a Parquet file's metadata.
-AUDIO = {"sampling_rate": 16_000, "_type": "Audio"}
-TEXT = {"dtype": "string", "_type": "Value"}
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """The address of a Hub with one repository, `org/tiny`: an old pickled checkpoint; and the requests it got."""
@@ -70,30 +61,6 @@ def environment(address: str, home: Path) -> dict[str, str]:
     """A process that knows this Hub, has an empty cache, and no other Hub."""
     hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     return os.environ | hub
-
-
-def write_split(file: Path, name: str, labels: list[str], label_column: str, count: int, bad: int = 0) -> None:
-    """A Parquet file of a dataset: noisy tones, higher ones for later labels; the last `bad` rows hold no sound."""
-    rng, rows = np.random.default_rng(list(name.encode())), []
-    for i in range(count):
-        number, content = i % len(labels), io.BytesIO()
-        tone = np.sin(2 * np.pi * 300 * (1 + 2 * number) * np.arange(4800) / 16_000)
-        soundfile.write(content, 0.5 * tone + 0.05 * rng.normal(size=4800), 16_000, format="WAV")
-        audio = {"bytes": b"no sound" if i >= count - bad else content.getvalue(), "path": f"{name}.{i:05}.wav"}
-        rows.append({"file": f"/somewhere/{name}.{i:05}.wav", "audio": audio, label_column: number})
-    features = {"file": TEXT, "audio": AUDIO, label_column: {"names": labels, "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), file)
-
-
-def make_dataset(folder: Path, bad: int = 0) -> Path:
-    """A dataset with a train split in two files, one for validation and one for the test."""
-    for split, shards, count in (("train", 2, 12), ("validation", 1, 5), ("test", 1, 7)):
-        for shard in range(shards):
-            file = folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
-            write_split(file, f"{split}{shard}", ["low", "high"], "pitch", count, bad if split == "train" else 0)
-    return folder
 
 
 def launch(recipe: str, flags: list[str], env: dict[str, str], processes: int = 1) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import tiny_config
 from datasets import Dataset
+from helpers.tiny_encoders import tiny_config
 from scipy.stats import kstest
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_tone
+from helpers.tones import write_tone
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig

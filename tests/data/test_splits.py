@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from helpers.tones import write_tone
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_tone
+from helpers.tones import write_tone
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, make_clips

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import tiny_config
 from datasets import IterableDataset
+from helpers.tiny_encoders import tiny_config
 
 from peft_audio.config import DataConfig, LoraRecipe, TrainConfig
 from peft_audio.data.hub_dataset import Stream

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from conftest import write_tone
+from helpers.tones import write_tone
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_base, tiny_config
+from helpers.tiny_encoders import save_base, tiny_config
 from torch.nn.functional import group_norm
 from transformers import (
     AutoModelForAudioClassification,

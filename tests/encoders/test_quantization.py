@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ENCODERS, save_encoder
-from test_families import batch, clips, logits
+from helpers.family_cells import batch, clips, logits
+from helpers.tiny_encoders import ENCODERS, save_encoder
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter

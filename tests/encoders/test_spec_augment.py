@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, save_encoder, tiny_config
+from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from peft_audio.config import AugmentConfig, LoraConfig, ModelConfig

@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ENCODERS, save_encoder, write_tone
-from test_cut import ENDS, EVERY
+from helpers.cuts import ENDS, EVERY
+from helpers.tiny_encoders import ENCODERS, save_encoder
+from helpers.tones import write_tone
 
 from peft_audio import cli
 from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, Recipe, TrainConfig

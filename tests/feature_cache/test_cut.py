@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODERS, save_encoder, tiny_config
-from test_families import LABELS, STRATEGIES, batch
+from helpers.cuts import ENDS, EVERY
+from helpers.family_cells import LABELS, batch
+from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from torch.nn.functional import cross_entropy
 
-from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.family import count_frames
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, replay_samples, run_prefix
-from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_last_n_layers
+from peft_audio.strategies.base import Trainable
 from peft_audio.training.loop import set_modes
 
 LENGTHS = [8_000, 5_000, 700]
-Strategy = Callable[[Any], tuple[Any, Trainable]]
-EVERY: dict[str, Strategy] = STRATEGIES | {
-    "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
-    "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
-    "last_n_layers, all": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=2)),
-}
-# Where the frozen part ends with each strategy, on encoders of two layers.
-ENDS = {
-    "head_only": Cut("pooled", 2),
-    "bias_only": Cut("convolutions"),
-    "last_n_layers": Cut("layers", 1),
-    "last_n_layers, attention": Cut("layers", 0),
-    "last_n_layers, all": Cut("layers", 0),
-    "lora": Cut("layers", 0),
-    "lora, dora": Cut("layers", 0),
-    "lora, rslora": Cut("layers", 0),
-    "lora, last layer": Cut("layers", 1),
-    "ia3": Cut("layers", 0),
-    "attention_heads": Cut("layers", 1),
-    "full": Cut("convolutions"),
-    "full, train_cnn": None,
-}
 
 
 @pytest.fixture(scope="module")

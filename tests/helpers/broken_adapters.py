@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from adapter_faults import FAULTS, GOLDEN, MARKER, WHOLE, weights
 
 from peft_audio.adapters.load import load_adapter
 from peft_audio.cli import main
+
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
+from helpers.adapter_faults import FAULTS, GOLDEN, MARKER, WHOLE, weights
 
 
 @dataclass(frozen=True)

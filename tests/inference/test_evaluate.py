@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import write_tone
+from helpers.tones import write_tone
 from scipy.special import softmax
 from sklearn.metrics import classification_report, confusion_matrix, log_loss
 

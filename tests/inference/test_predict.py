@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import write_tone
+from helpers.tones import write_tone
 from peft import PeftModel
 from scipy.special import softmax
 from transformers import AutoModelForAudioClassification

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conftest import write_tone
 from filelock import FileLock
+from helpers.tones import write_tone
 
 from peft_audio import load_adapter, predict
 from peft_audio.adapters.adapter import Adapter

@@ -16,10 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ENCODERS, save_encoder
+from helpers.tiny_encoders import ENCODERS, save_encoder
+from helpers.trained_models import LABELS, PRODUCTS, describe
 from safetensors import safe_open
 from scipy.special import softmax
-from test_load_and_save import LABELS, PRODUCTS, describe
 
 from peft_audio import cli
 from peft_audio.adapters import verify

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_tone
-from hub_standin import COMMIT, TOKEN, Hub, running
+from helpers.hub_standin import COMMIT, TOKEN, Hub, running
+from helpers.tones import write_tone
+from helpers.trained_models import PRODUCTS, describe
 from huggingface_hub import ModelCard
 from sklearn.metrics import confusion_matrix
-from test_load_and_save import PRODUCTS, describe
 
 from peft_audio.adapters.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.record import read_record

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,22 +22,27 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from conftest import write_tone
+from helpers.recipe_runs import (
+    ACCELERATE,
+    LAUNCH_CONFIGS,
+    ONE_PROCESS,
+    RECIPES,
+    ROOT,
+    free_port,
+    launch,
+    load_recipe,
+    settings,
+    two_processes,
+)
+from helpers.tones import divide, write_tone
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from test_loop import divide
 
 from peft_audio.adapters import load as adapters
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
 from peft_audio.config import (
-    AttentionHeadsRecipe,
-    BiasOnlyRecipe,
     DataConfig,
-    FullRecipe,
-    HeadOnlyRecipe,
-    IA3Recipe,
-    LastNLayersRecipe,
     LoraRecipe,
     ModelConfig,
     TrainConfig,
@@ -51,7 +54,6 @@ from peft_audio.errors import UserError
 from peft_audio.runs.report import RunReport
 from peft_audio.training.hardware import resolve
 
-ROOT = Path(__file__).parents[2]
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
 PROMISED = {
     "strategy": str,
@@ -85,54 +87,6 @@ def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
 
 
-def settings(data: Path, base: Path, output: Path) -> list[str]:
-    """Steps of 5, 5 and 2 clips."""
-    flags = {
-        "data.source": data,
-        "model.name": base,
-        "train.output_dir": output,
-        "train.epochs": 8,
-        "train.batch_size": 5,
-        "train.learning_rate": 0.01,
-        "train.best_metric": "loss",
-        "train.mixed_precision": "no",
-    }
-    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-
-
-ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
-ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-LAUNCH_CONFIGS = ROOT / "recipes" / "accelerate"
-
-
-def two_processes() -> list[str]:
-    """On a port that nothing else listens on."""
-    return ["--config_file", str(LAUNCH_CONFIGS / "two_cpu_processes.yaml"), "--main_process_port", free_port()]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def launch(
-    launcher: list[str], arguments: list[str], cwd: Path, strategy: str = "lora", **environment: str
-) -> tuple[str, str]:
-    """What `accelerate launch recipes/lora.py` prints to stdout and stderr; the launcher has nothing to ask for."""
-    command = [ACCELERATE, "launch", *launcher, str(ROOT / "recipes" / f"{strategy}.py")]
-    child = subprocess.run(
-        [*command, *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    return child.stdout, child.stderr
-
-
 @pytest.fixture(scope="module")
 def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run in one process, and what it printed."""
@@ -141,13 +95,6 @@ def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFact
     printed, warned = launch(ONE_PROCESS, call, folder.parent, PYTHONHASHSEED="1")
     assert warned == "", "a run has nothing to say on stderr"
     return folder, printed
-
-
-def load_recipe(strategy: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{strategy}_recipe", ROOT / "recipes" / f"{strategy}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -238,15 +185,6 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
     assert_the_adapter_says_what_was_predicted(launched[0], tones)
 
 
-RECIPES = {
-    "lora": LoraRecipe,
-    "head_only": HeadOnlyRecipe,
-    "bias_only": BiasOnlyRecipe,
-    "ia3": IA3Recipe,
-    "last_n_layers": LastNLayersRecipe,
-    "full": FullRecipe,
-    "attention_heads": AttentionHeadsRecipe,
-}
 STRATEGIES = tuple(RECIPES)
 
 

@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
+
 ROOT = Path(__file__).parents[2]
 SLOW_SECONDS = 5.0
 HANG_SECONDS = 30.0
@@ -105,7 +107,7 @@ def main() -> int:
 
 def prepare(target: str, root: Path) -> None:
     """The sound files of a target, once."""
-    from fuzz_targets import TARGETS
+    from robustness.fuzz_targets import TARGETS
 
     if not (root / target).exists():
         (root / target).mkdir(parents=True)
@@ -116,7 +118,7 @@ def prepare(target: str, root: Path) -> None:
 
 def import_all(target: str) -> None:
     """What inputs need, before any is tried: libraries make folders of their own as they are imported."""
-    from fuzz_targets import TARGETS
+    from robustness.fuzz_targets import TARGETS
 
     for module in TARGETS[target].modules:
         importlib.import_module(module)
@@ -124,8 +126,8 @@ def import_all(target: str) -> None:
 
 def try_one(target: str, seed: int, number: int, root: Path) -> str:
     """What became of one input, see `attempt`; the same for the same seed and number."""
-    from fuzz_promise import attempt
-    from fuzz_targets import TARGETS
+    from robustness.fuzz_promise import attempt
+    from robustness.fuzz_targets import TARGETS
 
     os.chdir(root / "empty")
     rng = random.Random(f"{target} {seed} {number}")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mutations import ODD_INTEGERS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines, write_damaged
-from fuzz_promise import Trial, unclear
+from robustness.fuzz_mutations import ODD_INTEGERS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines, write_damaged
+from robustness.fuzz_promise import Trial, unclear
 
 from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse_config, read_config, to_yaml
 from peft_audio.config.parse import flags_of
@@ -41,7 +41,7 @@ class Target:
 
 
 def _prepare_audio(place: Path) -> None:
-    from test_decoding import FFMPEG_FORMATS, FORMATS, chirps, encoded, speech_like, written
+    from helpers.sound_files import FFMPEG_FORMATS, FORMATS, chirps, encoded, speech_like, written
 
     for name, subtype, _ in FORMATS:
         written(place / f"{subtype}-{name}", speech_like(0.3), subtype=subtype)
@@ -117,7 +117,7 @@ def _parse(recipe: type[Any], arguments: list[str], again: Path, whole: bool) ->
 
 
 def _prepare_manifests(place: Path) -> None:
-    from test_decoding import speech_like, written
+    from helpers.sound_files import speech_like, written
 
     for i in range(12):
         (place / "clips" / f"s{i % 3}").mkdir(parents=True, exist_ok=True)

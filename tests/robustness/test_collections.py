@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_tone
-from test_recipes import load_recipe
+from helpers.recipe_runs import load_recipe
+from helpers.tones import write_tone
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter

@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from fuzz import Found, prepare, try_one, watch
-from fuzz_mutations import ODD_TEXTS, ODD_VALUES, mutated_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from robustness.fuzz import Found, prepare, try_one, watch
+from robustness.fuzz_mutations import ODD_TEXTS, ODD_VALUES, mutated_json
 
 from peft_audio.adapters.patterns import may_hang
 from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse, parse_config, to_yaml

@@ -19,11 +19,11 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from adapter_faults import CODE, MARKER, a_pickle
-from conftest import write_tone
-from hub_standin import Hub, running
+from helpers.adapter_faults import CODE, MARKER, a_pickle
+from helpers.hub_standin import Hub, running
+from helpers.parquet_datasets import AUDIO
+from helpers.tones import write_tone
 from huggingface_hub import ModelCard
-from test_hub_dataset import AUDIO
 
 from peft_audio import cli
 from peft_audio.adapters.record import read_record

@@ -13,12 +13,12 @@ import pytest
 import soundfile
 import soxr
 from accelerate.state import AcceleratorState
-from conftest import write_tone
+from helpers.recipe_runs import launch, load_recipe, two_processes
+from helpers.tones import write_tone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from sklearn.preprocessing import StandardScaler
-from test_recipes import launch, load_recipe, two_processes
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import BaselineRecipe, DataConfig, parse_config

@@ -1,9 +1,8 @@
-"""What goes wrong in a run is told in words: a few rows of benchmarks/faults.py, and what its first run found."""
+"""What goes wrong in a run is told in words: a few rows of tests/robustness/faults.py, and what its first run found."""
 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from robustness import faults
+from robustness.fault_stage import open_theatre
 from safetensors.torch import load_file, save_file
 
 from peft_audio import cli
@@ -25,16 +26,6 @@ from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError, explain, unloadable
 from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.training.hardware import resolve
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-# Not by its name: tests/helpers/adapter_faults.py has it too.
-spec = importlib.util.spec_from_file_location("faults_of_runs", BENCHMARKS / "faults.py")
-assert spec is not None and spec.loader is not None
-faults = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(faults)
-stages = importlib.import_module("fault_stage")
 
 # A row of each kind: an input, a clip that goes, what a run goes on without, a signal, and two of those that resume.
 ROWS = [
@@ -52,7 +43,7 @@ def theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ASSETS_CACHE"):
             patch.setenv(name, "1")  # what the theatre sets is put back
-        yield stages.open_theatre(tmp_path_factory.mktemp("faults"))
+        yield open_theatre(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_families
 import torch
 from accelerate import Accelerator
-from conftest import ENCODERS, save_encoder
+from helpers.family_cells import LABELS, alone, batch, logits, run_cell
+from helpers.tiny_encoders import ENCODERS, save_encoder
 from peft import PeftModel
-from test_families import LABELS, alone, batch, logits, run_cell
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
@@ -220,11 +219,9 @@ def test_random_heads_are_the_seed_s(stable_base: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("encoder", ["hubert-base", "unispeech-sat-large"])
 def test_others_load_what_was_trained(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
-    few = {"few": lambda model: unfreeze_heads(model, {0: [1], 1: [0, 1]})}
-    monkeypatch.setattr(test_families, "STRATEGIES", few)
     base = save_encoder(tmp_path / "base", ENCODERS[encoder])
     mixture = encoder.endswith("large")
-    cell = run_cell(base, "few", mixture, tmp_path)
+    cell = run_cell(base, lambda model: unfreeze_heads(model, {0: [1], 1: [0, 1]}), mixture, tmp_path)
     assert (cell.without_gradient, cell.gradient_elsewhere, cell.graph_through_cnn) == ([], [], [False] * 2)
     assert cell.moved == cell.trained
     assert cell.padding_error < 1e-5

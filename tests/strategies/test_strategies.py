@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_base
+from helpers.tiny_encoders import save_base
 from torch import nn
 from torch.nn.functional import linear
 from transformers import Wav2Vec2Model

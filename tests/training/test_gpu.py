@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tone
-from test_resuming import Go, chaos, go, tones  # noqa: F401
+from helpers.recipe_runs import Go
+from helpers.tones import write_tone
+from robustness import chaos
 
 from peft_audio.adapters.load import load_adapter
 from peft_audio.inference.predict import predict
@@ -38,7 +39,7 @@ def long_tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_memory(long_tones: Path, go: Go, tmp_path: Path) -> Iterator[list[str]]:  # noqa: F811
+def small_memory(long_tones: Path, go: Go, tmp_path: Path) -> Iterator[list[str]]:
     """As much memory as six tenths of a step; gives the flags of that training."""
     flags = [*FULL, "--data.source", str(long_tones), "--train.epochs", "1"]
     assert go("full", tmp_path / "whole", *flags) == 0
@@ -53,7 +54,7 @@ def small_memory(long_tones: Path, go: Go, tmp_path: Path) -> Iterator[list[str]
 
 def test_memory_that_is_too_small_is_told_and_micro_batches_are_found(
     small_memory: list[str],
-    go: Go,  # noqa: F811
+    go: Go,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -71,7 +72,7 @@ def test_memory_that_is_too_small_is_told_and_micro_batches_are_found(
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
-def test_the_scale_of_fp16_is_in_the_checkpoint(go: Go, tmp_path: Path) -> None:  # noqa: F811
+def test_the_scale_of_fp16_is_in_the_checkpoint(go: Go, tmp_path: Path) -> None:
     recipe, flags, _ = chaos.CASES["lora, fp16"]
     flags = [*flags, "--train.deterministic", "true"]
     assert go(recipe, tmp_path / "whole", *flags) == 0

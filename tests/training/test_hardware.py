@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ENCODERS, save_encoder
+from helpers.tiny_encoders import ENCODERS, save_encoder
 from torch import nn
 
 from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, dotted

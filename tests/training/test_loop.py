@@ -17,6 +17,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers.tones import divide
 from torch.nn.functional import cross_entropy
 
 from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
@@ -58,19 +59,6 @@ class Setup:
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-
-def divide(tones: Path, folder: Path, counts: dict[str, tuple[int, int]]) -> Path:
-    """The same clips under train/, validation/ and test/, with so many clips of "high" and "low" in each."""
-    for i, label in enumerate(("high", "low")):
-        clips = sorted((tones / label).glob("*.wav"))
-        np.random.default_rng(0).shuffle(clips)
-        for split, count in counts.items():
-            (folder / split / label).mkdir(parents=True)
-            for _ in range(count[i]):
-                clip = clips.pop()
-                (folder / split / label / clip.name).write_bytes(clip.read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,19 @@ import os
 import pickle
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from conftest import save_base
 from filelock import FileLock
+from helpers.recipe_runs import Go
+from helpers.tiny_encoders import save_base
+from robustness import chaos
 from safetensors.torch import load_file, save_file
-from test_loop import divide
-from test_recipes import RECIPES, load_recipe
 
-from peft_audio.config import run_recipe
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.errors import UserError
 from peft_audio.evaluation import run_split as evaluation
@@ -39,48 +36,6 @@ from peft_audio.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from peft_audio.training.saver import Saver
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests, which has names of its own
-import chaos
-
-Go = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """13 clips to train on, in steps of 6, 6 and 1."""
-    counts = {"train": (7, 6), "validation": (3, 2), "test": (2, 2)}
-    return divide(tone_folder, tmp_path_factory.mktemp("data") / "tones", counts)
-
-
-@pytest.fixture
-def go(tones: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
-    """Run a recipe as its command line does; a signal comes behind the step that is given. Gives the exit code."""
-
-    def call(recipe: str, folder: Path, *flags: str, stop: tuple[int, int] | None = None) -> int:
-        settings = {"data.source": tones, "model.name": tiny_base, "train.output_dir": folder, "train.epochs": 3}
-        settings |= {"train.batch_size": 6, "train.resume": True, "train.verify_adapter": False}
-        words = [part for name, value in settings.items() for part in (f"--{name}", str(value).replace("True", "true"))]
-        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words, *flags])
-        plain = Saver.if_due
-
-        def signalled(saver: Saver, at: Any) -> None:
-            if stop and at.step == stop[0] and at.step_in_epoch:
-                signal.raise_signal(stop[1])
-            plain(saver, at)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Saver, "if_due", signalled)
-            try:
-                run_recipe(load_recipe(recipe).main, RECIPES[recipe])
-            except SystemExit as ended:
-                return int(ended.code or 0)
-            finally:
-                AcceleratorState._reset_state(reset_partial_state=True)
-        return 0
-
-    yield call
 
 
 def names(folder: Path) -> set[str]:

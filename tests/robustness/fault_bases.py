@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fault_hooks as hooks
-from fault_cases import both, cases, cut, once, remove, write
-from fault_stage import Stage
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
-from hub_standin import Handler, Hub, Repository, running
+from helpers.hub_standin import Handler, Hub, Repository, running
+from robustness import fault_hooks as hooks
+from robustness.fault_cases import both, cases, cut, once, remove, write
+from robustness.fault_stage import Stage
 
 
 class Payload:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-from fingerprint import at_rate, by_pyav, opus, wav, written
+from helpers.encodings import at_rate, by_pyav, opus, wav, written
 
 SPEAKERS = {"george": "train", "jackson": "train", "theo": "validation", "lucas": "test"}
 Encode = Callable[[np.ndarray, int], bytes]

@@ -17,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from chaos import unlike
-from fault_hooks import FILLER, signal_at
-from forked import Command, log_of, make_base, make_data, open_server, start, wait
+from robustness.chaos import unlike
+from robustness.fault_hooks import FILLER, signal_at
+from robustness.forked import Command, log_of, make_base, make_data, open_server, start, wait
 
 # Paths are relative to the folder of the case, so that a run can be copied there.
 FLAGS = ["--data.source", "data", "--model.name", "base", "--train.output_dir", "run", "--train.epochs", "2"]

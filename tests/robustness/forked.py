@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 IMPORTED = [
     "peft_audio.training.loop",
     "peft_audio.runs.report",

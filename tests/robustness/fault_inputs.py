@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 
-import fault_hooks as hooks
 import numpy as np
-from fault_cases import CLIP, cases, cut, cut_flac, manifest, once, one_clip_of_a_class, remove, samples, write
-from fault_stage import Stage
 from filelock import FileLock
+from robustness import fault_hooks as hooks
+from robustness.fault_cases import (
+    CLIP,
+    cases,
+    cut,
+    cut_flac,
+    manifest,
+    once,
+    one_clip_of_a_class,
+    remove,
+    samples,
+    write,
+)
+from robustness.fault_stage import Stage
 
 SKIP = ["--data.on_bad_clip", "skip"]
 NAN = samples("data/low/nan.wav", np.full(8000, np.nan), subtype="FLOAT")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 
-import fault_hooks as hooks
-from fault_cases import cases
-from fault_stage import RESUME, SAVING, Stage
+from robustness import fault_hooks as hooks
+from robustness.fault_cases import cases
+from robustness.fault_stage import RESUME, SAVING, Stage
 
 AGAIN = "--train.resume true goes on"
 

@@ -1,7 +1,7 @@
 """What `peft-audio check` and a training run say of a collection with a fault in it, one fault at a time.
 
-    python benchmarks/hostile.py                                 # print the table
-    python benchmarks/hostile.py --out docs/hostile.md           # and write the page
+    python tests/robustness/hostile.py                                 # print the table
+    python tests/robustness/hostile.py --out docs/hostile.md           # and write the page
 
 Each row is a clean base of real clips (120 spoken digits) with one fault on top. `check` sees each fault alone. The
 recipe runs as a user would start it, twice where it offers to skip clips; rows of one group share a collection, so that
@@ -27,11 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
-from hostile_cases import CASES, Case, UntestableError, reads_anything
 
 from peft_audio.cli import main as peft_audio
 
-ROOT = Path(__file__).parents[1]
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
+from robustness.hostile_cases import CASES, Case, UntestableError, reads_anything
+
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "head_only.py"
 SHORT = ["--train.max_steps", "2", "--train.epochs", "1", "--train.evaluate_test", "false"]
 CHECK_SECONDS, TRAIN_SECONDS = 60, 180  # longer than this is a hang
@@ -42,7 +44,7 @@ Each row is a clean base of real clips with one fault on top: what `peft-audio c
 what `recipes/head_only.py` does with it. A script makes this page, in minutes:
 
 ```bash
-python benchmarks/hostile.py --out docs/hostile.md
+python tests/robustness/hostile.py --out docs/hostile.md
 ```
 
 `check` exits with 0 where nothing spoils a comparison, 1 where something does, 2 where there is nothing to check. The

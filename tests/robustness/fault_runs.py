@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 
-import fault_hooks as hooks
 import numpy as np
 import pandas as pd
-from fault_cases import CLIP, cases, once
-from fault_stage import SAVING, Stage
+from robustness import fault_hooks as hooks
+from robustness.fault_cases import CLIP, cases, once
+from robustness.fault_stage import SAVING, Stage
 
 KEPT = "the last checkpoint stays as it is"
 AGAIN = "--train.resume true goes on"

@@ -1,8 +1,8 @@
 """Kill runs at random moments, go on with each until it is finished, and hold it against one that nobody stopped.
 
-    python benchmarks/chaos.py --kills 100 --out chaos.md
-    python benchmarks/chaos.py --cases lora "two processes" --kills 20
-    python benchmarks/chaos.py --device cuda --encoder base --kills 60 -- --train.deterministic true
+    python tests/robustness/chaos.py --kills 100 --out chaos.md
+    python tests/robustness/chaos.py --cases lora "two processes" --kills 20
+    python tests/robustness/chaos.py --device cuda --encoder base --kills 60 -- --train.deterministic true
 
 A run is a recipe in a process of its own, started by the same command each time with `--train.resume true` and ended
 by SIGKILL after a time drawn at random, which may fall into reading, training, a save, a validation or the last
@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import Command, log_of, make_base, make_data, open_server, run, start, wait
+
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
+from robustness.forked import Command, log_of, make_base, make_data, open_server, run, start, wait
 
 # Of a report, what time and memory decide, and how often it was taken up.
 OF_THE_CLOCK = ("_seconds", "samples_per_second", "data_wait_share", "peak_memory_bytes", "prefix_reused", "resumes")

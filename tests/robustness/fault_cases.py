@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-from fault_stage import Stage
+from robustness.fault_stage import Stage
 
 CLIP = "data/low/3.wav"
 

@@ -1,7 +1,7 @@
 """Let things go wrong in runs, one at a time, and see that each is told in words.
 
-    python benchmarks/faults.py --out faults.md
-    python benchmarks/faults.py --only disk resume
+    python tests/robustness/faults.py --out faults.md
+    python tests/robustness/faults.py --only disk resume
 
 Each row is a recipe in a process of its own with one fault in it: a bad input, or something that breaks at work. What
 counts: the exit code; no traceback; a message that names the thing and the way out; no file outside the run's folder
@@ -20,13 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import fault_bases
-import fault_inputs
-import fault_resumes
-import fault_runs
-import fault_signals
-from fault_cases import Case
-from fault_stage import Theatre, UntestableError, open_theatre
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
+from robustness import fault_bases, fault_inputs, fault_resumes, fault_runs, fault_signals
+from robustness.fault_cases import Case
+from robustness.fault_stage import Theatre, UntestableError, open_theatre
 
 KINDS = (fault_inputs, fault_bases, fault_runs, fault_signals, fault_resumes)
 CASES = [case for kind in KINDS for case in kind.CASES]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fault_bases import Payload
-from fault_cases import cases, remove, samples
-from fault_stage import RESUME, Stage
+from robustness.fault_bases import Payload
+from robustness.fault_cases import cases, remove, samples
+from robustness.fault_stage import RESUME, Stage
 
 
 def resume(

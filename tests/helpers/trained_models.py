@@ -1,0 +1,61 @@
+"""Models as a strategy leaves them after training, ready to be saved as an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_audio.adapters.record import AdapterRecord, describe_adapter
+from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.strategies.base import (
+    Trainable,
+    apply_ia3,
+    apply_lora,
+    freeze_all_but_biases,
+    freeze_all_but_last_n_layers,
+    freeze_nothing,
+)
+
+LABELS = ("low", "mid dle", "höher", "zed")
+
+
+@dataclass
+class Saved:
+    folder: Path
+    model: Any
+    trained: Trainable
+    extractor: Any
+    record: AdapterRecord
+
+
+def describe(
+    base: Path, strategy: Callable[[Any], tuple[Any, Trainable]] | None = None, **model_settings: Any
+) -> Saved:
+    """A model whose every trained weight matters, LoRA's unless another strategy is given, not yet saved."""
+    cfg = LoraRecipe(model=ModelConfig(name=str(base), **model_settings))
+    torch.manual_seed(0)
+    model = load_classifier(cfg.model, LABELS)
+    identity = identify_base(cfg.model, model)
+    model, trained = (strategy or PRODUCTS["lora"])(model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in trained.parameters:
+                weight.normal_(std=0.2)
+    model.eval()
+    extractor = load_extractor(cfg.model)
+    record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
+    return Saved(base, model, trained, extractor, record)
+
+
+PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trainable]]] = {
+    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
+    "bias_only": freeze_all_but_biases,
+    "ia3": apply_ia3,
+    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "full": lambda model: freeze_nothing(model, FullConfig()),
+}
