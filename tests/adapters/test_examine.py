@@ -16,7 +16,7 @@ from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import compare_probes, measure_probes
 from peft_audio.cli import main
 
-PRODUCTS = sorted(path.name for path in GOLDEN.iterdir() if path.name != "golden-base")
+PRODUCTS = sorted(path.name for path in GOLDEN.iterdir() if (path / "peft_audio.json").exists())
 
 
 @pytest.fixture(scope="module")
