@@ -120,7 +120,7 @@ def make_comparison(folder: Path) -> None:
 
 def make_stopped_run(folder: Path) -> None:
     """Make a run that SIGTERM stops after `STOP_STEP` steps."""
-    from peft_audio.saver import Saver
+    from peft_audio.training.saver import Saver
 
     if_due = Saver.if_due
 
@@ -144,7 +144,7 @@ def make_figures(file: Path) -> None:
     """Record the figures of the stopped run as they are without a stop."""
     from safetensors.torch import load_file
 
-    from peft_audio.models import weights_sha256
+    from peft_audio.encoders.loading import weights_sha256
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"

@@ -18,12 +18,12 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from peft_audio.adapters import load_adapter
+from peft_audio.adapters.load import load_adapter
 from peft_audio.cli import main
-from peft_audio.finished import epochs_of, predictions_of, read_run
-from peft_audio.models import versions, weights_sha256
+from peft_audio.encoders.loading import versions, weights_sha256
+from peft_audio.runs.finished import epochs_of, predictions_of, read_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 # Sentences of a comparison, whose wording may change, and the time of a file.
 SENTENCES = {"broken_rules", "claim", "notes", "budget"}
