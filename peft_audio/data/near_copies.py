@@ -4,7 +4,7 @@ The idea is that of J. Haitsma and T. Kalker, "A Highly Robust Audio Fingerprint
 energies of neighbouring bands differ, which a codec leaves alone, and drop the level. Theirs finds excerpts and so
 hashes every 12 ms; a copy here is a whole clip, so the bands can span all of it and be as narrow as 2 Hz. In bands that
 narrow even two takes of the same rain differ by chance, and a codec's delay changes nothing. They keep the signs of
-differences; the values, limited in size, found a little more. benchmarks/fingerprint.py measures it.
+differences; the values, limited in size, found a little more. benchmarks/validity/fingerprint.py measures it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHORTEST_SECONDS = 0.2  # too little to tell clips apart below this
 SHORTEST_PICTURE_SECONDS = 0.1
 SIZE = LINES + TIMES * BANDS  # 896 bytes a clip
 
-# Cosines, of which benchmarks/fingerprint.py says how they were chosen.
+# Cosines, of which benchmarks/validity/fingerprint.py says how they were chosen.
 SIMILARITY = 0.55
 PICTURE_SIMILARITY = 0.85  # two instruments on one note share their lines, but not this
 SECONDS_APART = 0.3  # at 8 kHz, AAC and MP3 without a header for gapless playback add up to 0.26 s

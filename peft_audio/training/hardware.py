@@ -42,7 +42,7 @@ ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this fami
 NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
 # By device and family, from the command named; docs/performance.md has what it printed. On a CPU, eager is as fast on
 # short clips and a third slower on those of 30 s, and compiling gains nothing within its first minutes.
-MEASURED = "benchmarks/arithmetic.py"
+MEASURED = "benchmarks/speed/arithmetic.py"
 TABLE = {("cpu", family): Arithmetic("sdpa", False, MEASURED) for family in ("wav2vec2", "hubert", "unispeech-sat")}
 
 

@@ -1,6 +1,6 @@
 """Measure the coverage of peft_audio.evaluation.significance in simulated comparisons.
 
-    python benchmarks/interval_coverage.py --simulations 200 --jobs 2
+    python benchmarks/validity/interval_coverage.py --simulations 200 --jobs 2
 
 A run has a clip right with the logistic probability of a sum: the method's level, how hard the clip and its speaker
 are, how hard both are for this method, and how good the seed is. Each scenario is simulated twice: with an arm two

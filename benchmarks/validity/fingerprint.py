@@ -1,7 +1,7 @@
 """Are copies of a clip at another rate, level or format found, and nothing else?
 
-    python benchmarks/fingerprint.py
-    python benchmarks/fingerprint.py --folder my_recordings --copied 100
+    python benchmarks/validity/fingerprint.py
+    python benchmarks/validity/fingerprint.py --folder my_recordings --copied 100
 
 Copies are made in memory, each of them written by the encoder that soundfile (libsndfile) or PyAV (FFmpeg) brings, and
 read back as the package reads a file. M4A, WebM and the second MP3 are left out where PyAV is not installed.
@@ -34,11 +34,11 @@ from scipy.signal import correlate
 from peft_audio.audio.decoding import AudioError, load_audio
 from peft_audio.data.near_copies import PICTURE_SIMILARITY, SECONDS_APART, _unit_parts, fingerprint, near_duplicates
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from helpers.encodings import at_rate, by_pyav, clipped, opus, wav, written
 
 RATE = 16_000  # hertz at which clips are read
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 PIECE_SECONDS = 0.4
 Clip = tuple[np.ndarray, int]
 

@@ -1,6 +1,6 @@
-"""What a user writes by hand who follows the documentation: what benchmarks/throughput.py measures our recipes against.
+"""Train as the documentation of transformers and PEFT shows; training.py compares our recipes with it.
 
-    python benchmarks/as_documented.py --base DIR --data FOLDER --strategy lora --epochs 1 --batch 4 --seconds 5
+    python benchmarks/speed/as_documented.py --base DIR --data FOLDER --strategy lora --epochs 1 --batch 4 --seconds 5
 
 Step by step https://huggingface.co/docs/transformers/tasks/audio_classification, with LoRA as in
 https://huggingface.co/docs/peft/quicktour and layers frozen through `requires_grad`. It departs from them where it has

@@ -1,6 +1,6 @@
 """How large is what each strategy saves, on an encoder of wav2vec2-base's size with random weights?
 
-    python benchmarks/adapter_sizes.py
+    python benchmarks/size/adapter_sizes.py
 
 Prints the table of docs/adapters.md. Bytes are of the weights' file; everything else in an adapter is a few kB. Nothing
 is trained: sizes do not depend on values. It takes 2 GB of memory and of disk space for a while, and a few minutes.
@@ -9,12 +9,12 @@ is trained: sizes do not depend on values. It takes 2 GB of memory and of disk s
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import base
 from safetensors.torch import save_file
 
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
@@ -29,6 +29,9 @@ from peft_audio.strategies.base import (
     freeze_nothing,
     peft_weights,
 )
+
+sys.path.append(str(Path(__file__).parents[1] / "speed"))
+from machine import base
 
 # The settings are the recipes' defaults, but where the name says otherwise.
 STRATEGIES: dict[str, Callable[[Any], Any]] = {

@@ -1,7 +1,7 @@
 """What the way from files to batches costs: padding, memory at 1,000 to 100,000 clips, and waiting.
 
-    python benchmarks/data_path.py
-    python benchmarks/data_path.py --tables padding memory --out data_path.md
+    python benchmarks/speed/data_path.py
+    python benchmarks/speed/data_path.py --tables padding memory --out data_path.md
 
 Each figure is measured in a process of its own. The large collections are links to the same few recordings in a
 temporary folder, which is deleted: files to find, open, decode and list like any others, without their bytes on the
@@ -24,7 +24,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 SIZES = (1_000, 10_000, 100_000)
 SHORTEST_SECONDS, LONGEST_SECONDS, CLIPS = 0.2, 30.0, 2_000

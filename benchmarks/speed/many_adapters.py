@@ -1,8 +1,8 @@
 """Many adapters on one base: memory, loading, switching, and one clip through all of them.
 
-    python benchmarks/many_adapters.py
-    python benchmarks/machine.py base wav2vec2-base-sized 12
-    python benchmarks/many_adapters.py --base wav2vec2-base-sized --count 20 --out many.md
+    python benchmarks/speed/many_adapters.py
+    python benchmarks/speed/machine.py base wav2vec2-base-sized 12
+    python benchmarks/speed/many_adapters.py --base wav2vec2-base-sized --count 20 --out many.md
 
 The adapters have random weights and 2 to 11 labels: LoRA of rank 8 in all linear layers, and heads alone. Memory is
 what is resident once a process has loaded them and answered for each; every figure of it comes from a process of its
@@ -52,7 +52,7 @@ def main() -> None:
         memory = [row for kind in KINDS for row in memory_rows(kind, Path(temporary), sizes[kind], options)]
         times = [time_row(kind, Path(temporary), options) for kind in KINDS]
         passes = [pass_row(kind, Path(temporary), options) for kind in KINDS]
-    command = shlex.join(["python", "benchmarks/many_adapters.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/speed/many_adapters.py", *sys.argv[1:]])
     clip = f"One clip of {options.seconds:g} s through {options.count} adapters: median (least to most), in ms."
     page = [
         f"`{command}`",

@@ -1,10 +1,10 @@
 """Are runs of the same command the same bits, and what does `train.deterministic` cost?
 
-    python benchmarks/determinism.py --device cuda --encoder base --seconds 8
-    python benchmarks/determinism.py --cases lora --repeats 2
+    python benchmarks/validity/determinism.py --device cuda --encoder base --seconds 8
+    python benchmarks/validity/determinism.py --cases lora --repeats 2
 
-Each case of chaos.py runs several times with the setting off, then on, each in a process of its own, with no other
-work beside it. The first run of a process warms it up: its bits count, its time does not.
+Each case of tests/robustness/chaos.py runs several times with the setting off, then on. Each runs in its own process,
+with no other work beside it. The first run of a process warms it up: its bits count, its time does not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from chaos import CASES, about, unlike
-from forked import RECIPES, make_base, make_data
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from robustness.chaos import CASES, about, unlike
+from robustness.forked import RECIPES, make_base, make_data
 
 DEFAULT_CASES = ["lora", "lora, bf16", "lora, nf4", "head only", "last layer, accumulation", "full, 8-bit optimizer"]
 # Behind the case's own: no checkpoint is due, and nothing is left for a second process to do.

@@ -1,6 +1,6 @@
 """How far is `peft-audio plan` from what a comparison took?
 
-    python recipes/compare.py && python benchmarks/plan.py runs/compare
+    python recipes/compare.py && python benchmarks/validity/plan.py runs/compare
 
 Makes the plan of a finished comparison (its timed runs, if they are not there) and prints the measured over the planned
 figures of each arm: medians over final runs that had the device to themselves.

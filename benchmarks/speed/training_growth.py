@@ -1,4 +1,4 @@
-"""How the seconds of a training step grow, for benchmarks/throughput.py --growth."""
+"""How the seconds of a training step grow, for benchmarks/speed/training.py --growth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from machine import said
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from throughput_runs import Bench, Case, make_base, measure_in_turn
+from training import Bench, Case, make_base, measure_in_turn
 
 SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 BATCHES = (1, 2, 4, 8, 16)

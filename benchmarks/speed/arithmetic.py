@@ -1,7 +1,7 @@
 """Which attention implementation is fastest, and whether torch.compile pays: for each family and length of clips.
 
-    python benchmarks/arithmetic.py --out arithmetic.md
-    python benchmarks/arithmetic.py --encoders wav2vec2 --seconds 5 --batch 1 --repeats 2 --no-compile
+    python benchmarks/speed/arithmetic.py --out arithmetic.md
+    python benchmarks/speed/arithmetic.py --encoders wav2vec2 --seconds 5 --batch 1 --repeats 2 --no-compile
 
 Times training steps of LoRA: forward and backward through the transformer's layers alone, on random frames, because
 the CNN before them has no attention and is run once a clip where its output is cached. Everything is in eval mode, as

@@ -1,7 +1,7 @@
 """Clips a second: transformers' pipeline with PEFT's model, and `peft_audio.predict`.
 
-    python benchmarks/inference.py
-    python benchmarks/inference.py --digits 60 --noises 6 --repeats 2 --out inference.md
+    python benchmarks/speed/inference.py
+    python benchmarks/speed/inference.py --digits 60 --noises 6 --repeats 2 --out inference.md
 
 Both label the same files with the same LoRA adapter, decoding included; loading and one clip to warm up are not. The
 pipeline is called as its documentation shows, on arrays: for file names it wants the ffmpeg program, for other rates
@@ -26,7 +26,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "peft_audio" / "assets" / "digits" / "test.parquet"
 SHORTEST_SECONDS, LONGEST_SECONDS, RATE = 1.0, 9.0, 16_000
 STEPS = 2

@@ -1,6 +1,6 @@
 """How many bytes is a checkpoint, and which share of a training's time goes into writing them by default?
 
-    python benchmarks/checkpoints.py
+    python benchmarks/size/checkpoints.py
 
 Prints the table of docs/resuming.md: each strategy on an encoder of wav2vec2-base's size with random weights, behind
 one step of the optimizer, so that all of its state is there. Seconds are of hashing, writing and syncing on this disk,
@@ -10,6 +10,7 @@ where it would pass 1%. It takes 4 GB of memory and of disk space for a while, a
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +18,6 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
-from adapter_sizes import STRATEGIES
-from machine import base
 
 from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.encoders.loading import load_classifier
@@ -26,6 +25,10 @@ from peft_audio.training.optimizer import make_optimizer, make_schedule
 from peft_audio.training.resuming import save_position
 from peft_audio.training.saver import MOST
 from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
+
+sys.path.append(str(Path(__file__).parents[1] / "speed"))
+from adapter_sizes import STRATEGIES
+from machine import base
 
 SHOWN = ["full", "last_n_layers, n 2", "lora, r 8", "dora, r 8", "attention_heads, 4 in one layer", "bias_only", "ia3"]
 SHOWN += ["head_only"]

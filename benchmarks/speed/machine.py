@@ -1,9 +1,9 @@
 """Figures about a machine and a base that the other benchmarks ask for, each in a fresh process.
 
-    python benchmarks/machine.py machine                        # versions, and what matrix products reach here
-    python benchmarks/machine.py imports SCRIPT                 # peak bytes of a process that only imports what it does
-    python benchmarks/machine.py base FOLDER 12                 # an encoder with random weights, of so many layers
-    python benchmarks/machine.py flops BASE STRATEGY CLIPS SECONDS   # operations of one plain training step
+    python benchmarks/speed/machine.py machine              # versions, and what matrix products reach here
+    python benchmarks/speed/machine.py imports SCRIPT       # peak bytes of a process that only imports what it does
+    python benchmarks/speed/machine.py base FOLDER 12       # an encoder with random weights, of so many layers
+    python benchmarks/speed/machine.py flops BASE STRATEGY CLIPS SECONDS  # operations of one plain training step
 
 The last line printed is JSON. The process that asks must not import torch itself: Linux counts the memory of the
 process that a child came from as the child's.
@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-NANO = Path(__file__).parents[1] / "peft_audio" / "assets" / "wav2vec2-nano"
+NANO = Path(__file__).parents[2] / "peft_audio" / "assets" / "wav2vec2-nano"
 SAMPLING_RATE = 16_000
 # As peft_audio's train.mixed_precision names them.
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
