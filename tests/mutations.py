@@ -66,7 +66,7 @@ MUTATIONS = (
     Mutation(
         "projector not saved",
         "peft_audio/strategies/base.py",
-        "modules_to_save=list(anatomy.head),\n        use_dora",
+        "modules_to_save=list(family.head),\n        use_dora",
         'modules_to_save=["classifier"],\n        use_dora',
         "tests/strategies/test_strategies.py tests/adapters/test_load_and_save.py",
     ),
@@ -198,9 +198,9 @@ MUTATIONS = (
     ),
     Mutation(
         "LoRA put where WavLM ignores it",
-        "peft_audio/encoders/family.py",
-        'Anatomy("wavlm", "WavLM", lora_reaches_attention=False)',
-        'Anatomy("wavlm", "WavLM")',
+        "peft_audio/encoders/wavlm.py",
+        "lora_reaches_attention=False",
+        "lora_reaches_attention=True",
         "tests/encoders/test_families.py",
     ),
     Mutation(
@@ -388,7 +388,7 @@ MUTATIONS = (
     Mutation(
         "attention heads: the output projection's rows train, not its columns",
         "peft_audio/strategies/attention_heads.py",
-        "(a, one_hot, b) if name == anatomy.attention[-1] else (b, one_hot.T, a)",
+        "(a, one_hot, b) if name == family.attention[-1] else (b, one_hot.T, a)",
         "(b, one_hot.T, a)",
         "tests/strategies/test_attention_heads.py",
     ),

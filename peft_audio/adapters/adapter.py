@@ -48,7 +48,7 @@ def model_inputs(waveforms: Sequence[np.ndarray], extractor: Any, minimum_sample
     Args:
         waveforms: float32 of shape (samples,) each, mono, at the extractor's rate.
         extractor: Of the adapter.
-        minimum_samples: See `anatomy.minimum_samples`.
+        minimum_samples: See `EncoderFamily.minimum_samples`.
 
     Returns:
         `input_values`, float32 of shape (clips, samples), and `attention_mask` of the same shape where one is needed.

@@ -21,6 +21,7 @@ from peft_audio.adapters.parts import Parts, Place, Wrapping, Wrappings, put, re
 from peft_audio.adapters.probes import check_answers
 from peft_audio.adapters.record import AdapterRecord, read_record
 from peft_audio.config import ModelConfig
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import Base, classifier_settings
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import Cut, answer_pooled, features_accepted, find_cut, pool, run_prefixes
@@ -77,7 +78,8 @@ class AdapterSet:
         self._members: dict[str, _Member] = {}
         self._wrappings = Wrappings()
         self._own: dict[Place, Any] = {}
-        self._plain = Parts(Wrapping({}, {}, {}, {}), {}, classifier_settings(ModelConfig(), ["any", "other"]), ())
+        settings = classifier_settings(ModelConfig(), ["any", "other"], family_of(model.config))
+        self._plain = Parts(Wrapping({}, {}, {}, {}), {}, settings, ())
         # None while it changes, and for good where that was interrupted.
         self._inside: Parts | None = self._plain
         self._lock = RLock()
@@ -209,7 +211,7 @@ class AdapterSet:
 
     def _pass(self, inputs: dict[str, torch.Tensor], members: dict[str, _Member]) -> dict[str, torch.Tensor]:
         model, answers = self._model, {}
-        layers = range(model.config.num_hidden_layers + 1)
+        layers = range(family_of(model.config).layer_count(model.config) + 1)
         by_cut: dict[tuple[Cut, bool], dict[str, Parts]] = {}
         for name, member in members.items():
             mixture = member.cut.place == "pooled" and member.adapter.record.layer_weighted_sum

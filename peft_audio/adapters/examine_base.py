@@ -17,7 +17,7 @@ from peft_audio.adapters.finding import AGAIN, Finding
 from peft_audio.adapters.load import base_of, base_rate, wanted_shapes
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.family import LAYER_WEIGHTS
+from peft_audio.encoders.base import LAYER_WEIGHTS
 from peft_audio.encoders.loading import identify_base, load_with_absent, pin_base, quiet_loading
 from peft_audio.errors import UserError, first_line
 from peft_audio.strategies.base import PEFT_PREFIX, freeze_all_but_biases

@@ -25,7 +25,8 @@ from peft_audio.adapters.hub import fetch_adapter
 from peft_audio.adapters.probes import check_answers
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.family import LAYER_WEIGHTS, minimum_samples
+from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import (
     BUNDLED_ENCODER,
     identify_base,
@@ -152,7 +153,7 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
 
 def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
     """Refuse a record by which a short clip would be padded to less, or more, than in training."""
-    found, said = minimum_samples(model.config), record.mask["minimum_samples"]
+    found, said = family_of(model.config).minimum_samples(model.config), record.mask["minimum_samples"]
     if found != said:
         raise UserError(
             f"{folder / RECORD}: minimum_samples is {said}, but the encoder's is {found}; get the adapter again."

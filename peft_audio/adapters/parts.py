@@ -20,7 +20,8 @@ from peft_audio.adapters.files import WEIGHTS
 from peft_audio.adapters.load import check_peft_files
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.family import LAYER_WEIGHTS, anatomy_of
+from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import classifier_settings, quiet_loading
 from peft_audio.errors import UserError, first_line
 from peft_audio.strategies.base import PEFT_PREFIX, freeze_all_but_biases
@@ -93,7 +94,7 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
     with _as_trained(model, record):
         own = {name: weight.shape for name, weight in model.named_parameters()}
         whole = set(_whole_names(config, record, model))
-        last = f"{anatomy_of(model.config).head[-1]}."
+        last = f"{family_of(model.config).head[-1]}."
         # The shared model's last layer has another adapter's labels.
         shapes = {name: _with_labels(own[name], len(record.labels) * name.startswith(last)) for name in whole}
     shapes |= wrapping.shapes
@@ -112,7 +113,8 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
         # A copy, so that the file may change or go.
         weight = nn.Parameter(value.to(device, torch.float32, copy=True), requires_grad=False)
         values[wrapping.weights.get(name) or _place(model, name)] = weight
-    settings = classifier_settings(ModelConfig(layer_weighted_sum=record.layer_weighted_sum), record.labels)
+    cfg = ModelConfig(layer_weighted_sum=record.layer_weighted_sum)
+    settings = classifier_settings(cfg, record.labels, family_of(model.config))
     return Parts(wrapping, values, settings, tuple(wrapping.paths.get(name, name) for name in sorted(stored)))
 
 
@@ -169,7 +171,8 @@ def _place(model: nn.Module, name: str) -> Place:
 def _as_trained(model: Any, record: AdapterRecord) -> Iterator[None]:
     """The mixture of layers is a weight of the model where the adapter has one."""
     if record.layer_weighted_sum:
-        setattr(model, LAYER_WEIGHTS, nn.Parameter(torch.empty(model.config.num_hidden_layers + 1, device="meta")))
+        layers = family_of(model.config).layer_count(model.config)
+        setattr(model, LAYER_WEIGHTS, nn.Parameter(torch.empty(layers + 1, device="meta")))
     try:
         yield
     finally:
@@ -185,7 +188,7 @@ def _whole_names(config: PeftConfig, record: AdapterRecord, model: Any) -> Itera
         yield from freeze_all_but_biases(model)[1].parameters
     # PEFT too takes what ends so, but every bias is not what trains. The head is never the base's.
     listed = () if record.strategy == "bias_only" else getattr(config, "modules_to_save", None) or ()
-    ends = (*listed, *anatomy_of(model.config).head)
+    ends = (*listed, *family_of(model.config).head)
     modules = tuple(f"{name}." for name, _ in model.named_modules() if name.endswith(ends))
     yield from (name for name, _ in model.named_parameters() if name.startswith(modules))
 

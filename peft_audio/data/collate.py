@@ -32,7 +32,7 @@ def collate(items: Sequence[dict[str, Any]], minimum_samples: int) -> dict[str, 
 
     Args:
         items: What `clips.Clips` gives; one without `recording` is a recording of its own.
-        minimum_samples: See `anatomy.minimum_samples`. Zeros up to it count as part of the clip, in any batch.
+        minimum_samples: See `EncoderFamily.minimum_samples`. Zeros up to it count as part of the clip, in any batch.
 
     Returns:
         `input_values`, float32 of shape (clips, samples); `attention_mask`, int64 of the same shape; of shape

@@ -21,7 +21,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.sampler import TrainingBatches, evaluation_batches
 from peft_audio.data.splits import Splits
 from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
-from peft_audio.encoders.family import minimum_samples
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.spec_augment import make_masks
 from peft_audio.errors import UserError
 
@@ -93,7 +93,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     heard = View(extractor, cfg.data, train.seed)
     augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
     trained = View(extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
-    padded = partial(collate, minimum_samples=minimum_samples(encoder))
+    padded = partial(collate, minimum_samples=family_of(encoder).minimum_samples(encoder))
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:

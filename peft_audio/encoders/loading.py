@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from transformers.utils import logging
 
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.exact_padding import make_padding_exact
-from peft_audio.encoders.family import LAYER_WEIGHTS, MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
+from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, EncoderFamily
+from peft_audio.encoders.family import FAMILIES, encoder_of, family_of
 from peft_audio.encoders.quantization import quantization_settings
 from peft_audio.errors import UserError, unloadable
 from peft_audio.files import expanded, is_folder
@@ -42,7 +42,7 @@ class Base:
         commit: The Hub's commit, None for a folder.
         sha256: Of the encoder's weights, see `weights_sha256`.
         model_type: Its family.
-        minimum_samples: The shortest input that it takes, see `minimum_samples`.
+        minimum_samples: The length to which shorter clips are padded.
     """
 
     name: str
@@ -94,7 +94,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
     """
     base, commit = pin_base(cfg)
     try:
-        anatomy_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
+        family_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
         return AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise unloadable(cfg.name, error) from error
@@ -117,8 +117,8 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
         UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
     """
     model, absent = load_with_absent(cfg, labels)
-    config, anatomy = model.config, anatomy_of(model.config)
-    absent = {key for key in absent if not key.startswith((*anatomy.head, LAYER_WEIGHTS))}
+    config, family = model.config, family_of(model.config)
+    absent = {key for key in absent if not key.startswith((*family.head, LAYER_WEIGHTS))}
     if absent:
         raise UserError(
             f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
@@ -127,7 +127,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     spoilt = [name for name, value in encoder_of(model).named_parameters() if not value.isfinite().all()]
     if spoilt:
         raise UserError(f"--model.name: {cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
-    for name in anatomy.head:
+    for name in family.head:
         # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
         module = getattr(model, name)
         nn.init.normal_(module.weight, std=config.initializer_range)
@@ -136,7 +136,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
             module.register_forward_pre_hook(partial(_drop_before, cfg.head_dropout))
     if cfg.layer_weighted_sum:
         nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
-    make_padding_exact(encoder_of(model))
+    family_of(model.config).make_padding_exact(model)
     return model.eval()
 
 
@@ -149,7 +149,7 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
     model, absent = load_with_absent(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
     if absent:
         raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
-    make_padding_exact(encoder_of(model))
+    family_of(model.config).make_padding_exact(model)
     return model.eval()
 
 
@@ -172,8 +172,8 @@ def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool =
         config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False, **attention)
         _refuse_foreign_kernels(cfg, config)
         if not any_family:
-            anatomy_of(config)
-        config.update(classifier_settings(cfg, labels))
+            family_of(config)
+        config.update(classifier_settings(cfg, labels, FAMILIES.get(config.model_type)))
         with quiet_loading():
             model, loading = _with_weights(cfg, base, commit, config)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
@@ -223,22 +223,24 @@ def identify_base(cfg: ModelConfig, model: Any) -> Base:
     # Checkpoints saved without SpecAugment lack this vector, and it is drawn anew at each loading.
     weights, config = encoder_of(model).state_dict(), model.config
     sha256 = weights_sha256({name: value for name, value in weights.items() if name != MASK_VECTOR})
-    return Base(cfg.name, pin_base(cfg)[1], sha256, config.model_type, minimum_samples(config))
+    return Base(cfg.name, pin_base(cfg)[1], sha256, config.model_type, family_of(config).minimum_samples(config))
 
 
-def classifier_settings(cfg: ModelConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """What the model's config must say about labels, head and regularisation so that training and loading agree."""
-    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-    return {
+def classifier_settings(cfg: ModelConfig, labels: Sequence[str], family: EncoderFamily | None) -> dict[str, Any]:
+    """Return the config settings for labels, head and regularisation, the same in training and loading.
+
+    Args:
+        cfg: Settings of the model.
+        labels: Label names in the order of the logits.
+        family: Family of the encoder; None for one that nothing here can train.
+    """
+    labels_and_head = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
         "num_labels": len(labels),
         "use_weighted_layer_sum": cfg.layer_weighted_sum,
-        # LayerDrop skips other layers on each process, which stops DDP; SpecAugment draws by batch and crashes on short
-        # clips, so ours is in spec_augment.py.
-        "layerdrop": 0.0,
-        "apply_spec_augment": False,
-    } | ({} if cfg.dropout is None else dict.fromkeys(dropouts, cfg.dropout))
+    }
+    return labels_and_head | (family.load_settings(cfg.dropout) if family else {})
 
 
 def versions() -> dict[str, str]:

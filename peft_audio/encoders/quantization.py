@@ -9,18 +9,14 @@ from accelerate import PartialState
 from transformers import BitsAndBytesConfig
 
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.family import anatomy_of
+from peft_audio.encoders.family import family_of
 
 
 def quantization_settings(cfg: ModelConfig, config: Any) -> dict[str, Any]:
     """What tells transformers to hold the transformer's linear layers in 8 or 4 bits; nothing where it is not asked."""
     if cfg.quantization == "none":
         return {}
-    anatomy = anatomy_of(config)
-    # The fresh head must keep its precision, and the feature projection is where SpecAugment writes.
-    keep = [*anatomy.head, f"{anatomy.encoder}.feature_projection"]
-    if not anatomy.lora_reaches_attention:
-        keep += [*anatomy.attention, "gru_rel_pos_linear"]
+    keep = list(family_of(config).unquantized)
     # bitsandbytes says at every product of every step that it computes in float16.
     getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")
     eight = cfg.quantization == "int8"

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from peft_audio.config import AugmentConfig
-from peft_audio.encoders.family import MASK_VECTOR, count_frames, encoder_of, minimum_samples
+from peft_audio.encoders.base import MASK_VECTOR
+from peft_audio.encoders.family import encoder_of, family_of
 
 # Crops are drawn from the same seed: another stream keeps where a clip is cut and what is hidden apart.
 STREAM = 1
@@ -39,10 +40,11 @@ def make_masks(cfg: AugmentConfig, encoder: Any) -> Masks | None:
 
 def _draw(cfg: AugmentConfig, encoder: Any, samples: int, seed: Sequence[int]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([*seed, STREAM])
-    frames = count_frames(encoder, max(samples, minimum_samples(encoder)))
+    family = family_of(encoder)
+    frames = family.count_frames(encoder, max(samples, family.minimum_samples(encoder)))
     return {
         "time_mask": _spans(frames, cfg.mask_time_share, cfg.mask_time_frames, rng),
-        "feature_mask": _spans(encoder.hidden_size, cfg.mask_feature_share, cfg.mask_feature_channels, rng),
+        "feature_mask": _spans(family.width(encoder), cfg.mask_feature_share, cfg.mask_feature_channels, rng),
     }
 
 
@@ -60,7 +62,7 @@ def masked(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
     if "time_mask" not in batch:
         yield
         return
-    encoder = encoder_of(model)
+    encoder, masked_module = encoder_of(model), family_of(model.config).masked_module
     vector = getattr(encoder, MASK_VECTOR, None)
 
     def hide(transformer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -69,7 +71,7 @@ def masked(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
         hidden = torch.where(batch["time_mask"][:, :, None], fill, hidden)
         return (hidden.masked_fill(batch["feature_mask"][:, None, :], 0), *args[1:])
 
-    hook = encoder.encoder.register_forward_pre_hook(hide)
+    hook = encoder.get_submodule(masked_module).register_forward_pre_hook(hide)
     try:
         yield
     finally:

@@ -54,7 +54,9 @@ from peft_audio.strategies.base import Trainable
 
 # What decides the features of a clip besides its bytes: another word in one of these files makes another key.
 CODE = ["audio/decoding", "audio/pyav", "data/augment", "data/collate", "data/dataset"]
-CODE += ["encoders/exact_padding", "encoders/family", "encoders/loading", "encoders/quantization"]
+CODE += ["encoders/base", "encoders/conv_transformer", "encoders/exact_padding", "encoders/family"]
+CODE += ["encoders/hubert", "encoders/loading", "encoders/quantization", "encoders/unispeech_sat"]
+CODE += ["encoders/wav2vec2", "encoders/wavlm"]
 CODE += ["feature_cache/cut", "feature_cache/fill", "feature_cache/store"]
 PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr", "audiomentations", "av")
 # What a model's config says of the head, of dropout and of where it came from decides nothing in the prefix.

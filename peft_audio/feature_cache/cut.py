@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from peft_audio.encoders.family import MASK_VECTOR, anatomy_of, encoder_of, minimum_samples
+from peft_audio.encoders.base import MASK_VECTOR
+from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.strategies.base import PEFT_PREFIX, Trainable
 
 
@@ -69,12 +70,12 @@ def find_cut(model: Any, trained: Trainable, masked: bool, head_dropout: bool) -
 
 def _depth(name: str, model: Any) -> int:
     """How deep in the model a parameter is first used, in the order that `find_cut` counts."""
-    anatomy, config = anatomy_of(model.config), model.config
-    within = name.removeprefix(PEFT_PREFIX).removeprefix(f"{anatomy.encoder}.")
+    family, config = family_of(model.config), model.config
+    within = name.removeprefix(PEFT_PREFIX).removeprefix(f"{family.encoder}.")
     if within == name.removeprefix(PEFT_PREFIX):
         return 4 + config.num_hidden_layers
-    if within.startswith(f"{anatomy.layers}."):
-        return 3 + int(within.removeprefix(f"{anatomy.layers}.").partition(".")[0])
+    if within.startswith(f"{family.layers}."):
+        return 3 + int(within.removeprefix(f"{family.layers}.").partition(".")[0])
     if within.startswith("encoder.layer_norm.") and config.do_stable_layer_norm:
         return 3 + config.num_hidden_layers
     return {"feature_extractor": 0, "feature_projection": 1}.get(within.partition(".")[0], 2)
@@ -82,7 +83,7 @@ def _depth(name: str, model: Any) -> int:
 
 def prefix_weights(model: Any, cut: Cut) -> dict[str, torch.Tensor]:
     """The weights, and other state, that decide what the prefix returns."""
-    config, encoder = model.config, anatomy_of(model.config).encoder
+    config, encoder = model.config, family_of(model.config).encoder
     depth = {"convolutions": 1, "projection": 2, "pooled": 4 + config.num_hidden_layers}.get(cut.place, 3 + cut.layers)
     state = encoder_of(model).state_dict()
     return {
@@ -192,7 +193,7 @@ def answer_pooled(model: Any, pooled: torch.Tensor) -> torch.Tensor:
         values = (pooled * model.layer_weights.softmax(-1)[:, None]).sum(1)
     else:
         values = pooled[:, -1]
-    for name in anatomy_of(model.config).head:
+    for name in family_of(model.config).head:
         values = getattr(model, name)(values)
     return values
 
@@ -228,7 +229,7 @@ def accept_features(model: Any, cut: Cut) -> None:
     _instead(encoder.feature_extractor, starts, lambda values: values.transpose(1, 2))
     if cut.place == "convolutions":
         return
-    both = anatomy_of(config).projection_returns_both
+    both = getattr(family_of(config), "projection_returns_both", True)
     _instead(encoder.feature_projection, replaying, lambda values: (values, values) if both else values)
     if cut.place == "projection":
         return
@@ -290,5 +291,5 @@ def _hand_on_with_bias(layer: Any) -> Callable[..., tuple[torch.Tensor, torch.Te
 
 def replay_samples(lengths: list[int], cut: Cut, config: Any) -> torch.Tensor:
     """The `attention_mask` beside features, of shape (clips, 1): lengths in samples; pooled, those of one frame."""
-    shortest = minimum_samples(config)
+    shortest = family_of(config).minimum_samples(config)
     return torch.tensor([[shortest if cut.place == "pooled" else max(length, shortest)] for length in lengths])

@@ -21,7 +21,7 @@ from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, heard_seconds
 from peft_audio.data.sampler import Draw
 from peft_audio.data.sampler import cut as cut_batches
-from peft_audio.encoders.family import count_frames, minimum_samples
+from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import Cut, run_prefix
 from peft_audio.feature_cache.store import Reader, Store, read_table
@@ -104,9 +104,10 @@ def _rows(model: Any, cut: Cut, each: Wanted) -> int:
     if cut.place == "pooled":
         layers = cut.layers + 1 if model.config.use_weighted_layer_sum else 1
         return layers * each.names.size
-    rate, shortest = each.clips.view.extractor.sampling_rate, minimum_samples(model.config)
+    family = family_of(model.config)
+    rate, shortest = each.clips.view.extractor.sampling_rate, family.minimum_samples(model.config)
     samples = np.maximum(np.round(each.seconds * rate), shortest).astype(int).tolist()
-    return max(1, each.views) * sum(count_frames(model.config, length) for length in samples)
+    return max(1, each.views) * sum(family.count_frames(model.config, length) for length in samples)
 
 
 def _augmentation(cfg: AugmentConfig) -> list[Any]:
@@ -134,7 +135,8 @@ def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> 
     if cut.place == "pooled":
         return list(values)
     lengths = batch["attention_mask"].sum(1).tolist()
-    return [row[: count_frames(model.config, samples)] for row, samples in zip(values, lengths, strict=True)]
+    family = family_of(model.config)
+    return [row[: family.count_frames(model.config, samples)] for row, samples in zip(values, lengths, strict=True)]
 
 
 def find_missing(

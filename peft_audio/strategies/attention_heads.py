@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from peft_audio.config import AttentionHeadsRecipe
 from peft_audio.data.loaders import Loaders
-from peft_audio.encoders.family import LAYER_WEIGHTS, anatomy_of, encoder_of
+from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import model_logits
@@ -43,11 +44,11 @@ def train_attention_heads(
     Raises:
         UserError: The encoder's attention ignores LoRA, or it has not so many heads.
     """
-    anatomy, config = anatomy_of(model.config), model.config
-    layers, each, count = config.num_hidden_layers, config.num_attention_heads, cfg.attention_heads.count
-    if not anatomy.lora_reaches_attention:
+    family, config = family_of(model.config), model.config
+    layers, each, count = family.layer_count(config), family.attention_heads(config), cfg.attention_heads.count
+    if not family.lora_reaches_attention:
         raise UserError(
-            f"--model.name: got {cfg.model.name}, must be of another family: {anatomy.examples}'s attention ignores "
+            f"--model.name: got {cfg.model.name}, must be of another family: {family.examples}'s attention ignores "
             "LoRA, as which heads train. Use recipes/last_n_layers.py with --last_n_layers.part attention."
         )
     if count > layers * each:
@@ -89,16 +90,17 @@ def score_heads(
     read = list(islice(batches, parts))
     model.to(accelerator.device)
     # A frozen encoder keeps no gradients of its weights, and its convolutions no graph.
-    model.freeze_feature_encoder()
+    family = family_of(model.config)
+    family.freeze_stem(model)
     encoder_of(model).requires_grad_(False)
-    classifier = nn.Sequential(*(getattr(model, name) for name in anatomy_of(model.config).head))
+    classifier = nn.Sequential(*(getattr(model, name) for name in family.head))
     fresh = deepcopy(classifier.state_dict())
     labels, features = _for_each_clip(lambda batch: pooled_features(model, batch), read, accelerator)
     rate = cfg.train.head_learning_rate or cfg.train.learning_rate
     _fit(classifier, features, labels, cfg.attention_heads.head_steps, rate)
     _, gradients = _for_each_clip(lambda batch: mask_gradients(model, batch).flatten(1), read, accelerator)
     classifier.load_state_dict(fresh)
-    scores = gradients.abs().mean(0).view(-1, model.config.num_attention_heads)
+    scores = gradients.abs().mean(0).view(-1, family.attention_heads(model.config))
     return F.normalize(scores, dim=1)
 
 
@@ -112,8 +114,9 @@ def mask_gradients(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         Of shape (clips, layers, heads).
     """
-    anatomy, heads = anatomy_of(model.config), model.config.num_attention_heads
-    layers = encoder_of(model).get_submodule(anatomy.layers)
+    family = family_of(model.config)
+    heads = family.attention_heads(model.config)
+    layers = encoder_of(model).get_submodule(family.layers)
     masks = torch.ones(len(layers), len(batch["label"]), heads, device=batch["label"].device, requires_grad=True)
 
     def masked(layer: int) -> Callable[..., tuple[torch.Tensor]]:
@@ -123,7 +126,7 @@ def mask_gradients(model: Any, batch: Batch) -> torch.Tensor:
 
         return scale
 
-    outputs = [layer.get_submodule(anatomy.attention_block).get_submodule(anatomy.attention[-1]) for layer in layers]
+    outputs = [layer.get_submodule(family.attention_block).get_submodule(family.attention[-1]) for layer in layers]
     hooks = [module.register_forward_pre_hook(masked(layer)) for layer, module in enumerate(outputs)]
     try:
         # Clips do not see each other, so the gradient of the sum holds that of each.
@@ -147,7 +150,7 @@ def pooled_features(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         Of shape (clips, channels).
     """
-    head = {name: getattr(model, name) for name in anatomy_of(model.config).head}
+    head = {name: getattr(model, name) for name in family_of(model.config).head}
     try:
         for name in head:
             setattr(model, name, nn.Identity())
@@ -186,12 +189,11 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
     Returns:
         The model wrapped by PEFT, and what trains in it. The fixed factors are saved too, and count in the bytes.
     """
-    anatomy, config = anatomy_of(model.config), model.config
-    # Frozen weights are not enough, see strategies.py.
-    model.freeze_feature_encoder()
-    width = config.hidden_size // config.num_attention_heads
-    blocks = {layer: f"{anatomy.encoder}.{anatomy.layers}.{layer}.{anatomy.attention_block}" for layer in heads}
-    ranks = {f"{blocks[layer]}.{name}": width * len(heads[layer]) for layer in heads for name in anatomy.attention}
+    family, config = family_of(model.config), model.config
+    family.freeze_stem(model)
+    width = family.width(config) // family.attention_heads(config)
+    blocks = {layer: f"{family.encoder}.{family.layers}.{layer}.{family.attention_block}" for layer in heads}
+    ranks = {f"{blocks[layer]}.{name}": width * len(heads[layer]) for layer in heads for name in family.attention}
     peft_config = peft.LoraConfig(
         task_type=None,
         r=width,
@@ -199,23 +201,23 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
         rank_pattern=ranks,
         alpha_pattern=dict(ranks),
         target_modules=list(ranks),
-        modules_to_save=list(anatomy.head),
+        modules_to_save=list(family.head),
     )
     with quiet_loading():
         adapted = peft.get_peft_model(model, peft_config)
     for layer, chosen in heads.items():
         channels = torch.cat([torch.arange(head * width, (head + 1) * width) for head in chosen])
-        one_hot = F.one_hot(channels, config.hidden_size).float()
-        for name in anatomy.attention:
+        one_hot = F.one_hot(channels, family.width(config)).float()
+        for name in family.attention:
             lora = model.get_submodule(f"{blocks[layer]}.{name}")
             a, b = lora.lora_A["default"].weight, lora.lora_B["default"].weight
-            fixed, value, trains = (a, one_hot, b) if name == anatomy.attention[-1] else (b, one_hot.T, a)
+            fixed, value, trains = (a, one_hot, b) if name == family.attention[-1] else (b, one_hot.T, a)
             fixed.requires_grad_(False).copy_(value)
             nn.init.zeros_(trains)
     if hasattr(model, LAYER_WEIGHTS):
         # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
         model.layer_weights.requires_grad_(True)
-    return adapted, describe_trained("attention_heads", adapted, anatomy, peft_config)
+    return adapted, describe_trained("attention_heads", adapted, family, peft_config)
 
 
 def _fit(classifier: nn.Module, features: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:

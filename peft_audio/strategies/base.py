@@ -16,7 +16,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig
-from peft_audio.encoders.family import LAYER_WEIGHTS, MASK_VECTOR, Anatomy, anatomy_of, encoder_of
+from peft_audio.encoders.base import LAYER_WEIGHTS, EncoderFamily
+from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 
@@ -72,23 +73,23 @@ def apply_lora(model: Any, cfg: LoraConfig) -> tuple[Any, Trainable]:
     Raises:
         UserError: The encoder has no such linear layers, or not so many transformer layers.
     """
-    anatomy = anatomy_of(model.config)
-    _freeze_convolutions(model)
+    family = family_of(model.config)
+    family.freeze_stem(model)
     peft_config = peft.LoraConfig(
         # SEQ_CLS would save `classifier` and lose `projector`; naming both keeps the whole head.
         task_type=None,
         r=cfg.r,
         lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
-        target_modules=_targets(anatomy, cfg),
-        layers_to_transform=_layer_numbers(model.config.num_hidden_layers, cfg),
-        layers_pattern=None if cfg.layers is None else anatomy.layers.rsplit(".", 1)[-1],
-        modules_to_save=list(anatomy.head),
+        target_modules=_targets(family, cfg),
+        layers_to_transform=_layer_numbers(family.layer_count(model.config), cfg),
+        layers_pattern=None if cfg.layers is None else family.layers.rsplit(".", 1)[-1],
+        modules_to_save=list(family.head),
         use_dora=cfg.use_dora,
         use_rslora=cfg.use_rslora,
     )
     adapted = _wrapped(model, peft_config)
-    return adapted, describe_trained("lora", adapted, anatomy, peft_config)
+    return adapted, describe_trained("lora", adapted, family, peft_config)
 
 
 def apply_ia3(model: Any) -> tuple[Any, Trainable]:
@@ -103,25 +104,24 @@ def apply_ia3(model: Any) -> tuple[Any, Trainable]:
     Returns:
         The model wrapped by PEFT, and what trains in it.
     """
-    anatomy = anatomy_of(model.config)
-    _freeze_convolutions(model)
-    inner = anatomy.feed_forward[-1]
+    family = family_of(model.config)
+    family.freeze_stem(model)
     peft_config = peft.IA3Config(
-        target_modules=sorted({"k_proj", "v_proj", inner} & set(anatomy.lora_targets)),
-        # What goes into this layer is scaled, not what comes out of it.
-        feedforward_modules=[inner],
-        modules_to_save=list(anatomy.head),
+        target_modules=sorted(family.ia3_targets),
+        # The input of these layers is scaled, not their output.
+        feedforward_modules=list(family.ia3_feed_forward),
+        modules_to_save=list(family.head),
     )
     adapted = _wrapped(model, peft_config)
-    return adapted, describe_trained("ia3", adapted, anatomy, peft_config)
+    return adapted, describe_trained("ia3", adapted, family, peft_config)
 
 
 def freeze_all_but_head(model: Any) -> tuple[Any, Trainable]:
     """Only the fresh head trains, on a fixed encoder (a linear probe with one hidden projection)."""
-    anatomy = anatomy_of(model.config)
-    _freeze_convolutions(model)
+    family = family_of(model.config)
+    family.freeze_stem(model)
     encoder_of(model).requires_grad_(False)
-    return model, describe_trained("head_only", model, anatomy, _whole_modules(anatomy.head))
+    return model, describe_trained("head_only", model, family, _whole_modules(family.head))
 
 
 def freeze_all_but_biases(model: Any) -> tuple[Any, Trainable]:
@@ -129,15 +129,15 @@ def freeze_all_but_biases(model: Any) -> tuple[Any, Trainable]:
 
     The convolutional feature encoder stays frozen, with its biases.
     """
-    anatomy = anatomy_of(model.config)
+    family = family_of(model.config)
     encoder_of(model).requires_grad_(False)
-    unused = _unused(model, anatomy)
+    unused = family.unused_parameters(model)
     for name, parameter in model.named_parameters():
         if name.endswith(".bias") and name not in unused:
             parameter.requires_grad_(True)
-    _freeze_convolutions(model)
+    family.freeze_stem(model)
     # In this form, PEFT writes biases of the base into an adapter's file, and reads them from there.
-    return model, describe_trained("bias_only", model, anatomy, _whole_modules(anatomy.head, bias="all"))
+    return model, describe_trained("bias_only", model, family, _whole_modules(family.head, bias="all"))
 
 
 def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[Any, Trainable]:
@@ -153,22 +153,22 @@ def freeze_all_but_last_n_layers(model: Any, cfg: LastNLayersConfig) -> tuple[An
     Raises:
         UserError: The encoder has not so many layers.
     """
-    anatomy = anatomy_of(model.config)
-    count = model.config.num_hidden_layers
+    family = family_of(model.config)
+    count = family.layer_count(model.config)
     if cfg.n > count:
         raise UserError(
             f"--last_n_layers.n: got {cfg.n}, must be 1 to {count}: the encoder has {count} layers. "
             "Lower it, or use recipes/full.py."
         )
-    _freeze_convolutions(model)
+    family.freeze_stem(model)
     encoder = encoder_of(model)
     encoder.requires_grad_(False)
-    names = [f"{anatomy.layers}.{i}" for i in range(count - cfg.n, count)]
+    names = [f"{family.layers}.{i}" for i in range(count - cfg.n, count)]
     if cfg.part == "attention":
-        names = [f"{name}.{anatomy.attention_block}" for name in names]
+        names = [f"{name}.{family.attention_block}" for name in names]
     for name in names:
         encoder.get_submodule(name).requires_grad_(True)
-    return model, describe_trained("last_n_layers", model, anatomy, _whole_modules((*anatomy.head, *names)))
+    return model, describe_trained("last_n_layers", model, family, _whole_modules((*family.head, *names)))
 
 
 def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trainable]:
@@ -177,14 +177,14 @@ def freeze_nothing(model: Any, cfg: FullConfig) -> tuple[Any, Trainable]:
     Frozen convolutions are how wav2vec 2.0 is fine-tuned (Baevski et al., 2020); a network from random weights needs
     them trained.
     """
-    anatomy = anatomy_of(model.config)
+    family = family_of(model.config)
     if not cfg.train_cnn:
-        _freeze_convolutions(model)
-    unused = _unused(model, anatomy)
+        family.freeze_stem(model)
+    unused = family.unused_parameters(model)
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
-    return model, describe_trained("full", model, anatomy, None, unused)
+    return model, describe_trained("full", model, family, None, unused)
 
 
 def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
@@ -197,24 +197,6 @@ def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
         return {f"{PEFT_PREFIX}{name}": weights[name].detach() for name in trained.parameters}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
-
-
-def _freeze_convolutions(model: Any) -> None:
-    # Frozen weights are not enough: while its private flag is set, the feature encoder sets requires_grad on its
-    # input, and autograd walks the whole of it.
-    model.freeze_feature_encoder()
-
-
-def _unused(model: Any, anatomy: Anatomy) -> list[str]:
-    """Weights that a step may not use; DDP stops at them where they train.
-
-    Only SpecAugment reads the mask vector, and only in some steps; a mixture of layers is taken before the norm that
-    follows the last one.
-    """
-    unused = [f"{anatomy.encoder}.{MASK_VECTOR}"]
-    if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
-        unused += [f"{anatomy.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
-    return unused
 
 
 def _wrapped(model: Any, peft_config: peft.PeftConfig) -> Any:
@@ -233,11 +215,15 @@ def _whole_modules(names: Sequence[str], bias: Literal["none", "all"] = "none") 
 
 
 def describe_trained(
-    strategy: str, model: nn.Module, anatomy: Anatomy, peft_config: peft.PeftConfig | None, unused: Sequence[str] = ()
+    strategy: str,
+    model: nn.Module,
+    family: EncoderFamily,
+    peft_config: peft.PeftConfig | None,
+    unused: Sequence[str] = (),
 ) -> Trainable:
     """What `requires_grad` marks in a model, as a record."""
     parameters = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    head = tuple(name for name in parameters if set(name.split(".")) & {*anatomy.head, LAYER_WEIGHTS})
+    head = tuple(name for name in parameters if set(name.split(".")) & {*family.head, LAYER_WEIGHTS})
     return Trainable(strategy, parameters, head, _train_mode_modules(model, unused), peft_config)
 
 
@@ -256,18 +242,18 @@ def _train_mode_modules(model: nn.Module, unused: Sequence[str]) -> tuple[str, .
     return tuple(sorted(trains))
 
 
-def _targets(anatomy: Anatomy, cfg: LoraConfig) -> list[str]:
+def _targets(family: EncoderFamily, cfg: LoraConfig) -> list[str]:
     groups = {
-        "all-linear": anatomy.lora_targets,
-        "attention": anatomy.attention,
-        "feed-forward": anatomy.feed_forward,
+        "all-linear": family.lora_targets,
+        "attention": family.attention,
+        "feed-forward": family.feed_forward,
     }
     wanted = set(groups[cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)
-    unknown = sorted(wanted - set(anatomy.lora_targets))
+    unknown = sorted(wanted - set(family.lora_targets))
     if unknown:
-        why = "" if anatomy.lora_reaches_attention else f" ({anatomy.examples}'s attention ignores LoRA)"
+        why = "" if family.lora_reaches_attention else f" ({family.examples}'s attention ignores LoRA)"
         raise UserError(
-            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(anatomy.lora_targets)}{why}, "
+            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(family.lora_targets)}{why}, "
             "or a group of them such as all-linear. Correct the list."
         )
     return sorted(wanted)

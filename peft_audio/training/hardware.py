@@ -6,44 +6,24 @@ Never by timing at run time: a resumed run, and the runs of a comparison, must c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig
 
 from peft_audio.config import CompareRecipe, ModelConfig, Recipe
-from peft_audio.encoders.family import anatomy_of, encoder_of
+from peft_audio.encoders.base import EncoderFamily
+from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import pin_base
 from peft_audio.errors import UserError, require, unloadable
 
 Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """What suits a family on a device.
-
-    Attributes:
-        attention: transformers' name of an implementation.
-        compiled: Whether torch.compile pays for the transformer layers.
-        source: The command that measured it, or why there is no choice.
-    """
-
-    attention: Literal["eager", "sdpa"]
-    compiled: bool
-    source: str
-
-
 # Sets what "auto" becomes on this machine, so that CPUs with and without bf16 units compute alike.
 AUTO_PRECISION = "PEFT_AUDIO_AUTO_PRECISION"
-ONLY_EAGER = Arithmetic("eager", False, "transformers has no other for this family")
-NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
-# By device and family, from the command named; docs/performance.md has what it printed. On a CPU, eager is as fast on
-# short clips and a third slower on those of 30 s, and compiling gains nothing within its first minutes.
-MEASURED = "benchmarks/speed/arithmetic.py"
-TABLE = {("cpu", family): Arithmetic("sdpa", False, MEASURED) for family in ("wav2vec2", "hubert", "unispeech-sat")}
 
 
 def resolve(cfg: Settings) -> Settings:
@@ -61,9 +41,10 @@ def resolve(cfg: Settings) -> Settings:
     train, model = replace(cfg.train, mixed_precision=precision), cfg.model
     if isinstance(cfg, Recipe) or not any("model.name" in cfg.all_arms()[arm].flags for arm in cfg.arms):
         family = _family(cfg.model)
-        only = family != "wavlm" or cfg.model.attention in ("auto", "eager")
-        require(only, "model.attention", cfg.model.attention, "eager for WavLM, which has no other", "Leave it out.")
-        suits = ONLY_EAGER if family == "wavlm" else TABLE.get((device_type(), family), NOT_MEASURED)
+        suits = family.suitable_arithmetic(device_type())
+        allowed = f"{suits.attention} for {family.examples}, which has no other"
+        accepted = family.accepts_attention(cfg.model.attention)
+        require(accepted, "model.attention", cfg.model.attention, allowed, "Leave it out.")
         attention = cfg.model.attention if cfg.model.attention != "auto" else suits.attention
         compiled = suits.compiled if cfg.train.compile == "auto" else cfg.train.compile == "yes"
         tell += f"; attention {attention} ({suits.source if cfg.model.attention == 'auto' else 'as asked'})"
@@ -125,15 +106,14 @@ def compile_layers(model: Any, wanted: str) -> None:
     """
     if wanted != "yes":
         return
-    for layer in encoder_of(model).get_submodule(anatomy_of(model.config).layers):
+    for layer in encoder_of(model).get_submodule(family_of(model.config).layers):
         layer.compile(dynamic=True)
 
 
-def _family(cfg: ModelConfig) -> str:
+def _family(cfg: ModelConfig) -> EncoderFamily:
     base, commit = pin_base(cfg)
     try:
         config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise unloadable(cfg.name, error) from error
-    anatomy_of(config)
-    return config.model_type
+    return family_of(config)

@@ -13,7 +13,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from peft_audio.config import AugmentConfig, LoraConfig, ModelConfig
 from peft_audio.data.collate import collate
-from peft_audio.encoders.family import count_frames, encoder_of
+from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import make_masks, masked
 from peft_audio.strategies.base import apply_lora
@@ -56,7 +56,7 @@ def test_the_seed_alone_decides() -> None:
 @pytest.mark.parametrize("samples", [1, 399, 400, 720, 1_000, 3_279, 3_280])
 def test_short_clips_are_never_hidden_whole(samples: int) -> None:
     masks = make_masks(AugmentConfig(mask_time_share=0.9, mask_time_frames=10), ENCODER)
-    frames = count_frames(ENCODER, max(samples, 400))
+    frames = family_of(ENCODER).count_frames(ENCODER, max(samples, 400))
     found = [masks(samples, [i])["time_mask"] for i in range(100)]
     assert all(mask.shape == (frames,) for mask in found)
     if frames > 1:

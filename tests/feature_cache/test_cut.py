@@ -13,7 +13,7 @@ from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from torch.nn.functional import cross_entropy
 
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.family import count_frames
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, replay_samples, run_prefix
@@ -60,7 +60,7 @@ def features_of(model: Any, trained: Trainable, cut: Cut) -> dict[str, torch.Ten
     for i, length in enumerate(LENGTHS):
         values = whole["input_values"][i : i + 1, : max(length, shortest)]
         alone = run_prefix(model, {"input_values": values, "attention_mask": torch.ones_like(values).long()}, cut)
-        assert cut.place == "pooled" or alone.shape[1] == count_frames(model.config, length)
+        assert cut.place == "pooled" or alone.shape[1] == family_of(model.config).count_frames(model.config, length)
         parts.append(alone[0])
     padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     return whole | {"input_values": padded, "attention_mask": replay_samples(LENGTHS, cut, model.config)}
@@ -119,7 +119,7 @@ def test_prefix_ends_earlier_where_later_frames_are_needed(
     masks = {}
     if hidden:
         rng = torch.Generator().manual_seed(3)
-        frames = count_frames(model.config, LENGTHS[0])
+        frames = family_of(model.config).count_frames(model.config, LENGTHS[0])
         masks["time_mask"] = torch.rand(len(LENGTHS), frames, generator=rng) < 0.3
         masks["feature_mask"] = torch.rand(len(LENGTHS), model.config.hidden_size, generator=rng) < 0.3
     expected = step(model, trained, batch() | masks)
