@@ -46,11 +46,11 @@ def main(cfg: LastNLayersRecipe) -> RunReport | None:
     store_frozen(model, cfg.model, accelerator.mixed_precision)
     result = train(model, trained, kept, cfg.train, accelerator, run.log, run.checkpoints)
     model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)
-    evaluations = {"validation": evaluate(model, loaders.validation, accelerator)}
+    evaluations = {"validation": evaluate(model, loaders.validation, accelerator, loaders.task)}
     if cfg.train.evaluate_train:
-        evaluations["train"] = evaluate(model, loaders.train_whole, accelerator)
+        evaluations["train"] = evaluate(model, loaders.train_whole, accelerator, loaders.task)
     if cfg.train.evaluate_test:
-        evaluations["test"] = evaluate(model, loaders.test, accelerator)
+        evaluations["test"] = evaluate(model, loaders.test, accelerator, loaders.task)
     save_predictions(run, evaluations)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
     if accelerator.is_main_process:

@@ -136,15 +136,15 @@ MUTATIONS = (
     Mutation(
         "F1 over clips instead of over labels",
         "peft_audio/tasks/metrics.py",
-        'average="macro"',
-        'average="micro"',
-        "tests/tasks/test_metrics.py",
+        "f1 = _ratio(2 * both, true + decided)",
+        "f1 = _ratio(2 * both.sum(-1, keepdims=True) + 0 * both, (true + decided).sum(-1, keepdims=True) + 0 * both)",
+        "tests/tasks/test_single_label.py",
     ),
     Mutation(
         "predictions not put back in the order of the clips",
         "peft_audio/evaluation/run_split.py",
-        "    rows = rows[rows[:, 0].argsort()]\n",
-        "",
+        'order = rows["index"].argsort()',
+        'order = torch.arange(len(rows["index"]))',
         "tests/training/test_loop.py tests/recipes/test_recipes.py",
     ),
     Mutation(
@@ -317,7 +317,7 @@ MUTATIONS = (
     ),
     Mutation(
         "logits of windows are averaged instead of probabilities",
-        "peft_audio/evaluation/run_split.py",
+        "peft_audio/tasks/single_label.py",
         "logits.double().softmax(-1))",
         "logits.double().log_softmax(-1).exp().sqrt())",
         "tests/data/test_windows.py",

@@ -11,6 +11,7 @@ import torch
 
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.data.collate import collate, normalise
+from peft_audio.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Adapter:
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the logits."""
         return self.record.labels
+
+    @property
+    def task(self) -> Task:
+        """Return what its logits answer."""
+        return self.record.task
 
     def logits(self, waveforms: list[np.ndarray]) -> np.ndarray:
         """Logits of a batch of clips, each as if it were alone.

@@ -41,7 +41,8 @@ def measure_probes(adapter: Adapter, count: int = len(PROBE_SECONDS)) -> tuple[d
     for seconds, waveform in list(zip(PROBE_SECONDS, waveforms, strict=True))[:count]:
         logits = adapter.logits([waveform])[0]
         by_name = dict(zip(adapter.labels, logits.tolist(), strict=True))
-        found.append({"seconds": seconds, "label": adapter.labels[int(logits.argmax())], "logits": by_name})
+        (label,) = adapter.task.decode(adapter.task.decide(logits[None]), adapter.labels)
+        found.append({"seconds": seconds, "label": label, "logits": by_name})
     return tuple(found)
 
 

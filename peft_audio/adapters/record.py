@@ -16,6 +16,8 @@ from peft_audio.config import DataConfig, Recipe
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
 from peft_audio.errors import UserError
 from peft_audio.files import is_folder
+from peft_audio.tasks import task_of
+from peft_audio.tasks.task import Task
 from peft_audio.text import markdown_table, marked
 
 RECORD = "peft_audio.json"
@@ -61,6 +63,11 @@ class AdapterRecord:
     probes: tuple[dict[str, Any], ...] = ()
     exported: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def task(self) -> Task:
+        """Return the task that its logits answer."""
+        return task_of()
 
     @property
     def whole(self) -> bool:
@@ -182,6 +189,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
     places += [] if whole else [("ADAPTER", place)]
     return Template(read_asset("adapter_readme.md")).substitute(
+        decision=record.task.decision_code("logits", "labels[int({})]"),
         base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
         extractor=places[-1][0],
         inside="" if repository else ", from inside this folder",

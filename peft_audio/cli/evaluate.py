@@ -72,8 +72,9 @@ def _write(found: Any, about: dict[str, str], folder: Path) -> None:
 
     from peft_audio.errors import UserError
     from peft_audio.runs.run import predictions_table
+    from peft_audio.tasks import task_of
 
-    table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels)
+    table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels, task_of())
     try:
         folder.mkdir(parents=True)
         pq.write_table(table, folder / "predictions.parquet")

@@ -101,7 +101,7 @@ def run_predict(options: argparse.Namespace) -> int:
     # Where lines appear on the terminal, they show how far it is.
     with _bar(len(paths), not sys.stdout.isatty()) as bar:
         found = in_order(_advancing(answer(adapter, paths, hearing, options.workers), bar))
-        told = (one for each in found for one in predictions(each, adapter.labels, options.each_window))
+        told = (one for each in found for one in predictions(each, adapter.labels, adapter.task, options.each_window))
         write(tally.counting(told, shown), sys.stdout, shown)
     return tally.report()
 
@@ -145,7 +145,11 @@ def _into_file(
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here.", file=sys.stderr)
             return 130
-        told = (one for each in kept.read(paths) for one in predictions(each, adapter.labels, options.each_window))
+        told = (
+            one
+            for each in kept.read(paths)
+            for one in predictions(each, adapter.labels, adapter.task, options.each_window)
+        )
         suffix = options.out.suffix.lower()
         with whole_or_not(options.out, binary=suffix == ".parquet") as file:
             WRITERS[suffix](tally.counting(told, shown), file, shown)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from peft_audio.tasks import task_of
+
 # A rate's score on validation and the negative loss that settles ties; higher is better.
 Trials = Mapping[float, tuple[float, float]]
 # Of a rate at which a run did not end with a report: tried, and worse than all others.
@@ -20,8 +22,9 @@ def mean_score(reports: Sequence[Mapping[str, Any]], metric: str) -> tuple[float
         reports: Of the runs.
         metric: "accuracy", "macro_f1" or "loss".
     """
+    task = task_of()
     loss = -mean(report["validation_loss"] for report in reports)
-    return (loss if metric == "loss" else mean(report[f"validation_{metric}"] for report in reports)), loss
+    return mean(task.selection_score(report, metric, "validation_") for report in reports), loss
 
 
 def half_decade(rate: float, steps: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.spec_augment import make_masks
 from peft_audio.errors import UserError
+from peft_audio.tasks import task_of
+from peft_audio.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Loaders:
         validation: Whole clips.
         test: Whole clips.
         prefix: What became of the frozen prefix.
+        task: what a batch's `label` is a target of.
     """
 
     train: Iterable[dict[str, torch.Tensor]]
@@ -66,6 +69,7 @@ class Loaders:
     validation: DataLoader
     test: DataLoader
     prefix: Prefix = Prefix()
+    task: Task = field(default_factory=task_of)
 
 
 def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, accelerator: Accelerator) -> Loaders:
@@ -125,6 +129,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         train_whole=whole_clips(splits.train),
         validation=whole_clips(splits.validation),
         test=whole_clips(splits.test),
+        task=splits.task,
     )
 
 

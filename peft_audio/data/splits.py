@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from peft_audio.data.sources import find_clips, pin_revision
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.data.windows import cut_windows
 from peft_audio.errors import UserError
+from peft_audio.tasks import task_of
+from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
 ROWS = pa.schema(
@@ -62,6 +64,7 @@ class Splits:
         ignored: Files that are not recordings by their names.
         revision: The commit of a Hub dataset.
         stream: The training clips, if they are streamed.
+        task: what a clip's label is a target of.
     """
 
     train: Dataset
@@ -74,13 +77,14 @@ class Splits:
     ignored: tuple[str, ...] = ()
     revision: str | None = None
     stream: Stream | None = None
+    task: Task = field(default_factory=task_of)
 
     def __getitem__(self, split: str) -> Dataset:
         return getattr(self, split)
 
     def recordings(self, split: str) -> pd.DataFrame:
         """`id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
-        return recordings_of(self[split], self.labels)
+        return recordings_of(self[split], self.labels, self.task)
 
     def table(self) -> pa.Table:
         """Every recording's id, label, group and split, as the run saves them."""
@@ -94,7 +98,7 @@ class Splits:
         """A hash of every recording's id, label and bytes: changed, added, cut or relabelled clips change it."""
         facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
         rows = pd.concat([self[split].select_columns(facts).to_pandas() for split in SPLITS]).drop_duplicates("id")
-        rows["label"] = np.array(self.labels, object)[rows["label"].to_numpy(int)]
+        rows["label"] = self.task.decode(rows["label"].to_numpy(), self.labels)
         source = [f"{self.stream.name}\t{self.revision}"] if self.stream else []
         return _sha256([*source, *("\t".join(map(str, row)) for row in rows.itertuples(index=False))])
 
@@ -210,25 +214,26 @@ def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
 
 
 def _to_splits(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Splits:
+    task = task_of()
     tables: dict[str, Any] = {
-        split: to_rows(clips[clips["split"] == split], collection.labels, split) for split in SPLITS
+        split: to_rows(clips[clips["split"] == split], collection.labels, split, task) for split in SPLITS
     }
     if cfg.validate_on_test:
         tables["validation"] = tables["test"]
     kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision")}
-    return Splits(**tables, **kept)
+    return Splits(**tables, **kept, task=task)
 
 
-def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str) -> Dataset:
+def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str, task: Task) -> Dataset:
     """Clips as the rows of a split, see `Splits`.
 
     Args:
         clips: With the columns of `ROWS`, and labels as text.
         labels: In the order of their numbers.
         name: Of the split.
+        task: encodes the labels.
     """
-    numbers = {label: i for i, label in enumerate(labels)}
-    rows = clips[ROWS.names].assign(label=clips["label"].map(numbers))
+    rows = clips[ROWS.names].assign(label=list(task.encode(list(clips["label"]), labels)))
     # Training draws by row number: the order of the rows must not depend on how the splits were made.
     order = [(column, "ascending") for column in ("recording", "start_seconds", "id")]
     table = pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order)
@@ -236,11 +241,11 @@ def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str) -> Dataset:
     return Dataset(table, fingerprint=name)
 
 
-def recordings_of(rows: Dataset, labels: Sequence[str]) -> pd.DataFrame:
+def recordings_of(rows: Dataset, labels: Sequence[str], task: Task) -> pd.DataFrame:
     """`id`, `label` (text) and `group` of each recording among the rows, in the order of an evaluation."""
     known = rows.select_columns(["recording", "label", "group"]).to_pandas()
     known = known.drop_duplicates("recording", ignore_index=True)
-    names = [labels[number] for number in known["label"]]
+    names = task.decode(known["label"].to_numpy(), labels)
     return pd.DataFrame({"id": known["recording"], "label": names, "group": known["group"]}).astype(object)
 
 

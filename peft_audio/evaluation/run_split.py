@@ -1,4 +1,4 @@
-"""What a model says of a split, and how often it is right."""
+"""Run a split through a model and compute its metrics."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from peft_audio.tasks.metrics import compute_metrics
+from peft_audio.tasks.task import Task
+
+# Of each clip: its number in the split, the number of its recording, its target and its logits.
+Rows = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model said of a split, in the order of `Splits.recordings`.
+    """Logits and metrics of a split, in the order of `Splits.recordings`.
 
     Attributes:
         logits: float32 of shape (recordings, labels).
-        labels: The right ones, int64 of shape (recordings,).
-        metrics: `loss` (mean cross-entropy), `accuracy`, `macro_f1`.
-        seconds: From the first batch until every process's logits were there, decoding included.
+        labels: targets, one per recording.
+        metrics: the task's metrics by name; `loss`, `accuracy`, `macro_f1` with one label per clip.
+        seconds: time from the first batch until every process had all logits, decoding included.
     """
 
     logits: np.ndarray
@@ -36,89 +38,86 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(model: Any, loader: DataLoader, accelerator: Accelerator, mixed_precision: bool = False) -> Evaluation:
-    """Run a split through the model once, all processes together, and gather by clip.
+def evaluate(
+    model: Any, loader: DataLoader, accelerator: Accelerator, task: Task, mixed_precision: bool = False
+) -> Evaluation:
+    """Run a split through the model once, on all processes together, and gather the logits by clip.
 
     Args:
-        model: Gives `logits`; unwrapped.
-        loader: This process's share of the split.
-        accelerator: Where it runs.
-        mixed_precision: Compute as training does, which is faster; in float32, as what is saved, when false.
+        model: unwrapped model that returns `logits`.
+        loader: this process's share of the split.
+        accelerator: the processes and their device.
+        task: targets and metrics.
+        mixed_precision: compute as in training, which is faster; in float32, as what is saved, when false.
 
     Returns:
-        The logits of every recording, those cut into windows by the mean over their windows, the same on every process.
+        The logits of every recording, the same on every process. A recording that was cut into windows has the logits
+        of their mean probabilities.
     """
     began = time.perf_counter()
     with accelerator.autocast() if mixed_precision else nullcontext():
-        mine = run_through(model, loader, accelerator.device)
+        rows = run_through(model, loader, accelerator.device, task)
     # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
-    rows = accelerator.gather(accelerator.pad_across_processes(mine.to(accelerator.device), pad_index=-1)).cpu()
+    padded = accelerator.pad_across_processes(send_to_device(rows, accelerator.device), pad_index=-1)
+    gathered = {name: values.cpu() for name, values in accelerator.gather(padded).items()}
     seconds = time.perf_counter() - began
-    return judge_rows(rows[rows[:, 0] >= 0], seconds)
+    real = gathered["index"] >= 0
+    return judge_rows({name: values[real] for name, values in gathered.items()}, task, seconds)
 
 
-def run_through(model: Any, batches: Iterable[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
-    """What a model says of batches, in eval mode.
+def run_through(model: Any, batches: Iterable[dict[str, torch.Tensor]], device: torch.device, task: Task) -> Rows:
+    """Compute the logits of batches in eval mode.
 
     Returns:
-        On the CPU, a row a clip: its number, its recording's, its label, then the logits; shape (clips, 3 + labels).
+        On the CPU, one row per clip: `index` and `recording`, int64 of shape (clips,); `label`, the targets; `logits`,
+        float32 of shape (clips, labels).
     """
     model.eval()
-    found = [torch.zeros(0, 3 + model.config.num_labels)]
+    labels = model.config.num_labels
+    none = torch.zeros(0, dtype=torch.int64)
+    parts: list[Rows] = [
+        {"index": none, "recording": none, "label": task.no_targets(labels), "logits": torch.zeros(0, labels)}
+    ]
     # transformers 5.17 draws for each layer that it may skip, in eval mode too; dropout must not depend on that.
     devices = [device] if device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices=devices):
         for batch in batches:
             logits = model_logits(model, send_to_device(batch, device)).float().cpu()
-            whose = torch.stack([batch["index"], batch["recording"], batch["label"]], dim=1)
-            found.append(torch.cat([whose, logits], dim=1))
-    return torch.cat(found)
+            parts.append({name: batch[name] for name in ("index", "recording", "label")} | {"logits": logits})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def judge_rows(rows: torch.Tensor, seconds: float) -> Evaluation:
-    """The rows of `run_through`, in any order, as an evaluation of their recordings."""
-    rows = rows[rows[:, 0].argsort()]
-    return judge(rows[:, 3:], rows[:, 2].long(), rows[:, 1].long(), seconds)
+def judge_rows(rows: Rows, task: Task, seconds: float) -> Evaluation:
+    """Compute the metrics of the recordings whose rows `run_through` returned, in any order."""
+    order = rows["index"].argsort()
+    logits, targets, recordings = (rows[name][order] for name in ("logits", "label", "recording"))
+    return judge(logits, targets, recordings, task, seconds)
 
 
-def judge(logits: torch.Tensor, labels: torch.Tensor, recordings: torch.Tensor, seconds: float) -> Evaluation:
-    """What was said of clips, as an evaluation of their recordings.
+def judge(
+    logits: torch.Tensor, targets: torch.Tensor, recordings: torch.Tensor, task: Task, seconds: float
+) -> Evaluation:
+    """Compute the metrics of recordings.
 
     Args:
-        logits: Of shape (clips, labels).
-        labels: The right ones, of shape (clips,).
-        recordings: Which recording each clip is a part of, from 0, in ascending order, of shape (clips,).
-        seconds: That it took.
+        logits: of shape (clips, labels).
+        targets: one per clip.
+        recordings: number of the recording that a clip is a part of, from 0, in ascending order, of shape (clips,).
+        task: targets and metrics.
+        seconds: time that the logits took.
     """
     firsts = np.unique(recordings, return_index=True)[1]
     if len(firsts) < len(recordings):
-        labels, logits = labels[firsts], average_windows(logits, recordings)
-    metrics = {"loss": float(F.cross_entropy(logits, labels))}
-    metrics |= compute_metrics(logits.argmax(-1).numpy(), labels.numpy())
-    return Evaluation(logits.numpy(), labels.numpy(), metrics, seconds)
+        targets, logits = targets[firsts], task.average_windows(logits, recordings)
+    arrays = logits.numpy(), targets.numpy()
+    return Evaluation(*arrays, task.measure(*arrays), seconds)
 
 
 def model_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits of a batch, of shape (clips, labels)."""
+    """Compute the logits of a batch, of shape (clips, labels)."""
     return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
 
 
-def clip_losses(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float) -> torch.Tensor:
-    """The cross-entropy of each clip of a batch, float32 of shape (clips,)."""
-    logits = model_logits(model, batch).float()
-    return F.cross_entropy(logits, batch["label"], reduction="none", label_smoothing=label_smoothing)
-
-
-def average_windows(logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:
-    """What is said of each recording: the mean of its windows' probabilities.
-
-    Args:
-        logits: Of shape (windows, labels).
-        recordings: Which recording each window is of, from 0, of shape (windows,).
-
-    Returns:
-        Logarithms of those means, of shape (recordings, labels): their softmax is the mean.
-    """
-    total = torch.zeros(int(recordings.max()) + 1, logits.shape[1], dtype=torch.float64)
-    total.index_add_(0, recordings, logits.double().softmax(-1))
-    return (total / recordings.bincount()[:, None]).log().float()
+def clip_losses(model: nn.Module, batch: dict[str, torch.Tensor], task: Task, label_smoothing: float) -> torch.Tensor:
+    """Compute the loss of each clip of a batch, float32 of shape (clips,)."""
+    return task.clip_losses(model_logits(model, batch).float(), batch["label"], label_smoothing)

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from peft_audio.evaluation.significance import MIN_GROUPS, paired_difference
+from peft_audio.tasks.task import Task
 
 # As in Guo et al. (ICML 2017).
 BINS = 15
@@ -85,27 +86,30 @@ class Scores:
 
 
 def score(
-    probabilities: np.ndarray,
+    task: Task,
+    logits: np.ndarray,
     right: np.ndarray,
     labels: Sequence[str],
     metrics: Mapping[str, float],
     groups: Sequence[str | None] | None = None,
 ) -> Scores:
-    """Hold probabilities against the truth.
+    """Compute the scores of a classifier that gives each recording one label.
 
     Args:
-        probabilities: Of shape (recordings, labels); each row sums to 1.
+        task: one label per clip.
+        logits: of shape (recordings, labels).
         right: Number of the right label, int of shape (recordings,).
         labels: In the order of the numbers.
         metrics: `loss`, `accuracy` and `macro_f1`, as an `Evaluation` has them.
         groups: Group (speaker) of each recording; "" or None where it is unknown.
     """
-    said, numbers = probabilities.argmax(axis=1), np.arange(len(labels))
+    said, numbers = task.decide(logits), np.arange(len(labels))
+    probabilities = task.probabilities(logits.astype(np.float64))
     precision, recall, f1, support = precision_recall_fscore_support(right, said, labels=numbers, zero_division=0.0)
     known = [group or None for group in groups or [None] * len(right)]
     low, high, unit = accuracy_interval(said == right, known)
     truth = np.eye(len(labels))[right]
-    table = calibration_bins(probabilities.max(axis=1), said == right)
+    table = calibration_bins(task.confidence(probabilities), said == right)
     gaps = [one.recordings * abs((one.accuracy or 0.0) - (one.confidence or 0.0)) for one in table]
     return Scores(
         recordings=len(right),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, load_audio, read_info
@@ -18,6 +17,7 @@ from peft_audio.data.folder import is_text
 from peft_audio.data.sampler import cut
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import require
+from peft_audio.tasks.task import Task
 
 # Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
 # the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
@@ -153,14 +153,15 @@ def answer(
         Answers by the number of their path.
     """
     limit = BATCH_SECONDS.get(next(adapter.model.parameters()).device.type, BATCH_SECONDS["cuda"])
+    task = adapter.task
     with ThreadPoolExecutor(workers) as pool:
         work = _work(pool, paths, hearing, limit, known)
         sums: dict[int, _Sum] = {}
         for batch, waveforms in _ahead(pool, lambda batch: _decode(paths, batch, adapter), work, workers):
             heard = [waveform for waveform in waveforms if not isinstance(waveform, str)]
-            rows = iter(softmax(adapter.logits(heard), axis=1).astype(np.float64) if heard else ())
+            rows = iter(task.probabilities(adapter.logits(heard)).astype(np.float64) if heard else ())
             for (i, span), waveform in zip(batch.parts, waveforms, strict=True):
-                sums.setdefault(i, _Sum()).add(span, waveform, rows, hearing.each_window)
+                sums.setdefault(i, _Sum(task)).add(span, waveform, rows, hearing.each_window)
             if batch.done:
                 yield {i: sums.pop(i).answer(told) if told.error is None else told for i, told in batch.done.items()}
 
@@ -177,7 +178,9 @@ class _Batch:
 class _Sum:
     """What was said of a recording so far: the sum over its windows, or each one's."""
 
+    task: Task
     total: np.ndarray | float = 0.0
+    count: int = 0
     end: float = 0.0
     windows: list[tuple[float, float, tuple[float, ...]]] = field(default_factory=list)
     sound: bool = False
@@ -190,16 +193,16 @@ class _Sum:
             return
         row = next(rows)
         self.sound |= bool(np.ptp(waveform) > 2 * SILENT_PEAK)
-        self.total, self.end = self.total + row, max(self.end, span.end)
+        self.total, self.count, self.end = self.total + row, self.count + 1, max(self.end, span.end)
         if each_window:
-            self.windows.append((span.start, span.end, tuple((row / row.sum()).tolist())))
+            self.windows.append((span.start, span.end, tuple(self.task.mean_probabilities(row, 1).tolist())))
 
     def answer(self, told: Answer) -> Answer:
         """The mean over the windows, as an answer for the recording that `told` knows the length of."""
         error = self.error or (None if self.sound else "is silent")
         if error is not None:
             return Answer(told.path, told.stamp, error=error)
-        mean = np.asarray(self.total) / np.sum(self.total)
+        mean = self.task.mean_probabilities(np.asarray(self.total), self.count)
         windows = tuple(self.windows) or ((0.0, self.end, tuple(mean.tolist())),)
         return Answer(told.path, told.stamp, told.seconds, None, windows)
 

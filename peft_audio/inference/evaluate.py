@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 from rich.console import Console
-from scipy.special import softmax
 from torch.utils.data import DataLoader
 
 from peft_audio.adapters.adapter import Adapter
@@ -99,11 +98,13 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         raise UserError(f"--data.source: none of the {len(clips)} clips of {cfg.source} can be used; peft-audio check.")
     chosen, name, note = _choose(good, cfg, split)
     crop = adapter.record.crop
-    rows = to_rows(cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds")), adapter.labels, name)
+    windows = cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds"))
+    rows = to_rows(windows, adapter.labels, name, adapter.task)
     evaluation = _hear(adapter, rows, collection, batch_size)
-    recordings = recordings_of(rows, adapter.labels)
+    recordings = recordings_of(rows, adapter.labels, adapter.task)
     scores = score(
-        softmax(evaluation.logits.astype(float), axis=1),
+        adapter.task,
+        evaluation.logits,
         evaluation.labels,
         adapter.labels,
         evaluation.metrics,
@@ -178,8 +179,9 @@ def _hear(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_size: in
         collate_fn=partial(collate, minimum_samples=adapter.record.mask["minimum_samples"]),
     )
     began = time.perf_counter()
-    found = run_through(adapter.model, _shown(loader, len(batches)), next(adapter.model.parameters()).device)
-    return judge_rows(found, time.perf_counter() - began)
+    device = next(adapter.model.parameters()).device
+    found = run_through(adapter.model, _shown(loader, len(batches)), device, adapter.task)
+    return judge_rows(found, adapter.task, time.perf_counter() - began)
 
 
 def _shown(loader: DataLoader, batches: int) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.inference.answering import WORKERS, Answer, answer, check_amounts, how_heard, in_order
 from peft_audio.inference.recordings import find_recordings
+from peft_audio.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,16 @@ def predict(
     hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
     paths = find_recordings([sources] if isinstance(sources, (str, Path)) else sources)
     found = in_order(answer(adapter, paths, hearing, workers))
-    return [one for told in found for one in predictions(told, adapter.labels, each_window)]
+    return [one for told in found for one in predictions(told, adapter.labels, adapter.task, each_window)]
 
 
-def predictions(told: Answer, labels: Sequence[str], each_window: bool = False) -> list[Prediction]:
+def predictions(told: Answer, labels: Sequence[str], task: Task, each_window: bool = False) -> list[Prediction]:
     """An answer by names: one prediction, or one for each window.
 
     Args:
         told: The answer.
         labels: In the order of the logits.
+        task: decides on the labels.
         each_window: Whether windows are told one by one.
     """
     # A name that is not text could be written nowhere.
@@ -94,8 +96,9 @@ def predictions(told: Answer, labels: Sequence[str], each_window: bool = False) 
         return [Prediction(path, None, None, {}, None, None, told.error)]
     used, found = max(end for _, end, _ in told.windows), []
     for start, end, row in told.windows:
-        best = int(np.argmax(row))
+        values = np.array([row])
+        (label,), probability = task.decode(task.decide(values), labels), float(task.confidence(values)[0])
         span = (start, end) if each_window else (None, None)
         by_name = dict(zip(labels, row, strict=True))
-        found.append(Prediction(path, labels[best], row[best], by_name, told.seconds, used, None, *span))
+        found.append(Prediction(path, label, probability, by_name, told.seconds, used, None, *span))
     return found

@@ -97,6 +97,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
     """An export's README: what it is, what it takes, and a snippet without this package."""
     merged, shortest = form.name == "merged", record.mask["minimum_samples"]
     snippet = export_snippet(record, form).strip()
+    decision = record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]")
     return Template(read_asset("export_readme.md")).substitute(
         title="a transformers directory" if merged else "a graph for ONNX Runtime",
         kind="fully trained model" if replace(record, exported="").whole else f"{marked(record.strategy)} adapter",
@@ -109,6 +110,6 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         + ("are an error: add zeros to their end." if merged else "are filled up with zeros by the code below."),
         packages="torch transformers" if merged else "numpy onnxruntime",
         load=f"import numpy as np\n{snippet}" if merged else f"{snippet}\n",
-        ask="print(classify(waveform))" if merged else "print(labels[str(logits_of(waveform[None])[0].argmax())])",
+        ask="print(classify(waveform))" if merged else f"print({decision})",
         more=PADDED if merged else ONE_LENGTH,
     )

@@ -79,7 +79,8 @@ def evaluate_baseline(fitted: Fitted, splits: Splits, split: str) -> Evaluation:
     probabilities = fitted.model.predict_proba(fitted.features(split))
     logits = torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).float()
     recordings = torch.from_numpy(pd.factorize(np.array(splits[split]["recording"], object))[0])
-    return judge(logits, torch.tensor(splits[split]["label"]), recordings, time.perf_counter() - began)
+    targets = torch.tensor(splits[split]["label"])
+    return judge(logits, targets, recordings, splits.task, time.perf_counter() - began)
 
 
 def log_mel(waveform: np.ndarray, highest_hertz: float) -> np.ndarray:

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from scipy.special import softmax
 
 from peft_audio.config import BaselineRecipe, Recipe, dotted, to_yaml
 from peft_audio.data.clip_table import SPLITS
@@ -31,6 +30,7 @@ from peft_audio.runs.folder import (
     on_first,
     take_up,
 )
+from peft_audio.tasks.task import Task
 from peft_audio.text import listed, printable, several
 from peft_audio.training.checkpoints import Checkpoint
 from peft_audio.training.state import Checkpoints
@@ -154,13 +154,15 @@ def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
     if not run.accelerator.is_main_process:
         return
     tables = [
-        predictions_table(run.splits.recordings(split), split, evaluation.logits, run.splits.labels)
+        predictions_table(run.splits.recordings(split), split, evaluation.logits, run.splits.labels, run.splits.task)
         for split, evaluation in evaluations.items()
     ]
     pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
 
 
-def predictions_table(recordings: pd.DataFrame, split: str, logits: np.ndarray, labels: Sequence[str]) -> pa.Table:
+def predictions_table(
+    recordings: pd.DataFrame, split: str, logits: np.ndarray, labels: Sequence[str], task: Task
+) -> pa.Table:
     """What was said of a split's recordings: a probability for each label beside what they are.
 
     Args:
@@ -168,6 +170,7 @@ def predictions_table(recordings: pd.DataFrame, split: str, logits: np.ndarray, 
         split: Of all of them.
         logits: Of shape (recordings, labels).
         labels: In the order of the logits.
+        task: computes the probabilities.
     """
     columns: dict[str, Any] = {
         "id": list(recordings["id"]),
@@ -175,5 +178,5 @@ def predictions_table(recordings: pd.DataFrame, split: str, logits: np.ndarray, 
         "split": [split] * len(recordings),
         "label": list(recordings["label"]),
     }
-    probabilities = softmax(logits, axis=1)
+    probabilities = task.probabilities(logits)
     return pa.table(columns | {f"probability_{label}": probabilities[:, i] for i, label in enumerate(labels)})

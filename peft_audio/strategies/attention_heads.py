@@ -23,6 +23,7 @@ from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import model_logits
 from peft_audio.strategies.base import Trainable, describe_trained
+from peft_audio.tasks.task import Task
 
 Batch = dict[str, torch.Tensor]
 
@@ -59,7 +60,7 @@ def train_attention_heads(
     if cfg.attention_heads.choose == "random":
         scores = torch.from_numpy(np.random.default_rng(cfg.train.seed).random((layers, each)))
     else:
-        scores = score_heads(model, loaders.train, cfg, accelerator)
+        scores = score_heads(model, loaders.train, cfg, accelerator, loaders.task)
     heads = best_heads(scores, count)
     if accelerator.is_main_process:
         names = " ".join(f"{layer}.{head}" for layer, chosen in heads.items() for head in chosen)
@@ -68,7 +69,7 @@ def train_attention_heads(
 
 
 def score_heads(
-    model: Any, batches: Iterable[Batch], cfg: AttentionHeadsRecipe, accelerator: Accelerator
+    model: Any, batches: Iterable[Batch], cfg: AttentionHeadsRecipe, accelerator: Accelerator, task: Task
 ) -> torch.Tensor:
     """How much the loss depends on each attention head, once the fresh head of the classifier was fitted.
 
@@ -82,6 +83,7 @@ def score_heads(
         batches: This process's training batches; the first ones are read.
         cfg: How many, and how long the classifier is fitted.
         accelerator: Where it runs.
+        task: the loss.
 
     Returns:
         Scores of shape (layers, heads), the same on every process.
@@ -97,19 +99,20 @@ def score_heads(
     fresh = deepcopy(classifier.state_dict())
     labels, features = _for_each_clip(lambda batch: pooled_features(model, batch), read, accelerator)
     rate = cfg.train.head_learning_rate or cfg.train.learning_rate
-    _fit(classifier, features, labels, cfg.attention_heads.head_steps, rate)
-    _, gradients = _for_each_clip(lambda batch: mask_gradients(model, batch).flatten(1), read, accelerator)
+    _fit(classifier, features, labels, cfg.attention_heads.head_steps, rate, task)
+    _, gradients = _for_each_clip(lambda batch: mask_gradients(model, batch, task).flatten(1), read, accelerator)
     classifier.load_state_dict(fresh)
     scores = gradients.abs().mean(0).view(-1, family.attention_heads(model.config))
     return F.normalize(scores, dim=1)
 
 
-def mask_gradients(model: Any, batch: Batch) -> torch.Tensor:
+def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
     """The derivative of each clip's loss by a factor on each attention head's output, where that factor is 1.
 
     Args:
         model: A classifier.
         batch: A batch of clips.
+        task: the loss.
 
     Returns:
         Of shape (clips, layers, heads).
@@ -130,7 +133,7 @@ def mask_gradients(model: Any, batch: Batch) -> torch.Tensor:
     hooks = [module.register_forward_pre_hook(masked(layer)) for layer, module in enumerate(outputs)]
     try:
         # Clips do not see each other, so the gradient of the sum holds that of each.
-        loss = F.cross_entropy(model_logits(model, batch), batch["label"], reduction="sum")
+        loss = task.clip_losses(model_logits(model, batch), batch["label"]).sum()
         return torch.autograd.grad(loss, masks)[0].transpose(0, 1)
     finally:
         for hook in hooks:
@@ -220,26 +223,29 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
     return adapted, describe_trained("attention_heads", adapted, family, peft_config)
 
 
-def _fit(classifier: nn.Module, features: torch.Tensor, labels: torch.Tensor, steps: int, rate: float) -> None:
+def _fit(
+    classifier: nn.Module, features: torch.Tensor, targets: torch.Tensor, steps: int, rate: float, task: Task
+) -> None:
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(classifier(features), labels).backward()
+        task.clip_losses(classifier(features), targets).mean().backward()
         optimizer.step()
 
 
 def _for_each_clip(
     measure: Callable[[Batch], torch.Tensor], batches: Sequence[Batch], accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels of the clips of all processes, and a row of values for each, in the same order on every process."""
-    found = []
+    """Gather the targets and values of the clips of all processes, in the same order on every process."""
+    parts = []
     for cpu_batch in batches:
         batch = send_to_device(cpu_batch, accelerator.device)
-        rows = torch.cat([torch.stack([batch["index"], batch["label"]], dim=1), measure(batch)], dim=1)
+        rows = {"index": batch["index"], "label": batch["label"], "values": measure(batch)}
         # A part of a ragged step that has no clips of its own repeats one with weight 0.
-        found.append(rows[batch["weight"] > 0])
+        parts.append({name: values[batch["weight"] > 0] for name, values in rows.items()})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # Shares differ by a clip: pad with index -1, and drop that.
-    rows = accelerator.gather(accelerator.pad_across_processes(torch.cat(found), pad_index=-1))
-    rows = rows[rows[:, 0] >= 0]
-    rows = rows[rows[:, 0].argsort(stable=True)]
-    return rows[:, 1].long(), rows[:, 2:]
+    gathered = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
+    order = gathered["index"].argsort(stable=True)
+    order = order[gathered["index"][order] >= 0]
+    return gathered["label"][order], gathered["values"][order]

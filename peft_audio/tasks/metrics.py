@@ -1,55 +1,99 @@
-"""Metrics as `evaluate.Metric` subclasses, computed by scikit-learn; nothing is downloaded."""
+"""Metrics of decided classes, vectorised over clip weights, and the same ones for the evaluate library."""
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
-import datasets
-import evaluate
-from sklearn.metrics import accuracy_score, f1_score
-
-_FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+import numpy as np
 
 
-class Accuracy(evaluate.Metric):
-    """Share of clips whose most probable label is the right one."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of correct labels.", citation="", inputs_description="", features=_FEATURES
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-class MacroF1(evaluate.Metric):
-    """Mean over the labels of F1; every label counts the same, however few clips it has.
-
-    The labels are those that occur among references or predictions, as in scikit-learn.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Unweighted mean of F1.", citation="", inputs_description="", features=_FEATURES
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
-
-
-def compute_metrics(predictions: Any, references: Any) -> dict[str, float]:
-    """Accuracy and macro-F1 of label numbers.
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average one value per clip.
 
     Args:
-        predictions: Shape (clips,), int.
-        references: The right ones, likewise.
+        values: of shape (clips,).
+        weights: of shape (..., clips).
 
     Returns:
-        `{"accuracy": ..., "macro_f1": ...}`, both between 0 and 1.
+        float64 of shape (...); nan where all weights are 0.
     """
-    # evaluate makes a cache folder even for what it keeps in memory; the user's home need not be writable.
-    with tempfile.TemporaryDirectory() as folder:
-        metrics = [kind(keep_in_memory=True, cache_dir=folder) for kind in (Accuracy, MacroF1)]
-        return evaluate.combine(metrics).compute(predictions=predictions, references=references)
+    return _ratio(weights @ values.astype(np.float64), weights.sum(axis=-1), empty=np.nan)
+
+
+def macro_f1(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average F1 over the classes that occur with a positive weight, among targets or decisions, as scikit-learn does.
+
+    Args:
+        decisions: class number of each clip, of shape (clips,).
+        targets: true class number of each clip.
+        weights: of shape (..., clips).
+    """
+    true, decided, both = _class_weights(decisions, targets, weights)
+    f1 = _ratio(2 * both, true + decided)
+    return _ratio(f1.sum(axis=-1), np.count_nonzero(true + decided, axis=-1), empty=np.nan)
+
+
+def balanced_accuracy(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average recall over the classes that occur with a positive weight among targets, as scikit-learn does.
+
+    Args:
+        decisions: class number of each clip, of shape (clips,).
+        targets: true class number of each clip.
+        weights: of shape (..., clips).
+    """
+    true, _, both = _class_weights(decisions, targets, weights)
+    return _ratio(_ratio(both, true).sum(axis=-1), np.count_nonzero(true, axis=-1), empty=np.nan)
+
+
+def _class_weights(
+    decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum the weights of each class's clips: the true ones, the decided ones and those that are both."""
+    from scipy.sparse import csr_array
+
+    classes, codes = np.unique(np.concatenate([targets, decisions]), return_inverse=True)
+    true, decided = codes[: len(targets)], codes[len(targets) :]
+    starts = np.arange(len(targets) + 1)
+    rows = weights.reshape(-1, len(targets))
+
+    def sums(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        by_class = rows @ csr_array((values, numbers, starts), shape=(len(targets), len(classes)))
+        return by_class.reshape(*weights.shape[:-1], len(classes))
+
+    ones = np.ones(len(targets))
+    return sums(ones, true), sums(ones, decided), sums((true == decided).astype(np.float64), true)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """Divide; `empty` where the divisor is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), empty), where=np.asarray(below) != 0)
+
+
+def evaluate_metric(name: str) -> Any:
+    """Make an `evaluate.Metric` of class numbers that needs no download, for `evaluate.combine` and the like.
+
+    Args:
+        name: "accuracy", "macro_f1" or "balanced_accuracy".
+
+    Returns:
+        A metric with `compute(predictions=..., references=...)`, both int of shape (clips,).
+    """
+    import datasets
+    import evaluate
+
+    functions = {
+        "accuracy": lambda decisions, targets, weights: weighted_mean(decisions == targets, weights),
+        "macro_f1": macro_f1,
+        "balanced_accuracy": balanced_accuracy,
+    }
+    numbers = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+
+    class ClassMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(description=name, citation="", inputs_description="", features=numbers)
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+            pair = np.asarray(predictions), np.asarray(references)
+            return {name: float(functions[name](*pair, np.ones(len(pair[0]))))}
+
+    return ClassMetric(keep_in_memory=True)

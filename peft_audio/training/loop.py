@@ -23,6 +23,7 @@ from peft_audio.data.streaming import StreamLoader
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.evaluation.run_split import clip_losses, evaluate
 from peft_audio.strategies.base import Trainable, set_modes
+from peft_audio.tasks.task import Task
 from peft_audio.training.accelerator import peak_memory_bytes, seed_dropout
 from peft_audio.training.hardware import compile_layers
 from peft_audio.training.micro_batches import fit_micro_batches
@@ -152,7 +153,7 @@ def _epoch(
     waits: list[float] = []
     watch = Watch(loaders)
     began = time.perf_counter()
-    steps = _steps(learner, _timed(loaders.train, waits), at.micro_batches, cfg, watch)
+    steps = _steps(learner, _timed(loaders.train, waits), at.micro_batches, cfg, watch, loaders.task)
     left = min(order.steps - at.step_in_epoch, total - at.step)
     for loss in islice(steps, left):
         at.step, at.step_in_epoch, left = at.step + 1, at.step_in_epoch + 1, left - 1
@@ -174,11 +175,12 @@ def _validate(
     learner: Learner, loaders: Loaders, at: TrainState, total: int, cfg: TrainConfig, log: Log, progress: Progress
 ) -> None:
     """Judge the epoch that was made, and go to the next one unless training ends here."""
-    found = evaluate(learner.model, loaders.validation, learner.accelerator, mixed_precision=True)
+    found = evaluate(learner.model, loaders.validation, learner.accelerator, loaders.task, mixed_precision=True)
     at.validation_seconds += found.seconds
     summary = _summary(at, found.metrics)
     log.write([summary])
-    at.best = at.best.better_of(found.metrics, cfg.best_metric, at.epoch, learner.model, learner.trained)
+    score = loaders.task.selection_score(found.metrics, cfg.best_metric)
+    at.best = at.best.better_of(found.metrics, score, at.epoch, learner.model, learner.trained)
     why = _ending(cfg, at.epoch, at.best.epoch, last_step=at.step >= total)
     _tell_epoch(progress, learner.accelerator, _epoch_line(summary, cfg.epochs, why))
     at.ended = bool(why) or at.epoch == cfg.epochs
@@ -186,7 +188,7 @@ def _validate(
 
 
 def _steps(
-    learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, watch: Watch
+    learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, watch: Watch, task: Task
 ) -> Iterator[torch.Tensor]:
     """Make the optimizer steps of an epoch; gives this process's part of each step's mean loss."""
     accelerator, optimizer = learner.accelerator, learner.optimizer
@@ -198,7 +200,7 @@ def _steps(
             batch = send_to_device(cpu_batch, accelerator.device)
             waiting = nullcontext() if i == len(batches) else accelerator.no_sync(learner.wrapped)
             with waiting, masked(learner.model, batch):
-                losses = clip_losses(learner.wrapped, batch, cfg.label_smoothing)
+                losses = clip_losses(learner.wrapped, batch, task, cfg.label_smoothing)
                 loss = (losses * batch["weight"]).sum()
                 # DDP takes the mean over processes; the weights already make the sum over them the mean over clips.
                 accelerator.backward(loss * accelerator.num_processes)

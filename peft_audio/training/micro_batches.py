@@ -65,7 +65,7 @@ def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
             spare = [torch.empty_like(known[name]) for name in learner.trained.parameters for _ in range(COPIES)]
             batch = send_to_device(collate([dataset[draw] for draw in draws]), device)
             with masked(learner.model, batch):
-                clip_losses(learner.model, batch, cfg.label_smoothing).mean().backward()
+                clip_losses(learner.model, batch, loaders.task, cfg.label_smoothing).mean().backward()
             del spare
         except RuntimeError as error:
             if not should_reduce_batch_size(error):

@@ -40,9 +40,8 @@ class Best:
     epoch: int = 0
     weights: dict[str, torch.Tensor] | None = None
 
-    def better_of(self, metrics: dict[str, float], metric: str, epoch: int, model: Any, trained: Trainable) -> Best:
-        """Itself, or the given epoch where that is better by `metric`; the earlier one wins a tie."""
-        score = -metrics["loss"] if metric == "loss" else metrics[metric]
+    def better_of(self, metrics: dict[str, float], score: float, epoch: int, model: Any, trained: Trainable) -> Best:
+        """Return itself, or the given epoch where its score is higher; the earlier one wins a tie."""
         # NaN logits have a label on top too, and so an accuracy.
         if not math.isfinite(metrics["loss"]) or not score > self.score:
             return self

@@ -23,8 +23,9 @@ from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
 from peft_audio.data.windows import cut_windows, window_starts
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.evaluation.run_split import average_windows, evaluate
+from peft_audio.evaluation.run_split import evaluate
 from peft_audio.inference.predict import predict
+from peft_audio.tasks import task_of
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_windows_of_a_part_of_a_recording_stay_inside_it() -> None:
 
 def test_average_of_windows_is_the_mean_of_their_probabilities() -> None:
     logits, owners = np.random.default_rng(0).normal(size=(7, 3)), np.array([0, 0, 1, 2, 2, 2, 1])
-    found = average_windows(torch.tensor(logits).float(), torch.tensor(owners)).numpy()
+    found = task_of().average_windows(torch.tensor(logits).float(), torch.tensor(owners)).numpy()
     wanted = pd.DataFrame(softmax(logits, axis=1)).groupby(owners).mean().to_numpy()
     assert softmax(found, axis=1) == pytest.approx(wanted, abs=1e-6) and np.exp(found) == pytest.approx(
         wanted, abs=1e-6
@@ -74,7 +75,8 @@ def test_evaluation_and_prediction_average_over_a_recordings_windows(tiny_base: 
     model = load_classifier(cfg.model, splits.labels)
     torch.nn.init.normal_(model.classifier.weight, std=3.0)
     accelerator = Accelerator(cpu=True)
-    found = evaluate(model, make_loaders(splits, extractor, model.config, cfg, accelerator).train_whole, accelerator)
+    loaders = make_loaders(splits, extractor, model.config, cfg, accelerator)
+    found = evaluate(model, loaders.train_whole, accelerator, loaders.task)
     recordings = splits.recordings("train")
     assert len(found.logits) == len(recordings) < len(splits.train)
 

@@ -26,6 +26,7 @@ from peft_audio.encoders.loading import identify_base, load_classifier, load_ext
 from peft_audio.evaluation.run_split import evaluate, judge
 from peft_audio.evaluation.scores import Scores, accuracy_interval, calibration_bins, score
 from peft_audio.strategies.base import freeze_all_but_head
+from peft_audio.tasks import task_of
 
 
 def test_figures_are_those_of_the_adapters_own_run(
@@ -46,7 +47,7 @@ def test_figures_are_those_of_the_adapters_own_run(
     model, trained = freeze_all_but_head(model)
     # Tones get different answers from a random encoder only where the head is far from its start.
     model.classifier.weight.data.normal_(std=40.0)
-    wanted = evaluate(model, loaders.test, accelerator)
+    wanted = evaluate(model, loaders.test, accelerator, loaders.task)
     record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, {})
     folder = save_adapter(tmp_path, model, trained, extractor, record, verify=False)
 
@@ -97,8 +98,9 @@ def check_settings(call: list[str], loss: float, capsys: pytest.CaptureFixture[s
 
 def judged(probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str]) -> Scores:
     logits = torch.from_numpy(np.log(probabilities))
-    found = judge(logits, torch.from_numpy(right), torch.arange(len(right)), 0.0)
-    return score(probabilities, right, labels, found.metrics)
+    task = task_of()
+    found = judge(logits, torch.from_numpy(right), torch.arange(len(right)), task, 0.0)
+    return score(task, logits.numpy(), right, labels, found.metrics)
 
 
 def test_loss_of_a_sure_error_is_not_clipped() -> None:

@@ -30,6 +30,7 @@ from peft_audio.strategies.attention_heads import (
     train_attention_heads,
     unfreeze_heads,
 )
+from peft_audio.tasks import task_of
 
 WIDTH = 16  # of a head of the tiny encoders, which have two layers of two heads
 INPUTS, OUTPUT = ("q_proj", "k_proj", "v_proj"), "out_proj"
@@ -115,7 +116,7 @@ def test_gradients_are_what_scaling_a_head_does_to_the_loss(model: Any) -> None:
     inputs, step = batch(), 1e-4
     inputs["input_values"] = inputs["input_values"].double()
     model = model.double()
-    found = mask_gradients(model, inputs)
+    found = mask_gradients(model, inputs, task_of())
     assert found.shape == (3, 2, 2)
 
     def losses(layer: int, rows: list[int], factor: float) -> torch.Tensor:
@@ -136,12 +137,12 @@ def test_gradients_are_what_scaling_a_head_does_to_the_loss(model: Any) -> None:
 
 
 def test_a_clip_s_gradients_do_not_depend_on_its_batch(model: Any) -> None:
-    together = mask_gradients(model, batch())
+    together = mask_gradients(model, batch(), task_of())
     for i, row in enumerate(together):
         one = {name: value[i : i + 1] for name, value in batch().items()}
         length = int(one["attention_mask"].sum())
         one |= {name: one[name][:, :length] for name in ("input_values", "attention_mask")}
-        torch.testing.assert_close(mask_gradients(model, one)[0], row, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(mask_gradients(model, one, task_of())[0], row, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixture", [False, True])
@@ -166,26 +167,26 @@ def test_scores_are_taken_from_a_fitted_classifier_that_then_starts_anew(
 ) -> None:
     fresh, heard = copy.deepcopy(model.state_dict()), []
 
-    def listening(model: Any, inputs: Any) -> torch.Tensor:
+    def listening(model: Any, inputs: Any, task: Any) -> torch.Tensor:
         heard.append(copy.deepcopy(model))
-        return mask_gradients(model, inputs)
+        return mask_gradients(model, inputs, task)
 
     monkeypatch.setattr(attention_heads, "mask_gradients", listening)
-    scores = score_heads(model, [batch()] * 5, recipe(scoring_batches=1), Accelerator())
+    scores = score_heads(model, [batch()] * 5, recipe(scoring_batches=1), Accelerator(), task_of())
     (fitted,) = heard
     with torch.no_grad():
         first, then = (cross_entropy(logits(answering), batch()["label"]) for answering in (model, fitted))
     assert then < 0.5 * first
-    expected = mask_gradients(fitted, batch()).abs().mean(0)
+    expected = mask_gradients(fitted, batch(), task_of()).abs().mean(0)
     torch.testing.assert_close(scores, expected / expected.norm(dim=1, keepdim=True))
     assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
 
 
 def test_scores_do_not_depend_on_how_clips_are_divided(tiny_base: Path) -> None:
-    whole = score_heads(classifier(tiny_base), [batch()], recipe(), Accelerator())
+    whole = score_heads(classifier(tiny_base), [batch()], recipe(), Accelerator(), task_of())
     parts = [{name: value[rows] for name, value in batch().items()} for rows in ([2], [0, 1], [1])]
     parts[2]["weight"] = torch.zeros(1)  # what a part of a ragged step is filled with
-    divided = score_heads(classifier(tiny_base), parts, recipe(), Accelerator())
+    divided = score_heads(classifier(tiny_base), parts, recipe(), Accelerator(), task_of())
     torch.testing.assert_close(divided, whole, rtol=1e-3, atol=1e-5)
 
 
@@ -193,7 +194,7 @@ def test_the_only_head_that_is_listened_to_is_chosen(model: Any) -> None:
     with torch.no_grad():
         projection(model, 0, OUTPUT).weight.zero_()
         projection(model, 1, OUTPUT).weight[:, rows_of([0])] = 0
-    scores = score_heads(model, [batch()], recipe(), Accelerator())
+    scores = score_heads(model, [batch()], recipe(), Accelerator(), task_of())
     torch.testing.assert_close(scores, torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     assert best_heads(scores, 1) == {1: [1]}
 

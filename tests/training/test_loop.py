@@ -243,7 +243,7 @@ def test_evaluate_answers_clip_by_clip_in_the_order_of_the_rows(set_up: Any) -> 
     assert len(list(loader)) == 3
     assert seen != sorted(seen), "the loader itself must go another way round"
 
-    found = evaluate(setup.model, loader, setup.accelerator)
+    found = evaluate(setup.model, loader, setup.accelerator, setup.loaders.task)
     with torch.no_grad():
         expected = plain_logits(setup.model, rows)
     torch.testing.assert_close(torch.from_numpy(found.logits), expected, rtol=0, atol=1e-5)
@@ -277,7 +277,7 @@ def test_the_best_epoch_by_loss_is_the_lowest_and_never_nan(set_up: Any) -> None
     setup = set_up()
     best, names = Best(), []
     for epoch, loss in enumerate([0.9, math.nan, 0.4, 0.7, math.nan], 1):
-        best = best.better_of({"loss": loss}, "loss", epoch, setup.model, setup.trained)
+        best = best.better_of({"loss": loss}, -loss, epoch, setup.model, setup.trained)
         names.append(best.epoch)
     assert names == [1, 1, 3, 3, 3]
 
@@ -287,7 +287,7 @@ def test_training_learns_and_what_is_returned_is_what_was_measured(set_up: Any) 
     result = setup.train()
     lines = setup.lines()
     epochs = [line for line in lines if "epoch" in line]
-    measured = evaluate(result.model, setup.loaders.validation, setup.accelerator).metrics
+    measured = evaluate(result.model, setup.loaders.validation, setup.accelerator, setup.loaders.task).metrics
     best = min(epochs, key=lambda line: line["validation_loss"])
     assert best["epoch"] == result.best_epoch
     assert measured["loss"] == pytest.approx(best["validation_loss"], abs=1e-6)
@@ -428,7 +428,7 @@ def test_each_process_draws_dropout_of_its_own(dropout: float, set_up: Any) -> N
 
 def test_a_model_of_nan_is_never_the_best(set_up: Any) -> None:
     setup = set_up()
-    best = Best().better_of({"loss": math.nan, "macro_f1": 0.5}, "macro_f1", 1, setup.model, setup.trained)
+    best = Best().better_of({"loss": math.nan, "macro_f1": 0.5}, 0.5, 1, setup.model, setup.trained)
     assert best.epoch == 0
     with pytest.raises(UserError, match=r"never a finite number; lower --train.learning_rate"):
         best.restore(setup.model)

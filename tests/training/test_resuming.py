@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.errors import UserError
 from peft_audio.evaluation import run_split as evaluation
+from peft_audio.tasks import task_of
 from peft_audio.training import checkpoints
 from peft_audio.training import loop as training
 from peft_audio.training import micro_batches as memory
@@ -263,8 +264,8 @@ def test_a_loss_that_is_no_number_names_its_clips_and_leaves_the_last_good_state
 ) -> None:
     real, steps, bad = training.clip_losses, [], []
 
-    def breaks(model: Any, batch: Any, smoothing: float) -> torch.Tensor:
-        losses = real(model, batch, smoothing)
+    def breaks(model: Any, batch: Any, *args: Any) -> torch.Tensor:
+        losses = real(model, batch, *args)
         steps.append(1)
         if len(steps) > 3 and len(losses) > 1 and not bad:
             bad.append(len(steps))
@@ -287,10 +288,10 @@ def test_auto_micro_batch_takes_the_largest_that_fits_and_changes_nothing_else(
 ) -> None:
     real = memory.clip_losses
 
-    def small(model: Any, batch: Any, smoothing: float) -> torch.Tensor:
+    def small(model: Any, batch: Any, *args: Any) -> torch.Tensor:
         if len(batch["label"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(model, batch, smoothing)
+        return real(model, batch, *args)
 
     flags, most = ["--lora.dropout", "0.3"], 2
     given = [*flags, "--train.gradient_accumulation_steps", "4"]
@@ -313,7 +314,8 @@ def test_evaluation_draws_nothing_from_the_generators(monkeypatch: pytest.Monkey
     model = SimpleNamespace(eval=lambda: None, config=SimpleNamespace(num_labels=2))
     batch = dict.fromkeys(("index", "recording", "label"), torch.zeros(3, dtype=torch.long))
     before = torch.get_rng_state()
-    assert evaluation.run_through(model, [batch], torch.device("cpu")).shape == (3, 5)
+    rows = evaluation.run_through(model, [batch], torch.device("cpu"), task_of())
+    assert rows["logits"].shape == (3, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 

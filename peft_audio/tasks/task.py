@@ -1,0 +1,144 @@
+"""Interface of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Task(ABC):
+    """Everything that depends on what is asked about a clip: targets, loss, probabilities, decision and metrics.
+
+    A *target* is a clip's label as a number or an array, and a *decision* has the form of a target. Logits have the
+    shape (clips, labels).
+
+    Attributes:
+        name: Key in `TASKS`.
+        metrics: Names of the metrics of a report, in its order; `loss` is among them.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+
+    @abstractmethod
+    def label_names(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Collect the label names that occur in the label texts of clips, sorted."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+        """Convert label texts of clips to targets.
+
+        Args:
+            texts: label text of each clip, as a data source has it.
+            labels: label names in the order of the logits.
+
+        Returns:
+            Targets, one per clip along the first axis.
+        """
+
+    @abstractmethod
+    def decode(self, targets: np.ndarray, labels: Sequence[str]) -> list[str]:
+        """Convert targets, or decisions, to label texts: the inverse of `encode`."""
+
+    @abstractmethod
+    def no_targets(self, labels: int) -> torch.Tensor:
+        """Return the targets of zero clips, in the shape and type of a batch's targets.
+
+        Args:
+            labels: number of labels.
+        """
+
+    @abstractmethod
+    def clip_losses(self, logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Compute the loss of each clip, of shape (clips,)."""
+
+    @abstractmethod
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Convert logits to probabilities of the same shape and type."""
+
+    @abstractmethod
+    def mean_probabilities(self, total: np.ndarray, windows: int) -> np.ndarray:
+        """Average probabilities of windows.
+
+        Args:
+            total: sum over the windows, of shape (labels,).
+            windows: number of windows.
+        """
+
+    @abstractmethod
+    def confidence(self, probabilities: np.ndarray) -> np.ndarray:
+        """Compute the probability of each clip's decision, of shape (clips,)."""
+
+    @abstractmethod
+    def decide(self, scores: np.ndarray) -> np.ndarray:
+        """Decide on each clip's labels.
+
+        Args:
+            scores: logits or probabilities of shape (clips, labels).
+
+        Returns:
+            Decisions, one per clip along the first axis.
+        """
+
+    @abstractmethod
+    def decision_code(self, logits: str, name: str) -> str:
+        """Write a Python expression for the label text of one clip, for READMEs.
+
+        Args:
+            logits: expression for the clip's logits, of shape (labels,).
+            name: expression for a label's name, with `{}` in place of its number.
+        """
+
+    @abstractmethod
+    def average_windows(self, logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:
+        """Average the probabilities of a recording's windows.
+
+        Args:
+            logits: of shape (windows, labels).
+            recordings: number of each window's recording, from 0, of shape (windows,).
+
+        Returns:
+            Logits of those averages, float32 of shape (recordings, labels).
+        """
+
+    @abstractmethod
+    def correct(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Compare decisions with targets; bool of shape (clips,)."""
+
+    @abstractmethod
+    def metric(self, name: str, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> Any:
+        """Compute a metric.
+
+        A clip of weight 2 counts as two equal clips, and a clip of weight 0 as none: a draw of clips, groups or seeds
+        with replacement is a row of weights.
+
+        Args:
+            name: one of `metrics`, or another one that the task's module names.
+            logits: of shape (clips, labels).
+            targets: one per clip.
+            weights: of shape (..., clips), not negative; 1 for every clip when not given.
+
+        Returns:
+            float64 of shape (...); a float without weights.
+        """
+
+    def measure(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """Compute the metrics of a report."""
+        return {name: self.metric(name, logits, targets) for name in self.metrics}
+
+    def selection_score(self, metrics: Mapping[str, float], name: str, prefix: str = "") -> float:
+        """Return the score by which the best epoch or learning rate is selected; higher is better.
+
+        Args:
+            metrics: metrics by name, with `prefix` before each name.
+            name: one of `metrics`, see `train.best_metric`.
+            prefix: such as "validation_".
+        """
+        value = metrics[prefix + name]
+        return -value if name == "loss" else value
