@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.adapter_faults import CODE, MARKER, a_pickle
+from helpers.bf16_units import pretend_bf16_units
 from helpers.hub_standin import Hub, running
 from helpers.parquet_datasets import AUDIO
 from helpers.tones import write_tone
@@ -294,6 +295,11 @@ def test_bitsandbytes_fetches_no_code(tmp_path: Path) -> None:
         words = [sys.executable, "-c", code.format(before), str(tmp_path)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "fetched asked\n", "")
+
+
+def test_processes_of_this_package_do_not_print_the_line_of_bitsandbytes(tmp_path: Path) -> None:
+    command, env = [sys.executable, "-c", "import peft_audio, bitsandbytes"], pretend_bf16_units(tmp_path)
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env=env).stderr == ""
 
 
 def test_a_base_of_an_unknown_kind_is_refused_before_its_code_is_looked_at(
