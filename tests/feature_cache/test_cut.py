@@ -67,10 +67,15 @@ def features_of(model: Any, trained: Trainable, cut: Cut) -> dict[str, torch.Ten
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Require a difference of at most 2e-5 of the largest entry of each tensor (of the logits: where that is above 1).
+
+    Up to 1e-6 is always allowed: the terms of some gradients cancel (the biases of keys, the weights of the layer sum).
+    """
     assert found.keys() == expected.keys()
     for name, value in expected.items():
+        unit = max(1.0 if name == "logits" else 0.05, float(value.abs().max()))
         torch.testing.assert_close(
-            found[name], value, atol=2e-5, rtol=1e-5, msg=lambda text, name=name: f"{name} {text}"
+            found[name], value, atol=2e-5 * unit, rtol=0, msg=lambda text, name=name: f"{name} {text}"
         )
 
 
