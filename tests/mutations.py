@@ -577,7 +577,7 @@ MUTATIONS = (
     Mutation(
         "a run goes on with other settings",
         "peft_audio/runs/folder.py",
-        'other = differences(made["settings"], asked["settings"], FREE) + differences(made, asked, rest)',
+        'other = differences(made["settings"], asked["settings"], free_settings()) + differences(made, asked, rest)',
         "other = differences(made, asked, rest)",
         "tests/training/test_resuming.py",
     ),

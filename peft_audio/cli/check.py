@@ -15,7 +15,8 @@ def add_commands(commands: Any) -> None:
         description="Decodes every clip once. Exit code 1 if something would spoil a comparison: clips that are "
         "unreadable, empty, silent or hold NaN, copies or groups on two sides of a split, a class missing from one.",
         epilog="Behind SOURCE it takes the recipes' --data.* settings as well, such as --data.group_pattern, "
-        "--data.group_column, --data.splits_file or --data.fold; python recipes/lora.py --help explains them.",
+        "--data.group_column, --data.splits_file or --data.fold; python recipes/lora.py --help explains them. Settings "
+        "that affect only what a run trains on, such as --data.max_train_clips, must be left out.",
     )
     check.add_argument("source", metavar="SOURCE", help="a folder, a manifest, a Hub dataset, or bundled")
     check.add_argument("--json", action="store_true", help="everything that was found, as JSON")

@@ -21,9 +21,8 @@ def add_commands(commands: Any) -> None:
         epilog="Behind SOURCE it takes the recipes' --data.* settings as well, such as --data.group_pattern or "
         "--data.splits_file; with those of a run and --split test, the figures are those of its report. "
         "--data.window_seconds, hop_seconds and max_eval_seconds must be those of the run, and need not be given. "
-        "Ignored are --data.max_seconds, num_workers and shuffle_buffer, which are for training, and on_bad_clip and "
-        "max_bad_share: clips that cannot be used never stop it. streaming, validate_on_test and max_train_clips must "
-        "be left out.",
+        "--data.max_seconds, on_bad_clip and max_bad_share are ignored: clips that cannot be used never stop it. "
+        "Settings that affect only what a run trains on, such as --data.max_train_clips, must be left out.",
     )
     evaluate.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
     evaluate.add_argument("source", metavar="SOURCE", help="a folder, a manifest, a Hub dataset, or bundled")

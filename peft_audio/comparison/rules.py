@@ -8,22 +8,10 @@ from typing import Any
 
 from peft_audio.comparison.learning_rates import Trials, best_rate
 from peft_audio.comparison.results import Failure
+from peft_audio.config import settings_equal_between_arms
 from peft_audio.runs.finished import Finished
 
 MIN_SEEDS = 5
-# What every run gets alike: an arm with more of it would win by that, and one that is chosen otherwise too.
-ALIKE = (
-    "train.epochs",
-    "train.max_steps",
-    "train.batch_size",
-    "train.batch_seconds",
-    "train.best_metric",
-    "data.max_train_clips",
-    "data.max_seconds",
-    "data.max_eval_seconds",
-    "data.window_seconds",
-    "data.hop_seconds",
-)
 Arms = Mapping[str, Sequence[Finished]]
 TrialsOfArms = Mapping[tuple[str, int | None], Trials]
 
@@ -50,7 +38,7 @@ def broken_rules(
         if len(hashes(runs)) > len({run.fold for run in runs})
     ]
     found += _different("had different final seeds or folds", finals, places)
-    for name in ALIKE:
+    for name in settings_equal_between_arms():
         if not (timed and name in ("train.epochs", "train.max_steps")):
             found += _different(f"had different {name}", every, partial(_values, name))
     for name, runs in finals.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peft_audio.config.data import DataConfig
+from peft_audio.config.fields import NOT_STREAMED, setting
 from peft_audio.errors import require
 
 
@@ -19,7 +20,7 @@ class BaselineConfig:
             encoder is worth is what it adds to these.
     """
 
-    kind: Literal["majority", "log_mel"] = "log_mel"
+    kind: Literal["majority", "log_mel"] = setting("log_mel", "training")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class BaselineTrainConfig:
         evaluate_test: Read the test split. Turn it off while choosing settings.
     """
 
-    output_dir: str = "runs/baseline"
-    overwrite: bool = False
-    resume: bool = False
-    seed: int = 0
-    evaluate_train: bool = False
-    evaluate_test: bool = True
+    output_dir: str = setting("runs/baseline", "output", "decided_by_comparison")
+    overwrite: bool = setting(False, "output", "decided_by_comparison")
+    resume: bool = setting(False, "output")
+    seed: int = setting(0, "input", "per_run", "decided_by_comparison", "show_on_card")
+    evaluate_train: bool = setting(False, "evaluation", "per_run", sources=NOT_STREAMED)
+    evaluate_test: bool = setting(True, "evaluation", "per_run", "decided_by_comparison")
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/mine.")

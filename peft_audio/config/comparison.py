@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from peft_audio.config.augment import AugmentConfig
 from peft_audio.config.baseline import BaselineRecipe
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, positive
-from peft_audio.config.prefix_cache import PrefixCacheConfig
+from peft_audio.config.feature_cache import PrefixCacheConfig
+from peft_audio.config.fields import changed_fields, positive
+from peft_audio.config.model import ModelConfig
 from peft_audio.config.recipes import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,
@@ -19,6 +21,8 @@ from peft_audio.config.recipes import (
     LastNLayersRecipe,
     LoraRecipe,
 )
+from peft_audio.config.sections import SECTIONS, settings_decided_by_comparison
+from peft_audio.config.train import TrainConfig
 from peft_audio.errors import UserError, require
 
 # By the names of their files.
@@ -37,8 +41,6 @@ REFUSED = {
     "adalora": "AdaLoRA moves rank between layers in a training loop of its own (update_and_allocate after each step), "
     "and so would not train under the same conditions",
 }
-# What the comparison decides for every run.
-DECIDED = ("output_dir", "overwrite", "learning_rate", "seed", "evaluate_test", "verify_adapter", "log_with")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ArmConfig:
         rates = self.learning_rates
         usable = all(map(positive, rates)) and len(set(rates)) == len(rates)
         require(usable, "own_arms", rates, "different learning rates above 0", "Leave them out, or try [1e-3].")
-        decided = [name for name in self.flags if name in {f"train.{part}" for part in DECIDED}]
+        decided = [name for name in self.flags if name in settings_decided_by_comparison()]
         require(
             not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags."
         )
@@ -182,13 +184,11 @@ class CompareRecipe:
         self._check_shared()
 
     def _check_shared(self) -> None:
-        usual = TrainConfig()
-        for name in DECIDED:
-            value = getattr(self.train, name)
-            allowed = "left to the comparison, which decides it for every run"
-            require(value == getattr(usual, name), f"train.{name}", value, allowed, "Leave it out.")
-        fold = self.data.fold
-        require(fold is None, "data.fold", fold, "left to the comparison", "Try --folds 5, which holds out each once.")
+        for section in SECTIONS:
+            for name, value in changed_fields(getattr(self, section)).items():
+                flag, allowed = f"{section}.{name}", "left to the comparison, which decides it for every run"
+                fix = "Try --folds 5, which holds out each once." if flag == "data.fold" else "Leave it out."
+                require(flag not in settings_decided_by_comparison(), flag, value, allowed, fix)
         steps = self.train.max_steps
         clash = self.train_seconds is not None and steps is not None
         require(not clash, "train.max_steps", steps, "left out with train_seconds", "Give one budget.")
@@ -201,13 +201,10 @@ class CompareRecipe:
 
     def shared_settings(self, arm: ArmConfig) -> dict[str, Any]:
         """What every run of an arm is told, by flag: settings that differ from a recipe's own, then the arm's."""
-        sections = ("data",) if arm.recipe == "baseline" else ("data", "model", "augment", "prefix_cache", "train")
         shared: dict[str, Any] = {"train.evaluate_train": self.train.evaluate_train}
-        for section in sections:
-            given = getattr(self, section)
-            usual = type(given)()
-            for part in fields(given):
-                value = getattr(given, part.name)
-                if value != getattr(usual, part.name) and f"{section}.{part.name}" not in shared:
-                    shared[f"{section}.{part.name}"] = value
+        recipe = RECIPES[arm.recipe]()
+        for section in SECTIONS:
+            for name, value in changed_fields(getattr(self, section)).items():
+                if hasattr(getattr(recipe, section, None), name):
+                    shared[f"{section}.{name}"] = value
         return shared | arm.flags

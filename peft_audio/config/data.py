@@ -6,7 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import positive, share
+from peft_audio.config.fields import (
+    NOT_STREAMED,
+    ON_HUB,
+    WITH_COLUMNS,
+    changed_fields,
+    positive,
+    setting,
+    settings_of,
+    share,
+)
 from peft_audio.errors import UserError, require
 
 
@@ -62,31 +71,31 @@ class DataConfig:
             GPU, and 0 on a CPU, where they would take the cores that training needs.
     """
 
-    source: str = "bundled"
-    revision: str | None = None
-    config_name: str | None = None
-    split_names: dict[str, Literal["train", "validation", "test"]] | None = None
-    streaming: bool = False
-    shuffle_buffer: int = 1000
-    audio_column: str | None = None
-    label_column: str | None = None
-    group_column: str | None = None
-    group_pattern: str | None = None
-    splits_file: str | None = None
-    fold: int | None = None
-    num_folds: int = 5
-    split_seed: int = 0
-    validation_share: float = 0.15
-    test_share: float = 0.2
-    validate_on_test: bool = False
-    max_train_clips: int | None = None
-    window_seconds: float | None = None
-    hop_seconds: float | None = None
-    max_seconds: float = 10.0
-    max_eval_seconds: float = 30.0
-    on_bad_clip: Literal["error", "skip"] = "error"
-    max_bad_share: float = 0.1
-    num_workers: int | None = None
+    source: str = setting("bundled", "splits")
+    revision: str | None = setting(None, "splits", sources=ON_HUB)
+    config_name: str | None = setting(None, "splits", sources=ON_HUB)
+    split_names: dict[str, Literal["train", "validation", "test"]] | None = setting(None, "splits", sources=ON_HUB)
+    streaming: bool = setting(False, "training", sources=ON_HUB)
+    shuffle_buffer: int = setting(1000, "training", sources=ON_HUB)
+    audio_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
+    label_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
+    group_column: str | None = setting(None, "splits", sources=("manifest", "hub"))
+    group_pattern: str | None = setting(None, "splits", sources=NOT_STREAMED)
+    splits_file: str | None = setting(None, "splits", sources=NOT_STREAMED)
+    fold: int | None = setting(None, "splits", "per_run", "decided_by_comparison", "show_on_card", sources=NOT_STREAMED)
+    num_folds: int = setting(5, "splits")
+    split_seed: int = setting(0, "splits")
+    validation_share: float = setting(0.15, "splits")
+    test_share: float = setting(0.2, "splits")
+    validate_on_test: bool = setting(False, "training", sources=NOT_STREAMED)
+    max_train_clips: int | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED)
+    window_seconds: float | None = setting(None, "input", "equal_between_arms", "show_on_card", sources=NOT_STREAMED)
+    hop_seconds: float | None = setting(None, "input", "equal_between_arms", sources=NOT_STREAMED)
+    max_seconds: float = setting(10.0, "input", "equal_between_arms", "show_on_card")
+    max_eval_seconds: float = setting(30.0, "input", "equal_between_arms")
+    on_bad_clip: Literal["error", "skip"] = setting("error", "splits")
+    max_bad_share: float = setting(0.1, "splits")
+    num_workers: int | None = setting(None, "cost")
 
     def __post_init__(self) -> None:
         require(
@@ -164,11 +173,7 @@ class DataConfig:
                 ) from error
 
     def _check_streaming(self) -> None:
-        names = ("group_column", "group_pattern", "splits_file", "fold", "max_train_clips", "window_seconds")
-        for name in names if self.streaming else ():
-            value = getattr(self, name)
+        for name, value in changed_fields(self).items() if self.streaming else ():
+            usable = "stream" in settings_of(self)[name].source_kinds
             allowed = "left out with data.streaming, which takes the dataset's own splits and clips as they come"
-            require(value is None, f"data.{name}", value, allowed, "Download the dataset, or leave it out.")
-        if self.streaming:
-            usable = self.validate_on_test is False
-            require(usable, "data.validate_on_test", "true", "false with data.streaming", "Leave it out.")
+            require(usable, f"data.{name}", value, allowed, "Download the dataset, or leave it out.")

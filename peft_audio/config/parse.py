@@ -17,8 +17,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_audio.config.plain import NotPlain, check_plain, plain_yaml
 from peft_audio.config.recipes import OWN_SECTIONS
+from peft_audio.config.yaml_values import NotPlain, check_plain, plain_yaml
 from peft_audio.errors import STOPPING, Stopped, UserError, explain, require
 from peft_audio.text import as_told, without_secrets
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from peft_audio.config.augment import AugmentConfig
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import AugmentConfig, ModelConfig, TrainConfig, share
-from peft_audio.config.prefix_cache import PrefixCacheConfig
+from peft_audio.config.feature_cache import PrefixCacheConfig
+from peft_audio.config.fields import changed_fields, settings_of, share
+from peft_audio.config.model import ModelConfig
+from peft_audio.config.train import TrainConfig
 from peft_audio.errors import UserError, require
 
 # Which recipe a section that is not everybody's belongs to.
@@ -142,20 +145,14 @@ class Recipe:
                 "on a quantised encoder. Use that recipe, or leave it out."
             )
         if self.data.streaming:
-            views, steps = self.prefix_cache.views, self.train.max_steps
-            words = "left out with data.streaming, which hears every clip but once"
-            require(views is None, "prefix_cache.views", views, words, "Leave it out.")
+            steps = self.train.max_steps
             require(steps is not None, "train.max_steps", steps, "given with data.streaming", "Try 1000.")
-            unread = {
-                "evaluate_train": False,
-                "class_weights": "none",
-                "batch_seconds": None,
-                "auto_micro_batch": False,
-            }
-            for name, allowed in unread.items():
-                value = getattr(self.train, name)
-                words = f"{allowed} with data.streaming, which does not know the clips before it reads them"
-                require(value == allowed, f"train.{name}", value, words, "Leave it out.")
+            for section in ("prefix_cache", "train"):
+                given = getattr(self, section)
+                for name, value in changed_fields(given).items():
+                    usable = "stream" in settings_of(given)[name].source_kinds
+                    words = "left out with data.streaming, which reads each clip once and knows none of them before"
+                    require(usable, f"{section}.{name}", value, words, "Leave it out.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
-from peft_audio.data.sources import find_clips
+from peft_audio.data.sources import find_clips, refuse_later_settings
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable
@@ -92,10 +92,10 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         jobs: Clips read at once.
 
     Raises:
-        UserError: There is nothing to check: no such source, no recordings, one class.
+        UserError: There is nothing to check: no such source, no recordings, one class. Or a setting affects neither
+            splits nor input.
     """
-    if cfg.streaming:
-        raise UserError("--data.streaming: got true, must be false for a check, which reads every clip. Leave it out.")
+    refuse_later_settings(cfg)
     collection = find_clips(cfg)
     # Most of the memory that a check takes: held once, in the order of the scan.
     fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from peft_audio.config import DataConfig
+from peft_audio.config.fields import SourceKind, changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
@@ -23,8 +24,6 @@ from peft_audio.errors import UserError
 from peft_audio.files import expanded
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits"
-HUB_ONLY = ("revision", "config_name", "split_names", "streaming", "shuffle_buffer")
-COLUMNS = ("audio_column", "label_column", "group_column")
 
 
 def find_clips(cfg: DataConfig) -> ClipTable:
@@ -35,13 +34,13 @@ def find_clips(cfg: DataConfig) -> ClipTable:
     """
     place = expanded(cfg.source)
     if cfg.source == "bundled":
-        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
+        _refuse_unread(cfg, "bundled")
         collection = _bundled()
     elif place.is_dir():
-        _refuse_unread(cfg, HUB_ONLY + COLUMNS)
+        _refuse_unread(cfg, "folder")
         collection = from_folder(place)
     elif place.suffix.lower() in MANIFEST_SUFFIXES:
-        _refuse_unread(cfg, HUB_ONLY)
+        _refuse_unread(cfg, "manifest")
         collection = from_manifest(place, cfg)
     elif _is_on_hub(cfg):
         collection = from_hub(cfg)
@@ -77,15 +76,26 @@ def pin_revision(cfg: DataConfig, accelerator: Accelerator | None) -> DataConfig
     return replace(cfg, revision=commit)
 
 
-def _refuse_unread(cfg: DataConfig, names: tuple[str, ...]) -> None:
-    """Refuse settings that this kind of source has no use for: whoever gave one meant something by it."""
-    for name in names:
-        value, default = getattr(cfg, name), getattr(DataConfig, name)
+def refuse_later_settings(cfg: DataConfig) -> None:
+    """Refuse changed settings that affect neither splits nor input, where nothing is trained.
+
+    Raises:
+        UserError: One of them was given. Settings that affect cost alone are ignored.
+    """
+    for name, value in changed_fields(cfg).items():
+        if settings_of(cfg)[name].stage not in ("splits", "input", "cost"):
+            raise UserError(f"--data.{name}: got {value}, must be left out: nothing is trained here. Leave it out.")
+
+
+def _refuse_unread(cfg: DataConfig, kind: SourceKind) -> None:
+    """Refuse changed settings that do not apply to this kind of source."""
+    for name, value in changed_fields(cfg).items():
+        kinds = settings_of(cfg)[name].source_kinds
         fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
-        if value != default:
+        if kind not in kinds:
             raise UserError(
                 f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
-                f"{'manifests and ' if name in COLUMNS else ''}datasets on the Hub.{fix or ' Leave it out.'}"
+                f"{'manifests and ' if 'manifest' in kinds else ''}datasets on the Hub.{fix or ' Leave it out.'}"
             )
 
 

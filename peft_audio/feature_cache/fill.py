@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from peft_audio.config import AugmentConfig, Recipe, TrainConfig
+from peft_audio.config.fields import settings_of
 from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, heard_seconds
 from peft_audio.data.sampler import Draw
@@ -112,7 +113,7 @@ def _rows(model: Any, cut: Cut, each: Wanted) -> int:
 
 def _augmentation(cfg: AugmentConfig) -> list[Any]:
     """What augmentation depends on; SpecAugment comes behind the prefix."""
-    settings = {name: value for name, value in asdict(cfg).items() if not name.startswith("mask_")}
+    settings = {name: getattr(cfg, name) for name, about in settings_of(cfg).items() if about.stage == "input"}
     files = [
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
         for folder in (cfg.noise_folder, cfg.impulse_response_folder)

@@ -22,7 +22,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.loaders import heard_seconds
 from peft_audio.data.sampler import evaluation_batches
 from peft_audio.data.scan import scan
-from peft_audio.data.sources import find_clips, pin_revision
+from peft_audio.data.sources import find_clips, pin_revision, refuse_later_settings
 from peft_audio.data.splits import recordings_of, to_rows
 from peft_audio.data.splitting import divide
 from peft_audio.data.windows import cut_windows
@@ -31,9 +31,6 @@ from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
 from peft_audio.evaluation.scores import Scores, score
 from peft_audio.text import listed
 from peft_audio.training.tracking import progress_bar
-
-# They change what a run trains on, which nothing does here.
-NOT_TAKEN = ("streaming", "validate_on_test", "max_train_clips")
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     Args:
         adapter: What `load_adapter` gives.
         cfg: The source, and how it is divided. What it says of how recordings are heard must be what the adapter's
-            record says. Of unusable clips, none stops it; they are left out. Not read: `max_seconds`, `num_workers`,
-            `shuffle_buffer`, `on_bad_clip`, `max_bad_share`.
+            record says. Of unusable clips, none stops it; they are left out. `max_seconds`, `on_bad_clip` and
+            `max_bad_share` are ignored, as are settings that affect cost alone.
         split: train, validation, test, or all; when not given, the source's own test split, or all of a source that is
             not divided.
         batch_size: Clips that run through the model at once, at most.
@@ -131,10 +128,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
 
 def _refuse_others(cfg: DataConfig, crop: dict[str, float]) -> None:
     """Refuse settings under which this would not be the evaluation of the adapter's own run."""
-    for name in NOT_TAKEN:
-        value = getattr(cfg, name)
-        if value != getattr(DataConfig, name):
-            raise UserError(f"--data.{name}: got {value}, must be left out: nothing is trained here. Leave it out.")
+    refuse_later_settings(cfg)
     own = {"window_seconds": crop.get("window_seconds"), "hop_seconds": crop.get("hop_seconds")}
     for name, heard in (own | {"max_eval_seconds": crop["evaluation_seconds"]}).items():
         value = getattr(cfg, name)

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from peft_audio.adapters.hub import is_hub_id
 from peft_audio.adapters.record import AdapterRecord, adapter_readme
+from peft_audio.config import settings_on_card
 from peft_audio.errors import UserError
 from peft_audio.evaluation.scores import confusions
 from peft_audio.files import read_json
@@ -20,12 +21,6 @@ BUNDLED = "Free Spoken Digit Dataset, the part that comes with peft-audio"
 METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "Macro-F1")}
 LARGEST_MATRIX = 20  # labels; beyond that the most frequent confusions are listed
 MOST_FREQUENT = 20
-# Of the settings, what a reader asks for first; what is not in a recipe's settings is left out.
-TOLD = (
-    *("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.head_learning_rate"),
-    *("train.optimizer", "train.weight_decay", "train.label_smoothing", "train.seed", "augment.preset"),
-    *("model.quantization", "model.layer_weighted_sum", "data.max_seconds", "data.window_seconds", "data.fold"),
-)
 
 
 def model_card(record: AdapterRecord, repository: str, run: Path | None, comparison: Path | None, license: str) -> str:
@@ -122,7 +117,7 @@ def _training(run: Finished, record: AdapterRecord) -> str:
         "trained parameters": None if None in (trained, total) else f"{trained:,} of {total:,}",
     }
     own = [name for name in settings if name.partition(".")[0] == record.strategy]
-    facts |= {name: settings.get(name) for name in (*own, *TOLD)}
+    facts |= {name: settings.get(name) for name in (*own, *settings_on_card())}
     facts |= {
         "precision": "float32" if precision == "no" else precision,
         "device": report.get("device"),

@@ -11,29 +11,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from peft_audio.config import dotted
+from peft_audio.config import dotted, settings_per_run
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.runs.folder import beside
 from peft_audio.text import printable
-
-# What makes one run of an arm differ from another one of it.
-OF_A_RUN = {
-    "train.output_dir",
-    "train.overwrite",
-    "train.seed",
-    "train.learning_rate",
-    "train.evaluate_test",
-    "train.evaluate_train",
-    "train.log_with",
-    "train.verify_adapter",
-    "data.fold",
-    "data.num_workers",
-    "prefix_cache.use",
-    "prefix_cache.folder",
-    "prefix_cache.max_gigabytes",
-}
-
 
 # What any report says that can be compared; other fields may be missing in those of earlier versions.
 NEEDED = {
@@ -136,7 +118,7 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
         by_strategy.setdefault(run.report["strategy"], []).append(run.settings)
     names = {}
     for strategy, all_settings in by_strategy.items():
-        keys = {name for settings in all_settings for name in settings if name not in OF_A_RUN}
+        keys = {name for settings in all_settings for name in settings} - set(settings_per_run())
         names[strategy] = sorted(key for key in keys if len({str(each.get(key)) for each in all_settings}) > 1)
     found = []
     for run in runs:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
-from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, to_yaml
+from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, free_settings, to_yaml
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
 from peft_audio.training.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
@@ -39,12 +39,6 @@ RUN_FILES = {
     "wandb",
 }
 REPLACE = "give another --train.output_dir, or --train.overwrite true, without --train.resume, to replace it"
-# What may change when a run goes on: no number depends on it.
-FREE = {
-    *("output_dir", "overwrite", "resume", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints"),
-    *("log_with", "verify_adapter"),
-}
-FREE = {f"train.{name}" for name in FREE} | {"data.num_workers", "prefix_cache.folder", "prefix_cache.max_gigabytes"}
 
 T = TypeVar("T")
 
@@ -161,7 +155,7 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
         raise UserError(f"--train.resume: {what}; {REPLACE}.") from error
     # What was left to this package stands there as it was decided.
     asked = {name: made.get(name) if value == "auto" else value for name, value in dotted(to_yaml(cfg)).items()}
-    other = differences(made, asked, FREE)
+    other = differences(made, asked, free_settings())
     if other and cfg.train.overwrite:
         return False
     if other:
@@ -227,7 +221,7 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         made = _run_of(found)
         asked = json.loads(json.dumps(about))
         rest = {"settings", "made_with"}
-        other = differences(made["settings"], asked["settings"], FREE) + differences(made, asked, rest)
+        other = differences(made["settings"], asked["settings"], free_settings()) + differences(made, asked, rest)
         if other:
             raise UserError(
                 f"--train.resume: the run in {folder} is another one ({'; '.join(other)}). Start the command that "

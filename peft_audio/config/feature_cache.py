@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import positive
+from peft_audio.config.fields import NOT_STREAMED, positive, setting
 from peft_audio.errors import require
 
 
@@ -27,11 +27,11 @@ class PrefixCacheConfig:
             takes the one that training computes in (train.mixed_precision).
     """
 
-    use: Literal["auto", "always", "never"] = "auto"
-    views: int | None = None
-    folder: str | None = None
-    max_gigabytes: float = 20.0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    use: Literal["auto", "always", "never"] = setting("auto", "training", "per_run")
+    views: int | None = setting(None, "training", sources=NOT_STREAMED)
+    folder: str | None = setting(None, "cost")
+    max_gigabytes: float = setting(20.0, "cost")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "encoder")
 
     def __post_init__(self) -> None:
         views = self.views
