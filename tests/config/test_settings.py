@@ -12,6 +12,7 @@ import pytest
 from peft_audio.config import (
     RECIPES,
     SECTIONS,
+    ArmConfig,
     BaselineRecipe,
     CompareRecipe,
     DataConfig,
@@ -24,6 +25,8 @@ from peft_audio.config import (
     settings_per_run,
 )
 from peft_audio.config.fields import SourceKind, settings_of
+from peft_audio.data.check import check
+from peft_audio.errors import UserError
 
 PACKAGE = Path(__file__).parents[2] / "peft_audio"
 
@@ -159,3 +162,28 @@ def hand_kept_lists() -> list[str]:
 
 def test_no_list_of_settings_is_kept_by_hand() -> None:
     assert hand_kept_lists() == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_train_clips", 5), ("shuffle_buffer", 2), ("validate_on_test", True)])
+def test_check_refuses_settings_of_training(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"--data.{name}: got {value}, must be left out: nothing is trained here"):
+        check(DataConfig(**{name: value}))
+
+
+def test_an_arm_leaves_folds_to_the_comparison() -> None:
+    with pytest.raises(UserError, match=r"--own_arms: got data.fold, must be left to the comparison"):
+        ArmConfig("lora", flags={"data.fold": 1})
+    with pytest.raises(UserError, match=r"--data.fold: got 1, must be left to the comparison.* Try --folds 5"):
+        CompareRecipe(data=DataConfig(fold=1))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("prefix_cache", "views", 2), ("train", "evaluate_train", True), ("train", "batch_seconds", 9.0)],
+)
+def test_a_stream_refuses_what_needs_all_clips(section: str, name: str, value: Any) -> None:
+    changed = {"train": {"max_steps": 4}}
+    changed.setdefault(section, {})[name] = value
+    parts = {part: SECTIONS[part](**values) for part, values in changed.items()}
+    with pytest.raises(UserError, match=f"--{section}.{name}: got {value}, must be left out with data.streaming"):
+        Recipe(data=DataConfig(source="org/name", streaming=True), **parts)
