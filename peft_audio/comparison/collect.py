@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import yaml
+
 from peft_audio.comparison.compare import Question, compare
 from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
 from peft_audio.comparison.results import Comparison, Failure
-from peft_audio.config import CompareRecipe, read_config, to_yaml
+from peft_audio.config import ARMS, CompareRecipe, read_config, to_yaml
+from peft_audio.config.yaml_values import plain_yaml
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_aside
 from peft_audio.runs.finished import Finished, named, read_run
@@ -66,9 +69,10 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
             raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
         comparisons = sorted(path.parent for path in folder.rglob(JOBS) if (path.parent / SETTINGS).is_file())
         for inner in comparisons:
-            settings[inner] = read_config(CompareRecipe, ["--config", str(inner / SETTINGS)])
+            jobs = _jobs(inner)
+            settings[inner] = _settings(inner / SETTINGS, jobs)
             question = _question(settings[inner])
-            for job in _jobs(inner):
+            for job in jobs:
                 _take(job, inner, question.controls, found)
         reports = sorted(path.parent for path in folder.rglob("report.json"))
         loose = [path for path in reports if not any(path.is_relative_to(inner) for inner in comparisons)]
@@ -79,6 +83,17 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
     _check_names(settings)
     question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
     return compare(named(found.runs), question, found.failures, found.diverged)
+
+
+def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
+    """Read the settings of a comparison, with arms that only its jobs describe, as in those of earlier versions."""
+    try:
+        own = plain_yaml(file.read_text(encoding="utf-8")).get("own_arms") or {}
+        jobs_only = {job.arm: {"recipe": job.recipe} for job in jobs if job.arm not in {**ARMS, **own}}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        jobs_only = {}  # read_config says what is wrong
+    more = ["--own_arms", json.dumps(own | jobs_only)] if jobs_only else []
+    return read_config(CompareRecipe, ["--config", str(file), *more])
 
 
 def _question(cfg: CompareRecipe) -> Question:

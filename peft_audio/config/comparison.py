@@ -75,22 +75,12 @@ class ArmConfig:
         )
 
 
-# Arms that can be named without being described. Strengths of remedies are common values, not tuned.
+# Arms that can be named without being described; recipes/configs/compare_remedies.yaml describes others.
 ARMS = {name: ArmConfig(name) for name in RECIPES if name != "baseline"} | {
     "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
     "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
     "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
     "head_only_mixture": ArmConfig("head_only", flags={"model.layer_weighted_sum": True}),
-    "full_light": ArmConfig("full", flags={"augment.preset": "light"}),
-    "full_speech": ArmConfig("full", flags={"augment.preset": "speech"}),
-    "full_environment": ArmConfig("full", flags={"augment.preset": "environment"}),
-    "full_spec_augment": ArmConfig("full", flags={"augment.mask_time_share": 0.2, "augment.mask_time_frames": 5}),
-    "full_l2": ArmConfig("full", flags={"train.weight_decay": 4.0}),
-    "full_l1": ArmConfig("full", flags={"train.l1": 0.2}),
-    "full_dropout": ArmConfig("full", flags={"model.dropout": 0.1, "model.head_dropout": 0.3}),
-    "full_smoothing": ArmConfig("full", flags={"train.label_smoothing": 0.1}),
-    "full_early_stopping": ArmConfig("full", flags={"train.early_stopping_patience": 3}),
-    "lora_dropout": ArmConfig("lora", flags={"lora.dropout": 0.1}),
     "majority": ArmConfig("baseline", flags={"baseline.kind": "majority"}, control=True),
     "log_mel": ArmConfig("baseline", flags={"baseline.kind": "log_mel"}, control=True),
     "random_head_only": ArmConfig("head_only", flags={"model.pretrained": False}, control=True),
@@ -110,11 +100,11 @@ class CompareRecipe:
         overwrite: Make runs again that are finished in output_dir with other settings; without it they are kept, and
             nothing runs.
         arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
-            dora, rslora, random_heads, head_only_mixture, lora_dropout; full fine-tuning with a remedy against
-            overfitting (full_light, full_speech, full_environment, full_spec_augment, full_l2, full_l1, full_dropout,
-            full_smoothing, full_early_stopping); controls (majority, log_mel, random_head_only, random_full); and the
-            names in own_arms.
+            dora, rslora, random_heads, head_only_mixture; controls (majority, log_mel, random_head_only, random_full);
+            and the names in own_arms.
         own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
+            recipes/configs/compare_remedies.yaml describes remedies against overfitting; `peft-audio recipe
+            compare_remedies` prints it.
         reference: The arm that the others are held against.
         margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
             choice.
@@ -165,7 +155,8 @@ class CompareRecipe:
         require(bool(self.arms), "arms", "[]", "at least one arm", "Try [lora, full].")
         for name in self.arms:
             close = get_close_matches(name, self.all_arms(), n=1)
-            hint = f"Did you mean {close[0]}?" if close else "Correct it, or describe it in own_arms."
+            hint = f"Did you mean {close[0]}? Otherwise describe" if close else "Correct it, or describe"
+            hint += " it in own_arms, as recipes/configs/compare_remedies.yaml does for remedies against overfitting."
             require(name in self.all_arms(), "arms", name, f"among {', '.join(self.all_arms())}", hint)
             usable = name.replace("_", "").replace("-", "").replace(".", "").isalnum() and not name.startswith(".")
             require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "It names a folder.")

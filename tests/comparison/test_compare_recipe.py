@@ -161,6 +161,15 @@ def test_shipped_comparisons_are_taken_by_their_recipes(file: Path) -> None:
         assert cfg == CompareRecipe()
 
 
+def test_an_arm_that_moved_into_a_yaml_file_is_looked_up_there() -> None:
+    with pytest.raises(
+        UserError, match=r"--arms: got full_l2, must be among .* as recipes/configs/compare_remedies.yaml"
+    ):
+        recipe(arms=["lora", "full_l2"])
+    cfg = parse_config(CompareRecipe, ["--config", str(ROOT / "recipes" / "configs" / "compare_remedies.yaml")])
+    assert cfg.own_arms["full_l2"].flags == {"train.weight_decay": 4.0}
+
+
 def test_every_named_arm_is_taken_by_its_recipe() -> None:
     check_arms(CompareRecipe(arms=list(ARMS), trials=5))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -159,3 +160,21 @@ def test_golden_runs_name_no_machine() -> None:
     files = [path for place in places for path in [place, *place.rglob("*")] if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1.5e6
     assert [path for path in files if any(name in path.read_bytes() for name in local)] == []
+
+
+def test_a_comparison_with_arms_that_earlier_versions_described_is_reported(tmp_path: Path) -> None:
+    """In version 0.1.0 `full_l2` and others were arms of the package, which comparison.yaml did not describe."""
+    folder = shutil.copytree(GOLDEN / "comparison", tmp_path / "comparison")
+    (folder / "runs" / "lora").rename(folder / "runs" / "full_l2")
+    for path in (folder / "runs.json", *folder.glob("runs/full_l2/*.json")):
+        path.write_text(
+            path.read_text().replace('"arm": "lora"', '"arm": "full_l2"').replace("runs/lora/", "runs/full_l2/")
+        )
+    settings = yaml.safe_load((folder / "comparison.yaml").read_text())
+    del settings["own_arms"]["lora"]
+    settings |= {"arms": ["head_only", "full_l2", "majority"], "reference": "full_l2"}
+    (folder / "comparison.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    found = read_json(tmp_path / "out" / "comparison.json")
+    assert {arm["name"] for arm in found["arms"]} == {"head_only", "full_l2", "majority"}
+    assert found["reference"] == "full_l2"

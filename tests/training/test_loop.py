@@ -74,10 +74,12 @@ def set_up(tiny_base: Path, divided: Path, tmp_path: Path) -> Any:
     def make(
         strategy: str = "lora", lora: LoraConfig | None = None, accelerator: Accelerator | None = None, **settings: Any
     ) -> Setup:
+        # Expectations here are those of float32, also where "auto" is bf16.
+        usual = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "mixed_precision": "no"}
         cfg = LoraRecipe(
             data=DataConfig(source=str(divided)),
             model=ModelConfig(name=str(tiny_base)),
-            train=TrainConfig(**{"epochs": 1, "batch_size": 8, "learning_rate": 1e-2} | settings),
+            train=TrainConfig(**usual | settings),
             lora=lora or LoraConfig(),
         )
         seeded = make_accelerator(cfg.train)
