@@ -70,7 +70,7 @@ def _write(found: Any, about: dict[str, str], folder: Path) -> None:
     import pyarrow.parquet as pq
 
     from peft_audio.errors import UserError
-    from peft_audio.runs.run import predictions_table
+    from peft_audio.runs.predictions import predictions_table
     from peft_audio.tasks import task_of
 
     table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels, task_of())

@@ -7,13 +7,12 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from sklearn.metrics import f1_score
 
 from peft_audio.comparison.learning_rates import Trials, at_edge, best_rate, mean_score
 from peft_audio.comparison.results import Arm, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import seed_interval
 from peft_audio.runs.finished import Finished, epochs_of, predictions_of, training_seconds, whole_seconds
+from peft_audio.runs.predictions import Predictions, pooled
 
 # What reports call the measured costs, by the names of PEFT's method comparison.
 MEASURED = {
@@ -28,7 +27,7 @@ def make_arm(
     finals: Sequence[Finished],
     tuning: Sequence[Finished],
     trials: Mapping[tuple[str, int | None], Trials],
-    tables: Mapping[int, pd.DataFrame],
+    tables: Mapping[int, Predictions],
     failures: tuple[Failure, ...],
     control: bool,
 ) -> Arm:
@@ -39,7 +38,7 @@ def make_arm(
         finals: Its final runs.
         tuning: Its tuning runs.
         trials: Scores on validation by arm and fold.
-        tables: Predictions on the test clips of each seed.
+        tables: predictions on the test clips by seed.
         failures: Its runs that failed.
         control: Whether it is there to show what the task is worth.
     """
@@ -63,7 +62,7 @@ def make_arm(
         at_edge=any(at_edge(scores) for scores in own.values()),
         seeds=tuple(tables),
         test_accuracy=_score([float(row.mean()) for row in correctness(tables)]) if tables else None,
-        test_macro_f1=_score([_macro_f1(table) for table in tables.values()]) if tables else None,
+        test_macro_f1=_score([table.metric("macro_f1") for table in tables.values()]) if tables else None,
         validation_accuracy=validation,
         train_accuracy=train,
         gap=gap,
@@ -113,10 +112,6 @@ def _score(values: Sequence[float]) -> Score:
     return Score(seed_interval(values), tuple(values))
 
 
-def _macro_f1(table: pd.DataFrame) -> float:
-    return float(f1_score(table["label"], table["predicted"], average="macro", zero_division=0))
-
-
 def _largest(values: Iterable[Any]) -> float | None:
     """None where one is unknown, or there is none; NaN where one is."""
     known = list(values)
@@ -137,17 +132,14 @@ def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[st
     return dict(found)
 
 
-def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, pd.DataFrame]:
+def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, Predictions]:
     """Predictions on the test clips of each seed that all folds were held out with, those of all folds together."""
     seeds = [
         seed for seed in sorted({run.seed for run in runs}) if {run.fold for run in runs if run.seed == seed} == folds
     ]
-    return {
-        seed: pd.concat([predictions_of(run) for run in runs if run.seed == seed]).sort_values("id", ignore_index=True)
-        for seed in seeds
-    }
+    return {seed: pooled([predictions_of(run) for run in runs if run.seed == seed]) for seed in seeds}
 
 
-def correctness(tables: Mapping[int, pd.DataFrame]) -> np.ndarray:
-    """Shape (seeds, clips): 1 where a clip was labelled correctly."""
-    return np.stack([(table["label"] == table["predicted"]).to_numpy(dtype=float) for table in tables.values()])
+def correctness(tables: Mapping[int, Predictions]) -> np.ndarray:
+    """Return 1 where a clip was labelled correctly, else 0; float64 of shape (seeds, clips)."""
+    return np.stack([table.correct.astype(float) for table in tables.values()])

@@ -16,6 +16,7 @@ from peft_audio.comparison.rules import Arms, broken_rules, hashes
 from peft_audio.errors import UserError
 from peft_audio.evaluation.significance import Difference, claim, holm, paired_difference, resolution
 from peft_audio.runs.finished import Finished, predictions_of
+from peft_audio.runs.predictions import Predictions
 from peft_audio.text import printable
 
 COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
@@ -104,20 +105,21 @@ def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
 
 
 def with_differences(
-    arms: Sequence[Arm], finals: Arms, tables: Mapping[str, Mapping[int, pd.DataFrame]], question: Question
+    arms: Sequence[Arm], finals: Arms, tables: Mapping[str, Mapping[int, Predictions]], question: Question
 ) -> list[Arm]:
     """Each arm against the reference, on the same data, splits and clips; controls too, outside of the correction."""
     reference = tables.get(question.reference)
     if not reference:
         return list(arms)
-    clips = next(iter(reference.values()))
+    clips = next(iter(reference.values())).clips
     groups = [None if pd.isna(group) or group == "" else str(group) for group in clips["group"]]
     base = next(arm for arm in arms if arm.name == question.reference)
     found: dict[str, Difference] = {}
     for arm in arms:
         own = tables[arm.name]
         same = hashes(finals[arm.name]) == hashes(finals[base.name]) and all(
-            table[["id", "label"]].equals(clips[["id", "label"]]) for table in (*own.values(), *reference.values())
+            table.clips[["id", "label"]].equals(clips[["id", "label"]])
+            for table in (*own.values(), *reference.values())
         )
         if own and same and arm is not base:
             found[arm.name] = paired_difference(correctness(own), correctness(reference), groups)
@@ -190,14 +192,14 @@ def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, marg
 def _described(
     arms: Sequence[Arm],
     finals: Arms,
-    tables: Mapping[str, Mapping[int, pd.DataFrame]],
+    tables: Mapping[str, Mapping[int, Predictions]],
     broken: Sequence[str],
     question: Question,
     first: Finished,
 ) -> Comparison:
     every = [run for arm in finals.values() for run in arm]
     whole = [table for arm in tables.values() for table in arm.values()]
-    clips = whole[0] if whole else predictions_of(first)
+    clips = (whole[0] if whole else predictions_of(first)).clips
     groups = clips["group"].replace("", None)
     held = [arm.difference for arm in arms if arm.difference and not arm.control]
     folds = {run.fold for run in every} - {None}

@@ -91,9 +91,9 @@ def _confusions(run: Finished, labels: Sequence[str]) -> str:
     """What was taken for what on the test clips; nothing where they were not read."""
     if run.report.get("test_accuracy") is None:
         return ""
-    rows = predictions_of(run)
-    matrix = confusion_matrix(rows["label"], rows["predicted"], labels=labels).tolist()
-    title = f"## Confusions on the {len(rows)} test clips\n\n"
+    found = predictions_of(run)
+    matrix = confusion_matrix(found.clips["label"], found.decided, labels=labels).tolist()
+    title = f"## Confusions on the {len(found)} test clips\n\n"
     if len(labels) <= LARGEST_MATRIX:
         cells = [(label, *(str(count or "") for count in row)) for label, row in zip(labels, matrix, strict=True)]
         return title + markdown_table(("true \\ said", *labels), cells, numbers_from=1)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import yaml
 
 from peft_audio.config import dotted, settings_per_run
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.runs.folder import beside
+from peft_audio.runs.predictions import Predictions, pooled, read_predictions
 from peft_audio.text import printable
 
 # What any report says that can be compared; other fields may be missing in those of earlier versions.
@@ -138,25 +139,21 @@ def epochs_of(run: Finished) -> list[dict[str, Any]]:
     return [line for line in lines if "epoch" in line]
 
 
-def predictions_of(run: Finished) -> pd.DataFrame:
-    """A row a test recording: id (with the fold before it), group, label, predicted.
+def predictions_of(run: Finished) -> Predictions:
+    """Read the predictions of the test clips, sorted by id; an id begins with the fold, where there is one.
 
     Raises:
         UserError: The file is missing, damaged or does not fit the report.
     """
     path = run.folder / "predictions.parquet"
-    try:
-        table = pd.read_parquet(path)
-        table = table[table["split"] == "test"]
-        columns = [name for name in table.columns if name.startswith("probability_")]
-        predicted = table[columns].idxmax(axis=1).str.removeprefix("probability_")
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); a comparison needs each clip's prediction.") from error
+    found = read_predictions(path).of_split("test")
+    accuracy, reported = found.metric("accuracy"), run.report["test_accuracy"]
+    # A report decides by logits. In the probabilities of a file of version 1, close logits can be equal.
+    ties = np.count_nonzero((found.logits == found.logits.max(axis=1, keepdims=True)).sum(axis=1) > 1)
+    unclear = ties / max(1, len(found)) if found.version == 1 else 0.0
+    if abs(accuracy - reported) > unclear + 1e-6:
+        raise UserError(
+            f"{path} gives a test accuracy of {accuracy:.4f}, report.json says {reported:.4f}; run it again."
+        )
     fold = "" if run.fold is None else f"{run.fold}/"
-    found = pd.DataFrame({"id": fold + table["id"], "group": table["group"], "label": table["label"].astype(str)})
-    found["predicted"] = predicted
-    accuracy = float((found["label"] == found["predicted"]).mean())
-    if abs(accuracy - run.report["test_accuracy"]) > 1e-6:
-        said = run.report["test_accuracy"]
-        raise UserError(f"{path} gives a test accuracy of {accuracy:.4f}, report.json says {said:.4f}; run it again.")
-    return found.sort_values("id", ignore_index=True)
+    return pooled([replace(found, clips=found.clips.assign(id=fold + found.clips["id"]))])

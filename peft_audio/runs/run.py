@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
@@ -30,7 +27,7 @@ from peft_audio.runs.folder import (
     on_first,
     take_up,
 )
-from peft_audio.tasks.task import Task
+from peft_audio.runs.predictions import predictions_table
 from peft_audio.text import listed, printable, several
 from peft_audio.training.checkpoints import Checkpoint
 from peft_audio.training.state import Checkpoints
@@ -150,7 +147,7 @@ def save_skipped(run: Run) -> int:
 
 
 def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
-    """Write `predictions.parquet`: id, group, split, label and a probability for each label, a row a recording."""
+    """Write `predictions.parquet`, see `predictions`."""
     if not run.accelerator.is_main_process:
         return
     tables = [
@@ -158,25 +155,3 @@ def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
         for split, evaluation in evaluations.items()
     ]
     pq.write_table(pa.concat_tables(tables), run.folder / "predictions.parquet")
-
-
-def predictions_table(
-    recordings: pd.DataFrame, split: str, logits: np.ndarray, labels: Sequence[str], task: Task
-) -> pa.Table:
-    """What was said of a split's recordings: a probability for each label beside what they are.
-
-    Args:
-        recordings: `id`, `group`, `label`.
-        split: Of all of them.
-        logits: Of shape (recordings, labels).
-        labels: In the order of the logits.
-        task: computes the probabilities.
-    """
-    columns: dict[str, Any] = {
-        "id": list(recordings["id"]),
-        "group": list(recordings["group"]),
-        "split": [split] * len(recordings),
-        "label": list(recordings["label"]),
-    }
-    probabilities = task.probabilities(logits)
-    return pa.table(columns | {f"probability_{label}": probabilities[:, i] for i, label in enumerate(labels)})

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
@@ -25,6 +24,7 @@ from peft_audio.data.splits import load_splits
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.evaluation.run_split import evaluate, judge
 from peft_audio.evaluation.scores import Scores, accuracy_interval, calibration_bins, score
+from peft_audio.runs.predictions import read_predictions
 from peft_audio.strategies.base import freeze_all_but_head
 from peft_audio.tasks import task_of
 
@@ -66,10 +66,9 @@ def test_figures_are_those_of_the_adapters_own_run(
     assert found["skipped"][0][0].endswith("broken.wav") and found["recordings"] == len(wanted.labels)
     for name, value in {"negative_log_likelihood": "loss", "accuracy": "accuracy", "macro_f1": "macro_f1"}.items():
         assert found[name] == pytest.approx(wanted.metrics[value], abs=1e-5)
-    table = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pandas()
-    assert list(table["id"]) == list(splits.recordings("test")["id"]) and set(table["split"]) == {"test"}
-    stored = table[[f"probability_{label}" for label in splits.labels]].to_numpy()
-    np.testing.assert_allclose(stored, softmax(wanted.logits, axis=1), atol=1e-5)
+    stored = read_predictions(tmp_path / "out" / "predictions.parquet")
+    assert list(stored.clips["id"]) == list(splits.recordings("test")["id"]) and set(stored.clips["split"]) == {"test"}
+    np.testing.assert_allclose(stored.probabilities, softmax(wanted.logits, axis=1), atol=1e-5)
 
     monkeypatch.undo()
     assert main(call) == 1

@@ -51,6 +51,7 @@ from peft_audio.config import (
 )
 from peft_audio.data.splits import load_splits
 from peft_audio.errors import UserError
+from peft_audio.runs.predictions import read_predictions
 from peft_audio.runs.report import RunReport
 from peft_audio.training.hardware import resolve
 
@@ -149,11 +150,12 @@ def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tones
     run, _ = launched
     report = json.loads((run / "report.json").read_text())
     table = pq.read_table(run / "predictions.parquet")
-    assert table.column_names == ["id", "group", "split", "label", "probability_high", "probability_low"]
-    rows = table.to_pylist()
+    assert table.column_names == ["id", "group", "split", "label", "logits"]
+    rows, whole = table.to_pylist(), read_predictions(run / "predictions.parquet")
+    assert whole.labels == ("high", "low")
     for split, count in (("validation", 5), ("test", 7)):
         of_split = [row for row in rows if row["split"] == split]
-        probabilities = np.array([[row["probability_high"], row["probability_low"]] for row in of_split])
+        probabilities = whole.of_split(split).probabilities
         assert probabilities.shape == (count, 2)
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=0, atol=1e-6)
         said = np.array(["high", "low"])[probabilities.argmax(1)]
@@ -174,11 +176,11 @@ def test_predictions_hold_what_the_report_says(launched: tuple[Path, str], tones
 def assert_the_adapter_says_what_was_predicted(run: Path, tones: Path, product: str = "adapter") -> None:
     assert verify.check_probes(run / product) == []
     adapter = adapters.load_adapter(run / product)
-    rows = pq.read_table(run / "predictions.parquet").to_pylist()
-    logits = adapter.logits([soundfile.read(tones / row["id"], dtype="float32")[0] for row in rows])
+    expected = read_predictions(run / "predictions.parquet")
+    assert expected.labels == adapter.labels
+    logits = adapter.logits([soundfile.read(tones / name, dtype="float32")[0] for name in expected.clips["id"]])
     odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = [[row[f"probability_{label}"] for label in adapter.labels] for row in rows]
-    np.testing.assert_allclose(odds, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(odds, expected.probabilities, rtol=0, atol=1e-5)
 
 
 def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], tones: Path) -> None:
@@ -234,10 +236,9 @@ def test_two_processes_do_what_one_does(
         assert a == pytest.approx(b, abs=1e-5)
     losses = [line["loss"] for line in lines[0] if "loss" in line]
     assert np.mean(losses[-3:]) < losses[0] - 0.05, "something was learned"
-    tables = [pq.read_table(run / "predictions.parquet") for run in (one, two)]
-    assert tables[0]["id"].to_pylist() == tables[1]["id"].to_pylist()
-    probabilities = [table["probability_low"].to_numpy() for table in tables]
-    np.testing.assert_allclose(*probabilities, rtol=0, atol=1e-5)
+    predictions = [read_predictions(run / "predictions.parquet") for run in (one, two)]
+    assert predictions[0].clips["id"].equals(predictions[1].clips["id"])
+    np.testing.assert_allclose(*(each.probabilities for each in predictions), rtol=0, atol=1e-5)
     weights = [read_weights(run) for run in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
@@ -378,10 +379,10 @@ def test_what_is_reported_is_what_the_saved_adapter_says_in_float32(
 def test_training_clips_are_evaluated_and_trackers_written_when_asked_for(short_runs: Callable[..., Path]) -> None:
     run = short_runs("asked", "--train.evaluate_train", "true", "--train.log_with", "[tensorboard]")
     report = json.loads((run / "report.json").read_text())
-    rows = [row for row in pq.read_table(run / "predictions.parquet").to_pylist() if row["split"] == "train"]
-    assert len(rows) == report["train_clips"] == 12
-    right = [row["label"] for row in rows]
-    said = ["high" if row["probability_high"] > row["probability_low"] else "low" for row in rows]
+    found = read_predictions(run / "predictions.parquet").of_split("train")
+    assert len(found) == report["train_clips"] == 12
+    right = list(found.clips["label"])
+    said = [found.labels[i] for i in found.logits.argmax(1)]
     assert report["train_accuracy"] == pytest.approx(accuracy_score(right, said))
     assert report["train_macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
     assert list((run / "tensorboard").glob("events*"))

@@ -8,10 +8,11 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 
 import numpy as np
-import pandas as pd
 from robustness import fault_hooks as hooks
 from robustness.fault_cases import CLIP, cases, once
 from robustness.fault_stage import SAVING, Stage
+
+from peft_audio.runs.predictions import read_predictions
 
 KEPT = "the last checkpoint stays as it is"
 AGAIN = "--train.resume true goes on"
@@ -21,9 +22,8 @@ TRAINED = "peft_audio.training.loop:clip_losses"
 def small_memory(stage: Stage) -> int:
     """The largest micro-batch that fits is found, and the run comes to the same but for rounding."""
     code = stage.run("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 2))
-    found, plain = (pd.read_parquet(run / "predictions.parquet") for run in (stage.root / "run", stage.whole()))
-    columns = [name for name in found if name.startswith("probability_")]
-    if not np.allclose(found[columns], plain[columns], atol=1e-4):
+    found, plain = (read_predictions(run / "predictions.parquet") for run in (stage.root / "run", stage.whole()))
+    if not np.allclose(found.probabilities, plain.probabilities, atol=1e-4):
         stage.wrong.append("predictions are not those of a run with more memory")
     return code
 

@@ -17,6 +17,7 @@ from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter
 from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig
 from peft_audio.inference.predict import predict
+from peft_audio.runs.predictions import read_predictions
 
 
 @pytest.fixture
@@ -64,14 +65,14 @@ def test_a_run_on_a_hard_collection_keeps_its_word(
     splits = pq.read_table(run / "splits.parquet").to_pandas()
     assert len(splits) == 46 and (splits.groupby("group")["split"].nunique() == 1).all()
     assert report.train_clips == (splits["split"] == "train").sum()
-    predictions = pq.read_table(run / "predictions.parquet").to_pandas()
-    assert sorted(predictions["id"]) == sorted(splits["id"][splits["split"] != "train"]), "recordings, not windows"
+    predictions = read_predictions(run / "predictions.parquet")
+    assert sorted(predictions.clips["id"]) == sorted(splits["id"][splits["split"] != "train"]), (
+        "recordings, not windows"
+    )
 
     # Whoever is given the adapter hears recordings as the run did, windows and all.
-    found = predict(load_adapter(run / "adapter"), [table.parent / name for name in predictions["id"]])
-    right = predictions[["probability_high", "probability_low"]].to_numpy()
-    assert np.array([[one.probabilities["high"], one.probabilities["low"]] for one in found]) == pytest.approx(
-        right, abs=1e-4
-    )
+    found = predict(load_adapter(run / "adapter"), [table.parent / name for name in predictions.clips["id"]])
+    said = np.array([[one.probabilities[label] for label in predictions.labels] for one in found])
+    assert said == pytest.approx(predictions.probabilities, abs=1e-4)
     steps = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
     assert report.steps == len(steps) and report.samples_per_second > 0

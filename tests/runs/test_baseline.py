@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import soxr
@@ -27,6 +26,7 @@ from peft_audio.data.splits import Splits, load_splits
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import UserError
 from peft_audio.runs.baseline import log_mel
+from peft_audio.runs.predictions import read_predictions
 from peft_audio.runs.report import RunReport
 
 
@@ -68,7 +68,7 @@ def test_log_mel_is_what_scikit_learn_says(digits: Splits, tmp_path: Path) -> No
     scaler = StandardScaler().fit(by_hand(digits, "train"))
     model = LogisticRegression(max_iter=2000).fit(scaler.transform(by_hand(digits, "train")), digits.train["label"])
     assert report.trainable_parameters == report.total_parameters == model.coef_.size + model.intercept_.size
-    table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pandas()
+    whole = read_predictions(tmp_path / "run" / "predictions.parquet")
     for split in ("train", "validation", "test"):
         x, y = scaler.transform(by_hand(digits, split)), digits[split]["label"]
         wanted = {
@@ -77,10 +77,9 @@ def test_log_mel_is_what_scikit_learn_says(digits: Splits, tmp_path: Path) -> No
         }
         wanted |= {} if split == "train" else {"loss": log_loss(y, model.predict_proba(x))}
         assert {name: getattr(report, f"{split}_{name}") for name in wanted} == pytest.approx(wanted, abs=1e-4)
-        rows = table[table["split"] == split]
-        assert list(rows["id"]) == digits[split]["id"]
-        said = rows[[f"probability_{label}" for label in digits.labels]].to_numpy()
-        np.testing.assert_allclose(said, model.predict_proba(x), rtol=0, atol=1e-4)
+        found = whole.of_split(split)
+        assert list(found.clips["id"]) == digits[split]["id"] and found.labels == digits.labels
+        np.testing.assert_allclose(found.probabilities, model.predict_proba(x), rtol=0, atol=1e-4)
     assert report.validation_accuracy > 0.2, "twice as often as by chance"
     assert (report.strategy, report.adapter_bytes, report.base_sha256, report.encoder_drift) == ("log_mel", 0, "", None)
 
@@ -133,10 +132,9 @@ def test_two_processes_and_windows(tmp_path: Path) -> None:
     scaler = StandardScaler().fit(x)
     model = LogisticRegression(max_iter=2000).fit(scaler.transform(x), y)
     wanted = [model.predict_proba(scaler.transform(windows_of(row))).mean(0) for row in splits.test]
-    table = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pandas()
-    rows = table[table["split"] == "test"]
-    assert list(rows["id"]) == splits.test["id"]
-    np.testing.assert_allclose(rows[["probability_a", "probability_b"]].to_numpy(), wanted, rtol=0, atol=1e-4)
+    found = read_predictions(tmp_path / "run" / "predictions.parquet").of_split("test")
+    assert list(found.clips["id"]) == splits.test["id"]
+    np.testing.assert_allclose(found.probabilities, wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("hertz", [300.0, 1_000.0, 3_000.0])

@@ -83,10 +83,11 @@ def test_a_finished_run_is_read(tmp_path: Path) -> None:
     assert (run.report["strategy"], run.seed, run.fold, run.learning_rate) == ("lora", 0, None, 1e-3)
     assert (run.final, run.control) == (True, False)
     assert run.settings["model.name"] == "tests/golden/golden-base"
-    table = predictions_of(run)
-    assert list(table.columns) == ["id", "group", "label", "predicted"]
-    assert len(table) == run.report["test_clips"] == 300
-    assert (table["label"] == table["predicted"]).mean() == pytest.approx(run.report["test_accuracy"])
+    found = predictions_of(run)
+    assert len(found) == run.report["test_clips"] == 300
+    assert (found.clips["label"] == found.decided).mean() == pytest.approx(run.report["test_accuracy"])
+    for metric in ("loss", "accuracy", "macro_f1"):
+        assert found.metric(metric) == pytest.approx(run.report[f"test_{metric}"], abs=1e-6)
     epochs = epochs_of(run)
     assert [line["epoch"] for line in epochs] == [1, 2]
     best = epochs[run.report["best_epoch"] - 1]
