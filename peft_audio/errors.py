@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import traceback
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from peft_audio.text import readable
+from peft_audio.text import as_told, readable
 
 # SIGTERM comes from `kill`, from SLURM on pre-emption and from torchrun; SIGUSR1 from SLURM where a job asks for a
 # warning (`--signal=USR1@90`).
@@ -65,12 +67,56 @@ def explain(error: BaseException, folder: str, less_memory: str = LESS_MEMORY, a
     return None
 
 
+DEBUG = "PEFT_AUDIO_DEBUG"
+INTERRUPTED = 128 + signal.SIGINT  # exit code, as in shells
+
+
+def failure(error: Exception, folder: str, less_memory: str = LESS_MEMORY, again: str = AGAIN) -> tuple[str, int]:
+    """Translate the error that ended a command into a message and an exit code.
+
+    Args:
+        error: Error that ended the command. Its traceback is printed if `PEFT_AUDIO_DEBUG` is 1.
+        folder: Folder that the command writes to; empty if unknown.
+        less_memory: Advice for errors of memory.
+        again: Advice on how to continue.
+
+    Raises:
+        Exception: The error itself, if it is neither a `UserError` nor one that `explain` knows.
+    """
+    words = str(error) if isinstance(error, UserError) else explain(error, folder, less_memory, again)
+    if words is None:
+        raise error
+    print_traceback_if_debugging()
+    return as_told(words), error.exit_code if isinstance(error, UserError) else UserError.exit_code
+
+
+def print_traceback_if_debugging() -> None:
+    """Print the traceback of the exception under way if `PEFT_AUDIO_DEBUG` is 1."""
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exc()
+
+
 class UserError(ValueError):
-    """Something the user can mend. The message says what, which value, what is allowed and how to fix it."""
+    """Report what the user can fix. The message names the problem, the value, what is allowed and the fix."""
+
+    exit_code = 2
 
     def __init__(self, message: str):
-        # A DataLoader's worker process wraps its traceback around the message; the user needs the message.
-        super().__init__(readable(message.rpartition("UserError: ")[2].strip()))
+        super().__init__(readable(message.strip()))
+
+
+class DivergedError(UserError):
+    """Report a loss or a gradient that is not a finite number. A comparison counts such a tuning run as a result."""
+
+    exit_code = 4
+
+
+class ResumeError(UserError):
+    """Report a run that cannot be resumed: its checkpoints are damaged, or it has other settings."""
+
+
+class SaveError(UserError):
+    """Report a checkpoint that was not written. Training continues without it."""
 
 
 class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one

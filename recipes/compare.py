@@ -26,9 +26,9 @@ from peft_audio.comparison.plan import at_once, time_steps
 from peft_audio.comparison.results import Comparison
 from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.config import CompareRecipe, parse_config
-from peft_audio.errors import UserError, explain
+from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
 from peft_audio.files import expanded, read_json
-from peft_audio.text import as_told, printable
+from peft_audio.text import printable
 from peft_audio.training.hardware import resolve
 
 AGAIN = "The same command goes on from there."
@@ -105,24 +105,20 @@ def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None
 
 
 def conclude(cfg: CompareRecipe) -> int:
-    """Run `main` as the only one in its folder; the exit code is 1 if nothing is ranked, 2 if the user can mend it."""
+    """Run `main` as the only one in its folder; return 1 if nothing is ranked, 2 for an error that the user can fix."""
     folder = expanded(cfg.output_dir)
     try:
         with alone_in(folder):
             comparison = main(cfg)
             return int(bool(comparison.broken_rules) or any(arm.failures for arm in comparison.arms))
-    except UserError as error:
-        print(f"error: {as_told(str(error))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
+        print_traceback_if_debugging()
         print(f"stopped; what is finished stays in {folder}. {AGAIN}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
-        words = explain(error, str(folder), again=AGAIN)
-        if words is None:
-            raise
-        print(f"error: {as_told(words)}", file=sys.stderr)
-        return 2
+        message, code = failure(error, str(folder), again=AGAIN)
+        print(f"error: {message}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

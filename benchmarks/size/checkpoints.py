@@ -57,11 +57,7 @@ def main() -> None:
             seconds = []
             for step in range(1, 5):
                 began = time.perf_counter()
-                failed = save_position(
-                    learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1
-                )
-                if failed:
-                    raise OSError(failed)
+                save_position(learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
                 seconds.append(time.perf_counter() - began)
             # The first one also writes the best weights, which only a new best epoch does.
             took = median(seconds[1:])

@@ -40,7 +40,7 @@ def read_info(source: Path | bytes) -> AudioInfo:
     """
     with _opened(source) as (sound, info):
         if info.num_frames < 1:
-            raise AudioError("holds no samples")
+            raise AudioError("holds no samples", "empty")
         return replace(info, cut_off=sound is not None and _is_cut_off(sound, source))
 
 
@@ -88,7 +88,7 @@ def load_audio(
             parts.append(block.mean(axis=1))
     waveform = np.concatenate(parts)
     if not np.isfinite(waveform).all():
-        raise AudioError("holds samples that are NaN or infinite")
+        raise AudioError("holds samples that are NaN or infinite", "NaN or infinite samples")
     if rate == sampling_rate:
         return waveform
     resampled = soxr.resample(waveform, rate, sampling_rate)
@@ -119,7 +119,7 @@ def _rates_and_blocks(
             held = f"{at / rate:.1f}" if at > first else f"less than {first / rate:.1f}"
             raise AudioError(f"is cut off: holds {held} of {whole_seconds:.1f} s")
         if at == first:
-            raise AudioError(f"holds no samples after {start_seconds:g} s")
+            raise AudioError(f"holds no samples after {start_seconds:g} s", "empty")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
     if not isinstance(source, bytes):
         _check_there(source)
     elif not source:
-        raise AudioError("is empty (0 bytes)")
+        raise AudioError("is empty (0 bytes)", "empty")
     try:
         sound = soundfile.SoundFile(open_bytes(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
@@ -160,7 +160,7 @@ def _check_there(source: Path) -> None:
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise AudioError("is not a file")
     if status.st_size == 0:
-        raise AudioError("is empty (0 bytes)")
+        raise AudioError("is empty (0 bytes)", "empty")
 
 
 def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: int) -> Iterator[np.ndarray]:

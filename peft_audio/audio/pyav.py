@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -20,8 +20,20 @@ MOST_CHANNELS = 7
 NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
 
 
+Fault = Literal["empty", "silent", "NaN or infinite samples", "unreadable"]
+
+
 class AudioError(ValueError):
-    """A recording that cannot be used, and why."""
+    """Report a recording that cannot be used.
+
+    Args:
+        message: Reason, such as "is silent".
+        fault: Kind of the fault; `check` counts clips by it.
+    """
+
+    def __init__(self, message: str, fault: Fault = "unreadable"):
+        super().__init__(message)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
     with _opened(source, reason) as (container, stream):
         head = next(container.decode(stream), None)
         if head is None:
-            raise AudioError("holds no samples")
+            raise AudioError("holds no samples", "empty")
         if head.layout.nb_channels > MOST_CHANNELS:
             raise AudioError(f"has {head.layout.nb_channels} channels; up to {MOST_CHANNELS} can be read of its format")
         kind, seconds = container.format.name, Fraction(0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 
 from peft_audio import __version__
 from peft_audio.cli import cache, check, comparison, copies, evaluate, export, predict, push, verify
+from peft_audio.errors import DEBUG, INTERRUPTED, failure, print_traceback_if_debugging
 from peft_audio.processes import quick_imports
 
 TAKES_SETTINGS = ("check", "evaluate", "plan")
@@ -16,7 +18,7 @@ LESS_MEMORY = "Lower --batch-size where the command has it, or cut long recordin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what the user can mend is said in one line, with exit code 2."""
+    """Run one command. An error that the user can fix is printed in one line, with the exit code of its class."""
     parser = make_parser()
     options, settings = parser.parse_known_args(arguments)
     if settings and options.command not in TAKES_SETTINGS:
@@ -24,32 +26,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.settings = settings
     # Of a process that does nothing else; who calls this from Python goes on afterwards.
     options.quick = quick_imports if arguments is None else nullcontext
-    from peft_audio.errors import UserError, explain
-    from peft_audio.text import as_told
-
+    if "debug" in options:
+        os.environ[DEBUG] = "1"
     try:
         code = options.run(options)
         sys.stdout.flush()
         return code
-    except UserError as error:
-        print(f"error: {as_told(str(error))}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print_traceback_if_debugging()
+        print("stopped.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.
         sys.stderr.close()
         return 1
     except Exception as error:
-        words = explain(error, "", LESS_MEMORY, again="")
-        if words is None:
-            raise
-        print(f"error: {as_told(words)}", file=sys.stderr)
+        message, code = failure(error, "", LESS_MEMORY, again="")
+        print(f"error: {message}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:
             # What could not be written would be tried once more at exit, and Python would complain in its own words.
             with suppress(OSError):
                 sys.stdout.close()
-        return 2
+        return code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,4 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for group in (predict, evaluate, verify, export, push, check, comparison, copies, cache):
         group.add_commands(commands)
+    for command in {parser, *commands.choices.values()}:
+        help_debug = f"show the traceback of an error, as {DEBUG}=1 does"
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=help_debug)
     return parser

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from peft_audio.errors import DivergedError, UserError
 from peft_audio.files import read_json, write_aside
 from peft_audio.processes import created, end, environment, visible_gpus
 from peft_audio.runs.folder import beside
@@ -27,8 +28,8 @@ PACKAGE = Path(__file__).parents[1]
 # A wheel carries the recipes inside the package; a checkout has them beside it.
 RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 LAST_LINES = 12
-# How our loop says that a rate was too high: a result of a trial, no failure of it.
-DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
+# Records of version 0.1.0 have no field "diverged"; their last lines hold one of these texts instead.
+OLD_DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def other_settings(job: Job) -> str | None:
 
 
 def diverged(job: Job) -> bool:
-    """Whether the run tried a rate, with the same settings, that was too high: again it would be so again."""
-    said = _record(job).get("last_lines", "")
-    return job.phase == "tuning" and any(words in said for words in DIVERGED)
+    """Return whether a tuning run with these settings ended because its loss was not finite; it is not repeated."""
+    record = _record(job)
+    old = any(text in record.get("last_lines", "") for text in OLD_DIVERGED)
+    return job.phase == "tuning" and bool(record.get("diverged", old))
 
 
 def _record(job: Job) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def _run(
         return record
     log_text = beside(job.folder, ".log").read_text(encoding="utf-8", errors="replace")
     record |= {"exit_code": exit_code, "seconds": time.perf_counter() - began}
+    record["diverged"] = exit_code == DivergedError.exit_code
     if exit_code:
         record["last_lines"] = "\n".join(log_text.strip().splitlines()[-LAST_LINES:])
     elif not read_json(job.folder / "report.json"):
@@ -169,8 +172,6 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: The folder cannot be made, or another comparison (or plan) holds it.
     """
-    from peft_audio.errors import UserError
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lock = FileLock(folder / ".lock", timeout=0)
     try:

@@ -19,7 +19,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_audio.config.recipes import OWN_SECTIONS
 from peft_audio.config.yaml_values import NotPlain, check_plain, plain_yaml
-from peft_audio.errors import STOPPING, Stopped, UserError, explain, require
+from peft_audio.errors import (
+    INTERRUPTED,
+    STOPPING,
+    Stopped,
+    UserError,
+    failure,
+    print_traceback_if_debugging,
+    require,
+)
 from peft_audio.text import as_told, without_secrets
 
 Recipe = TypeVar("Recipe")
@@ -52,6 +60,7 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
     try:
         return read_config(recipe, sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
+        print_traceback_if_debugging()
         _fail(str(error))
 
 
@@ -76,26 +85,23 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     """Parse the command line and run `main` with it.
 
-    What the user can mend is said in one line, with exit code 2; a signal likewise, with 128 and its number as shells
-    have it.
+    An error that the user can fix ends the process with one line and the exit code of its class; a signal ends it with
+    one line and 128 plus its number, as in shells.
     """
     cfg = parse_config(recipe)
     try:
         with _signals_told():
             main(cfg)
-    except UserError as error:
-        _fail_here(str(error))
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped before the end, no adapter was saved. Start the same command with --train.resume true.", 130)
+        print_traceback_if_debugging()
+        message = "stopped before the end, no adapter was saved. Start the same command with --train.resume true."
+        _fail(message, INTERRUPTED)
     except Exception as error:
-        words = explain(error, cfg.train.output_dir)  # type: ignore[attr-defined]
-        if words is None:
-            raise
-        _fail_here(words)
+        _fail_here(*failure(error, cfg.train.output_dir))  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -116,13 +122,13 @@ def _signals_told() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fail_here(message: str) -> NoReturn:
+def _fail_here(message: str, code: int) -> NoReturn:
     """End with what perhaps only this process met, in a clip of its own share: each says what it met."""
     process = os.environ.get("RANK", "0")
     # A list of files is long enough once.
     told = f": {message}" if process == "0" else f" (process {process}): {message.splitlines()[0]}"
-    print(f"error{as_told(told)}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error{told}", file=sys.stderr)
+    sys.exit(code)
 
 
 def to_yaml(cfg: Any) -> str:

@@ -50,7 +50,7 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
 def _recordings(folder: str, flag: str) -> list[str]:
     """The recordings below a folder, each of which can be used; audiomentations would pass over those that cannot."""
     files = [path for path in files_below(expanded(folder)) if path.suffix.lower() in AUDIO_SUFFIXES]
-    broken = [f"{path} {error}" for path in files if (error := scan_clip(path)["error"])]
+    broken = [f"{path} {facts['error']}" for path in files if (facts := scan_clip(path))["fault"]]
     closed = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
     if broken or closed or not files:
         what = "holds no recordings" if not files else f"has {len(broken + closed)} that cannot be used here"

@@ -106,7 +106,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     scanned = scan(collection, listen, jobs, quiet=not sys.stderr.isatty())
     scanned["number"] = np.arange(len(scanned))
     scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
-    good = scanned[scanned["error"] == ""]
+    good = scanned[scanned["fault"] == ""]
     findings = list(_bad(scanned))
     try:
         good = divide(good, cfg) if cfg.splits_file is None else good
@@ -149,13 +149,10 @@ def _interval(clips: int) -> float:
 
 
 def _bad(clips: pd.DataFrame) -> Iterable[Finding]:
-    """Clips that no run can use, by kind."""
-    kinds = {"is empty": "empty", "holds no samples": "empty", "NaN": "NaN or infinite samples", "is silent": "silent"}
-    found: dict[str, list[str]] = {}
-    for name, error in clips.loc[clips["error"] != "", ["name", "error"]].itertuples(index=False):
-        kind = next((kind for words, kind in kinds.items() if words in error), "unreadable")
-        found.setdefault(kind, []).append(f"{name} {error}")
-    return [Finding(kind, True, tuple(files)) for kind, files in found.items()]
+    """Find clips that no run can use, by fault."""
+    bad = clips[clips["fault"] != ""]
+    found = (bad["name"] + " " + bad["error"]).groupby(bad["fault"], sort=False)
+    return [Finding(str(fault), True, tuple(files)) for fault, files in found]
 
 
 def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:

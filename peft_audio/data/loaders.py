@@ -21,6 +21,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.sampler import TrainingBatches, evaluation_batches
 from peft_audio.data.splits import Splits
 from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
+from peft_audio.data.worker_errors import keep_worker_errors
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.spec_augment import make_masks
 from peft_audio.errors import UserError
@@ -138,7 +139,8 @@ def _workers(cfg: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     count = (4 if on_gpu else 0) if cfg.data.num_workers is None else cfg.data.num_workers
     # Starting to read would otherwise draw from the generator of dropout, and how often depends on the workers.
     own = torch.Generator()
-    return {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0, "generator": own}
+    loading = {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0, "generator": own}
+    return loading | {"worker_init_fn": keep_worker_errors}
 
 
 def _streamed(splits: Splits, view: View, padded: Any, cfg: Recipe, accelerator: Accelerator) -> StreamLoader:

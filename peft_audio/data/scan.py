@@ -40,11 +40,11 @@ def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, 
         quiet: Show no progress bar.
 
     Returns:
-        The clips with these columns more: `error` ("" or why a clip cannot be used, as in "is silent"), `num_frames`
-        and `sampling_rate` (of the clip, as the file has them), `channels`, `peak` (of the mix to mono, without its
-        mean), `loud` (whether any channel is not silent), `clipped` (share of samples at full scale), `cut_off` (the
-        header, or the end that was asked for, promises more than the file holds) and `sha256` of the file. Rows count
-        from 0.
+        The clips with these columns more: `fault` (a `Fault` for a clip that cannot be used, else ""), `error` (the
+        reason in words, such as "is silent"; empty without a fault), `num_frames` and `sampling_rate` (of the clip, as
+        the file has them), `channels`, `peak` (of the mix to mono, without its mean), `loud` (whether any channel is
+        not silent), `clipped` (share of samples at full scale), `cut_off` (the header, or the end that was asked for,
+        promises more than the file holds) and `sha256` of the file. Rows count from 0.
     """
     clips = collection.clips.reset_index(drop=True)
 
@@ -83,8 +83,8 @@ def scan_clip(
     Returns:
         The columns that `scan` adds.
     """
-    facts: dict[str, Any] = {"error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0, "peak": 0.0}
-    facts |= {"clipped": 0.0, "loud": False, "cut_off": False, "sha256": ""}
+    facts: dict[str, Any] = {"fault": "", "error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0}
+    facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": ""}
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
@@ -93,20 +93,19 @@ def scan_clip(
         blocks = _checked(read_blocks(source, start, seconds), facts)
         first = next(blocks, None)
         if first is None:
-            raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""))
+            raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""), "empty")
         if listen:
             listen(first.mean(axis=1), info.sampling_rate)
         for _ in blocks:
             pass
         facts["clipped"] /= facts["num_frames"] * info.channels
         if facts["peak"] < SILENT_PEAK:
-            raise AudioError(
-                "is silent" + (", because its channels cancel each other in mono" if facts["loud"] else "")
-            )
+            reason = ", because its channels cancel each other in mono" if facts["loud"] else ""
+            raise AudioError(f"is silent{reason}", "silent")
         if seconds is not None and facts["num_frames"] < (seconds - SLACK_SECONDS) * info.sampling_rate:
             facts["cut_off"] = True
     except AudioError as error:
-        facts["error"] = str(error)
+        facts |= {"fault": error.fault, "error": str(error)}
     return facts
 
 
@@ -114,7 +113,7 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
     """Count what is in each block on its way."""
     for block in blocks:
         if not np.isfinite(block).all():
-            raise AudioError("holds samples that are NaN or infinite")
+            raise AudioError("holds samples that are NaN or infinite", "NaN or infinite samples")
         if (largest := np.abs(block).max()) > ABSURD_PEAK:
             raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
         facts["num_frames"] += len(block)

@@ -159,7 +159,7 @@ def _scanned(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataF
 
 def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[tuple[str, str], ...]]:
     """The clips that can be used, and those that cannot, with the reason."""
-    bad = clips[clips["error"] != ""]
+    bad = clips[clips["fault"] != ""]
     if not len(bad):
         return clips, ()
     where = bad["path"].where(bad["path"] != "", bad["id"])
@@ -175,7 +175,7 @@ def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[t
             f"--data.max_bad_share: {len(bad)} of {len(clips)} clips cannot be used, more than the share of "
             f"{cfg.max_bad_share:g} that may be skipped; mend them, or raise it:{told}"
         )
-    return clips[clips["error"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
+    return clips[clips["fault"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
 
 
 def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:

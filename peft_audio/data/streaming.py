@@ -121,9 +121,9 @@ class StreamedClips(torch.utils.data.IterableDataset):
         if name not in self.labels:
             raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test do not have.")
         source = row["audio"]["bytes"] or b""  # without any, as an empty file
-        error = scan_clip(source)["error"]
-        if error:
-            raise AudioError(error)
+        facts = scan_clip(source)
+        if facts["fault"]:
+            raise AudioError(facts["error"], facts["fault"])
         info = read_info(source)
         draw = Draw(index, epoch=0)
         values = self.view.training(source, 0.0, info.num_frames / info.sampling_rate, self.view.seeds(draw))

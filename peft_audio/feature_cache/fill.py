@@ -206,8 +206,13 @@ def in_batches(missing: list[Missing], cfg: TrainConfig, parts: int, loaders: Lo
     limit = None if cfg.batch_seconds is None else cfg.batch_seconds / parts
     rows = cut_batches(np.arange(len(missing)), seconds, -(-cfg.batch_size // parts), limit)
     batches = [[missing[row] for row in batch] for batch in reversed(rows)]
-    workers = loaders.validation.num_workers
-    return DataLoader(_Batches(batches, loaders.validation.collate_fn), batch_size=None, num_workers=workers)
+    plain = loaders.validation
+    return DataLoader(
+        _Batches(batches, plain.collate_fn),
+        batch_size=None,
+        num_workers=plain.num_workers,
+        worker_init_fn=plain.worker_init_fn,
+    )
 
 
 def computed(

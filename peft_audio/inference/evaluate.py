@@ -90,7 +90,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
             f"{listed(adapter.labels, 20)}. Rename them, or leave those clips out."
         )
     clips = scan(collection, quiet=not sys.stderr.isatty())
-    bad, good = clips[clips["error"] != ""], clips[clips["error"] == ""]
+    bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
         raise UserError(f"--data.source: none of the {len(clips)} clips of {cfg.source} can be used; peft-audio check.")
     chosen, name, note = _choose(good, cfg, split)

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
 from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, free_settings, to_yaml
-from peft_audio.errors import UserError
+from peft_audio.errors import ResumeError, UserError
 from peft_audio.files import expanded
 from peft_audio.training.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
 
@@ -85,18 +85,21 @@ def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFo
 
 
 def on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What the first process finds, on all of them; what it refuses, all refuse."""
-    said: list[Any] = [None, ""]
+    """Call a function on the first process; all processes return its result or raise its error."""
+    outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            said[0] = work()
-        except UserError as error:
-            said[1] = str(error)
+            outcome[0] = work()
+        except (UserError, OSError) as error:
+            outcome[1] = error
     if accelerator.num_processes > 1:
-        broadcast_object_list(said)
-    if said[1]:
-        raise UserError(said[1])
-    return said[0]
+        broadcast_object_list(outcome)
+    try:
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+    finally:
+        del outcome  # with the error in it, this frame and the folder's lock would live until garbage is collected
 
 
 def _check_place(folder: Path, cfg: TrainConfig | BaselineTrainConfig) -> None:
@@ -152,7 +155,7 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
         made = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         what = f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})"
-        raise UserError(f"--train.resume: {what}; {REPLACE}.") from error
+        raise ResumeError(f"--train.resume: {what}; {REPLACE}.") from error
     # What was left to this package stands there as it was decided.
     asked = {name: made.get(name) if value == "auto" else value for name, value in dotted(to_yaml(cfg)).items()}
     other = differences(made, asked, free_settings())
@@ -160,7 +163,7 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
         return False
     if other:
         what = f"the run in {folder} is finished, with other settings ({'; '.join(other)})"
-        raise UserError(f"--train.resume: {what}; {REPLACE}.")
+        raise ResumeError(f"--train.resume: {what}; {REPLACE}.")
     finish_folder(folder)
     print(f"the run in {folder} is finished; nothing is left to do")
     return True
@@ -209,7 +212,7 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         None where the run starts afresh.
 
     Raises:
-        UserError: There is one, of another run, or none is whole; and nobody asked to replace it.
+        ResumeError: There is one, of another run, or none is whole; and `train.overwrite` is false.
     """
     if not cfg.train.resume:
         return None
@@ -223,11 +226,11 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         rest = {"settings", "made_with"}
         other = differences(made["settings"], asked["settings"], free_settings()) + differences(made, asked, rest)
         if other:
-            raise UserError(
+            raise ResumeError(
                 f"--train.resume: the run in {folder} is another one ({'; '.join(other)}). Start the command that "
                 "began it, give another --train.output_dir, or --train.overwrite true to start afresh."
             )
-    except UserError as error:
+    except ResumeError as error:
         if not cfg.train.overwrite:
             raise
         print(f"note: {error} As train.overwrite says, it starts afresh.")
@@ -246,7 +249,7 @@ def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
     stands = stands and isinstance(checkpoint.state.get("run_seconds"), float)
     if isinstance(made, dict) and isinstance(made.get("settings"), dict) and stands:
         return made
-    raise UserError(
+    raise ResumeError(
         f"--train.resume: the checkpoint {checkpoint.folder} does not say of what run it is and where that stands. "
         + WAYS_OUT
     )
@@ -256,7 +259,7 @@ def back_to(folder: Path, checkpoint: Checkpoint) -> None:
     """Remove what a run wrote after a checkpoint.
 
     Raises:
-        UserError: Its log lacks what it held when the checkpoint was written.
+        ResumeError: Its log lacks what it held when the checkpoint was written.
     """
     discard_newer(checkpoint)
     for path in folder.glob("*.partial"):
@@ -264,7 +267,7 @@ def back_to(folder: Path, checkpoint: Checkpoint) -> None:
     log, size = folder / "metrics.jsonl", checkpoint.state["position"]["log_bytes"]
     there = log.stat().st_size if log.exists() else 0
     if there < size:
-        raise UserError(f"--train.resume: {log} was removed or cut; --train.overwrite true starts afresh.")
+        raise ResumeError(f"--train.resume: {log} was removed or cut; --train.overwrite true starts afresh.")
     if there:
         os.truncate(log, size)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from peft_audio.errors import UserError
+from peft_audio.errors import ResumeError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -83,7 +83,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint that is as its manifest says.
 
     Raises:
-        UserError: It is not, or cannot be read.
+        ResumeError: It is not, or cannot be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if not isinstance(state, dict) or STATE not in manifest:
             raise ValueError(f"{STATE} does not hold what it should")
     except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {folder} is damaged ({' '.join(str(error).split())})") from error
+        raise ResumeError(f"the checkpoint {folder} is damaged ({' '.join(str(error).split())})") from error
     return Checkpoint(folder, state, files)
 
 
@@ -110,7 +110,7 @@ def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | N
         None where there are none.
 
     Raises:
-        UserError: There are some, and none is whole.
+        ResumeError: There are some, and none is whole.
     """
     found = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
     for folder in found:
@@ -119,13 +119,13 @@ def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | N
             best = checkpoint.state.get("best_folder")
             if best is not None:
                 if not isinstance(best, str) or not _OURS.fullmatch(best):
-                    raise UserError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
+                    raise ResumeError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
                 checkpoint.tensors["best"] = read_checkpoint(root / best).tensors.get("trained", {})
             return checkpoint
-        except UserError as error:
+        except ResumeError as error:
             tell(f"note: {error}; the one before it is used")
     if found:
-        raise UserError(f"--train.resume: no checkpoint in {root} is whole; --train.overwrite true starts afresh.")
+        raise ResumeError(f"--train.resume: no checkpoint in {root} is whole; --train.overwrite true starts afresh.")
     return None
 
 

@@ -99,7 +99,8 @@ def train(
             acted on only with them.
 
     Raises:
-        UserError: The loss stopped being a finite number, or not even one clip at a time fits into memory.
+        DivergedError: The loss or the gradient is not a finite number.
+        UserError: Not even one clip at a time fits into memory.
         Stopped: A signal came; a checkpoint was written.
     """
     order = loaders.train_order

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from peft_audio.data.loaders import Loaders
-from peft_audio.errors import UserError
+from peft_audio.errors import DivergedError
 from peft_audio.text import listed
 
 
@@ -47,7 +47,7 @@ class Watch:
             accelerator: Where they were made.
 
         Raises:
-            UserError: A loss or gradient is not a finite number.
+            DivergedError: A loss or gradient is not a finite number.
         """
         # A run that was taken up again logs steps that another process made, and found to be finite.
         own = lines[len(lines) - len(self.steps) :]
@@ -71,7 +71,7 @@ class Watch:
         if named:
             all_of_them = len(named) >= count
             where = f"; all its clips: {listed(named)}" if all_of_them else f"; these clips give it: {listed(named)}"
-        raise UserError(
+        raise DivergedError(
             f"the {what} became {value} at step {step} (epoch {epoch}){where}. Lower --train.learning_rate, or raise "
             f"--train.warmup_share; {'listen to those clips; ' if named else ''}the last checkpoint stays as it is."
         )

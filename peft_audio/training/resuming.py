@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from peft_audio.errors import UserError
+from peft_audio.errors import ResumeError, SaveError
 from peft_audio.strategies.base import Trainable
 from peft_audio.training.checkpoints import BEST, STEP, WAYS_OUT, Checkpoint, keep_newest, write_checkpoint
 from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
@@ -20,7 +20,7 @@ from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
 FORMAT = 1
 
 
-def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> str:
+def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> None:
     """Write a checkpoint of a step's end; all processes call this.
 
     Args:
@@ -29,8 +29,8 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
         checkpoints: Where they are kept.
         keep: How many of them.
 
-    Returns:
-        Why none was written, on the first process; empty where one was. Training can go on without.
+    Raises:
+        SaveError: The checkpoint was not written; on the first process only, if the disk refused it.
     """
     weights = _weights(learner)
     finite = all(bool(value.isfinite().all()) for value in weights.values())
@@ -38,9 +38,9 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
     mine = {"random": _random_state(learner.accelerator), "losses": [line["loss"].cpu() for line in at.unlogged]}
     of_all: list[Any] = gather_object([mine | {"finite": finite}])
     if not all(each["finite"] for each in of_all):
-        return "weights or losses are not finite, and the last good state stays"
+        raise SaveError("weights or losses are not finite, and the last good state stays")
     if not learner.accelerator.is_main_process:
-        return ""
+        return
     root, best_folder = checkpoints.folder, f"{BEST}{at.best.epoch:08d}" if at.best.weights else None
     state = {
         "format": FORMAT,
@@ -64,15 +64,14 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
         write_checkpoint(root / name, state, {"trained": weights, "optimizer": optimizer} | processes)
         keep_newest(root, keep)
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        raise SaveError(error.strerror or str(error)) from error
 
 
 def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
     """Put a training back to where a checkpoint was written, on every process.
 
     Raises:
-        UserError: The checkpoint does not hold what this training needs.
+        ResumeError: The checkpoint does not hold what this training needs.
     """
     state, tensors = checkpoint.state, checkpoint.tensors
     try:
@@ -99,7 +98,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
         _set_random_state(mine, state["random"][index], learner.accelerator)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         what = f"does not fit this run ({' '.join(str(error).split())[:300]})"
-        raise UserError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
+        raise ResumeError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
     at.resumes += 1
     return at
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from peft_audio.config import TrainConfig
-from peft_audio.errors import Stopped
+from peft_audio.errors import SaveError, Stopped
 from peft_audio.training.resuming import save_position
 from peft_audio.training.signals import Stop, agree
 from peft_audio.training.state import Checkpoints, Learner, TrainState
@@ -68,10 +68,14 @@ class Saver:
         minutes = self.cfg.checkpoint_every_minutes
         return minutes is not None and time.monotonic() - self.last >= max(60 * minutes, self.took / MOST)
 
-    def _save(self, at: TrainState, checkpoints: Checkpoints) -> str:
+    def _save(self, at: TrainState, checkpoints: Checkpoints) -> SaveError | None:
         began = time.monotonic()
         at.log_bytes = self.log.sync()
-        failed = save_position(self.learner, at, checkpoints, self.cfg.keep_checkpoints)
+        failed: SaveError | None = None
+        try:
+            save_position(self.learner, at, checkpoints, self.cfg.keep_checkpoints)
+        except SaveError as error:
+            failed = error
         self.last = time.monotonic()
         self.took = self.last - began
         at.checkpoint_seconds += self.took

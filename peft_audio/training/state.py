@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from peft_audio.errors import UserError
+from peft_audio.errors import DivergedError
 from peft_audio.strategies.base import Trainable
 from peft_audio.training.checkpoints import Checkpoint
 
@@ -51,7 +51,7 @@ class Best:
     def restore(self, model: Any) -> Any:
         """The model with these weights."""
         if self.weights is None:
-            raise UserError("the validation loss was never a finite number; lower --train.learning_rate.")
+            raise DivergedError("the validation loss was never a finite number; lower --train.learning_rate.")
         model.load_state_dict(self.weights, strict=False)
         return model
 

@@ -31,7 +31,7 @@ SCRIPTS = {
     "good": REPORTS,
     "silent": "",
     "broken": "print('reading clips'); raise SystemExit('out of memory')",
-    "wild": "import sys; print('error: the loss became nan at step 3 (epoch 1)'); sys.exit(2)",
+    "wild": "import sys; print('error: x'); sys.exit(4)",
     "endless": "import time; time.sleep(600)",
 }
 
@@ -83,6 +83,17 @@ def test_a_rate_that_diverged_is_a_result_and_not_tried_again(tmp_path: Path) ->
     written = beside(trial.folder, ".json").stat().st_mtime_ns
     run([trial])
     assert beside(trial.folder, ".json").stat().st_mtime_ns == written
+
+
+def test_divergence_is_read_from_records_of_version_0_1_0(tmp_path: Path) -> None:
+    trial = job(tmp_path, "wild", "a", "tuning")
+    (record,) = run([trial])
+    said = "error: the loss became nan at step 3 (epoch 1)"
+    old = {name: value for name, value in record.items() if name != "diverged"} | {"exit_code": 2, "last_lines": said}
+    beside(trial.folder, ".json").write_text(json.dumps(old))
+    assert diverged(trial)
+    beside(trial.folder, ".json").write_text(json.dumps(old | {"diverged": False}))
+    assert not diverged(trial)
 
 
 def test_each_gpu_has_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from robustness import fault_hooks as hooks
 from robustness.fault_cases import CLIP, cases, once
 from robustness.fault_stage import SAVING, Stage
 
+from peft_audio.errors import DivergedError
 from peft_audio.runs.predictions import read_predictions
 
 KEPT = "the last checkpoint stays as it is"
@@ -48,18 +49,21 @@ TRAINING = cases(
             "one clip gives a loss that is NaN",
             ["the loss became nan at step", "these clips give it: low/3.wav", KEPT],
             once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav")),
+            DivergedError.exit_code,
         ),
         (
             "training",
             "a gradient overflows",
             ["the gradient became", "Lower --train.learning_rate", KEPT],
             once(hook=partial(hooks.infinite_gradient, 2)),
+            DivergedError.exit_code,
         ),
         (
             "training",
             "a learning rate of 1e30",
             ["became", "Lower --train.learning_rate", KEPT],
             once("--train.learning_rate", "1e30", "--train.warmup_share", "0"),
+            DivergedError.exit_code,
         ),
         (
             "training",
