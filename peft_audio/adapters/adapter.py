@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from peft_audio.adapters.record import AdapterRecord
-from peft_audio.data.collate import collate, normalise
+from peft_audio.data.collate import collate, prepare_clip
+from peft_audio.encoders.family import family_of
 from peft_audio.tasks.task import Task
 
 
@@ -42,28 +44,33 @@ class Adapter:
             float32 of shape (clips, labels).
         """
         device = next(self.model.parameters()).device
-        inputs = model_inputs(waveforms, self.extractor, self.record.mask["minimum_samples"])
-        inputs = {name: values.to(device) for name, values in inputs.items()}
+        inputs, _ = model_inputs(waveforms, self.extractor, self.model.config)
+        inputs = send_to_device(inputs, device)
         with torch.inference_mode():
             return self.model(**inputs).logits.float().cpu().numpy()
 
 
-def model_inputs(waveforms: Sequence[np.ndarray], extractor: Any, minimum_samples: int) -> dict[str, torch.Tensor]:
-    """A batch of clips as a model takes them.
+def model_inputs(
+    waveforms: Sequence[np.ndarray], extractor: Any, config: Any
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Prepare and pad a batch of clips.
 
     Args:
-        waveforms: float32 of shape (samples,) each, mono, at the extractor's rate.
-        extractor: Of the adapter.
-        minimum_samples: See `EncoderFamily.minimum_samples`.
+        waveforms: float32 of shape (samples,) each, mono, at the extractor's sampling rate.
+        extractor: Feature extractor of the adapter.
+        config: Config of the model.
 
     Returns:
-        `input_values`, float32 of shape (clips, samples), and `attention_mask` of the same shape where one is needed.
+        The model's inputs by name, and the clips' lengths in samples, of shape (clips,). Where nothing is padded, the
+        inputs lack a mask, which would only cost time, and the lengths are None.
     """
+    family = family_of(config)
     items = [
-        {"input_values": normalise(waveform, extractor), "label": 0, "index": i, "weight": 1.0}
+        prepare_clip(waveform, extractor, family) | {"label": 0, "index": i, "weight": 1.0}
         for i, waveform in enumerate(waveforms)
     ]
-    batch = collate(items, minimum_samples)
-    # Where nothing is padded, a mask only costs time: attention and group norm have faster kernels without one.
-    names = ("input_values",) if batch["attention_mask"].all() else ("input_values", "attention_mask")
-    return {name: batch[name] for name in names}
+    batch = collate(items, config)
+    samples = batch["samples"]
+    if bool((samples == samples[0]).all()):
+        return family.unpadded(batch["inputs"]), None
+    return batch["inputs"], samples

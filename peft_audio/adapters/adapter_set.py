@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from peft_audio.adapters.adapter import Adapter, model_inputs
@@ -21,10 +22,11 @@ from peft_audio.adapters.parts import Parts, Place, Wrapping, Wrappings, put, re
 from peft_audio.adapters.probes import check_answers
 from peft_audio.adapters.record import AdapterRecord, read_record
 from peft_audio.config import ModelConfig
+from peft_audio.encoders.base import Cut
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import Base, classifier_settings
 from peft_audio.errors import UserError
-from peft_audio.feature_cache.cut import Cut, answer_pooled, features_accepted, find_cut, pool, run_prefixes
+from peft_audio.feature_cache.cut import find_cut
 from peft_audio.strategies.base import Trainable
 
 
@@ -204,37 +206,39 @@ class AdapterSet:
             logits: dict[str, np.ndarray] = {}
             for group in groups.values():
                 one = next(iter(group.values())).adapter
-                inputs = model_inputs(waveforms, one.extractor, one.record.mask["minimum_samples"])
-                answers = self._pass({name: value.to(self._device) for name, value in inputs.items()}, group)
+                inputs, samples = model_inputs(waveforms, one.extractor, self._model.config)
+                inputs, samples = send_to_device((inputs, samples), self._device)
+                answers = self._pass(inputs, samples, group)
                 logits |= {name: answer.float().cpu().numpy() for name, answer in answers.items()}
             return {name: logits[name] for name in asked}
 
-    def _pass(self, inputs: dict[str, torch.Tensor], members: dict[str, _Member]) -> dict[str, torch.Tensor]:
+    def _pass(
+        self, inputs: dict[str, torch.Tensor], samples: torch.Tensor | None, members: dict[str, _Member]
+    ) -> dict[str, torch.Tensor]:
         model, answers = self._model, {}
-        layers = range(family_of(model.config).layer_count(model.config) + 1)
-        by_cut: dict[tuple[Cut, bool], dict[str, Parts]] = {}
+        family = family_of(model.config)
+        # The states that each adapter's own part starts from: several where a weighted sum of layers is pooled.
+        by_cut: dict[tuple[Cut, tuple[Cut, ...]], dict[str, Parts]] = {}
         for name, member in members.items():
-            mixture = member.cut.place == "pooled" and member.adapter.record.layer_weighted_sum
-            by_cut.setdefault((member.cut, mixture), {})[name] = member.parts
-        # What a mixture of layers is fed is what each layer is fed, and what the last returns.
-        taken = {key: [Cut("layers", i) for i in layers] if key[1] else [key[0]] for key in by_cut}
+            cut = member.cut
+            states = family.pooled_states(cut, member.adapter.model.config) if cut.pooled else (cut,)
+            by_cut.setdefault((cut, states), {})[name] = member.parts
         self._put_in(self._plain)
-        found = run_prefixes(model, inputs, {cut for cuts in taken.values() for cut in cuts})
-        mask = inputs.get("attention_mask")
-        # All that the model reads from a mask are lengths, see `accept_features`.
-        lengths = {} if mask is None else {"attention_mask": mask.sum(-1, keepdim=True)}
-        for (cut, mixture), group in by_cut.items():
-            features = [found[place] for place in taken[cut, mixture]]
-            if cut.place == "pooled":
-                pooled = pool(model, features, mask)
+        values = family.run_prefixes(model, inputs, {state for _, states in by_cut for state in states})
+        for (cut, states), group in by_cut.items():
+            if cut.pooled:
+                pooled = family.pool(model, [values[state] for state in states], samples)
                 for name, parts in group.items():
                     self._put_in(parts)
-                    answers[name] = answer_pooled(model, pooled)
+                    answers[name] = family.classify_pooled(model, pooled)
                 continue
-            with features_accepted(model, cut):
+            undo = family.accept_features(model, cut)
+            try:
                 for name, parts in group.items():
                     self._put_in(parts)
-                    answers[name] = model(features[0], **lengths).logits
+                    answers[name] = model(features=values[cut], samples=samples).logits
+            finally:
+                undo()
         return answers
 
     def _member(self, name: str) -> _Member:

@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
 def run_cache(options: argparse.Namespace) -> int:
     """Show or clear what training kept of frozen encoders."""
     from peft_audio.config import PrefixCacheConfig
-    from peft_audio.feature_cache.cut import Cut
+    from peft_audio.encoders.base import Cut
     from peft_audio.feature_cache.store import cache_root, clear_stores, in_bytes, list_stores
 
     root = cache_root(PrefixCacheConfig(folder=options.folder))

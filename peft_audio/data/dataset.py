@@ -15,25 +15,28 @@ from peft_audio.audio.decoding import AudioError, load_audio
 from peft_audio.config import DataConfig
 from peft_audio.data.augment import Augment
 from peft_audio.data.clip_table import recording_of
-from peft_audio.data.collate import normalise
+from peft_audio.data.collate import prepare_clip
 from peft_audio.data.sampler import Draw
+from peft_audio.encoders.base import EncoderFamily
 from peft_audio.encoders.spec_augment import Masks
 from peft_audio.errors import UserError
 
 
 @dataclass(frozen=True)
 class View:
-    """How clips are heard.
+    """Crop, augment and prepare clips.
 
     Attributes:
-        extractor: The encoder's feature extractor: rate and normalisation.
-        cfg: How much of a clip.
+        family: Family of the encoder.
+        extractor: Feature extractor of the encoder.
+        cfg: Lengths of clips.
         seed: With epoch and clip, decides crop, augmentation and masks.
         augment: Of training clips.
         masks: SpecAugment, of training clips.
         views: In how many ways training hears a clip, in turn; anew in every epoch when None.
     """
 
+    family: EncoderFamily
     extractor: Any
     cfg: DataConfig
     seed: int = 0
@@ -50,8 +53,8 @@ class View:
         """SpecAugment's masks for a training clip of so many samples, anew in every epoch; none where it is off."""
         return self.masks(samples, [self.seed, draw.epoch or 0, draw.index]) if self.masks else {}
 
-    def whole(self, source: Path | bytes, start: float, seconds: float | None) -> np.ndarray:
-        """A clip as evaluation hears it: from its start.
+    def whole(self, source: Path | bytes, start: float, seconds: float | None) -> dict[str, Any]:
+        """Prepare a clip for evaluation, from its start; see `prepare_clip`.
 
         Args:
             source: A file, or the bytes of one.
@@ -60,12 +63,12 @@ class View:
         """
         limit = self.cfg.max_eval_seconds
         waveform = load_audio(source, self.extractor.sampling_rate, start, min(seconds or limit, limit))
-        return normalise(waveform, self.extractor)
+        return prepare_clip(waveform, self.extractor, self.family)
 
     def training(
         self, source: Path | bytes, start: float, seconds: float, seeds: list[int], to_end: bool = True
-    ) -> np.ndarray:
-        """A clip as training hears it: a random crop, augmented.
+    ) -> dict[str, Any]:
+        """Prepare a random crop of a clip for training, augmented; see `prepare_clip`.
 
         Args:
             source: A file, or the bytes of one.
@@ -79,11 +82,12 @@ class View:
         offset = np.random.default_rng(seeds).uniform(0, spare) if spare > 0 else 0.0
         length = limit if to_end else min(limit, seconds)
         waveform = load_audio(source, self.extractor.sampling_rate, start + offset, length)
-        return normalise(self.augment(waveform, seeds) if self.augment else waveform, self.extractor)
+        waveform = self.augment(waveform, seeds) if self.augment else waveform
+        return prepare_clip(waveform, self.extractor, self.family)
 
 
 class Clips(torch.utils.data.Dataset):
-    """A split's rows as normalised waveforms.
+    """Read a split's rows as prepared clips.
 
     What a draw gives depends on the draw and the seed alone, so worker processes and their number change nothing.
 
@@ -106,10 +110,10 @@ class Clips(torch.utils.data.Dataset):
         seconds = row["num_frames"] / row["sampling_rate"]
         try:
             if draw.epoch is None:
-                item: dict[str, Any] = {"input_values": self.view.whole(source, start, None if to_end else seconds)}
+                item = self.view.whole(source, start, None if to_end else seconds)
             else:
-                values = self.view.training(source, start, seconds, self.view.seeds(draw), to_end)
-                item = {"input_values": values} | self.view.hidden(len(values), draw)
+                item = self.view.training(source, start, seconds, self.view.seeds(draw), to_end)
+                item |= self.view.hidden(item["samples"], draw)
         except AudioError as error:
             raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
         item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}

@@ -95,10 +95,11 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
             "Raise it, or lower --train.gradient_accumulation_steps."
         )
     share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
-    heard = View(extractor, cfg.data, train.seed)
+    family = family_of(encoder)
+    heard = View(family, extractor, cfg.data, train.seed)
     augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
-    trained = View(extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
-    padded = partial(collate, minimum_samples=family_of(encoder).minimum_samples(encoder))
+    trained = View(family, extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
+    padded = partial(collate, config=encoder)
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:

@@ -6,9 +6,13 @@ an `EncoderFamily`, one row in `family.FAMILIES` and one test module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 # Weight names that transformers uses in every family: the weighted sum of layers, and the vector for masked frames.
 LAYER_WEIGHTS = "layer_weights"
@@ -33,12 +37,43 @@ class Arithmetic:
 NOT_MEASURED = Arithmetic("sdpa", False, "transformers' default; not measured for this device and family")
 
 
+# Words in config keys of the head, of dropout and of a checkpoint's origin, which do not change what layers return.
+NOT_IN_FROZEN_LAYERS = ("label", "dropout", "name_or_path", "version", "dtype", "classifier", "quantization")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Mark the end of the frozen prefix: everything before it is frozen and runs in eval mode.
+
+    Attributes:
+        place: Name of the place, as the family calls it.
+        layers: Number of transformer layers before it.
+        words: Description for messages.
+        pooled: Whether frames are averaged before they are kept, so that one row per state is left.
+        after_masks: Whether SpecAugment masks something before the cut.
+        hides_layers: Whether a weighted sum of layers cannot be computed from what is kept.
+    """
+
+    place: str
+    layers: int = 0
+    words: str = field(default="", compare=False)
+    pooled: bool = field(default=False, compare=False)
+    after_masks: bool = field(default=False, compare=False)
+    hides_layers: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.words or f"{self.place} {self.layers}"
+
+
 @dataclass(frozen=True)
 class EncoderFamily:
     """Provide everything that differs between encoder families.
 
     Module names are relative to the classifier (`encoder`, `head`), to the encoder (`layers`, `masked_module`), to one
     transformer layer (`attention_block`), or are the last part of a name (`attention`, `feed_forward`, ...).
+
+    A model of the family takes the inputs that `pad` returns. After `accept_features` it also takes `features`, of
+    shape (clips, rows, channels), with `samples`, the lengths in samples of shape (clips,), or None without padding.
 
     Attributes:
         model_type: transformers' name of the family, as in config.json.
@@ -149,3 +184,112 @@ class EncoderFamily:
 
     def make_padding_exact(self, model: Any) -> None:
         """Make a clip's logits independent of the batch that it is padded into, in place."""
+
+    def describe_input(self, extractor: Any, config: Any) -> dict[str, Any]:
+        """Return the `input` section of an adapter's record: how a clip becomes the model's inputs.
+
+        Args:
+            extractor: Feature extractor of the encoder.
+            config: Config of the encoder.
+
+        Returns:
+            At least `kind`, `names`, `sampling_rate` in hertz and `minimum_samples`.
+        """
+        raise NotImplementedError
+
+    def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
+        """Return one clip's model inputs, before padding.
+
+        Args:
+            waveform: float32 of shape (samples,), mono, at the extractor's sampling rate.
+            extractor: Feature extractor of the encoder.
+        """
+        raise NotImplementedError
+
+    def pad(self, clips: Sequence[Mapping[str, np.ndarray]], config: Any) -> dict[str, torch.Tensor]:
+        """Pad what `prepare` returned into one batch of model inputs.
+
+        Args:
+            clips: Inputs of each clip.
+            config: Config of the encoder.
+        """
+        raise NotImplementedError
+
+    def unpadded(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Drop the inputs that only keep padding out, for a batch of clips of equal length."""
+        return inputs
+
+    def config_of_prefix(self, config: Any) -> dict[str, Any]:
+        """Return the config settings that can change what the frozen layers return."""
+        settings = config.to_dict()
+        return {
+            name: settings[name] for name in sorted(settings) if not any(word in name for word in NOT_IN_FROZEN_LAYERS)
+        }
+
+    def cuts(self, config: Any) -> tuple[Cut, ...]:
+        """List the places where a frozen prefix can end, from the first to the last."""
+        return ()
+
+    def depth(self, name: str, config: Any) -> int:
+        """Count the cuts before the first use of an encoder's weight, by its name in the encoder."""
+        return 0
+
+    def kept_width(self, cut: Cut, config: Any) -> int:
+        """Return the number of channels of what is kept at a cut."""
+        return self.width(config)
+
+    def pooled_states(self, cut: Cut, config: Any) -> tuple[Cut, ...]:
+        """List the cuts whose frames `pool` takes for a pooled cut: one per state."""
+        return (cut,)
+
+    def run_prefixes(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], cuts: Iterable[Cut]
+    ) -> dict[Cut, torch.Tensor]:
+        """Run prefixes of several lengths in one pass that ends with the longest.
+
+        Args:
+            model: Classifier in eval mode, plain or in PEFT's form.
+            inputs: Model inputs of a batch.
+            cuts: Ends of the prefixes.
+
+        Returns:
+            For each cut a tensor of shape (clips, frames, channels); not averaged over time at a pooled cut.
+        """
+        raise NotImplementedError
+
+    def pool(self, model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None) -> torch.Tensor:
+        """Average states over each clip's own frames, as the model does before or after its head.
+
+        Args:
+            model: Classifier, plain or in PEFT's form.
+            states: Tensors of shape (clips, frames, channels).
+            samples: Lengths in samples, of shape (clips,); None without padding.
+
+        Returns:
+            Tensor of shape (clips, states, channels).
+        """
+        raise NotImplementedError
+
+    def classify_pooled(self, model: Any, pooled: torch.Tensor) -> torch.Tensor:
+        """Apply a plain classifier's head to what `pool` returned.
+
+        The head is linear up to the average, so it gives the same for the average as the average of what it gives.
+
+        Returns:
+            Logits of shape (clips, labels).
+        """
+        if getattr(model.config, "use_weighted_layer_sum", False):
+            values = (pooled * getattr(model, LAYER_WEIGHTS).softmax(-1)[:, None]).sum(1)
+        else:
+            values = pooled[:, -1]
+        for name in self.head:
+            values = getattr(model, name)(values)
+        return values
+
+    def accept_features(self, model: Any, cut: Cut) -> Callable[[], None]:
+        """Let a model take `features` and `samples` in place of its inputs and run only what follows a cut, in place.
+
+        Returns:
+            A function that undoes it.
+        """
+        raise NotImplementedError

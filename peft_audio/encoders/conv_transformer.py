@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, Arithmetic, EncoderFamily
+from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, Arithmetic, Cut, EncoderFamily
 from peft_audio.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 # docs/performance.md has the output of this command. On a CPU, eager attention is as fast on short clips and a third
 # slower on clips of 30 s; compiling gains nothing within its first minutes.
@@ -80,3 +84,106 @@ class ConvTransformerFamily(EncoderFamily):
         from peft_audio.encoders.exact_padding import make_padding_exact
 
         make_padding_exact(getattr(model, self.encoder))
+
+    def describe_input(self, extractor: Any, config: Any) -> dict[str, Any]:
+        """Return the `input` section of an adapter's record."""
+        return {
+            "kind": "waveform",
+            "names": [extractor.model_input_names[0], "attention_mask"],
+            "sampling_rate": extractor.sampling_rate,
+            "minimum_samples": self.minimum_samples(config),
+            "do_normalize": bool(extractor.do_normalize),
+            "normalised": "before padding",
+            "padding": "attention mask, and group norm over valid frames",
+        }
+
+    def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
+        """Scale a clip to zero mean and unit variance, if the encoder was pretrained so, before it is padded."""
+        import numpy as np
+
+        features = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="np")
+        return {"input_values": features["input_values"][0].astype(np.float32, copy=False)}
+
+    def pad(self, clips: Sequence[Mapping[str, np.ndarray]], config: Any) -> dict[str, torch.Tensor]:
+        """Pad waveforms with zeros to the longest, and to `minimum_samples`, which count as part of the clip.
+
+        Returns:
+            `input_values`, float32 of shape (clips, samples), and `attention_mask`, int64 of the same shape.
+        """
+        import torch
+
+        shortest = self.minimum_samples(config)
+        lengths = [max(len(clip["input_values"]), shortest) for clip in clips]
+        values = torch.zeros(len(clips), max(lengths))
+        for row, clip in zip(values, clips, strict=True):
+            row[: len(clip["input_values"])] = torch.from_numpy(clip["input_values"])
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return {"input_values": values, "attention_mask": mask.long()}
+
+    def unpadded(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Drop the mask: without one, attention and group norm have faster kernels."""
+        return {"input_values": inputs["input_values"]}
+
+    def cuts(self, config: Any) -> tuple[Cut, ...]:
+        """List the cuts: after the convolutions, before the transformer, before each layer, and after the pooling."""
+        count = self.layer_count(config)
+        layers = (
+            Cut(
+                "layers",
+                i,
+                f"everything up to the transformer's first {i} layers"
+                if i
+                else "everything before the transformer's first layer",
+                after_masks=True,
+                hides_layers=i > 0,
+            )
+            for i in range(count + 1)
+        )
+        return (
+            Cut("convolutions", words="the convolutions"),
+            Cut("projection", words="everything before the transformer"),
+            *layers,
+            Cut("pooled", count, "the whole encoder (pooled over time)", pooled=True, after_masks=True),
+        )
+
+    def depth(self, name: str, config: Any) -> int:
+        """Count the cuts before the first use of an encoder's weight, by its name in the encoder."""
+        if name.startswith(f"{self.layers}."):
+            return 3 + int(name.removeprefix(f"{self.layers}.").partition(".")[0])
+        if name.startswith("encoder.layer_norm.") and config.do_stable_layer_norm:
+            return 3 + self.layer_count(config)
+        return {"feature_extractor": 0, "feature_projection": 1}.get(name.partition(".")[0], 2)
+
+    def kept_width(self, cut: Cut, config: Any) -> int:
+        """Return the number of channels of what is kept at a cut."""
+        return config.conv_dim[-1] if cut.place == "convolutions" else self.width(config)
+
+    def pooled_states(self, cut: Cut, config: Any) -> tuple[Cut, ...]:
+        """List every layer's input and the last output for a weighted sum of layers, otherwise the encoder's output."""
+        if not config.use_weighted_layer_sum:
+            return (cut,)
+        return tuple(one for one in self.cuts(config) if one.place == "layers")
+
+    def skip_layer(self, layer: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what a skipped transformer layer passes on: its input, in the form that transformers expects."""
+        return hidden
+
+    def run_prefixes(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], cuts: Iterable[Cut]
+    ) -> dict[Cut, torch.Tensor]:
+        """Run prefixes of several lengths in one pass that ends with the longest."""
+        from peft_audio.encoders.conv_prefix import run_prefixes
+
+        return run_prefixes(self, model, inputs, cuts)
+
+    def pool(self, model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None) -> torch.Tensor:
+        """Average states over each clip's own frames."""
+        from peft_audio.encoders.conv_prefix import pool
+
+        return pool(model, states, samples)
+
+    def accept_features(self, model: Any, cut: Cut) -> Callable[[], None]:
+        """Let a model take `features` and `samples` in place of waveforms, and run only what follows a cut."""
+        from peft_audio.encoders.conv_prefix import accept_features
+
+        return accept_features(self, model, cut)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from peft_audio.tasks.task import Task
 
 # Of each clip: its number in the split, the number of its recording, its target and its logits.
-Rows = dict[str, torch.Tensor]
+Rows = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def evaluate(
     return judge_rows({name: values[real] for name, values in gathered.items()}, task, seconds)
 
 
-def run_through(model: Any, batches: Iterable[dict[str, torch.Tensor]], device: torch.device, task: Task) -> Rows:
+def run_through(model: Any, batches: Iterable[dict[str, Any]], device: torch.device, task: Task) -> Rows:
     """Compute the logits of batches in eval mode.
 
     Returns:
@@ -113,11 +113,11 @@ def judge(
     return Evaluation(*arrays, task.measure(*arrays), seconds)
 
 
-def model_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Compute the logits of a batch, of shape (clips, labels)."""
-    return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
+def model_logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Compute the logits of a batch, of shape (clips, labels), from its inputs or from cached features."""
+    return model(**batch["inputs"]).logits
 
 
-def clip_losses(model: nn.Module, batch: dict[str, torch.Tensor], task: Task, label_smoothing: float) -> torch.Tensor:
+def clip_losses(model: nn.Module, batch: dict[str, Any], task: Task, label_smoothing: float) -> torch.Tensor:
     """Compute the loss of each clip of a batch, float32 of shape (clips,)."""
     return task.clip_losses(model_logits(model, batch).float(), batch["label"], label_smoothing)

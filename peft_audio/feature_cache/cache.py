@@ -23,11 +23,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from peft_audio.config import Recipe
-from peft_audio.data.collate import collate
+from peft_audio.data.collate import collate_facts
 from peft_audio.data.loaders import Loaders, Prefix
 from peft_audio.data.sampler import Draw
+from peft_audio.encoders.base import Cut
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import weights_sha256
-from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, prefix_weights, replay_samples
+from peft_audio.feature_cache.cut import find_cut, prefix_weights
 from peft_audio.feature_cache.fill import (
     Batch,
     Missing,
@@ -52,15 +54,10 @@ from peft_audio.feature_cache.store import (
 )
 from peft_audio.strategies.base import Trainable
 
-# What decides the features of a clip besides its bytes: another word in one of these files makes another key.
+# Modules, beside all of encoders/, that decide the features of a clip. A change in one of them makes another key.
 CODE = ["audio/decoding", "audio/pyav", "data/augment", "data/collate", "data/dataset"]
-CODE += ["encoders/base", "encoders/conv_transformer", "encoders/exact_padding", "encoders/family"]
-CODE += ["encoders/hubert", "encoders/loading", "encoders/quantization", "encoders/unispeech_sat"]
-CODE += ["encoders/wav2vec2", "encoders/wavlm"]
 CODE += ["feature_cache/cut", "feature_cache/fill", "feature_cache/store"]
 PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr", "audiomentations", "av")
-# What a model's config says of the head, of dropout and of where it came from decides nothing in the prefix.
-NOT_THE_PREFIX = ("label", "dropout", "name_or_path", "version", "dtype", "classifier", "quantization")
 Tell = Callable[[str], None]
 
 
@@ -116,10 +113,9 @@ def cache_frozen_prefix(
         return refuse(f"{where}: {getattr(error, 'strerror', None) or error}")
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
     tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
-    accept_features(model, cut)
+    family_of(model.config).accept_features(model, cut)
     kept: dict[str, Any] = {
-        split: _loader(getattr(loaders, split), Features(each, reader), cut, model.config, accelerator)
-        for split, each in wanted.items()
+        split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in wanted.items()
     }
     return model, replace(loaders, **kept, prefix=prefix)
 
@@ -146,23 +142,24 @@ class Features(Dataset):
         return item if draw.epoch is None else item | clips.view.hidden(samples, draw)
 
 
-def collate_features(items: Sequence[dict[str, Any]], cut: Cut, config: Any) -> Batch:
-    """As `collate`, with `input_values` of shape (clips, frames, channels) and `attention_mask` of shape (clips, 1)."""
-    nothing = np.zeros(0, np.float32)
-    batch = collate([item | {"input_values": nothing} for item in items], minimum_samples=1)
+def collate_features(items: Sequence[dict[str, Any]]) -> Batch:
+    """Pad cached features into a batch.
+
+    Returns:
+        As `collate`, but `inputs` holds `features`, float32 of shape (clips, rows, channels), and `samples`.
+    """
     values = pad_sequence([item["features"] for item in items], batch_first=True)
-    lengths = replay_samples([item["samples"] for item in items], cut, config)
-    return batch | {"input_values": values, "attention_mask": lengths}
+    samples = torch.tensor([item["samples"] for item in items])
+    return collate_facts(items) | {"inputs": {"features": values, "samples": samples}, "samples": samples}
 
 
-def _loader(plain: DataLoader, features: Features, cut: Cut, config: Any, accelerator: Accelerator) -> DataLoader:
+def _loader(plain: DataLoader, features: Features, accelerator: Accelerator) -> DataLoader:
     # Reading is over before a worker process would have been asked.
-    together = partial(collate_features, cut=cut, config=config)
     pinned = accelerator.device.type == "cuda"
     return DataLoader(
         features,
         batch_sampler=plain.batch_sampler,
-        collate_fn=together,
+        collate_fn=collate_features,
         pin_memory=pinned,
         generator=plain.generator,
     )
@@ -181,26 +178,29 @@ def _why_never(cfg: Recipe, cut: Cut | None) -> str:
 
 def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Accelerator) -> Store:
     """The store for all that features depend on besides the clip."""
-    config, device, here = model.config.to_dict(), accelerator.device, Path(__file__).parents[1]
+    family, config, device = family_of(model.config), model.config, accelerator.device
     extractor = loaders.validation.dataset.view.extractor  # type: ignore[attr-defined]
     about = {
-        "cut": [cut.place, cut.layers],
+        "cut": [cut.place, cut.layers, str(cut)],
         "weights": weights_sha256(prefix_weights(model, cut)),
-        "config": {name: config[name] for name in sorted(config) if not any(word in name for word in NOT_THE_PREFIX)},
+        "config": family.config_of_prefix(config),
         "attention": model.config._attn_implementation,
         "quantization": cfg.model.quantization,
-        "sampling_rate": extractor.sampling_rate,
-        "do_normalize": bool(extractor.do_normalize),
+        "input": family.describe_input(extractor, config),
         "precision": accelerator.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "code": hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in CODE)).hexdigest(),
+        "code": hashlib.sha256(b"".join(path.read_bytes() for path in _code())).hexdigest(),
         "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
-    width = config["conv_dim"][-1] if cut.place == "convolutions" else config["hidden_size"]
     dtype = cfg.prefix_cache.dtype
     if dtype == "auto":
         dtype = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
-    return open_store(cache_root(cfg.prefix_cache), about, width, dtype)
+    return open_store(cache_root(cfg.prefix_cache), about, family.kept_width(cut, config), dtype)
+
+
+def _code() -> list[Path]:
+    package = Path(__file__).parents[1]
+    return [*(package / f"{name}.py" for name in CODE), *sorted((package / "encoders").glob("*.py"))]
 
 
 def _too_much(

@@ -22,9 +22,10 @@ from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, heard_seconds
 from peft_audio.data.sampler import Draw
 from peft_audio.data.sampler import cut as cut_batches
+from peft_audio.encoders.base import Cut
 from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
-from peft_audio.feature_cache.cut import Cut, run_prefix
+from peft_audio.feature_cache.cut import run_prefix
 from peft_audio.feature_cache.store import Reader, Store, read_table
 from peft_audio.files import expanded
 from peft_audio.training.tracking import progress_bar
@@ -34,7 +35,7 @@ from peft_audio.training.tracking import progress_bar
 CHECKED_CLIPS = 2
 TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 Compute = Callable[[Batch], list[torch.Tensor]]
 
 
@@ -102,10 +103,9 @@ def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
 
 def _rows(model: Any, cut: Cut, each: Wanted) -> int:
     """Of the features of a split, about."""
-    if cut.place == "pooled":
-        layers = cut.layers + 1 if model.config.use_weighted_layer_sum else 1
-        return layers * each.names.size
     family = family_of(model.config)
+    if cut.pooled:
+        return len(family.pooled_states(cut, model.config)) * each.names.size
     rate, shortest = each.clips.view.extractor.sampling_rate, family.minimum_samples(model.config)
     samples = np.maximum(np.round(each.seconds * rate), shortest).astype(int).tolist()
     return max(1, each.views) * sum(family.count_frames(model.config, length) for length in samples)
@@ -133,10 +133,9 @@ def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> 
     """What the prefix makes of each clip of a batch, of shape (rows, width), without padding."""
     with accelerator.autocast():
         values = run_prefix(model, send_to_device(batch, accelerator.device), cut).cpu()
-    if cut.place == "pooled":
+    if cut.pooled:
         return list(values)
-    lengths = batch["attention_mask"].sum(1).tolist()
-    family = family_of(model.config)
+    family, lengths = family_of(model.config), batch["samples"].tolist()
     return [row[: family.count_frames(model.config, samples)] for row, samples in zip(values, lengths, strict=True)]
 
 
@@ -222,6 +221,5 @@ def computed(
     with progress_bar(accelerator.is_main_process and sys.stdout.isatty()) as progress:
         bar = progress.add_task("frozen prefix", total=count)
         for names, batch in batches:
-            for name, mask, values in zip(names, batch["attention_mask"], compute(batch), strict=True):
-                yield name, int(mask.sum()), values
+            yield from zip(names, batch["samples"].tolist(), compute(batch), strict=True)
             progress.advance(bar, len(names))

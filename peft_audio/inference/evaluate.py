@@ -26,6 +26,7 @@ from peft_audio.data.sources import find_clips, pin_revision, refuse_later_setti
 from peft_audio.data.splits import recordings_of, to_rows
 from peft_audio.data.splitting import divide
 from peft_audio.data.windows import cut_windows
+from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
 from peft_audio.evaluation.scores import Scores, score
@@ -165,12 +166,12 @@ def _choose(clips: pd.DataFrame, cfg: DataConfig, split: str | None) -> tuple[pd
 
 def _hear(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_size: int) -> Evaluation:
     limit = adapter.record.crop["evaluation_seconds"]
-    view = View(adapter.extractor, DataConfig(max_eval_seconds=limit))
+    view = View(family_of(adapter.model.config), adapter.extractor, DataConfig(max_eval_seconds=limit))
     batches = evaluation_batches(heard_seconds(rows, limit), batch_size)
     loader = DataLoader(
         Clips(rows, collection.stored, view),
         batch_sampler=batches,
-        collate_fn=partial(collate, minimum_samples=adapter.record.mask["minimum_samples"]),
+        collate_fn=partial(collate, config=adapter.model.config),
     )
     began = time.perf_counter()
     device = next(adapter.model.parameters()).device

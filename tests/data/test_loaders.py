@@ -16,12 +16,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
 from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig
-from peft_audio.data.collate import collate, normalise
+from peft_audio.data.collate import collate, prepare_clip
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.sampler import Draw, TrainingBatches, evaluation_batches
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.family import family_of
+from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
 
 RATE = 16_000
@@ -65,12 +66,12 @@ def ramp_clips(tmp_path: Path, count: int = 2, seed: int = 0, **settings: Any) -
     soundfile.write(path, np.arange(frames, dtype=np.float32) / frames, RATE, subtype="FLOAT")
     row = {"recording": "ramp", "path": str(path), "stored": -1, "label": 0, "start_seconds": 0.0}
     row |= {"end_seconds": None, "num_frames": frames, "sampling_rate": RATE}
-    return Clips(Dataset.from_list([row] * count), None, View(RAW, DataConfig(**settings), seed))
+    return Clips(Dataset.from_list([row] * count), None, View(WAV2VEC2, RAW, DataConfig(**settings), seed))
 
 
 def crop_start(clips: Clips, epoch: int | None, index: int = 0) -> tuple[int, int]:
     """Where a draw begins in the ramp and how long it is, in samples; it must be one unbroken piece."""
-    values = clips[Draw(index, epoch)]["input_values"]
+    values = clips[Draw(index, epoch)]["inputs"]["input_values"]
     positions = np.rint(values * RAMP_SECONDS * RATE)
     assert (np.diff(positions) == 1).all()
     return int(positions[0]), len(positions)
@@ -101,7 +102,8 @@ def by_clip(loaders: list[Any], split: str) -> dict[int, tuple[bytes, float]]:
         for i, index in enumerate(batch["index"].tolist()):
             if batch["weight"][i] > 0:
                 assert index not in found
-                values = batch["input_values"][i][batch["attention_mask"][i].bool()]
+                inputs = batch["inputs"]
+                values = inputs["input_values"][i][inputs["attention_mask"][i].bool()]
                 found[index] = values.numpy().tobytes(), batch["weight"][i].item()
     return found
 
@@ -110,29 +112,30 @@ def test_clip_is_normalised_alone_and_padded_with_zeros() -> None:
     rng = np.random.default_rng(0)
     clips = [rng.normal(2, 3, size).astype(np.float32) for size in (700, 1000, 300)]
     items = [
-        {"input_values": normalise(clip, NORMALISING), "label": i, "index": 10 + i, "weight": 0.5}
+        prepare_clip(clip, NORMALISING, WAV2VEC2) | {"label": i, "index": 10 + i, "weight": 0.5}
         for i, clip in enumerate(clips)
     ]
-    batch = collate(items, minimum_samples=400)
-    assert batch["input_values"].shape == batch["attention_mask"].shape == (3, 1000)
-    assert batch["input_values"].dtype == torch.float32 and batch["attention_mask"].dtype == torch.int64
+    batch = collate(items, ENCODER)
+    inputs = batch["inputs"]
+    assert inputs["input_values"].shape == inputs["attention_mask"].shape == (3, 1000)
+    assert inputs["input_values"].dtype == torch.float32 and inputs["attention_mask"].dtype == torch.int64
     for i, clip in enumerate(clips):
         wide = clip.astype(np.float64)
         wanted = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)
-        np.testing.assert_allclose(batch["input_values"][i, : len(clip)], wanted, atol=1e-5)
-        assert not batch["input_values"][i, len(clip) :].any()
+        np.testing.assert_allclose(inputs["input_values"][i, : len(clip)], wanted, atol=1e-5)
+        assert not inputs["input_values"][i, len(clip) :].any()
     # The clip of 300 samples counts as one of the shortest that the encoder takes.
-    assert batch["attention_mask"].sum(dim=1).tolist() == [700, 1000, 400]
-    assert all((mask.diff() <= 0).all() for mask in batch["attention_mask"])
+    assert inputs["attention_mask"].sum(dim=1).tolist() == batch["samples"].tolist() == [700, 1000, 400]
+    assert all((mask.diff() <= 0).all() for mask in inputs["attention_mask"])
     assert (batch["label"].tolist(), batch["index"].tolist()) == ([0, 1, 2], [10, 11, 12])
 
 
 def test_short_batch_has_the_minimum_length_and_raw_clips_stay_raw() -> None:
     clip = np.array([0.25, -0.5], np.float32)
-    item = {"input_values": normalise(clip, RAW), "label": 0, "index": 0, "weight": 1.0}
-    batch = collate([item], minimum_samples=400)
-    assert batch["input_values"].shape == (1, 400) and batch["attention_mask"].sum() == 400
-    assert batch["input_values"][0, :3].tolist() == [0.25, -0.5, 0.0]
+    item = prepare_clip(clip, RAW, WAV2VEC2) | {"label": 0, "index": 0, "weight": 1.0}
+    inputs = collate([item], ENCODER)["inputs"]
+    assert inputs["input_values"].shape == (1, 400) and inputs["attention_mask"].sum() == 400
+    assert inputs["input_values"][0, :3].tolist() == [0.25, -0.5, 0.0]
 
 
 @pytest.mark.parametrize("count", [64, 67, 5])
@@ -302,7 +305,7 @@ def test_only_training_clips_are_masked_and_anew_each_epoch(tones: Splits) -> No
         loaders.train_order.epoch = epoch
         masks = {}
         for batch in loaders.train:
-            frames = batch["attention_mask"].sum(1).tolist()
+            frames = batch["samples"].tolist()
             for i, index in enumerate(batch["index"].tolist()):
                 hidden = batch["time_mask"][i]
                 assert not hidden[family_of(ENCODER).count_frames(ENCODER, frames[i]) :].any(), (
@@ -333,11 +336,7 @@ def steps_of_one(batches: TrainingBatches) -> list[list[Draw]]:
 def test_whole_training_clips_are_what_evaluation_sees(tones: Splits) -> None:
     cfg = replace(recipe("light"), data=DataConfig(max_seconds=0.1))
     loaders = make_loaders(tones, RAW, ENCODER, cfg, process())
-    clips = {
-        i: batch["attention_mask"].sum(1)[at]
-        for batch in loaders.train_whole
-        for at, i in enumerate(batch["index"].tolist())
-    }
+    clips = {i: batch["samples"][at] for batch in loaders.train_whole for at, i in enumerate(batch["index"].tolist())}
     lengths = {i: row["num_frames"] for i, row in enumerate(tones.train)}
     assert {i: int(n) for i, n in clips.items()} == lengths
 

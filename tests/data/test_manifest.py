@@ -20,6 +20,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.sampler import Draw
 from peft_audio.data.splits import Splits, load_splits
+from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
 
 ROWS = [
@@ -150,11 +151,11 @@ def test_parts_of_a_recording_are_read_where_they_stand(tmp_path: Path, raw_extr
     rows = [row | {"group": str(i)} for i, row in enumerate(rows)]
     splits = load(write(tmp_path / "parts.jsonl", rows))
     whole, seen = load_audio(long, 16_000), {}
-    view = View(raw_extractor, DataConfig(max_seconds=60, max_eval_seconds=60))
+    view = View(WAV2VEC2, raw_extractor, DataConfig(max_seconds=60, max_eval_seconds=60))
     for split in ("train", "validation", "test"):
         clips = Clips(splits[split], None, view)
         for i, row in enumerate(splits[split]):
-            seen[row["start_seconds"]] = [clips[Draw(i, epoch)]["input_values"] for epoch in (None, 3)]
+            seen[row["start_seconds"]] = [clips[Draw(i, epoch)]["inputs"]["input_values"] for epoch in (None, 3)]
     assert sorted(seen) == [span[0] for span in spans]
     for start, end, _ in spans:
         wanted = whole[round(start * 16_000) : None if end is None else round(end * 16_000)]

@@ -69,7 +69,7 @@ def read(
 
 
 def clips(batches: list[dict[str, torch.Tensor]]) -> list[int]:
-    return [int(count) - 1000 for batch in batches for count in batch["attention_mask"].sum(1)]
+    return [int(count) - 1000 for batch in batches for count in batch["samples"]]
 
 
 def test_the_stream_goes_on_where_it_was_and_begins_again_in_another_order(bundled: Splits, raw_extractor: Any) -> None:

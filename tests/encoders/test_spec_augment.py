@@ -77,17 +77,18 @@ def test_hidden_frames_become_the_mask_vector_and_hidden_channels_zero(
     masks = make_masks(BOTH, ENCODERS[encoder])
     clips = [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate((9_000, 5_000))]
     items = [
-        {"input_values": clip, "label": 0, "index": i, "weight": 0.5} | masks(len(clip), [i])
+        {"inputs": {"input_values": clip}, "samples": len(clip), "label": 0, "index": i, "weight": 0.5}
+        | masks(len(clip), [i])
         for i, clip in enumerate(clips)
     ]
-    batch = collate(items, 400)
+    batch = collate(items, ENCODERS[encoder])
     seen: list[torch.Tensor] = []
     inside = encoder_of(model)
     inside.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
 
     def run() -> torch.Tensor:
         with torch.no_grad():
-            return model(input_values=batch["input_values"], attention_mask=batch["attention_mask"]).logits
+            return model(**batch["inputs"]).logits
 
     def run_masked() -> Any:
         with masked(model, batch):

@@ -333,7 +333,7 @@ def test_bfloat16_halves_it_and_is_close(settings: Callable[..., Recipe], tmp_pa
     half = ready(settings(prefix_cache={"dtype": "bfloat16"}))
     assert 2 * half.loaders.prefix.bytes == exact.loaders.prefix.bytes
     for one, other in zip(exact.loaders.validation, half.loaders.validation, strict=True):
-        torch.testing.assert_close(one["input_values"], other["input_values"], rtol=2**-8, atol=0)
+        torch.testing.assert_close(one["inputs"]["features"], other["inputs"]["features"], rtol=2**-8, atol=0)
 
 
 def test_features_that_were_computed_in_16_bits_are_reused(settings: Callable[..., Recipe]) -> None:

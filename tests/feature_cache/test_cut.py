@@ -13,10 +13,11 @@ from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from torch.nn.functional import cross_entropy
 
 from peft_audio.config import ModelConfig
+from peft_audio.encoders.base import Cut
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import masked
-from peft_audio.feature_cache.cut import Cut, accept_features, find_cut, replay_samples, run_prefix
+from peft_audio.feature_cache.cut import find_cut, run_prefix
 from peft_audio.strategies.base import Trainable
 from peft_audio.training.loop import set_modes
 
@@ -42,28 +43,29 @@ def ready(base: Path, strategy: str, **settings: Any) -> tuple[Any, Trainable]:
     return model, trained
 
 
-def step(model: Any, trained: Trainable, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def step(model: Any, trained: Trainable, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Logits and gradients of what trains; dropout draws the same in every call."""
     torch.manual_seed(2)
     model.zero_grad()
     with masked(model, inputs):
-        logits = model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+        logits = model(**inputs["inputs"]).logits
     cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
     weights = dict(model.named_parameters())
     return {"logits": logits.detach()} | {name: weights[name].grad.clone() for name in trained.parameters}
 
 
-def features_of(model: Any, trained: Trainable, cut: Cut) -> dict[str, torch.Tensor]:
+def features_of(model: Any, trained: Trainable, cut: Cut) -> dict[str, Any]:
     """A batch of features made clip by clip: what one clip returned does not depend on the batch it is trained in."""
     whole, shortest = batch(), 400
     parts = []
     for i, length in enumerate(LENGTHS):
-        values = whole["input_values"][i : i + 1, : max(length, shortest)]
-        alone = run_prefix(model, {"input_values": values, "attention_mask": torch.ones_like(values).long()}, cut)
+        values = whole["inputs"]["input_values"][i : i + 1, : max(length, shortest)]
+        inputs = {"input_values": values, "attention_mask": torch.ones_like(values).long()}
+        alone = run_prefix(model, {"inputs": inputs, "samples": torch.tensor([values.shape[1]])}, cut)
         assert cut.place == "pooled" or alone.shape[1] == family_of(model.config).count_frames(model.config, length)
         parts.append(alone[0])
     padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    return whole | {"input_values": padded, "attention_mask": replay_samples(LENGTHS, cut, model.config)}
+    return whole | {"inputs": {"features": padded, "samples": torch.tensor(LENGTHS)}}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -89,7 +91,7 @@ def test_logits_and_gradients_are_those_of_the_whole_model(bases: dict[str, Path
     cut = find_cut(model, trained, masked=False, head_dropout=False)
     assert cut is not None
     features = features_of(model, trained, cut)
-    accept_features(model, cut)
+    family_of(model.config).accept_features(model, cut)
     assert_same(step(model, trained, features), expected)
     # Waveforms are still taken.
     assert_same(step(model, trained, batch()), expected)
@@ -129,7 +131,7 @@ def test_prefix_ends_earlier_where_later_frames_are_needed(
         masks["feature_mask"] = torch.rand(len(LENGTHS), model.config.hidden_size, generator=rng) < 0.3
     expected = step(model, trained, batch() | masks)
     features = features_of(model, trained, cut)
-    accept_features(model, cut)
+    family_of(model.config).accept_features(model, cut)
     assert_same(step(model, trained, features | masks), expected)
 
 
@@ -140,5 +142,5 @@ def test_prefix_of_a_deeper_encoder_is_everything_before_its_last_layers(tmp_pat
     assert cut == Cut("layers", 2)
     expected = step(model, trained, batch())
     features = features_of(model, trained, cut)
-    accept_features(model, cut)
+    family_of(model.config).accept_features(model, cut)
     assert_same(step(model, trained, features), expected)

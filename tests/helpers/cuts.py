@@ -8,7 +8,7 @@ from typing import Any
 from helpers.family_cells import STRATEGIES
 
 from peft_audio.config import LastNLayersConfig, LoraConfig
-from peft_audio.feature_cache.cut import Cut
+from peft_audio.encoders.base import Cut
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_last_n_layers
 

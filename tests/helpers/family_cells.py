@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from helpers.tiny_encoders import tiny_config
 from torch.nn.functional import cross_entropy
 
 from peft_audio.adapters import save as saving
@@ -76,17 +77,18 @@ def clips() -> list[np.ndarray]:
     return [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate(LENGTHS)]
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Any]:
     items = [
-        {"input_values": clip, "label": i % len(LABELS), "index": i, "weight": 1 / len(LENGTHS)}
+        {"inputs": {"input_values": clip}, "samples": len(clip), "label": i % len(LABELS), "index": i}
+        | {"weight": 1 / len(LENGTHS)}
         for i, clip in enumerate(clips())
     ]
-    return collate(items, 400)
+    return collate(items, tiny_config())
 
 
 def logits(model: Any) -> torch.Tensor:
     inputs = batch()
-    return model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+    return model(**inputs["inputs"]).logits
 
 
 def alone(model: Any) -> torch.Tensor:

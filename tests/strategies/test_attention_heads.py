@@ -114,7 +114,7 @@ def test_weights_that_train_are_the_heads_alone(tiny_base: Path) -> None:
 
 def test_gradients_are_what_scaling_a_head_does_to_the_loss(model: Any) -> None:
     inputs, step = batch(), 1e-4
-    inputs["input_values"] = inputs["input_values"].double()
+    inputs["inputs"]["input_values"] = inputs["inputs"]["input_values"].double()
     model = model.double()
     found = mask_gradients(model, inputs, task_of())
     assert found.shape == (3, 2, 2)
@@ -123,7 +123,7 @@ def test_gradients_are_what_scaling_a_head_does_to_the_loss(model: Any) -> None:
         """Of each clip, with the columns that take up a head's output scaled."""
         scaled = copy.deepcopy(model)
         projection(scaled, layer, OUTPUT).weight[:, rows] *= factor
-        answers = scaled(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+        answers = scaled(**inputs["inputs"]).logits
         return cross_entropy(answers, inputs["label"], reduction="none")
 
     for layer in (0, 1):
@@ -139,9 +139,10 @@ def test_gradients_are_what_scaling_a_head_does_to_the_loss(model: Any) -> None:
 def test_a_clip_s_gradients_do_not_depend_on_its_batch(model: Any) -> None:
     together = mask_gradients(model, batch(), task_of())
     for i, row in enumerate(together):
-        one = {name: value[i : i + 1] for name, value in batch().items()}
-        length = int(one["attention_mask"].sum())
-        one |= {name: one[name][:, :length] for name in ("input_values", "attention_mask")}
+        whole = batch()
+        one = {name: value[i : i + 1] for name, value in whole.items() if name != "inputs"}
+        length = int(one["samples"])
+        one |= {"inputs": {name: value[i : i + 1, :length] for name, value in whole["inputs"].items()}}
         torch.testing.assert_close(mask_gradients(model, one, task_of())[0], row, rtol=1e-3, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_encoders import save_base
+from helpers.tiny_encoders import save_base, tiny_config
 from torch import nn
 from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
@@ -90,23 +90,24 @@ def changed_layers(model: Any) -> dict[str, Any]:
     }
 
 
-def batch(lengths: tuple[int, ...] = (8_000, 5_000, 2_000)) -> dict[str, torch.Tensor]:
+def batch(lengths: tuple[int, ...] = (8_000, 5_000, 2_000)) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(2)  # of its own, so that dropout draws on
     items = [
         {
-            "input_values": torch.randn(n, generator=draw).numpy(),
+            "inputs": {"input_values": torch.randn(n, generator=draw).numpy()},
+            "samples": n,
             "label": i % len(LABELS),
             "index": i,
             "weight": 1 / len(lengths),
         }
         for i, n in enumerate(lengths)
     ]
-    return collate(items, 400)
+    return collate(items, tiny_config())
 
 
 def logits(model: Any) -> torch.Tensor:
     inputs = batch()
-    return model(input_values=inputs["input_values"], attention_mask=inputs["attention_mask"]).logits
+    return model(**inputs["inputs"]).logits
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 12 / 4), (True, 12 / math.sqrt(4))])
