@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from peft_audio.adapters.adapter import Adapter
     from peft_audio.adapters.adapter_set import AdapterSet, load_adapters
     from peft_audio.adapters.load import load_adapter
+    from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, TrainConfig
+    from peft_audio.finetune import fine_tune
     from peft_audio.inference.predict import Prediction, predict
+    from peft_audio.runs.report import RunReport
+    from peft_audio.strategies import (
+        AttentionHeadsConfig,
+        AttentionHeadsRecipe,
+        BiasOnlyRecipe,
+        FullConfig,
+        FullRecipe,
+        HeadOnlyRecipe,
+        IA3Recipe,
+        LastNLayersConfig,
+        LastNLayersRecipe,
+        LoraConfig,
+        LoraRecipe,
+    )
 
 # Whenever something is asked of the Hub, huggingface_hub would say more than that takes, and ask for a list of coding
 # agents to say which of them it runs under; datasets would have each loading counted by another server.
@@ -23,12 +39,55 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 sys.meta_path.insert(0, WithoutHubKernels())
 
 __version__ = "0.1.0"
-__all__ = ["Adapter", "AdapterSet", "Prediction", "load_adapter", "load_adapters", "predict"]
+__all__ = [
+    "Adapter",
+    "AdapterSet",
+    "AttentionHeadsConfig",
+    "AttentionHeadsRecipe",
+    "AugmentConfig",
+    "BiasOnlyRecipe",
+    "DataConfig",
+    "FullConfig",
+    "FullRecipe",
+    "HeadOnlyRecipe",
+    "IA3Recipe",
+    "LastNLayersConfig",
+    "LastNLayersRecipe",
+    "LoraConfig",
+    "LoraRecipe",
+    "ModelConfig",
+    "Prediction",
+    "PrefixCacheConfig",
+    "RunReport",
+    "TrainConfig",
+    "fine_tune",
+    "load_adapter",
+    "load_adapters",
+    "predict",
+]
 
 _HOMES = {
     "Adapter": "adapters.adapter",
     "AdapterSet": "adapters.adapter_set",
+    "AttentionHeadsConfig": "strategies",
+    "AttentionHeadsRecipe": "strategies",
+    "AugmentConfig": "config",
+    "BiasOnlyRecipe": "strategies",
+    "DataConfig": "config",
+    "FullConfig": "strategies",
+    "FullRecipe": "strategies",
+    "HeadOnlyRecipe": "strategies",
+    "IA3Recipe": "strategies",
+    "LastNLayersConfig": "strategies",
+    "LastNLayersRecipe": "strategies",
+    "LoraConfig": "strategies",
+    "LoraRecipe": "strategies",
+    "ModelConfig": "config",
     "Prediction": "inference.predict",
+    "PrefixCacheConfig": "config",
+    "RunReport": "runs.report",
+    "TrainConfig": "config",
+    "fine_tune": "finetune",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.adapter_set",
     "predict": "inference.predict",
@@ -42,4 +101,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

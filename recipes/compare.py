@@ -25,7 +25,8 @@ from peft_audio.comparison.page import print_comparison, write_comparison
 from peft_audio.comparison.plan import at_once, time_steps
 from peft_audio.comparison.results import Comparison
 from peft_audio.comparison.rules import MIN_SEEDS
-from peft_audio.config import CompareRecipe, parse_config
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import parse_config
 from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
 from peft_audio.files import expanded, read_json
 from peft_audio.text import printable
@@ -37,7 +38,7 @@ AGAIN = "The same command goes on from there."
 def main(cfg: CompareRecipe) -> Comparison:
     """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
     console = Console()
-    cfg = resolve(cfg)
+    cfg = resolve(cfg, cfg.has_one_encoder())
     check_arms(cfg)
     if cfg.seeds < MIN_SEEDS or cfg.trials == 1:
         needed = f"that takes seeds of {MIN_SEEDS} or more and trials of 2 or more"

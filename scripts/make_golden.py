@@ -21,32 +21,45 @@ from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.config import ModelConfig, Recipe
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import (
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_head,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
+    Setup,
+    Trainable,
+    strategy_of,
 )
+from peft_audio.strategies.attention_heads import unfreeze_heads
 
 # A name that stands for no place: the folder is wherever the tests find it.
 BASE = "golden-base"
 LABELS = ("low", "mid dle", "höher", "zed")
+
+
+def adapt(model: Any, recipe: Recipe) -> tuple[Any, Trainable]:
+    """Apply the strategy of a recipe class."""
+    return strategy_of(recipe)(model, Setup(family_of(model.config), recipe))
+
+
 STRATEGIES: dict[str, Callable[[Any], Any]] = {
-    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
-    "dora": lambda model: apply_lora(model, LoraConfig(r=2, use_dora=True)),
-    "rslora": lambda model: apply_lora(model, LoraConfig(r=2, use_rslora=True)),
-    "head_only": freeze_all_but_head,
-    "head_only_weighted": freeze_all_but_head,
-    "bias_only": freeze_all_but_biases,
-    "ia3": apply_ia3,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
+    "lora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4))),
+    "dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=2, use_dora=True))),
+    "rslora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=2, use_rslora=True))),
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
+    "head_only_weighted": lambda model: adapt(model, HeadOnlyRecipe()),
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
     "attention_heads": lambda model: unfreeze_heads(model, {0: [1], 1: [0]}),
-    "full": lambda model: freeze_nothing(model, FullConfig()),
+    "full": lambda model: adapt(model, FullRecipe()),
 }
 
 

@@ -66,15 +66,16 @@ def adapter_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A saved LoRA adapter of the labels "a", "b", "c" on the tiny base, far from its zero start."""
     from peft_audio.adapters.record import describe_adapter
     from peft_audio.adapters.save import save_adapter
-    from peft_audio.config import DataConfig, LoraConfig, LoraRecipe, ModelConfig
+    from peft_audio.config import DataConfig, ModelConfig
+    from peft_audio.encoders.family import family_of
     from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-    from peft_audio.strategies.base import apply_lora
+    from peft_audio.strategies import LoraRecipe, Setup, strategy_of
 
     torch.manual_seed(1)
     cfg = LoraRecipe(data=DataConfig(max_eval_seconds=2.0), model=ModelConfig(name=str(tiny_base)))
     model = load_classifier(cfg.model, ["a", "b", "c"])
     base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
-    model, trained = apply_lora(model, LoraConfig())
+    model, trained = strategy_of(cfg)(model, Setup(family_of(model.config), cfg))
     for name, weight in model.named_parameters():
         if name in trained.parameters:
             torch.nn.init.normal_(weight, std=0.5)

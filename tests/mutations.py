@@ -170,7 +170,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the test split is read although it was not to be",
-        "recipes/lora.py",
+        "peft_audio/finetune.py",
         "if cfg.train.evaluate_test:",
         "if True:",
         "tests/recipes/test_recipes.py",
@@ -226,7 +226,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a quantised encoder is what is measured and saved",
-        "recipes/lora.py",
+        "peft_audio/finetune.py",
         "model = on_float32_encoder(result.model, trained, cfg.model, splits.labels)",
         "model = result.model",
         "tests/recipes/test_recipes.py",

@@ -17,36 +17,48 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.config import ModelConfig, Recipe
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier
-from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import (
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_head,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
-    peft_weights,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
+    Setup,
+    Trainable,
+    strategy_of,
 )
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import peft_weights
 
 sys.path.append(str(Path(__file__).parents[1] / "speed"))
 from machine import base
 
+
+def adapt(model: Any, recipe: Recipe) -> tuple[Any, Trainable]:
+    """Apply the strategy of a recipe class."""
+    return strategy_of(recipe)(model, Setup(family_of(model.config), recipe))
+
+
 # The settings are the recipes' defaults, but where the name says otherwise.
 STRATEGIES: dict[str, Callable[[Any], Any]] = {
-    "full": lambda model: freeze_nothing(model, FullConfig()),
-    "last_n_layers, n 2": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig()),
-    "last_n_layers, n 1": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "lora, r 8": lambda model: apply_lora(model, LoraConfig()),
-    "lora, r 2": lambda model: apply_lora(model, LoraConfig(r=2)),
-    "dora, r 8": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
-    "rslora, r 8": lambda model: apply_lora(model, LoraConfig(use_rslora=True)),
+    "full": lambda model: adapt(model, FullRecipe()),
+    "last_n_layers, n 2": lambda model: adapt(model, LastNLayersRecipe()),
+    "last_n_layers, n 1": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "lora, r 8": lambda model: adapt(model, LoraRecipe()),
+    "lora, r 2": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=2))),
+    "dora, r 8": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(use_dora=True))),
+    "rslora, r 8": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(use_rslora=True))),
     "attention_heads, 4 in one layer": lambda model: unfreeze_heads(model, {11: [0, 1, 2, 3]}),
     "attention_heads, 4 in four layers": lambda model: unfreeze_heads(model, {layer: [0] for layer in range(8, 12)}),
-    "bias_only": freeze_all_but_biases,
-    "ia3": apply_ia3,
-    "head_only": freeze_all_but_head,
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
 }
 
 

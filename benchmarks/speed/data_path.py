@@ -165,10 +165,11 @@ def loaders(data: Path, folder: str) -> dict[str, float]:
     """Divide a folder and read training batches of it, without a model."""
     from transformers import AutoConfig
 
-    from peft_audio.config import DataConfig, LoraRecipe
+    from peft_audio.config import DataConfig
     from peft_audio.data.loaders import make_loaders
     from peft_audio.data.splits import load_splits
     from peft_audio.encoders.loading import load_extractor, resolve_base
+    from peft_audio.strategies import LoraRecipe
     from peft_audio.training.accelerator import make_accelerator
 
     cfg = LoraRecipe(data=DataConfig(source=folder, num_workers=0))

@@ -136,14 +136,16 @@ def write(base: str, kind: str, count: str, folder: str) -> int:
 
     from peft_audio.adapters.record import describe_adapter
     from peft_audio.adapters.save import save_adapter
-    from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
+    from peft_audio.config import ModelConfig
+    from peft_audio.encoders.family import family_of
     from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-    from peft_audio.strategies.base import apply_lora, freeze_all_but_head
+    from peft_audio.strategies import HeadOnlyRecipe, LoraConfig, LoraRecipe, Setup, strategy_of
 
     cfg = LoraRecipe(model=ModelConfig(name=base))
     model = load_classifier(cfg.model, ["a", "b"])
     identity, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
-    model, trained = apply_lora(model, LoraConfig(r=8)) if kind == "lora" else freeze_all_but_head(model)
+    recipe = LoraRecipe(lora=LoraConfig(r=8)) if kind == "lora" else HeadOnlyRecipe()
+    model, trained = strategy_of(recipe)(model, Setup(family_of(model.config), recipe))
     trains = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for number, target in enumerate(places(kind, folder, int(count))):
         labels = [f"{number} {i}" for i in range(2 + number % 10)]

@@ -65,8 +65,6 @@ def main() -> None:
 
 def measure(name: str, deterministic: str, folder: Path, repeats: int) -> dict[str, float | bool]:
     """In a process of its own: whether all runs gave the same files, and the median of their seconds in steps."""
-    from accelerate.state import AcceleratorState
-
     recipe, flags, _ = CASES[name]
     runs = [folder / f"{recipe}-{deterministic}-{i}" for i in range(repeats)]
     for place in runs:
@@ -74,7 +72,6 @@ def measure(name: str, deterministic: str, folder: Path, repeats: int) -> dict[s
         sys.argv += ["--train.epochs", "3", "--train.batch_size", "6", *flags, *LAST, "--train.overwrite", "true"]
         sys.argv += ["--train.deterministic", deterministic, "--train.output_dir", str(place)]
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
-        AcceleratorState._reset_state(reset_partial_state=True)
     seconds = [json.loads((place / "report.json").read_text())["train_seconds"] for place in runs[1:]]
     return {"same": not any(unlike(runs[0], other) for other in runs[1:]), "seconds": median(seconds)}
 

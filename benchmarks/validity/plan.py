@@ -14,7 +14,8 @@ from pathlib import Path
 
 from peft_audio.comparison.collect import SETTINGS, read_comparison
 from peft_audio.comparison.plan import plan
-from peft_audio.config import CompareRecipe, read_config
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import read_config
 from peft_audio.files import read_json
 
 

@@ -20,7 +20,8 @@ from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS
 from peft_audio.encoders.loading import identify_base, load_with_absent, pin_base, quiet_loading
 from peft_audio.errors import UserError, first_line
-from peft_audio.strategies.base import PEFT_PREFIX, freeze_all_but_biases
+from peft_audio.strategies.base import PEFT_PREFIX
+from peft_audio.strategies.bias_only import mark_biases
 
 Shapes = dict[str, tuple[int, ...]]
 # The last layer of each family's head, whose rows are the classes.
@@ -166,7 +167,7 @@ def _keys(patient: Patient, model: Any, fresh: set[str]) -> Iterator[Finding]:
     """Whether the file holds what PEFT would save of such an adapter, no less, no more, and in that shape."""
     shapes, record = patient.shapes or {}, patient.record
     plain = {f"{PEFT_PREFIX}{name}" for name in model.state_dict()}
-    biases = freeze_all_but_biases(model)[1].parameters if record and record.strategy == "bias_only" else ()
+    biases = mark_biases(model) if record and record.strategy == "bias_only" else ()
     try:
         refuse_excessive_rank(patient.folder, patient.settings or {}, shapes)
         wanted = _wanted(patient.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))

@@ -38,7 +38,8 @@ from peft_audio.encoders.loading import (
 )
 from peft_audio.errors import UserError, first_line
 from peft_audio.files import is_folder
-from peft_audio.strategies.base import PEFT_PREFIX, freeze_all_but_biases
+from peft_audio.strategies.base import PEFT_PREFIX
+from peft_audio.strategies.bias_only import mark_biases
 
 # The kinds of PEFT that our strategies are saved as.
 PEFT_TYPES = ("LORA", "IA3")
@@ -84,7 +85,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     shapes = check_peft_files(folder)
     model = load_base(folder, record, base)[0]
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
-    biases = freeze_all_but_biases(model)[1].parameters if record.strategy == "bias_only" else ()
+    biases = mark_biases(model) if record.strategy == "bias_only" else ()
     try:
         with quiet_loading():
             model = PeftModel.from_pretrained(model, folder)

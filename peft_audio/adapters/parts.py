@@ -24,7 +24,8 @@ from peft_audio.encoders.base import LAYER_WEIGHTS
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import classifier_settings, quiet_loading
 from peft_audio.errors import UserError, first_line
-from peft_audio.strategies.base import PEFT_PREFIX, freeze_all_but_biases
+from peft_audio.strategies.base import PEFT_PREFIX
+from peft_audio.strategies.bias_only import mark_biases
 
 # A module of the base and one of its attributes, which holds a weight or, where PEFT wraps a layer, a module.
 Place = tuple[nn.Module, str]
@@ -185,7 +186,7 @@ def _whole_names(config: PeftConfig, record: AdapterRecord, model: Any) -> Itera
     if record.layer_weighted_sum:
         yield LAYER_WEIGHTS
     if record.strategy == "bias_only":
-        yield from freeze_all_but_biases(model)[1].parameters
+        yield from mark_biases(model)
     # PEFT too takes what ends so, but every bias is not what trains. The head is never the base's.
     listed = () if record.strategy == "bias_only" else getattr(config, "modules_to_save", None) or ()
     ends = (*listed, *family_of(model.config).head)

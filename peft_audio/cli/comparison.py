@@ -42,7 +42,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
     from peft_audio.comparison.jobs import alone_in
     from peft_audio.comparison.plan import plan, print_plan
-    from peft_audio.config import CompareRecipe, parse_config
+    from peft_audio.comparison.settings import CompareRecipe
+    from peft_audio.config import parse_config
     from peft_audio.files import expanded
 
     cfg = parse_config(CompareRecipe, options.settings)

@@ -13,7 +13,8 @@ import yaml
 from peft_audio.comparison.compare import Question, compare
 from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
 from peft_audio.comparison.results import Comparison, Failure
-from peft_audio.config import ARMS, CompareRecipe, read_config, to_yaml
+from peft_audio.comparison.settings import ARMS, CompareRecipe
+from peft_audio.config import read_config, to_yaml
 from peft_audio.config.yaml_values import plain_yaml
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_aside

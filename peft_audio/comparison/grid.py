@@ -8,7 +8,8 @@ from typing import Any
 
 from peft_audio.comparison.jobs import Job, finished
 from peft_audio.comparison.learning_rates import DIVERGED_SCORE, at_edge, best_rate, first_rates, mean_score, next_rate
-from peft_audio.config import RECIPES, ArmConfig, CompareRecipe, read_config
+from peft_audio.comparison.settings import RECIPES, ArmConfig, CompareRecipe
+from peft_audio.config import read_config
 from peft_audio.errors import UserError, require
 from peft_audio.files import expanded, read_json
 from peft_audio.runs.folder import beside

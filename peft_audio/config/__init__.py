@@ -2,26 +2,11 @@
 
 from peft_audio.config.augment import AugmentConfig
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig
-from peft_audio.config.comparison import ARMS, RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config.data import DataConfig
 from peft_audio.config.feature_cache import PrefixCacheConfig
 from peft_audio.config.model import ModelConfig
 from peft_audio.config.parse import parse_config, read_config, run_recipe, to_yaml
-from peft_audio.config.recipes import (
-    AttentionHeadsConfig,
-    AttentionHeadsRecipe,
-    BiasOnlyRecipe,
-    CheckSettings,
-    FullConfig,
-    FullRecipe,
-    HeadOnlyRecipe,
-    IA3Recipe,
-    LastNLayersConfig,
-    LastNLayersRecipe,
-    LoraConfig,
-    LoraRecipe,
-    Recipe,
-)
+from peft_audio.config.recipes import CheckSettings, Recipe
 from peft_audio.config.sections import (
     SECTIONS,
     free_settings,
@@ -34,28 +19,13 @@ from peft_audio.config.train import TrainConfig
 from peft_audio.config.yaml_values import dotted
 
 __all__ = [
-    "ARMS",
-    "RECIPES",
     "SECTIONS",
-    "ArmConfig",
-    "AttentionHeadsConfig",
-    "AttentionHeadsRecipe",
     "AugmentConfig",
     "BaselineConfig",
     "BaselineRecipe",
     "BaselineTrainConfig",
-    "BiasOnlyRecipe",
     "CheckSettings",
-    "CompareRecipe",
     "DataConfig",
-    "FullConfig",
-    "FullRecipe",
-    "HeadOnlyRecipe",
-    "IA3Recipe",
-    "LastNLayersConfig",
-    "LastNLayersRecipe",
-    "LoraConfig",
-    "LoraRecipe",
     "ModelConfig",
     "PrefixCacheConfig",
     "Recipe",

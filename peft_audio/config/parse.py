@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_audio.config.recipes import OWN_SECTIONS
+from peft_audio.config.recipes import own_sections
 from peft_audio.config.yaml_values import NotPlain, check_plain, plain_yaml
 from peft_audio.errors import (
     INTERRUPTED,
@@ -250,8 +250,9 @@ def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
 
 
 def _unknown(name: str, recipe: type[Any]) -> str:
-    home = OWN_SECTIONS.get(name.partition(".")[0])
-    if home and not any(flag.startswith(name.partition(".")[0]) for flag in flags_of(recipe)):
+    section = name.partition(".")[0]
+    if section in own_sections() and not any(flag.startswith(section) for flag in flags_of(recipe)):
+        home = f"recipes/{section}.py"
         return f"--{name}: no such setting here; it belongs to {home}. Leave it out, or use that recipe."
     close = difflib.get_close_matches(name, flags_of(recipe), n=1, cutoff=0.5)
     hint = f"Did you mean --{close[0]}? " if close else ""

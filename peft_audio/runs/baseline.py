@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
@@ -20,12 +21,14 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 from peft_audio.audio.decoding import AudioError, load_audio
 from peft_audio.config import BaselineRecipe
 from peft_audio.data.clip_table import recording_of
-from peft_audio.data.splits import Splits
+from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.loading import Base
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge
-from peft_audio.runs.report import RunReport, measured, table_of_metrics, write_report
-from peft_audio.runs.run import Run, save_skipped
+from peft_audio.runs.folder import on_first, open_folder
+from peft_audio.runs.process_state import restored_process_state
+from peft_audio.runs.report import RunReport, measured, read_report, table_of_metrics, write_report
+from peft_audio.runs.run import Run, save_predictions, save_skipped, start_run
 from peft_audio.training.accelerator import peak_memory_bytes
 
 NO_ENCODER = Base(name="", commit=None, sha256="", model_type="", minimum_samples=0)
@@ -48,6 +51,40 @@ class Fitted:
     features: Callable[[str], np.ndarray]
     coefficients: int
     seconds: float
+
+
+def run_baseline(cfg: BaselineRecipe) -> RunReport:
+    """Fit and evaluate a control without a network: from files to a report. There is no adapter.
+
+    Args:
+        cfg: Settings of the run.
+
+    Returns:
+        The report, on every process. A finished run (`train.resume`) returns the report that it wrote.
+
+    Raises:
+        UserError: A setting, the folder or a clip cannot be used.
+    """
+    began = time.perf_counter()
+    with restored_process_state():
+        accelerator = Accelerator(cpu=True, mixed_precision="no")
+        with open_folder(cfg, accelerator) as folder:
+            if folder.finished:
+                return on_first(accelerator, lambda: read_report(folder.path))
+            splits = load_splits(cfg.data, accelerator)
+            run = start_run(folder, cfg, splits, NO_ENCODER, accelerator, began)
+            return on_first(accelerator, lambda: _fit_and_report(run, cfg))
+
+
+def _fit_and_report(run: Run, cfg: BaselineRecipe) -> RunReport:
+    fitted = fit_baseline(run.splits, cfg)
+    evaluations = {"validation": evaluate_baseline(fitted, run.splits, "validation")}
+    if cfg.train.evaluate_train:
+        evaluations["train"] = evaluate_baseline(fitted, run.splits, "train")
+    if cfg.train.evaluate_test:
+        evaluations["test"] = evaluate_baseline(fitted, run.splits, "test")
+    save_predictions(run, evaluations)
+    return finish_baseline(run, cfg.baseline.kind, fitted, evaluations)
 
 
 def fit_baseline(splits: Splits, cfg: BaselineRecipe) -> Fitted:

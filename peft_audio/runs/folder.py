@@ -45,15 +45,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that this run alone uses.
+    """A folder that only this run uses, until the end of a `with` block.
 
     Attributes:
-        path: Of it.
-        lock: Held as long as this is; None on processes other than the first, and where the disk knows no locks.
+        path: Path of the folder.
+        lock: Lock of the folder. None on processes other than the first, and on a disk without locks.
+        finished: Whether `train.resume` found a finished run, so that nothing is left to do.
     """
 
     path: Path
     lock: FileLock | None
+    finished: bool = False
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock:
+            self.lock.release()
 
 
 def output_folder(cfg: TrainConfig | BaselineTrainConfig) -> Path:
@@ -61,11 +70,11 @@ def output_folder(cfg: TrainConfig | BaselineTrainConfig) -> Path:
     return expanded(cfg.output_dir)
 
 
-def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFolder | None:
+def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFolder:
     """Take a run's folder before any work is done; all processes call this.
 
     Returns:
-        None where `train.resume` finds a finished run there, and says so.
+        The folder. The first process locks it, and prints a line if the run in it is finished.
 
     Raises:
         UserError: It exists and may not be replaced, another run is in it, it holds what no run wrote or a finished run
@@ -77,11 +86,15 @@ def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFo
     def take() -> bool:
         _check_place(folder, cfg.train)
         locks.extend(_lock(folder))
-        return _is_finished(folder, cfg)
+        try:
+            return _is_finished(folder, cfg)
+        except BaseException:
+            for lock in locks:
+                lock.release()
+            raise
 
-    if on_first(accelerator, take):
-        return None
-    return RunFolder(folder, locks[0] if locks else None)
+    finished = on_first(accelerator, take)
+    return RunFolder(folder, locks[0] if locks else None, finished)
 
 
 def on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:

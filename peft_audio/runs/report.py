@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from peft_audio.data.sources import BUNDLED
 from peft_audio.data.splits import Splits
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier, versions
+from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation
-from peft_audio.files import write_aside
-from peft_audio.runs.folder import REPORT, finish_folder
+from peft_audio.files import read_json, write_aside
+from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
 from peft_audio.runs.run import Run, save_skipped
 from peft_audio.strategies.base import Trainable
 from peft_audio.text import printable
@@ -144,7 +145,7 @@ def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
 
 def finish_run(
     run: Run, model: nn.Module, trained: Trainable, result: Result, evaluations: dict[str, Evaluation]
-) -> RunReport | None:
+) -> RunReport:
     """Write the report into the run's folder and print the last screen, on the first process.
 
     Args:
@@ -155,13 +156,21 @@ def finish_run(
         evaluations: Of the splits that were read, by name.
 
     Returns:
-        The report; None on other processes, which may not see the folder.
+        The report, on every process.
     """
     run.log.close()
     skipped = save_skipped(run)
-    run.accelerator.end_training()
-    if not run.accelerator.is_main_process:
-        return None
+    return on_first(run.accelerator, lambda: _finish(run, model, trained, result, evaluations, skipped))
+
+
+def _finish(
+    run: Run,
+    model: nn.Module,
+    trained: Trainable,
+    result: Result,
+    evaluations: dict[str, Evaluation],
+    skipped: int,
+) -> RunReport:
     assert isinstance(run.cfg, Recipe)
     product = saved_folder(run.folder, trained, run.cfg.model.pretrained)
     written = product.with_name(product.name + ".partial")
@@ -225,8 +234,21 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
 
 
 def write_report(run: Run, report: RunReport) -> None:
-    """`report.json`, whole or not at all."""
+    """Write `report.json` atomically."""
     write_aside(run.folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+
+
+def read_report(folder: Path) -> RunReport:
+    """Read the report of a finished run; fields that an earlier version did not write are None.
+
+    Raises:
+        UserError: The report is damaged.
+    """
+    stored = read_json(folder / REPORT)
+    if not stored:
+        raise UserError(f"--train.resume: {folder / REPORT} cannot be read; {REPLACE}.")
+    known: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(RunReport)}
+    return RunReport(**known)
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:

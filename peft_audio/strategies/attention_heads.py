@@ -1,51 +1,91 @@
-"""A few attention heads: which of them, and how they train while everything else stays as it was."""
+"""Train a few attention heads and the head of the classifier."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import peft
-import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import nn
-from torch.nn import functional as F
-
-from peft_audio.config import AttentionHeadsRecipe
-from peft_audio.data.loaders import Loaders
-from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.config.recipes import Recipe
+from peft_audio.config.train import TrainConfig
 from peft_audio.encoders.family import encoder_of, family_of
-from peft_audio.encoders.loading import quiet_loading
-from peft_audio.errors import UserError
-from peft_audio.evaluation.run_split import model_logits
-from peft_audio.strategies.base import Trainable, describe_trained
-from peft_audio.tasks.task import Task
+from peft_audio.errors import UserError, require
+from peft_audio.strategies.base import Setup, Trainable, describe_trained, wrap_in_peft
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+    from peft_audio.tasks.task import Task
+
+Batch = dict[str, Any]  # of tensors
 
 
-def train_attention_heads(
-    model: Any, loaders: Loaders, cfg: AttentionHeadsRecipe, accelerator: Accelerator
-) -> tuple[Any, Trainable]:
-    """Choose a few attention heads, the same on every process; they and the head of the classifier train.
+@dataclass(frozen=True)
+class AttentionHeadsConfig:
+    """A few attention heads of the encoder's transformer train.
 
     Args:
-        model: What `load_classifier` gives.
-        loaders: The first training batches are what heads are scored on.
-        cfg: How many heads, and how they are chosen.
-        accelerator: Where it runs.
+        count: How many heads, of all layers together. 4 of the bundled encoder's 24 have about as many weights as LoRA
+            trains there by default; in wav2vec2-base, which has 144, 7 do.
+        choose: "gradient": the heads that the loss depends on most once a fresh head was fitted (Michel et al., 2019,
+            arXiv 1905.10650); "random": drawn by train.seed, the control for it.
+        scoring_batches: Batches of training clips that the heads are scored on, at most an epoch of them; with
+            data.streaming, training goes on behind them. A choice: 16 hold 256 clips by default.
+        head_steps: Steps, each over all of those clips, for which the fresh head is fitted before the scores are taken.
+            It starts anew afterwards, so that training is as long as in other recipes. A choice.
+    """
+
+    count: int = 4
+    choose: Literal["gradient", "random"] = "gradient"
+    scoring_batches: int = 16
+    head_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("count", "scoring_batches", "head_steps"):
+            value = getattr(self, name)
+            require(value >= 1, f"attention_heads.{name}", value, "1 or more", "Leave it out for the default.")
+
+
+@dataclass(frozen=True)
+class AttentionHeadsRecipe(Recipe):
+    """Fine-tune a few attention heads of an audio classifier.
+
+    Args:
+        attention_heads: How many heads, and how they are chosen.
+    """
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            output_dir="runs/attention_heads", learning_rate=1e-3, head_learning_rate=1e-3
+        )
+    )
+    attention_heads: AttentionHeadsConfig = field(default_factory=AttentionHeadsConfig)
+
+
+def train_attention_heads(model: Any, setup: Setup) -> tuple[Any, Trainable]:
+    """Choose a few attention heads, the same on every process, and train them and the head of the classifier.
+
+    Args:
+        model: Model from `load_classifier`.
+        setup: Its `cfg.attention_heads` gives the number of heads and how they are chosen; its first training batches
+            score them.
 
     Returns:
         The model wrapped by PEFT, and what trains in it.
 
     Raises:
-        UserError: The encoder's attention ignores LoRA, or it has not so many heads.
+        UserError: The encoder's attention ignores LoRA, or it has fewer heads.
     """
-    family, config = family_of(model.config), model.config
+    import numpy as np
+    import torch
+
+    cfg = setup.cfg
+    family, config = setup.family, model.config
     layers, each, count = family.layer_count(config), family.attention_heads(config), cfg.attention_heads.count
     if not family.lora_reaches_attention:
         raise UserError(
@@ -60,9 +100,10 @@ def train_attention_heads(
     if cfg.attention_heads.choose == "random":
         scores = torch.from_numpy(np.random.default_rng(cfg.train.seed).random((layers, each)))
     else:
-        scores = score_heads(model, loaders.train, cfg, accelerator, loaders.task)
+        assert setup.loaders and setup.accelerator
+        scores = score_heads(model, setup.loaders.train, cfg, setup.accelerator, setup.task)
     heads = best_heads(scores, count)
-    if accelerator.is_main_process:
+    if os.environ.get("RANK", "0") == "0":
         names = " ".join(f"{layer}.{head}" for layer, chosen in heads.items() for head in chosen)
         print(f"attention heads that train (layer.head, chosen by {cfg.attention_heads.choose}): {names}")
     return unfreeze_heads(model, heads)
@@ -71,23 +112,27 @@ def train_attention_heads(
 def score_heads(
     model: Any, batches: Iterable[Batch], cfg: AttentionHeadsRecipe, accelerator: Accelerator, task: Task
 ) -> torch.Tensor:
-    """How much the loss depends on each attention head, once the fresh head of the classifier was fitted.
+    """Score how much the loss depends on each attention head, after fitting the fresh head of the classifier.
 
-    A head's score is the mean over clips of |dL/dm| for a factor m = 1 on what the head hands to the output projection
-    (Michel et al., 2019, arXiv 1905.10650, equation 2); as they advise, the scores of a layer are divided by their l2
-    norm. A random classifier's gradients would rank nothing, so the classifier is fitted first, and then gets its
-    fresh weights back. Clips are heard as in training, without SpecAugment; the encoder runs in float32, in eval mode.
+    A head's score is the mean over clips of |dL/dm| for a factor m = 1 on the head's input to the output projection
+    (Michel et al., 2019, arXiv 1905.10650, equation 2). As they advise, the scores of a layer are divided by their l2
+    norm. Gradients of a random classifier would rank nothing, so the classifier is fitted first, and then gets its
+    fresh weights back. Clips are prepared as in training, without SpecAugment. The encoder runs in float32, in eval
+    mode.
 
     Args:
-        model: What `load_classifier` gives; its encoder is frozen here.
-        batches: This process's training batches; the first ones are read.
-        cfg: How many, and how long the classifier is fitted.
-        accelerator: Where it runs.
-        task: the loss.
+        model: Model from `load_classifier`; its encoder is frozen here.
+        batches: Training batches of this process; the first ones are read.
+        cfg: Number of batches, and steps that fit the classifier.
+        accelerator: Processes and device of the run.
+        task: Loss of a clip.
 
     Returns:
         Scores of shape (layers, heads), the same on every process.
     """
+    from torch import nn
+    from torch.nn import functional as F
+
     parts = cfg.attention_heads.scoring_batches * cfg.train.gradient_accumulation_steps
     read = list(islice(batches, parts))
     model.to(accelerator.device)
@@ -107,16 +152,20 @@ def score_heads(
 
 
 def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
-    """The derivative of each clip's loss by a factor on each attention head's output, where that factor is 1.
+    """Differentiate each clip's loss by a factor on each attention head's output, where that factor is 1.
 
     Args:
-        model: A classifier.
-        batch: A batch of clips.
-        task: the loss.
+        model: Classifier.
+        batch: Batch of clips.
+        task: Loss of a clip.
 
     Returns:
-        Of shape (clips, layers, heads).
+        Derivatives of shape (clips, layers, heads).
     """
+    import torch
+
+    from peft_audio.evaluation.run_split import model_logits
+
     family = family_of(model.config)
     heads = family.attention_heads(model.config)
     layers = encoder_of(model).get_submodule(family.layers)
@@ -140,35 +189,40 @@ def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
             hook.remove()
 
 
-@torch.no_grad()
 def pooled_features(model: Any, batch: Batch) -> torch.Tensor:
-    """What the encoder makes of each clip, averaged over its frames as the model does it.
+    """Compute the encoder's output for each clip, averaged over its frames as in the model.
 
-    The classifier is linear until after the average, so it says the same of these as of the frames.
+    The classifier is linear until after the average, so it gives the same logits for the averages as for the frames.
 
     Args:
-        model: A classifier.
-        batch: A batch of clips.
+        model: Classifier.
+        batch: Batch of clips.
 
     Returns:
-        Of shape (clips, channels).
+        Features of shape (clips, channels).
     """
+    import torch
+    from torch import nn
+
+    from peft_audio.evaluation.run_split import model_logits
+
     head = {name: getattr(model, name) for name in family_of(model.config).head}
     try:
         for name in head:
             setattr(model, name, nn.Identity())
-        return model_logits(model, batch)
+        with torch.no_grad():
+            return model_logits(model, batch)
     finally:
         for name, module in head.items():
             setattr(model, name, module)
 
 
 def best_heads(scores: torch.Tensor, count: int) -> dict[int, list[int]]:
-    """The heads with the highest scores, by layer; the lower layer and head first in a tie.
+    """List the heads with the highest scores by layer; in a tie, the lower layer and head come first.
 
     Args:
-        scores: Of shape (layers, heads).
-        count: How many heads.
+        scores: Scores of shape (layers, heads).
+        count: Number of heads.
     """
     best = scores.flatten().argsort(descending=True, stable=True)[:count].sort().values
     heads: dict[int, list[int]] = {}
@@ -179,19 +233,24 @@ def best_heads(scores: torch.Tensor, count: int) -> dict[int, list[int]]:
 
 
 def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any, Trainable]:
-    """These attention heads and the head of the classifier train: the heads' rows of q, k and v, and columns after.
+    """Train the rows of q, k and v and the columns of the output projection of these heads, and the classifier's head.
 
     A change of k rows of a matrix is `B A` with one-hot columns in B, and of k columns with one-hot rows in A: LoRA of
     rank k and alpha k whose other factor trains, from zero. Plain PEFT loads it, and every other weight, the biases
-    included, stays as it is by the bit. Weight decay pulls towards the pretrained weights.
+    included, keeps its bits. Weight decay pulls towards the pretrained weights.
 
     Args:
-        model: What `load_classifier` gives.
-        heads: The numbers of the heads that train, for each layer that has some.
+        model: Model from `load_classifier`.
+        heads: Numbers of the heads that train, by layer.
 
     Returns:
         The model wrapped by PEFT, and what trains in it. The fixed factors are saved too, and count in the bytes.
     """
+    import peft
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
     family, config = family_of(model.config), model.config
     family.freeze_stem(model)
     width = family.width(config) // family.attention_heads(config)
@@ -206,8 +265,7 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
         target_modules=list(ranks),
         modules_to_save=list(family.head),
     )
-    with quiet_loading():
-        adapted = peft.get_peft_model(model, peft_config)
+    adapted = wrap_in_peft(model, peft_config)
     for layer, chosen in heads.items():
         channels = torch.cat([torch.arange(head * width, (head + 1) * width) for head in chosen])
         one_hot = F.one_hot(channels, family.width(config)).float()
@@ -217,15 +275,14 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
             fixed, value, trains = (a, one_hot, b) if name == family.attention[-1] else (b, one_hot.T, a)
             fixed.requires_grad_(False).copy_(value)
             nn.init.zeros_(trains)
-    if hasattr(model, LAYER_WEIGHTS):
-        # PEFT's modules_to_save passes over a parameter that is no module, and leaves it frozen.
-        model.layer_weights.requires_grad_(True)
     return adapted, describe_trained("attention_heads", adapted, family, peft_config)
 
 
 def _fit(
     classifier: nn.Module, features: torch.Tensor, targets: torch.Tensor, steps: int, rate: float, task: Task
 ) -> None:
+    import torch
+
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -237,6 +294,9 @@ def _for_each_clip(
     measure: Callable[[Batch], torch.Tensor], batches: Sequence[Batch], accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather the targets and values of the clips of all processes, in the same order on every process."""
+    import torch
+    from accelerate.utils import send_to_device
+
     parts = []
     for cpu_batch in batches:
         batch = send_to_device(cpu_batch, accelerator.device)

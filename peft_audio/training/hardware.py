@@ -13,25 +13,26 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig
 
-from peft_audio.config import CompareRecipe, ModelConfig, Recipe
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import EncoderFamily
 from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import pin_base
 from peft_audio.errors import UserError, require, unloadable
 
-Settings = TypeVar("Settings", bound=Recipe | CompareRecipe)
+Settings = TypeVar("Settings", bound=Any)  # of a run or of a comparison
 
 
 # Sets what "auto" becomes on this machine, so that CPUs with and without bf16 units compute alike.
 AUTO_PRECISION = "PEFT_AUDIO_AUTO_PRECISION"
 
 
-def resolve(cfg: Settings) -> Settings:
-    """Replace what is "auto" by what suits this device, and say why; `config.yaml` then holds what was used.
+def resolve(cfg: Settings, one_encoder: bool = True) -> Settings:
+    """Replace "auto" by what suits this device, and print why; `config.yaml` then holds what was used.
 
     Args:
-        cfg: A recipe's settings, or a comparison's. Where its arms are of several encoders, each run looks its
-            attention up in the table.
+        cfg: Settings of a run or of a comparison.
+        one_encoder: Whether all runs have the encoder of `cfg.model`. If not, attention and compilation stay "auto" for
+            each run to decide.
 
     Raises:
         UserError: The encoder cannot be found, or is of an unknown family.
@@ -39,7 +40,7 @@ def resolve(cfg: Settings) -> Settings:
     precision, why = choose_precision(cfg.train.mixed_precision)
     tell = f"precision {'float32' if precision == 'no' else precision} ({why})"
     train, model = replace(cfg.train, mixed_precision=precision), cfg.model
-    if isinstance(cfg, Recipe) or not any("model.name" in cfg.all_arms()[arm].flags for arm in cfg.arms):
+    if one_encoder:
         family = _family(cfg.model)
         suits = family.suitable_arithmetic(device_type())
         allowed = f"{suits.attention} for {family.examples}, which has no other"

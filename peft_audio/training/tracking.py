@@ -55,8 +55,9 @@ class Log:
         return self.file.stat().st_size
 
     def close(self) -> None:
-        """Let the trackers finish."""
+        """Let the trackers finish; a second call does nothing."""
         self._tell("finish")
+        self.trackers.clear()
 
     def _tell(self, method: str, *args: Any, **kwargs: Any) -> None:
         for tracker in list(self.trackers):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.adapt import adapt
 from helpers.tiny_encoders import ENCODERS, save_encoder
 from helpers.tones import write_tone
 from safetensors.torch import load_file, save_file
@@ -25,36 +26,40 @@ from peft_audio.adapters import adapter_set
 from peft_audio.adapters import parts as adapter_parts
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import DataConfig, FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.config import DataConfig, ModelConfig
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.inference.evaluate import evaluate_adapter
-from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import (
-    Trainable,
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_head,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
 )
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import Trainable
 
 Strategy = Callable[[Any], tuple[Any, Trainable]]
 STRATEGIES: dict[str, Strategy] = {
-    "head_only": freeze_all_but_head,
-    "head_only, mixture": freeze_all_but_head,
-    "bias_only": freeze_all_but_biases,
-    "bias_only, mixture": freeze_all_but_biases,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "last_n_layers, mixture": lambda model: freeze_all_but_last_n_layers(
-        model, LastNLayersConfig(n=2, part="attention")
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
+    "head_only, mixture": lambda model: adapt(model, HeadOnlyRecipe()),
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "bias_only, mixture": lambda model: adapt(model, BiasOnlyRecipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "last_n_layers, mixture": lambda model: adapt(
+        model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=2, part="attention"))
     ),
-    "lora": lambda model: apply_lora(model, LoraConfig(r=4, dropout=0.1)),
-    "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
-    "dora, mixture": lambda model: apply_lora(model, LoraConfig(r=4, alpha=6, use_dora=True, use_rslora=True)),
-    "ia3": apply_ia3,
+    "lora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4, dropout=0.1))),
+    "lora, last layer": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(layers=[1]))),
+    "dora, mixture": lambda model: adapt(
+        model, LoraRecipe(lora=LoraConfig(r=4, alpha=6, use_dora=True, use_rslora=True))
+    ),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
 }
 # Both kinds of norm, and the family whose attention is its own.
@@ -247,14 +252,14 @@ def _weights(adapters: AdapterSet, name: str) -> list[weakref.ref[torch.Tensor]]
 
 def test_what_shares_no_base_is_refused_in_words(two: dict[str, Path], tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "layer", ENCODERS["wav2vec2-large, XLS-R"])
-    other = save(base, tmp_path, "other", freeze_all_but_head, 2)[0]
+    other = save(base, tmp_path, "other", lambda model: adapt(model, HeadOnlyRecipe()), 2)[0]
     with pytest.raises(UserError, match=r"other is for another base than lora: .*\(weights [0-9a-f]{12}\), not"):
         load_adapters(two | {"other": other})
     with pytest.raises(UserError, match="other is for another base than the adapters here"):
         load_adapters(two).load("other", other)
     with pytest.raises(UserError, match="is not the one the adapter was trained on"):
         load_adapters(two, base=str(base))
-    whole, _ = save(base, tmp_path, "whole", lambda model: freeze_nothing(model, FullConfig()), 2)
+    whole, _ = save(base, tmp_path, "whole", lambda model: adapt(model, FullRecipe()), 2)
     with pytest.raises(UserError, match=r"whole .* is a whole model and shares no base"):
         load_adapters(two | {"whole": whole})
     with pytest.raises(UserError, match="got no adapters"):

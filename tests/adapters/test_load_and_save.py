@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.adapt import adapt
 from helpers.bf16_units import pretend_bf16_units, without_kernel_line
 from helpers.tiny_encoders import save_base
 from helpers.tones import write_tone
@@ -31,12 +32,10 @@ from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import LoraConfig, ModelConfig
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
-from peft_audio.strategies.base import (
-    apply_lora,
-)
+from peft_audio.strategies import LoraConfig, LoraRecipe
 
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
 
@@ -115,7 +114,7 @@ def test_merged_weights_give_the_logits_of_the_saved_ones(
     strategy: str, tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)
-    products = PRODUCTS | {"dora": lambda model: apply_lora(model, LoraConfig(r=4, use_dora=True))}
+    products = PRODUCTS | {"dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4, use_dora=True)))}
     made = describe(tiny_base, products[strategy], layer_weighted_sum=strategy == "lora")
     folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record)
     merged, saved = load_adapter(folder), load_adapter(folder, merge=False)

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.adapt import adapt
 from helpers.trained_models import LABELS, PRODUCTS, describe
 
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import LoraConfig
 from peft_audio.publish import export
 from peft_audio.publish.export_readme import FORMS
+from peft_audio.strategies import HeadOnlyRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import apply_lora, freeze_all_but_head
 
 STRATEGIES = {
     "lora": PRODUCTS["lora"],
-    "dora": lambda model: apply_lora(model, LoraConfig(r=4, use_dora=True)),
-    "head_only": freeze_all_but_head,
+    "dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4, use_dora=True))),
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
     "bias_only": PRODUCTS["bias_only"],
     "ia3": PRODUCTS["ia3"],
     "last_n_layers": PRODUCTS["last_n_layers"],

@@ -10,33 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peft_audio.config import (
+from peft_audio.comparison import settings as comparison
+from peft_audio.config import TrainConfig, parse_config, run_recipe, to_yaml
+from peft_audio.config.parse import flags_of, make_parser
+from peft_audio.strategies import (
     AttentionHeadsRecipe,
-    BaselineRecipe,
     BiasOnlyRecipe,
     FullRecipe,
     HeadOnlyRecipe,
     IA3Recipe,
     LastNLayersRecipe,
     LoraRecipe,
-    TrainConfig,
-    parse_config,
-    run_recipe,
-    to_yaml,
 )
-from peft_audio.config.parse import flags_of, make_parser
 
 ROOT = Path(__file__).parents[2]
-RECIPES = (
-    LoraRecipe,
-    HeadOnlyRecipe,
-    BiasOnlyRecipe,
-    IA3Recipe,
-    LastNLayersRecipe,
-    FullRecipe,
-    AttentionHeadsRecipe,
-    BaselineRecipe,
-)
+RECIPES = tuple(comparison.RECIPES.values())
 FLAGS = sorted({flag for recipe in RECIPES for flag in flags_of(recipe)})
 
 

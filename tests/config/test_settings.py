@@ -9,12 +9,10 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from peft_audio.comparison.settings import RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config import (
-    RECIPES,
     SECTIONS,
-    ArmConfig,
     BaselineRecipe,
-    CompareRecipe,
     DataConfig,
     Recipe,
     TrainConfig,

@@ -31,13 +31,15 @@ from pathlib import Path
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.config import ModelConfig
+from peft_audio.strategies import LoraRecipe, Setup
+from peft_audio.strategies.lora import apply_lora
+from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.strategies.base import apply_lora
 cfg = LoraRecipe(model=ModelConfig(name="org/tiny"))
 model = load_classifier(cfg.model, ["a", "b"])
 base, extractor = identify_base(cfg.model, model), load_extractor(cfg.model)
-model, trained = apply_lora(model, LoraConfig())
+model, trained = apply_lora(model, Setup(family_of(model.config), cfg))
 record = describe_adapter(cfg, base, ["a", "b"], extractor, "lora", {})
 folder = save_adapter(Path(sys.argv[1]), model, trained, extractor, record)
 print(json.dumps({"name": base.name, "commit": base.commit, "loaded": load_adapter(folder).record.base.commit}))

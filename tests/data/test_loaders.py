@@ -15,7 +15,7 @@ from scipy.stats import kstest
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import Wav2Vec2FeatureExtractor
 
-from peft_audio.config import AugmentConfig, DataConfig, LoraRecipe, TrainConfig
+from peft_audio.config import AugmentConfig, DataConfig, TrainConfig
 from peft_audio.data.collate import collate, prepare_clip
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.loaders import make_loaders
@@ -24,6 +24,7 @@ from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
+from peft_audio.strategies import LoraRecipe
 
 RATE = 16_000
 ENCODER = tiny_config()

@@ -14,11 +14,12 @@ import torch
 from datasets import IterableDataset
 from helpers.tiny_encoders import tiny_config
 
-from peft_audio.config import DataConfig, LoraRecipe, TrainConfig
+from peft_audio.config import DataConfig, TrainConfig
 from peft_audio.data.hub_dataset import Stream
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.errors import UserError
+from peft_audio.strategies import LoraRecipe
 
 CLIPS = 40
 

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.audio.decoding import load_audio
-from peft_audio.config import DataConfig, LoraRecipe, ModelConfig
+from peft_audio.config import DataConfig, ModelConfig
 from peft_audio.data.clip_table import make_clips
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
@@ -25,6 +25,7 @@ from peft_audio.data.windows import cut_windows, window_starts
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.evaluation.run_split import evaluate
 from peft_audio.inference.predict import predict
+from peft_audio.strategies import LoraRecipe
 from peft_audio.tasks import task_of
 
 

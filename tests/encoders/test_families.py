@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.adapt import adapt
 from helpers.family_cells import LABELS, STRATEGIES, Cell, clips, run_cell
 from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from safetensors import safe_open
@@ -18,13 +19,10 @@ from transformers import HubertConfig
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
 from peft_audio.adapters.files import WEIGHTS
-from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
-from peft_audio.strategies.base import (
-    apply_lora,
-    freeze_all_but_last_n_layers,
-)
+from peft_audio.strategies import LastNLayersConfig, LastNLayersRecipe, LoraConfig, LoraRecipe
 
 # What somebody without this package does, in one process for all cells; the base's place comes from outside.
 PLAIN = """
@@ -159,7 +157,7 @@ def test_lora_on_attention_that_ignores_it_is_refused(tmp_path: Path) -> None:
     for targets in ("attention", ["q_proj", "output_dense"]):
         model = load_classifier(ModelConfig(name=str(base)), LABELS)
         with pytest.raises(UserError, match=r"--lora.targets: got .*q_proj.*WavLM's attention ignores LoRA"):
-            apply_lora(model, LoraConfig(targets=targets))
+            adapt(model, LoraRecipe(lora=LoraConfig(targets=targets)))
 
 
 def test_an_encoder_whose_padding_cannot_be_kept_out_is_refused(tmp_path: Path) -> None:
@@ -172,4 +170,4 @@ def test_more_last_layers_than_there_are_is_refused(tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "base", ENCODERS["hubert-base"])
     model = load_classifier(ModelConfig(name=str(base)), LABELS)
     with pytest.raises(UserError, match=r"--last_n_layers.n: got 3, must be 1 to 2"):
-        freeze_all_but_last_n_layers(model, LastNLayersConfig(n=3))
+        adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=3)))

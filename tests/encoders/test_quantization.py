@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.adapt import adapt
 from helpers.family_cells import batch, clips, logits
 from helpers.tiny_encoders import ENCODERS, save_encoder
 
@@ -17,11 +18,11 @@ from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
-from peft_audio.config import LoraConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.data.loaders import Loaders
 from peft_audio.data.sampler import TrainingBatches
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.strategies.base import apply_lora
+from peft_audio.strategies import LoraRecipe
 from peft_audio.training.loop import train
 from peft_audio.training.optimizer import make_optimizer
 from peft_audio.training.precision import on_float32_encoder
@@ -57,7 +58,7 @@ def test_lora_trains_on_it_and_is_saved_for_the_float32_encoder(
     assert len(small) == 2 * (attention + 2)
     assert all(".encoder.layers." in name for name in small)
 
-    model, trained = apply_lora(model, LoraConfig())
+    model, trained = adapt(model, LoraRecipe())
     before = {name: value.clone() for name, value in model.state_dict().items() if torch.is_tensor(value)}
     order = TrainingBatches([1.0] * 9, 3, seed=0)
     loaders = Loaders([batch()] * 3, order, train_whole=None, validation=[batch()], test=None)

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.adapt import adapt
 from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from peft_audio.config import AugmentConfig, LoraConfig, ModelConfig
+from peft_audio.config import AugmentConfig, ModelConfig
 from peft_audio.data.collate import collate
 from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import make_masks, masked
-from peft_audio.strategies.base import apply_lora
+from peft_audio.strategies import LoraRecipe
 
 ENCODER = tiny_config()
 BOTH = AugmentConfig(mask_time_share=0.3, mask_time_frames=5, mask_feature_share=0.2, mask_feature_channels=4)
@@ -73,7 +74,7 @@ def test_hidden_frames_become_the_mask_vector_and_hidden_channels_zero(
     base = save_encoder(tmp_path / "base", ENCODERS[encoder])
     model = load_classifier(ModelConfig(name=str(base)), ("a", "b"))
     if adapted:
-        model, _ = apply_lora(model, LoraConfig())
+        model, _ = adapt(model, LoraRecipe())
     masks = make_masks(BOTH, ENCODERS[encoder])
     clips = [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate((9_000, 5_000))]
     items = [

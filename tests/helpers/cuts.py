@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from helpers.adapt import adapt
 from helpers.family_cells import STRATEGIES
 
-from peft_audio.config import LastNLayersConfig, LoraConfig
 from peft_audio.encoders.base import Cut
+from peft_audio.strategies import LastNLayersConfig, LastNLayersRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_last_n_layers
+from peft_audio.strategies.base import Trainable
 
 Strategy = Callable[[Any], tuple[Any, Trainable]]
 
 
 EVERY: dict[str, Strategy] = STRATEGIES | {
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
-    "lora, last layer": lambda model: apply_lora(model, LoraConfig(layers=[1])),
-    "last_n_layers, all": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=2)),
+    "lora, last layer": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(layers=[1]))),
+    "last_n_layers, all": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=2))),
 }
 
 

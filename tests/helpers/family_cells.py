@@ -11,24 +11,28 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from helpers.adapt import adapt
 from helpers.tiny_encoders import tiny_config
 from torch.nn.functional import cross_entropy
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters.record import describe_adapter
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
+from peft_audio.config import ModelConfig, Recipe, TrainConfig
 from peft_audio.data.collate import collate
 from peft_audio.data.loaders import Loaders
 from peft_audio.data.sampler import TrainingBatches
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.strategies.base import (
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_head,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullConfig,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
 )
 from peft_audio.training.loop import set_modes, train
 from peft_audio.training.tracking import Log
@@ -40,19 +44,19 @@ LENGTHS = (8_000, 5_000, 700)
 
 
 STRATEGIES = {
-    "head_only": freeze_all_but_head,
-    "bias_only": freeze_all_but_biases,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "last_n_layers, attention": lambda model: freeze_all_but_last_n_layers(
-        model, LastNLayersConfig(n=2, part="attention")
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "last_n_layers, attention": lambda model: adapt(
+        model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=2, part="attention"))
     ),
-    "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
-    "lora, dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
+    "lora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(dropout=0.1))),
+    "lora, dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(use_dora=True))),
     # Scaled by alpha / sqrt(r): as much as LoRA's default here, or rounding errors grow with it.
-    "lora, rslora": lambda model: apply_lora(model, LoraConfig(alpha=6, use_rslora=True)),
-    "ia3": apply_ia3,
-    "full": lambda model: freeze_nothing(model, FullConfig()),
-    "full, train_cnn": lambda model: freeze_nothing(model, FullConfig(train_cnn=True)),
+    "lora, rslora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(alpha=6, use_rslora=True))),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
+    "full": lambda model: adapt(model, FullRecipe()),
+    "full, train_cnn": lambda model: adapt(model, FullRecipe(full=FullConfig(train_cnn=True))),
 }
 
 

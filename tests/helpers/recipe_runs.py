@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-
-from peft_audio.config import (
-    AttentionHeadsRecipe,
-    BiasOnlyRecipe,
-    FullRecipe,
-    HeadOnlyRecipe,
-    IA3Recipe,
-    LastNLayersRecipe,
-    LoraRecipe,
-)
 
 Go = Callable[..., int]  # runs a recipe in this process, gives its exit code
 ROOT = Path(__file__).parents[2]
@@ -75,21 +63,3 @@ def launch(
     )
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout, child.stderr
-
-
-def load_recipe(strategy: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{strategy}_recipe", ROOT / "recipes" / f"{strategy}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-RECIPES = {
-    "lora": LoraRecipe,
-    "head_only": HeadOnlyRecipe,
-    "bias_only": BiasOnlyRecipe,
-    "ia3": IA3Recipe,
-    "last_n_layers": LastNLayersRecipe,
-    "full": FullRecipe,
-    "attention_heads": AttentionHeadsRecipe,
-}

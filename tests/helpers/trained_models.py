@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.adapt import adapt
 
 from peft_audio.adapters.record import AdapterRecord, describe_adapter
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, LoraRecipe, ModelConfig
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.strategies.base import (
-    Trainable,
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
 )
+from peft_audio.strategies.base import Trainable
 
 LABELS = ("low", "mid dle", "höher", "zed")
 
@@ -53,9 +56,9 @@ def describe(
 
 
 PRODUCTS: dict[str, Callable[[Any], tuple[Any, Trainable]]] = {
-    "lora": lambda model: apply_lora(model, LoraConfig(r=4)),
-    "bias_only": freeze_all_but_biases,
-    "ia3": apply_ia3,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "full": lambda model: freeze_nothing(model, FullConfig()),
+    "lora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4))),
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "full": lambda model: adapt(model, FullRecipe()),
 }

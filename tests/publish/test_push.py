@@ -25,9 +25,10 @@ from peft_audio.adapters.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
 from peft_audio.cli import main
-from peft_audio.config import DataConfig, LoraRecipe, to_yaml
+from peft_audio.config import DataConfig, to_yaml
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import NEEDED
+from peft_audio.strategies import LoraRecipe
 
 BASE, NAME = "org/tiny", "me/pitch"
 SENT = {*ADAPTER_FILES, *COMMON_FILES}

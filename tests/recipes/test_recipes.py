@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,17 +18,14 @@ import pytest
 import soundfile
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from helpers.recipe_runs import (
     ACCELERATE,
     LAUNCH_CONFIGS,
     ONE_PROCESS,
-    RECIPES,
     ROOT,
     free_port,
     launch,
-    load_recipe,
     settings,
     two_processes,
 )
@@ -38,21 +33,16 @@ from helpers.tones import divide, write_tone
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
+from peft_audio import fine_tune, finetune
 from peft_audio.adapters import load as adapters
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
-from peft_audio.config import (
-    DataConfig,
-    LoraRecipe,
-    ModelConfig,
-    TrainConfig,
-    parse_config,
-    run_recipe,
-)
+from peft_audio.config import DataConfig, ModelConfig, TrainConfig, parse_config, run_recipe
 from peft_audio.data.splits import load_splits
 from peft_audio.errors import UserError
 from peft_audio.runs.predictions import read_predictions
 from peft_audio.runs.report import RunReport
+from peft_audio.strategies import STRATEGIES, LoraRecipe
 from peft_audio.training.hardware import resolve
 
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
@@ -96,11 +86,6 @@ def launched(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFact
     printed, warned = launch(ONE_PROCESS, call, folder.parent, PYTHONHASHSEED="1")
     assert warned == "", "a run has nothing to say on stderr"
     return folder, printed
-
-
-@pytest.fixture(scope="module")
-def lora() -> ModuleType:
-    return load_recipe("lora")
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -187,9 +172,6 @@ def test_the_adapter_answers_as_the_predictions_say(launched: tuple[Path, str], 
     assert_the_adapter_says_what_was_predicted(launched[0], tones)
 
 
-STRATEGIES = tuple(RECIPES)
-
-
 def read_weights(run: Path) -> dict[str, torch.Tensor]:
     (product,) = {path for path in run.iterdir() if path.name in ("adapter", "model")}
     return load_file(saving.saved_weights(product))
@@ -211,9 +193,9 @@ def test_two_processes_do_what_one_does(
         # LoRA alone runs without drawing dropout, whose masks are each process's own.
         more += ["--model.dropout", "0", "--train.head_learning_rate", "0.01", "--train.learning_rate", "0.003"]
         more += ["--attention_heads.count", "2"] if strategy == "attention_heads" else []
-        one, recipe = tmp_path / "one", load_recipe(strategy)
+        one = tmp_path / "one"
         monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
-        recipe.main(parse_config(RECIPES[strategy], [*more, "--train.output_dir", str(one)]))
+        fine_tune(parse_config(STRATEGIES[strategy].recipe, [*more, "--train.output_dir", str(one)]))
     printed, warned = launch(
         two_processes(),
         [*more, "--train.gradient_accumulation_steps", "2"],
@@ -254,7 +236,7 @@ def test_a_network_from_random_weights_is_saved_whole(
     if strategy != "last_n_layers":
         monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # one fresh process is enough
     flags = [*settings(tones, tiny_base, tmp_path / "run"), "--train.epochs", "2", "--model.pretrained", "false"]
-    report = load_recipe(strategy).main(parse_config(RECIPES[strategy], flags))
+    report = fine_tune(parse_config(STRATEGIES[strategy].recipe, flags))
     assert (report.strategy, report.pretrained, report.encoder_drift) == (strategy, False, None)
     model = tmp_path / "run" / "model"
     assert {path.name for path in (tmp_path / "run").iterdir()} == (RUN_FILES - {"adapter"}) | {"model"}
@@ -307,39 +289,25 @@ def test_launch_configs_are_what_accelerate_takes(file: Path) -> None:
     assert named == [str(file.relative_to(ROOT))], "the comment says how to use this very file"
 
 
-def body_of_main(strategy: str) -> tuple[list[str], str]:
-    """The statements of a recipe's `main`, unparsed, and the annotation of its settings."""
-    tree = ast.parse((ROOT / "recipes" / f"{strategy}.py").read_text(encoding="utf-8"))
-    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    return [ast.unparse(statement) for statement in main.body[1:]], ast.unparse(main.args.args[0].annotation)
-
-
-def test_the_mains_differ_in_one_line_and_their_settings() -> None:
-    bodies = {strategy: body_of_main(strategy) for strategy in STRATEGIES}
-    assert {*STRATEGIES, "baseline", "compare"} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
-    assert len({settings for _, settings in bodies.values()}) == len(STRATEGIES)
-    lines = list(zip(*(body for body, _ in bodies.values()), strict=True))
-    different = [set(line) for line in lines if len(set(line)) > 1]
-    assert len(different) == 1
-    assert len(different[0]) == len(STRATEGIES)
-    assert all(line.startswith("(model, trained) = ") or line.startswith("model, trained = ") for line in different[0])
+def test_there_is_a_recipe_for_each_strategy() -> None:
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.py")}
+    assert {*STRATEGIES, "baseline", "compare"} == files.keys()
+    for name, strategy in STRATEGIES.items():
+        assert f"run_recipe(fine_tune, {strategy.recipe.__name__})" in files[name]
+        assert f"recipes/{name}.py --help" in files[name]
 
 
 @pytest.fixture(scope="module")
-def short_runs(
-    tones: Path, tiny_base: Path, lora: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def short_runs(tones: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a run of LoRA's recipe in this process with some settings; its folder."""
     root = tmp_path_factory.mktemp("short")
     patch = pytest.MonkeyPatch()
 
     def make(name: str, *flags: str) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)
         patch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
         arguments = [*settings(tones, tiny_base, root / name), "--train.epochs", "2", *flags]
-        lora.main(parse_config(LoraRecipe, arguments))
+        fine_tune(parse_config(LoraRecipe, arguments))
         patch.undo()
-        AcceleratorState._reset_state(reset_partial_state=True)
         return root / name
 
     return make
@@ -390,7 +358,6 @@ def test_training_clips_are_evaluated_and_trackers_written_when_asked_for(short_
 
 def test_a_finished_run_is_left_as_it_is(
     launched: tuple[Path, str],
-    lora: ModuleType,
     tones: Path,
     tiny_base: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -400,7 +367,7 @@ def test_a_finished_run_is_left_as_it_is(
     before = contents(run)
     monkeypatch.setattr(sys, "argv", ["lora.py", *settings(tones, tiny_base, run)])
     with pytest.raises(SystemExit) as ended:
-        run_recipe(lora.main, LoraRecipe)
+        run_recipe(fine_tune, LoraRecipe)
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -418,9 +385,7 @@ def recipe(data: Path, base: Path, output: Path, **train: Any) -> LoraRecipe:
     )
 
 
-def test_overwrite_spares_what_no_run_made(
-    lora: ModuleType, tone_folder: Path, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_overwrite_spares_what_no_run_made(tone_folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     (tmp_path / "thesis" / "config.yaml").write_text("of another tool")
@@ -428,12 +393,12 @@ def test_overwrite_spares_what_no_run_made(
     for name in ("thesis", "note"):
         before = contents(tmp_path)
         with pytest.raises(UserError, match=r"--train.overwrite: .* was not made by a run"):
-            lora.main(recipe(tone_folder, tiny_base, tmp_path / name, overwrite=True))
+            fine_tune(recipe(tone_folder, tiny_base, tmp_path / name, overwrite=True))
         assert contents(tmp_path) == before
 
 
 def test_without_evaluate_test_no_test_clip_is_read(
-    lora: ModuleType, tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "tones"
 
@@ -443,7 +408,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
             Path(row["path"]).unlink()
         return splits
 
-    monkeypatch.setattr(lora, "load_splits", without_test_clips)
+    monkeypatch.setattr(finetune, "load_splits", without_test_clips)
     monkeypatch.setattr(saving, "_verify_copy", lambda folder: None)  # a fresh process; tested elsewhere
     run = tmp_path / "run"
     run.mkdir()
@@ -454,7 +419,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
         copy = source / clip.relative_to(tone_folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(clip.read_bytes())
-    report = lora.main(recipe(source, tiny_base, run, overwrite=True, evaluate_test=False))
+    report = fine_tune(recipe(source, tiny_base, run, overwrite=True, evaluate_test=False))
     assert (report.test_accuracy, report.test_macro_f1, report.test_loss) == (None, None, None)
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(asdict(report)))
     assert set(pq.read_table(run / "predictions.parquet")["split"].to_pylist()) == {"validation"}
@@ -465,7 +430,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
     for clip in tone_folder.rglob("*.wav"):
         (source / clip.relative_to(tone_folder)).write_bytes(clip.read_bytes())
     with pytest.raises(UserError, match="does not exist"):
-        lora.main(recipe(source, tiny_base, tmp_path / "reads-it"))
+        fine_tune(recipe(source, tiny_base, tmp_path / "reads-it"))
 
 
 BAD_INPUTS = (
@@ -492,7 +457,6 @@ BAD_INPUTS = (
 def test_bad_input_is_answered_in_words(
     arguments: list[str],
     words: str,
-    lora: ModuleType,
     tiny_base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -509,7 +473,7 @@ def test_bad_input_is_answered_in_words(
     flags = ["--model.name", str(tiny_base), "--train.output_dir", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["lora.py", *flags, *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_recipe(lora.main, LoraRecipe)
+        run_recipe(fine_tune, LoraRecipe)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and words in said and "Traceback" not in said

@@ -17,7 +17,8 @@ import numpy as np
 from robustness.fuzz_mutations import ODD_INTEGERS, ODD_YAML, mutated_bytes, mutated_json, mutated_lines, write_damaged
 from robustness.fuzz_promise import Trial, unclear
 
-from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse_config, read_config, to_yaml
+from peft_audio.comparison.settings import RECIPES, CompareRecipe
+from peft_audio.config import DataConfig, parse_config, read_config, to_yaml
 from peft_audio.config.parse import flags_of
 from peft_audio.errors import UserError
 

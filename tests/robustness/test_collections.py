@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from helpers.recipe_runs import load_recipe
 from helpers.tones import write_tone
 
+from peft_audio import fine_tune
 from peft_audio.adapters import save as saving
 from peft_audio.adapters.load import load_adapter
-from peft_audio.config import DataConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.config import DataConfig, ModelConfig, TrainConfig
 from peft_audio.inference.predict import predict
 from peft_audio.runs.predictions import read_predictions
+from peft_audio.strategies import LoraRecipe
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_run_on_a_hard_collection_keeps_its_word(
         fold=1,
     )
     train = TrainConfig(output_dir=str(tmp_path / "run"), epochs=3, batch_seconds=6.0, learning_rate=0.01)
-    report = load_recipe("lora").main(LoraRecipe(data=data, model=ModelConfig(name=str(tiny_base)), train=train))
+    report = fine_tune(LoraRecipe(data=data, model=ModelConfig(name=str(tiny_base)), train=train))
     run = tmp_path / "run"
 
     said = capsys.readouterr().out

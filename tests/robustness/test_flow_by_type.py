@@ -25,7 +25,8 @@ from peft_audio.audio.pyav import AudioError
 from peft_audio.comparison import jobs as launching
 from peft_audio.comparison.grid import tune
 from peft_audio.comparison.jobs import Job, diverged, finished, run_jobs
-from peft_audio.config import CompareRecipe, DataConfig, LoraRecipe, ModelConfig, parse_config, run_recipe
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import DataConfig, ModelConfig, parse_config, run_recipe
 from peft_audio.data.check import check
 from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, make_loaders
@@ -35,6 +36,7 @@ from peft_audio.errors import DivergedError, ResumeError, Stopped, UserError
 from peft_audio.feature_cache import store as feature_store
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.runs.folder import beside, on_first, take_up
+from peft_audio.strategies import LoraRecipe
 from peft_audio.strategies.base import apply_lora
 from peft_audio.training.checkpoints import write_checkpoint
 from peft_audio.training.hardware import resolve

@@ -21,7 +21,8 @@ from robustness.fuzz import Found, prepare, try_one, watch
 from robustness.fuzz_mutations import ODD_TEXTS, ODD_VALUES, mutated_json
 
 from peft_audio.adapters.patterns import may_hang
-from peft_audio.config import RECIPES, CompareRecipe, DataConfig, parse, parse_config, to_yaml
+from peft_audio.comparison.settings import RECIPES, CompareRecipe
+from peft_audio.config import DataConfig, parse, parse_config, to_yaml
 from peft_audio.data.clip_table import SPLITS, make_clips
 from peft_audio.data.splitting import divide, leaking_groups
 from peft_audio.errors import UserError

@@ -30,10 +30,12 @@ from peft_audio import cli
 from peft_audio.adapters.record import read_record
 from peft_audio.comparison.collect import read_comparison
 from peft_audio.comparison.page import write_comparison
-from peft_audio.config import CompareRecipe, DataConfig, LoraRecipe, read_config, to_yaml
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import DataConfig, read_config, to_yaml
 from peft_audio.errors import UserError
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import NEEDED
+from peft_audio.strategies import LoraRecipe
 from peft_audio.text import as_told, printable
 
 ROOT = Path(__file__).parents[2]

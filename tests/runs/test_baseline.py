@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from accelerate.state import AcceleratorState
-from helpers.recipe_runs import launch, load_recipe, two_processes
+from helpers.recipe_runs import launch, two_processes
 from helpers.tones import write_tone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
@@ -25,17 +24,15 @@ from peft_audio.data.clip_table import recording_of
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import UserError
-from peft_audio.runs.baseline import log_mel
+from peft_audio.runs.baseline import log_mel, run_baseline
 from peft_audio.runs.predictions import read_predictions
 from peft_audio.runs.report import RunReport
 
 
 def run(folder: Path, *flags: str) -> RunReport:
     """The report as `report.json` holds it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     cfg = parse_config(BaselineRecipe, ["--train.output_dir", str(folder), *flags])
-    report = load_recipe("baseline").main(cfg)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    report = run_baseline(cfg)
     stored = RunReport(**json.loads((folder / "report.json").read_text()))
     assert stored == report
     assert {path.name for path in folder.iterdir()} == {

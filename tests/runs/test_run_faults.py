@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from peft_audio import cli
 from peft_audio.adapters import save as saving
-from peft_audio.config import LoraRecipe, ModelConfig, run_recipe
+from peft_audio.config import ModelConfig, run_recipe
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError, explain, unloadable
+from peft_audio.strategies import LoraRecipe
 from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.training.hardware import resolve
 

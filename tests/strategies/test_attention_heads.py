@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.adapt import adapt
 from helpers.family_cells import LABELS, alone, batch, logits, run_cell
 from helpers.tiny_encoders import ENCODERS, save_encoder
 from peft import PeftModel
@@ -18,16 +19,15 @@ from transformers import AutoModelForAudioClassification
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
-from peft_audio.config import AttentionHeadsConfig, AttentionHeadsRecipe, ModelConfig, TrainConfig
+from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.encoders.loading import load_classifier, quiet_loading
 from peft_audio.errors import UserError
-from peft_audio.strategies import attention_heads
+from peft_audio.strategies import AttentionHeadsConfig, AttentionHeadsRecipe, attention_heads
 from peft_audio.strategies.attention_heads import (
     best_heads,
     mask_gradients,
     pooled_features,
     score_heads,
-    train_attention_heads,
     unfreeze_heads,
 )
 from peft_audio.tasks import task_of
@@ -210,7 +210,7 @@ def test_random_heads_are_the_seed_s(stable_base: Path, capsys: pytest.CaptureFi
     chosen = []
     for seed in (0, 0, 1, 2, 3):
         cfg = recipe(seed=seed, choose="random", count=1)
-        _, trained = train_attention_heads(classifier(stable_base), None, cfg, Accelerator())
+        _, trained = adapt(classifier(stable_base), cfg)
         assert trained.strategy == "attention_heads"
         chosen.append(capsys.readouterr().out)
     assert chosen[0] == chosen[1]
@@ -238,9 +238,9 @@ def test_others_load_what_was_trained(encoder: str, tmp_path: Path, monkeypatch:
 def test_attention_that_ignores_lora_is_refused(tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "wavlm", ENCODERS["wavlm-base"])
     with pytest.raises(UserError, match=r"--model.name: got .*wavlm.* WavLM's attention ignores .*last_n_layers"):
-        train_attention_heads(classifier(base), None, recipe(base), Accelerator())
+        adapt(classifier(base), recipe(base))
 
 
 def test_more_heads_than_there_are_is_refused(model: Any) -> None:
     with pytest.raises(UserError, match=r"--attention_heads.count: got 5, must be 1 to 4: .*2 layers of 2 heads"):
-        train_attention_heads(model, None, recipe(count=5), Accelerator())
+        adapt(model, recipe(count=5))

@@ -11,26 +11,29 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.adapt import adapt
 from helpers.tiny_encoders import save_base, tiny_config
 from torch import nn
 from torch.nn.functional import linear
 from transformers import Wav2Vec2Model
 
-from peft_audio.config import FullConfig, LastNLayersConfig, LoraConfig, ModelConfig
+from peft_audio.config import ModelConfig
 from peft_audio.data.collate import collate
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
 from peft_audio.runs.report import encoder_drift
-from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import (
-    Trainable,
-    apply_ia3,
-    apply_lora,
-    freeze_all_but_biases,
-    freeze_all_but_head,
-    freeze_all_but_last_n_layers,
-    freeze_nothing,
+from peft_audio.strategies import (
+    BiasOnlyRecipe,
+    FullRecipe,
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
 )
+from peft_audio.strategies.attention_heads import unfreeze_heads
+from peft_audio.strategies.base import Trainable
 from peft_audio.training.loop import set_modes
 
 LABELS = ("a", "b", "c")
@@ -38,14 +41,14 @@ ROOT = Path(__file__).parents[2]
 
 Strategy = Callable[[Any], tuple[Any, Trainable]]
 STRATEGIES: dict[str, Strategy] = {
-    "lora": lambda model: apply_lora(model, LoraConfig(dropout=0.1)),
-    "dora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_dora=True)),
-    "rslora": lambda model: apply_lora(model, LoraConfig(dropout=0.1, use_rslora=True)),
-    "head_only": freeze_all_but_head,
-    "bias_only": freeze_all_but_biases,
-    "ia3": apply_ia3,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "full": lambda model: freeze_nothing(model, FullConfig()),
+    "lora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(dropout=0.1))),
+    "dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(dropout=0.1, use_dora=True))),
+    "rslora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(dropout=0.1, use_rslora=True))),
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
+    "bias_only": lambda model: adapt(model, BiasOnlyRecipe()),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "full": lambda model: adapt(model, FullRecipe()),
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -69,7 +72,7 @@ def classifier(base: Path) -> Any:
 
 def adapted(base: Path, **settings: Any) -> tuple[Any, Trainable]:
     """A LoRA model whose B is not zero, so that it changes something."""
-    model, trained = apply_lora(classifier(base), LoraConfig(**settings))
+    model, trained = adapt(classifier(base), LoraRecipe(lora=LoraConfig(**settings)))
     fill_b(model)
     return model, trained
 
@@ -141,7 +144,7 @@ def test_a_fresh_adapter_changes_nothing(bases: dict[str, Path]) -> None:
     with torch.no_grad():
         before = logits(classifier(bases["group"]))
         for use_dora in (False, True):
-            model, _ = apply_lora(classifier(bases["group"]), LoraConfig(use_dora=use_dora))
+            model, _ = adapt(classifier(bases["group"]), LoraRecipe(lora=LoraConfig(use_dora=use_dora)))
             torch.testing.assert_close(logits(model.eval()), before, rtol=0, atol=1e-6)
 
 
@@ -178,12 +181,12 @@ def test_lora_places_can_be_chosen(bases: dict[str, Path], settings: dict[str, A
 )
 def test_lora_in_unknown_places_is_refused(bases: dict[str, Path], settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        apply_lora(classifier(bases["group"]), LoraConfig(**settings))
+        adapt(classifier(bases["group"]), LoraRecipe(lora=LoraConfig(**settings)))
 
 
 def test_ia3_scales_keys_values_and_inner_activations(bases: dict[str, Path]) -> None:
     """Against equations 3 and 4 of Liu et al.: l_k * (K x), l_v * (V x) and W2 (l_ff * h)."""
-    model, trained = apply_ia3(classifier(bases["group"]))
+    model, trained = adapt(classifier(bases["group"]), IA3Recipe())
     plain = dict(Wav2Vec2Model.from_pretrained(bases["group"]).named_modules())
     torch.manual_seed(1)
     scaled = {name: module for name, module in model.eval().named_modules() if hasattr(module, "ia3_l")}
@@ -202,7 +205,7 @@ def test_ia3_scales_keys_values_and_inner_activations(bases: dict[str, Path]) ->
 
 
 def test_biases_of_the_transformer_train_and_none_of_the_convolutions(bases: dict[str, Path]) -> None:
-    model, trained = freeze_all_but_biases(classifier(bases["layer"]))
+    model, trained = adapt(classifier(bases["layer"]), BiasOnlyRecipe())
     body = set(trained.parameters) - set(trained.head)
     biases = {name for name, _ in model.wav2vec2.named_parameters(prefix="wav2vec2") if name.endswith(".bias")}
     assert body == {name for name in biases if ".feature_extractor." not in name}
@@ -281,7 +284,7 @@ def test_full_fine_tuning_drops_out_everywhere_beside_a_mixture_too(bases: dict[
     )
     modes = []
     for classifier_ in (plain, mixture):
-        model, trained = freeze_nothing(classifier_, FullConfig())
+        model, trained = adapt(classifier_, FullRecipe())
         set_modes(model, trained)
         modes.append({name for name, module in model.named_modules() if module.training and "dropout" in name})
     assert modes[0] == modes[1] and "wav2vec2.encoder.dropout" in modes[0]
@@ -339,7 +342,7 @@ def test_nothing_but_set_modes_switches_to_train_mode() -> None:
         allowed = [
             line
             for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef) and (path.name, function.name) == ("strategies.py", "set_modes")
+            if isinstance(function, ast.FunctionDef) and (path.name, function.name) == ("base.py", "set_modes")
             for line in range(function.lineno, function.end_lineno + 1)
         ]
         for node in ast.walk(tree):

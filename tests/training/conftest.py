@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
-from helpers.recipe_runs import RECIPES, Go, load_recipe
+from helpers.recipe_runs import Go
 from helpers.tones import divide
 
+from peft_audio import fine_tune
 from peft_audio.config import run_recipe
+from peft_audio.strategies import STRATEGIES
 from peft_audio.training.saver import Saver
 
 
@@ -43,11 +44,9 @@ def go(tones: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         with monkeypatch.context() as patched:
             patched.setattr(Saver, "if_due", signalled)
             try:
-                run_recipe(load_recipe(recipe).main, RECIPES[recipe])
+                run_recipe(fine_tune, STRATEGIES[recipe].recipe)
             except SystemExit as ended:
                 return int(ended.code or 0)
-            finally:
-                AcceleratorState._reset_state(reset_partial_state=True)
         return 0
 
     yield call

@@ -12,16 +12,24 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from helpers.adapt import adapt
 from helpers.tiny_encoders import ENCODERS, save_encoder
 from torch import nn
 
-from peft_audio.config import LastNLayersConfig, LoraConfig, ModelConfig, Recipe, TrainConfig, dotted
+from peft_audio.config import ModelConfig, Recipe, TrainConfig, dotted
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
 from peft_audio.processes import environment
+from peft_audio.strategies import (
+    HeadOnlyRecipe,
+    IA3Recipe,
+    LastNLayersConfig,
+    LastNLayersRecipe,
+    LoraConfig,
+    LoraRecipe,
+)
 from peft_audio.strategies.attention_heads import unfreeze_heads
-from peft_audio.strategies.base import apply_ia3, apply_lora, freeze_all_but_head, freeze_all_but_last_n_layers
 from peft_audio.training import hardware as arithmetic
 from peft_audio.training.hardware import choose_precision, resolve
 from peft_audio.training.precision import on_float32_encoder, store_frozen
@@ -132,11 +140,11 @@ def test_attention_is_what_the_model_computes_with(tiny_base: Path) -> None:
 
 
 STRATEGIES: dict[str, Any] = {
-    "head_only": freeze_all_but_head,
-    "last_n_layers": lambda model: freeze_all_but_last_n_layers(model, LastNLayersConfig(n=1)),
-    "lora": lambda model: apply_lora(model, LoraConfig()),
-    "dora": lambda model: apply_lora(model, LoraConfig(use_dora=True)),
-    "ia3": apply_ia3,
+    "head_only": lambda model: adapt(model, HeadOnlyRecipe()),
+    "last_n_layers": lambda model: adapt(model, LastNLayersRecipe(last_n_layers=LastNLayersConfig(n=1))),
+    "lora": lambda model: adapt(model, LoraRecipe()),
+    "dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(use_dora=True))),
+    "ia3": lambda model: adapt(model, IA3Recipe()),
     "attention_heads": lambda model: unfreeze_heads(model, {1: [0]}),
 }
 
@@ -179,7 +187,7 @@ def test_float32_and_random_encoders_stay_as_they_are(tiny_base: Path) -> None:
         (ModelConfig(name=str(tiny_base)), "no"),
         (ModelConfig(name=str(tiny_base), pretrained=False), "bf16"),
     ]:
-        model, trained = freeze_all_but_head(load_classifier(cfg, LABELS))
+        model, trained = adapt(load_classifier(cfg, LABELS), HeadOnlyRecipe())
         store_frozen(model, cfg, precision)
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         assert on_float32_encoder(model, trained, cfg, LABELS) is model

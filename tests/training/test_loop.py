@@ -17,16 +17,18 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers.adapt import adapt
 from helpers.tones import divide
 from torch.nn.functional import cross_entropy
 
-from peft_audio.config import DataConfig, FullConfig, LoraConfig, LoraRecipe, ModelConfig, TrainConfig
+from peft_audio.config import DataConfig, ModelConfig, TrainConfig
 from peft_audio.data.loaders import Loaders, make_loaders
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, evaluate
-from peft_audio.strategies.base import Trainable, apply_lora, freeze_all_but_head, freeze_nothing
+from peft_audio.strategies import FullRecipe, HeadOnlyRecipe, LoraConfig, LoraRecipe
+from peft_audio.strategies.base import Trainable
 from peft_audio.training import loop as training
 from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.loop import Result, train
@@ -35,9 +37,9 @@ from peft_audio.training.state import Best
 from peft_audio.training.tracking import Log
 
 STRATEGIES = {
-    "lora": lambda model, cfg: apply_lora(model, cfg.lora),
-    "head_only": lambda model, cfg: freeze_all_but_head(model),
-    "full": lambda model, cfg: freeze_nothing(model, FullConfig()),
+    "lora": lambda model, cfg: adapt(model, LoraRecipe(lora=cfg.lora)),
+    "head_only": lambda model, cfg: adapt(model, HeadOnlyRecipe()),
+    "full": lambda model, cfg: adapt(model, FullRecipe()),
 }
 
 

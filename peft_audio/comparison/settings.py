@@ -12,30 +12,14 @@ from peft_audio.config.data import DataConfig
 from peft_audio.config.feature_cache import PrefixCacheConfig
 from peft_audio.config.fields import changed_fields, positive
 from peft_audio.config.model import ModelConfig
-from peft_audio.config.recipes import (
-    AttentionHeadsRecipe,
-    BiasOnlyRecipe,
-    FullRecipe,
-    HeadOnlyRecipe,
-    IA3Recipe,
-    LastNLayersRecipe,
-    LoraRecipe,
-)
 from peft_audio.config.sections import SECTIONS, settings_decided_by_comparison
 from peft_audio.config.train import TrainConfig
 from peft_audio.errors import UserError, require
+from peft_audio.strategies import STRATEGIES
 
 # By the names of their files.
-RECIPES: dict[str, type[Any]] = {
-    "head_only": HeadOnlyRecipe,
-    "last_n_layers": LastNLayersRecipe,
-    "attention_heads": AttentionHeadsRecipe,
-    "bias_only": BiasOnlyRecipe,
-    "ia3": IA3Recipe,
-    "lora": LoraRecipe,
-    "full": FullRecipe,
-    "baseline": BaselineRecipe,
-}
+RECIPES: dict[str, type[Any]] = {name: strategy.recipe for name, strategy in STRATEGIES.items()}
+RECIPES |= {"baseline": BaselineRecipe}
 # Why a method that a reader may look for is not an arm.
 REFUSED = {
     "adalora": "AdaLoRA moves rank between layers in a training loop of its own (update_and_allocate after each step), "
@@ -48,8 +32,8 @@ class ArmConfig:
     """One way of training.
 
     Args:
-        recipe: The recipe that makes its runs: head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full,
-            or baseline, which has no learning rate.
+        recipe: The recipe that makes its runs: that of a strategy, such as lora, or baseline, which has no learning
+            rate.
         learning_rates: The rates that are tried first, all on validation; the recipe's default and its neighbours half
             a decade below and above when not given.
         flags: More settings of that recipe, by name, such as {lora.r: 4}.
@@ -76,7 +60,7 @@ class ArmConfig:
 
 
 # Arms that can be named without being described; recipes/configs/compare_remedies.yaml describes others.
-ARMS = {name: ArmConfig(name) for name in RECIPES if name != "baseline"} | {
+ARMS = {name: ArmConfig(name) for name in STRATEGIES} | {
     "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
     "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
     "random_heads": ArmConfig("attention_heads", flags={"attention_heads.choose": "random"}),
@@ -99,9 +83,9 @@ class CompareRecipe:
             same.
         overwrite: Make runs again that are finished in output_dir with other settings; without it they are kept, and
             nothing runs.
-        arms: What is compared. One a recipe (head_only, last_n_layers, attention_heads, bias_only, ia3, lora, full);
-            dora, rslora, random_heads, head_only_mixture; controls (majority, log_mel, random_head_only, random_full);
-            and the names in own_arms.
+        arms: What is compared. One per strategy, by the name of its recipe, such as head_only, lora or full; dora,
+            rslora, random_heads, head_only_mixture; controls (majority, log_mel, random_head_only, random_full); and
+            the names in own_arms.
         own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
             recipes/configs/compare_remedies.yaml describes remedies against overfitting; `peft-audio recipe
             compare_remedies` prints it.
@@ -185,6 +169,10 @@ class CompareRecipe:
         require(not clash, "train.max_steps", steps, "left out with train_seconds", "Give one budget.")
         if self.data.streaming:
             raise UserError("--data.streaming: got True, must be false: a comparison reads the same clips many times.")
+
+    def has_one_encoder(self) -> bool:
+        """Tell whether all arms start from `model.name`."""
+        return not any("model.name" in self.all_arms()[arm].flags for arm in self.arms)
 
     def all_arms(self) -> dict[str, ArmConfig]:
         """Every arm that can be named, the user's own included."""
