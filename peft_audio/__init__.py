@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.processes import WithoutHubKernels
+from peft_audio.processes import OldRecipes, WithoutHubKernels
 
 if TYPE_CHECKING:
     from peft_audio.adapters.adapter import Adapter
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 sys.meta_path.insert(0, WithoutHubKernels())
+sys.meta_path.append(OldRecipes())
 
 __version__ = "0.1.0"
 __all__ = [

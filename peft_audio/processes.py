@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 
 class WithoutHubKernels(MetaPathFinder):
@@ -48,6 +48,37 @@ class _Loader(Loader):
             del sys.modules["kernels"]
             sys.modules.update(known)
             logger.setLevel(level)
+
+
+class OldRecipes(MetaPathFinder):
+    """Explain imports of recipes that an earlier version printed; asked where no other finder has the module."""
+
+    # First of the modules that each of those recipes imports.
+    GONE = ("peft_audio.accelerator", "peft_audio.arithmetic", "peft_audio.baseline")
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if fullname not in self.GONE:
+            return None
+        before = sys.excepthook
+
+        def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            if isinstance(error, OldRecipeError):
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                before(kind, error, trace)
+
+        sys.excepthook = one_line
+        raise OldRecipeError(
+            f"this recipe is of an earlier version of peft-audio, which had {fullname}; print it again with "
+            "`peft-audio recipe NAME`, or use `from peft_audio import LoraRecipe, fine_tune`."
+        )
+
+
+class OldRecipeError(ImportError):
+    """A recipe of an earlier version was started."""
 
 
 @contextmanager
