@@ -47,7 +47,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from peft_audio.adapters.load import load_adapter
     from peft_audio.config import CheckSettings, parse_config
     from peft_audio.errors import UserError, require
-    from peft_audio.evaluation.scores_shown import print_scores
+    from peft_audio.evaluation.scores import print_scores
     from peft_audio.inference.evaluate import evaluate_adapter
 
     require(options.batch_size >= 1, "batch-size", options.batch_size, "1 or more", "Try 16.")
