@@ -163,7 +163,8 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
         "probes must hold numbers": all(_is_number(value) for value in answers),
         "probes are of other labels": all(
-            set(probe["logits"]) == set(labels) and probe["label"] in probe["logits"] for probe in record.probes
+            set(probe["logits"]) == set(labels) >= set(record.task.label_names([probe["label"]]))
+            for probe in record.probes
         ),
     }
 

@@ -71,9 +71,8 @@ def _write(found: Any, about: dict[str, str], folder: Path) -> None:
 
     from peft_audio.errors import UserError
     from peft_audio.runs.predictions import predictions_table
-    from peft_audio.tasks import task_of
 
-    table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels, task_of())
+    table = predictions_table(found.recordings, found.split, found.evaluation.logits, found.labels, found.task)
     try:
         folder.mkdir(parents=True)
         pq.write_table(table, folder / "predictions.parquet")

@@ -211,7 +211,7 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
 
 def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
     """Classes that a split lacks, and groups that stand in several."""
-    for split, labels in missing_classes(clips, collection.labels).items():
+    for split, labels in missing_classes(clips, collection.labels, collection.task).items():
         yield Finding(f"classes missing from the {split} split", True, tuple(labels))
     leaking = leaking_groups(clips)
     if leaking:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_audio.config import DataConfig
 from peft_audio.errors import UserError
+from peft_audio.tasks import task_of
+from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class ClipTable:
         ignored: Files that are not recordings by their names.
         revision: The commit of a Hub dataset.
         names: Each clip's file name, where it is not that of `path`; "" if it has none.
+        task: what the label text of a clip means.
     """
 
     clips: pd.DataFrame
@@ -45,6 +48,7 @@ class ClipTable:
     ignored: tuple[str, ...] = ()
     revision: str | None = None
     names: tuple[str, ...] | None = None
+    task: Task = field(default_factory=task_of)
 
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from peft_audio.data.clip_table import (
 )
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, parse_json
+from peft_audio.tasks import task_of
 from peft_audio.text import listed
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -121,7 +122,8 @@ def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
         path if not part else f"{path}@{written_seconds(at)}" + ("" if np.isnan(to) else f"-{written_seconds(to)}")
         for path, at, to, part in zip(text["path"], start, end, parts, strict=True)
     ]
-    labels = tuple(sorted(set(text["label"])))
+    task = task_of()
+    labels = task.label_names(list(text["label"]))
     check_labels(labels, str(file))
     found = {"id": names, "path": paths, "label": list(text["label"])}
     found |= {"split": [splits.get(split, "") for split in given]}
@@ -132,7 +134,7 @@ def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
         found["group"] = list(text["path"])
         notes.append("parts of one recording stay on one side of the splits")
     found |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
-    return ClipTable(make_clips(found), labels, notes=tuple(notes))
+    return ClipTable(make_clips(found), labels, notes=tuple(notes), task=task)
 
 
 def _is_other_than_text(value: object) -> bool:

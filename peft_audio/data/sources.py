@@ -54,7 +54,7 @@ def find_clips(cfg: DataConfig) -> ClipTable:
     if cfg.splits_file is None:
         return collection
     clips, note = take_splits(collection.clips, cfg.splits_file)
-    kept = set(clips["label"])
+    kept = set(collection.task.label_names(list(clips["label"])))
     labels = tuple(label for label in collection.labels if label in kept)
     check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}")
     return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))

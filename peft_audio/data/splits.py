@@ -128,7 +128,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     if cfg.validate_on_test:
         # Nothing is chosen on a validation split then; it is trained on.
         clips = clips.assign(split=clips["split"].replace("validation", "train"))
-    absent = missing_classes(clips, collection.labels)
+    absent = missing_classes(clips, collection.labels, collection.task)
     if absent:
         split, names = next(iter(absent.items()))
         raise UserError(
@@ -214,14 +214,13 @@ def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
 
 
 def _to_splits(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Splits:
-    task = task_of()
     tables: dict[str, Any] = {
-        split: to_rows(clips[clips["split"] == split], collection.labels, split, task) for split in SPLITS
+        split: to_rows(clips[clips["split"] == split], collection.labels, split, collection.task) for split in SPLITS
     }
     if cfg.validate_on_test:
         tables["validation"] = tables["test"]
-    kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision")}
-    return Splits(**tables, **kept, task=task)
+    kept = {name: getattr(collection, name) for name in ("labels", "stored", "ignored", "revision", "task")}
+    return Splits(**tables, **kept)
 
 
 def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str, task: Task) -> Dataset:
@@ -236,7 +235,8 @@ def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str, task: Task) -
     rows = clips[ROWS.names].assign(label=list(task.encode(list(clips["label"]), labels)))
     # Training draws by row number: the order of the rows must not depend on how the splits were made.
     order = [(column, "ascending") for column in ("recording", "start_seconds", "id")]
-    table = pa.Table.from_pandas(rows, ROWS, preserve_index=False).sort_by(order)
+    schema = ROWS.set(ROWS.get_field_index("label"), pa.field("label", task.target_type()))
+    table = pa.Table.from_pandas(rows, schema, preserve_index=False).sort_by(order)
     # Without a fingerprint, datasets makes one of a copy of all rows.
     return Dataset(table, fingerprint=name)
 

@@ -14,6 +14,7 @@ from peft_audio.data.clip_table import SPLITS, name_splits
 from peft_audio.data.manifest import as_text, read_table
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
+from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
 # Groups differ in size and in their classes: of so many draws, the one that divides best is taken.
@@ -87,9 +88,9 @@ def take_splits(clips: pd.DataFrame, file: str) -> tuple[pd.DataFrame, str]:
     return kept, f"{left} of {len(clips)} clips are left out, because {file} does not name them" if left else ""
 
 
-def missing_classes(clips: pd.DataFrame, labels: Sequence[str]) -> dict[str, list[str]]:
+def missing_classes(clips: pd.DataFrame, labels: Sequence[str], task: Task) -> dict[str, list[str]]:
     """For each split that has clips, the classes that it has none of."""
-    found = {split: set(clips["label"][clips["split"] == split]) for split in SPLITS}
+    found = {split: set(task.label_names(list(clips["label"][clips["split"] == split]))) for split in SPLITS}
     return {split: absent for split, has in found.items() if has and (absent := sorted(set(labels) - has))}
 
 

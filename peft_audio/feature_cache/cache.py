@@ -137,7 +137,7 @@ class Features(Dataset):
         clips = self.wanted.clips
         view = 0 if draw.epoch is None else (draw.epoch - 1) % self.wanted.views
         values, samples = self.reader.read(self.wanted.names[draw.index, view])
-        item = {"features": values, "samples": samples, "label": int(self.labels[draw.index]), "index": draw.index}
+        item = {"features": values, "samples": samples, "label": self.labels[draw.index].tolist(), "index": draw.index}
         item |= {"weight": draw.weight, "recording": int(clips.recordings[draw.index])}
         return item if draw.epoch is None else item | clips.view.hidden(samples, draw)
 

@@ -30,6 +30,7 @@ from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
 from peft_audio.evaluation.scores import Scores, score
+from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 from peft_audio.training.tracking import progress_bar
 
@@ -48,6 +49,7 @@ class Judgement:
         skipped: Clips that cannot be used, with the reason.
         notes: What was decided, to be told.
         revision: The commit of a Hub dataset.
+        task: what the adapter answers.
     """
 
     scores: Scores
@@ -59,6 +61,7 @@ class Judgement:
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     revision: str | None
+    task: Task
 
     def as_json(self) -> dict[str, Any]:
         """All but the single recordings, as plain values."""
@@ -124,6 +127,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         skipped=tuple(zip(where, bad["error"], strict=True)),
         notes=tuple(notes),
         revision=collection.revision,
+        task=adapter.task,
     )
 
 

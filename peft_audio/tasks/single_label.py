@@ -36,6 +36,12 @@ class SingleLabel(Task):
         """Convert label numbers to names."""
         return [labels[number] for number in targets]
 
+    def target_type(self) -> Any:
+        """Return int64."""
+        import pyarrow as pa
+
+        return pa.int64()
+
     def no_targets(self, labels: int) -> torch.Tensor:
         """Return an empty int64 tensor of shape (0,)."""
         import torch

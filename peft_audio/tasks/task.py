@@ -47,6 +47,10 @@ class Task(ABC):
         """Convert targets, or decisions, to label texts: the inverse of `encode`."""
 
     @abstractmethod
+    def target_type(self) -> Any:
+        """Return the pyarrow type of a target."""
+
+    @abstractmethod
     def no_targets(self, labels: int) -> torch.Tensor:
         """Return the targets of zero clips, in the shape and type of a batch's targets.
 

@@ -17,6 +17,7 @@ from peft_audio.data.clip_table import SPLITS, make_clips
 from peft_audio.data.splits import load_splits
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.errors import UserError
+from peft_audio.tasks import task_of
 
 
 def clips_of(groups: int, per_group: int, label: Callable[[int, int], str]) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def sides(clips: pd.DataFrame) -> dict[str, set[str]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_stay_whole_and_classes_even(seed: int) -> None:
     found = divide(SPOKEN, DataConfig(split_seed=seed))
-    assert leaking_groups(found) == {} and missing_classes(found, ["word0", "word1", "word2"]) == {}
+    assert leaking_groups(found) == {} and missing_classes(found, ["word0", "word1", "word2"], task_of()) == {}
     assert set.union(*sides(found).values()) == set(SPOKEN["id"])
     for split, share in (("train", 0.65), ("validation", 0.15), ("test", 0.2)):
         part = found[found["split"] == split]
@@ -55,7 +56,7 @@ def test_a_class_in_few_groups_still_gets_to_every_side() -> None:
     rare = clips_of(20, 10, lambda group, clip: "rare" if group < 3 and clip == 0 else "common")
     for seed in range(10):
         found = divide(rare, DataConfig(split_seed=seed))
-        assert missing_classes(found, ["rare", "common"]) == {} and leaking_groups(found) == {}
+        assert missing_classes(found, ["rare", "common"], task_of()) == {} and leaking_groups(found) == {}
 
 
 @pytest.mark.parametrize("seed", range(5))
