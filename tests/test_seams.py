@@ -22,4 +22,4 @@ def lines_with(pattern: str, outside: str) -> list[str]:
 def test_only_tasks_turn_logits_into_losses_probabilities_and_decisions() -> None:
     found = lines_with(r"softmax|sigmoid|argmax|cross_entropy|binary_cross", outside="tasks")
     # The weights of the layers in the layer sum are no logits.
-    assert [line for line in found if "layer_weights.softmax" not in line] == []
+    assert [line for line in found if "LAYER_WEIGHTS).softmax" not in line] == []
