@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from helpers.adapt import adapt
 from helpers.tones import divide, write_tone
 
 from peft_audio import cli
@@ -37,7 +38,6 @@ from peft_audio.feature_cache import store as feature_store
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.runs.folder import beside, on_first, take_up
 from peft_audio.strategies import LoraRecipe
-from peft_audio.strategies.base import apply_lora
 from peft_audio.training.checkpoints import write_checkpoint
 from peft_audio.training.hardware import resolve
 
@@ -115,7 +115,7 @@ def prepared(tones: Path, base: Path, folder: Path, workers: int) -> tuple[Any, 
     splits = load_splits(cfg.data)
     model = load_classifier(cfg.model, splits.labels)
     loaders = make_loaders(splits, load_extractor(cfg.model), model.config, cfg, accelerator)
-    model, trained = apply_lora(model, cfg.lora)
+    model, trained = adapt(model, cfg)
     return model, loaders, cache_frozen_prefix(model, trained, loaders, cfg, accelerator)[1]
 
 
