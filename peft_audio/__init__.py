@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from peft_audio.processes import OldRecipes, WithoutHubKernels
 
 if TYPE_CHECKING:
-    from peft_audio.adapters.adapter import Adapter
     from peft_audio.adapters.adapter_set import AdapterSet, load_adapters
-    from peft_audio.adapters.load import load_adapter
+    from peft_audio.adapters.load import Adapter, load_adapter
     from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, TrainConfig
     from peft_audio.finetune import fine_tune
     from peft_audio.inference.predict import Prediction, predict
@@ -68,7 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adapter": "adapters.adapter",
+    "Adapter": "adapters.load",
     "AdapterSet": "adapters.adapter_set",
     "AttentionHeadsConfig": "strategies",
     "AttentionHeadsRecipe": "strategies",

@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 
 from peft_audio.comparison.collect import note_jobs, read_comparison
-from peft_audio.comparison.grid import check_arms, final_jobs, steps_for_seconds, tune
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
 from peft_audio.comparison.page import print_comparison, write_comparison
 from peft_audio.comparison.plan import at_once, time_steps
 from peft_audio.comparison.results import Comparison
 from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.comparison.tuning import check_arms, final_jobs, steps_for_seconds, tune
 from peft_audio.config import parse_config
 from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
 from peft_audio.files import expanded, read_json

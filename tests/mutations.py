@@ -163,7 +163,7 @@ MUTATIONS = (
     ),
     Mutation(
         "verify passes a head that was never saved",
-        "peft_audio/adapters/examine_base.py",
+        "peft_audio/adapters/examine.py",
         "for name in fresh - shapes.keys())",
         "for name in fresh & set())",
         "tests/adapters/test_examine.py",
@@ -429,21 +429,21 @@ MUTATIONS = (
     ),
     Mutation(
         "comparison: tuning reads the test split",
-        "peft_audio/comparison/grid.py",
+        "peft_audio/comparison/tuning.py",
         '"train.evaluate_test": phase == "final"',
         '"train.evaluate_test": True',
         "tests/comparison/test_grid.py",
     ),
     Mutation(
         "comparison: final seeds are those of the tuning",
-        "peft_audio/comparison/grid.py",
+        "peft_audio/comparison/tuning.py",
         "FIRST_TUNING_SEED = 1000",
         "FIRST_TUNING_SEED = 0",
         "tests/comparison/test_grid.py",
     ),
     Mutation(
         "comparison: only the arm at its edge gets another trial",
-        "peft_audio/comparison/grid.py",
+        "peft_audio/comparison/tuning.py",
         "            tried[cell].append(next_rate(scores))\n",
         "            tried[cell] += [next_rate(scores)] * at_edge(scores)\n",
         "tests/comparison/test_grid.py",

@@ -88,7 +88,7 @@ def test_only_augment_imports_audiomentations() -> None:
 
 def test_only_plots_import_matplotlib() -> None:
     users = {module_of(file) for file in FILES if any(name.startswith("matplotlib") for name in imports_of(file))}
-    assert users == {"comparison/plots", "comparison/scatter"}
+    assert users == {"comparison/plots"}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.errors import first_line
+
+if TYPE_CHECKING:
+    from peft_audio.adapters.load import Adapter
 
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from peft_audio.adapters.adapter import Adapter
 from peft_audio.adapters.files import WEIGHTS, WHOLE_WEIGHTS
+from peft_audio.adapters.load import Adapter
 from peft_audio.adapters.probes import measure_probes
 from peft_audio.adapters.record import RECORD, AdapterRecord, adapter_readme
 from peft_audio.encoders.loading import quiet_loading

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from peft_audio.adapters.adapter import Adapter
-    from peft_audio.inference.answering import Answer, Hearing
-    from peft_audio.inference.predict import Prediction
+    from peft_audio.adapters.load import Adapter
+    from peft_audio.inference.predict import Answer, Hearing, Prediction
     from peft_audio.inference.writers import Shown
 
 ADAPTER_HELP = "a folder such as runs/lora/adapter or runs/full/model, or org/name on the Hub"
@@ -82,8 +81,7 @@ def run_predict(options: argparse.Namespace) -> int:
     with options.quick():
         from peft_audio.adapters.hub import fetch_adapter
         from peft_audio.adapters.load import load_adapter
-        from peft_audio.inference.answering import answer, check_amounts, how_heard, in_order
-        from peft_audio.inference.predict import predictions
+        from peft_audio.inference.predict import answer, check_amounts, how_heard, in_order, predictions
         from peft_audio.inference.recordings import find_recordings
         from peft_audio.inference.writers import Shown, write_csv, write_json, write_text
 
@@ -128,8 +126,7 @@ def _into_file(
 ) -> int:
     from peft_audio.adapters.hub import hash_adapter
     from peft_audio.encoders.loading import versions
-    from peft_audio.inference.answering import answer
-    from peft_audio.inference.predict import predictions
+    from peft_audio.inference.predict import answer, predictions
     from peft_audio.inference.resume import unfinished_answers, whole_or_not
     from peft_audio.inference.writers import WRITERS
 

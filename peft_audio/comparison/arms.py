@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from peft_audio.comparison.learning_rates import Trials, at_edge, best_rate, mean_score
 from peft_audio.comparison.results import Arm, Curve, Failure, Score, Trial
+from peft_audio.comparison.tuning import Trials, at_edge, best_rate, mean_score
 from peft_audio.evaluation.significance import seed_interval
 from peft_audio.runs.finished import Finished, epochs_of, predictions_of, training_seconds, whole_seconds
 from peft_audio.runs.predictions import Predictions, pooled

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from peft_audio.comparison.arms import by_seed, correctness, make_arm, trials_of
-from peft_audio.comparison.learning_rates import DIVERGED_SCORE
-from peft_audio.comparison.peft_format import peft_result
-from peft_audio.comparison.results import Arm, Comparison, Failure
+from peft_audio.comparison.results import Arm, Comparison, Failure, peft_result
 from peft_audio.comparison.rules import Arms, broken_rules, hashes
+from peft_audio.comparison.tuning import DIVERGED_SCORE
 from peft_audio.errors import UserError
 from peft_audio.evaluation.significance import Difference, claim, holm, paired_difference, resolution
 from peft_audio.runs.finished import Finished, predictions_of

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,10 +17,253 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from peft_audio.comparison.plots import draw_comparison, to_bytes
-from peft_audio.comparison.results import Comparison
-from peft_audio.comparison.sections import COSTS, Section, sections
-from peft_audio.text import markdown_table, marked
+from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
+from peft_audio.comparison.results import Arm, Comparison, Score
+from peft_audio.text import markdown_table, marked, printable, without_secrets
+
+NOTHING = "–"
+COSTS = "Costs"
+# These three and the time of inference are read from runs that had the device to themselves.
+TIMED = ("accelerator_memory_max", "train_time", "total_time", "samples_per_second", "inference_seconds")
+# What a terminal would have coloured, and other characters that a page cannot show.
+NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page, in this order: bullets, table, lines, outputs.
+
+    Attributes:
+        title: Its heading.
+        bullets: A sentence each.
+        header: Of the table; empty without one.
+        rows: Of the table, as many cells each as the header.
+        name_column: The column that says what a row is about; those right of it hold numbers, if any do.
+        numbers: Whether the table holds numbers.
+        lines: Footnotes.
+        outputs: What runs said last: a caption and the text.
+        warning: Whether nobody may miss it.
+    """
+
+    title: str
+    bullets: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    name_column: int = 0
+    numbers: bool = True
+    lines: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    warning: bool = False
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """The parts of the page that have something to say; what forbids a ranking comes first."""
+    found = [
+        Section("Not ranked: a rule is broken", comparison.broken_rules, warning=True),
+        _scores(comparison),
+        Section("What this shows", tuple(arm.claim for arm in comparison.arms if arm.claim)),
+        _costs(comparison),
+        Section("How to read this", _guide(comparison)),
+        _conditions(comparison),
+        _failures(comparison),
+        Section("Notes", comparison.notes),
+    ]
+    return [_printable(section) for section in found if section.bullets or section.rows or section.outputs]
+
+
+def _printable(section: Section) -> Section:
+    return replace(
+        section,
+        bullets=tuple(map(printable, section.bullets)),
+        header=tuple(map(printable, section.header)),
+        rows=tuple(tuple(map(printable, row)) for row in section.rows),
+        lines=tuple(map(printable, section.lines)),
+        outputs=tuple((printable(caption), without_secrets(text)) for caption, text in section.outputs),
+    )
+
+
+def _scores(comparison: Comparison) -> Section:
+    header = ("rank", "arm", "seeds", "test accuracy, %", f"difference to {comparison.reference}, points", "Holm p")
+    arms = sorted(comparison.arms, key=lambda arm: arm.control)
+    lines = []
+    if any(arm.control for arm in arms):
+        lines.append("control: not ranked; shows what the task is worth.")
+    if any(arm.at_edge for arm in arms):
+        lines.append("edge: the lowest or the highest rate that was tried; a better one may lie beyond it.")
+    if any(arm.gap is not None for arm in arms):
+        lines.append("gap: training accuracy minus validation accuracy.")
+    return Section(
+        "Scores",
+        header=(*header, "macro-F1, %", "gap, points", "learning rate"),
+        rows=tuple(_score_row(comparison, arm) for arm in arms),
+        name_column=1,
+        lines=tuple(lines),
+    )
+
+
+def _score_row(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
+    rank = NOTHING if arm.rank is None else str(arm.rank)
+    rates = ", ".join(map(rate_text, arm.learning_rates)) or NOTHING
+    if arm.difference is None:
+        difference = "reference" if arm.name == comparison.reference else NOTHING
+    else:
+        difference = _with_interval(arm.difference.estimate, arm.difference.low, arm.difference.high, signed=True)
+    return (
+        "control" if arm.control else "not ranked" if comparison.broken_rules else rank,
+        arm.name,
+        str(len(arm.seeds)),
+        _score(arm.test_accuracy),
+        difference,
+        _p_value(arm.p_holm),
+        _score(arm.test_macro_f1),
+        _hundredths(arm.gap, signed=True),
+        rates + (" (edge)" if arm.at_edge else ""),
+    )
+
+
+def _costs(comparison: Comparison) -> Section:
+    header = (
+        "arm",
+        "trained parameters",
+        "saved, kB",
+        "peak memory, MiB",
+        "training, s",
+        "whole run, s",
+        "clips/s",
+        "inference, ms/clip",
+    )
+    arms = sorted(comparison.arms, key=lambda arm: arm.control)
+    rows = []
+    for arm in arms:
+        row = (
+            arm.name + (" (control)" if arm.control else ""),
+            _parameters(arm),
+            _figures(arm.file_size, 1e-3),
+            _figures(arm.accelerator_memory_max, 2**-20),
+            _figures(arm.train_time),
+            _figures(arm.total_time),
+            _figures(arm.samples_per_second),
+            _figures(arm.inference_seconds, 1e3),
+        )
+        rows.append(row)
+    scored = [arm for arm in arms if arm.test_accuracy is not None and not arm.control]
+    unknown = any(getattr(arm, cost) is None for arm in scored for cost in TIMED)
+    lines = (f"{NOTHING}: of no run is it known that it had the device to itself.",) if unknown else ()
+    return Section(COSTS, header=header, rows=tuple(rows), lines=lines)
+
+
+def _parameters(arm: Arm) -> str:
+    if arm.num_trainable_params is None:
+        return NOTHING
+    share = f" ({arm.num_trainable_params / arm.num_total_params:.1%})" if arm.num_total_params else ""
+    return f"{arm.num_trainable_params:,}{share}"
+
+
+def _guide(comparison: Comparison) -> tuple[str, ...]:
+    """What the intervals are, of what they speak, and what the split can tell apart."""
+    folds = "" if comparison.folds is None else f", each over all {comparison.folds} folds together"
+    found = [f"Accuracy and macro-F1 are means over seeds{folds}; the brackets hold the 95% interval of that mean."]
+    if any(arm.difference for arm in comparison.arms):
+        found.append(
+            f"Differences are to {comparison.reference}; their 95% intervals are over test clips and seeds, "
+            "and Holm p is corrected for the number of arms."
+        )
+        things = "clips" if comparison.groups is None else f"{comparison.groups} groups"
+        found.append(
+            f"They speak of these {things} of the test only: on others the arms may order differently."
+            if comparison.conditional
+            else f"They allow for the choice of the {things} of the test, as far as these stand for others."
+        )
+    if any(len(arm.seeds) == 1 and not arm.control for arm in comparison.arms):
+        found.append("An arm with one seed is measured as that run: another seed may give another difference.")
+    if comparison.groups is None:
+        found.append("No groups are known: if one speaker or source is on both sides of the split, all of it flatters.")
+    found.append("Costs are of runs beside which no other run of the comparison ran; clips/s are those of training.")
+    margin = f"a difference of {_hundredths(comparison.margin)} points counts as worth having"
+    if comparison.resolution is None or not math.isfinite(comparison.resolution):
+        return (*found, f"Here {margin}.")
+    resolution = f"For the least certain arm, this test resolves {_hundredths(comparison.resolution)} points; {margin}"
+    wide = ", which it cannot tell for that arm" if comparison.resolution > comparison.margin else ""
+    return (*found, f"{resolution}{wide}.")
+
+
+def _conditions(comparison: Comparison) -> Section:
+    train, validation, test = comparison.clips
+    rows = [
+        ("data", comparison.source),
+        ("encoder", comparison.encoder),
+        ("clips", f"{train:,} training, {validation:,} validation, {test:,} test"),
+        ("test groups", "unknown" if comparison.groups is None else str(comparison.groups)),
+        *([] if comparison.folds is None else [("folds", str(comparison.folds))]),
+        ("each run", comparison.budget),
+        ("margin", f"{_hundredths(comparison.margin)} points"),
+        ("learning rates tried for an arm", _rates_tried(comparison)),
+        ("chosen on validation by", f"{comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
+        ("change of frozen encoder weights, adapter off", _drift(comparison)),
+        ("device", comparison.device),
+        ("versions", ", ".join(f"{name} {version}" for name, version in comparison.versions.items())),
+        ("data SHA-256", _hashes(comparison.dataset_sha256)),
+        ("splits SHA-256", _hashes(comparison.split_sha256)),
+    ]
+    return Section("Conditions", header=("what", "how it was"), rows=tuple(rows), numbers=False)
+
+
+def _rates_tried(comparison: Comparison) -> str:
+    counts = sorted({len({trial.learning_rate for trial in arm.trials}) for arm in comparison.arms if not arm.control})
+    return "none" if counts in ([], [0]) else " to ".join(map(str, counts))
+
+
+def _drift(comparison: Comparison) -> str:
+    drifts = [arm.encoder_drift for arm in comparison.arms if arm.seeds and not arm.control]
+    if not drifts or None in drifts:
+        return "unknown"
+    return "exactly 0 in every run" if set(drifts) == {0.0} else ", ".join(f"{drift:g}" for drift in drifts)
+
+
+def _hashes(hashes: Sequence[str]) -> str:
+    return ", ".join(found[:12] for found in hashes) or NOTHING
+
+
+def _failures(comparison: Comparison) -> Section:
+    outputs = [
+        (f"{arm.name}: {failure.run}, exit code {failure.exit_code}", NOT_TEXT.sub("", failure.last_lines).strip("\n"))
+        for arm in comparison.arms
+        for failure in arm.failures
+    ]
+    return Section("Failed runs", outputs=tuple(outputs))
+
+
+def _score(score: Score | None) -> str:
+    return NOTHING if score is None else _with_interval(score.interval.mean, score.interval.low, score.interval.high)
+
+
+def _with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
+    bounds = [_hundredths(low, signed), _hundredths(high, signed)]
+    return _hundredths(mean, signed) + ("" if NOTHING in bounds else f" [{', '.join(bounds)}]")
+
+
+def _hundredths(value: float | None, signed: bool = False) -> str:
+    """A share in percent, or a difference of shares in points."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    # Rounded first: what rounds to nothing has no sign.
+    points = round(100 * value, 1) + 0.0
+    return (f"{points:+.1f}" if signed and points else f"{points:.1f}").replace("-", "−")
+
+
+def _p_value(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _figures(value: float | None, unit: float = 1.0) -> str:
+    """About three figures that count."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    value *= unit
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
 
 # For the page; on the screen they would push the tables away.
 OFF_SCREEN = ("Conditions", "How to read this")

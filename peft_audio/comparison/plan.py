@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from peft_audio.comparison.grid import check_arms, grid_of, timing_jobs
 from peft_audio.comparison.jobs import Job, finished, run_jobs
 from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.comparison.tuning import check_arms, grid_of, timing_jobs
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.runs.folder import beside

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from peft_audio.evaluation.significance import Difference, Interval
+from peft_audio.files import read_json
+from peft_audio.runs.finished import Finished, epochs_of, training_seconds, whole_seconds
 
 SCHEMA_VERSION = 1
 
@@ -170,7 +173,7 @@ class Comparison:
         versions: Of the packages, of the first final run.
         dataset_sha256: Of the data, distinct.
         split_sha256: Of the splits, distinct.
-        results: The final runs in the form of PEFT's method comparison, see `contribution.py`.
+        results: The final runs in the form of PEFT's method comparison, see `peft_result`.
     """
 
     arms: tuple[Arm, ...]
@@ -193,3 +196,52 @@ class Comparison:
     split_sha256: tuple[str, ...]
     results: tuple[dict[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+
+# Its table names these four beside PEFT itself.
+PACKAGES = ("peft", "transformers", "datasets", "torch", "bitsandbytes")
+
+
+def peft_result(run: Finished) -> dict[str, Any]:
+    """`run_info`, `train_info` and `meta_info` of one run, as PEFT's scripts write them."""
+    report, settings = run.report, run.settings
+    adapter = read_json(run.folder / "adapter" / "adapter_config.json")
+    made = datetime.fromtimestamp((run.folder / "report.json").stat().st_mtime, UTC)
+    losses = {epoch["epoch"]: epoch["train_loss"] for epoch in epochs_of(run)}
+    return {
+        "run_info": {
+            "created_at": made.isoformat(timespec="seconds"),
+            "total_time": whole_seconds(report),
+            "experiment_name": f"{run.arm}/{settings.get('model.name')}-seed{run.seed}",
+            "peft_branch": None,
+            "train_config": {"model_id": settings.get("model.name"), **settings},
+            "peft_config": adapter or None,
+            "error_msg": "",
+        },
+        "train_info": {
+            "accelerator_memory_reserved_avg": None,
+            "accelerator_memory_max": report.get("peak_memory_bytes") if run.alone else None,
+            "accelerator_memory_reserved_99th": None,
+            "train_time": training_seconds(report) if run.alone else None,
+            "file_size": report.get("adapter_bytes"),
+            "num_trainable_params": report.get("trainable_parameters"),
+            "num_total_params": report.get("total_parameters"),
+            "status": "success",
+            "metrics": [
+                {
+                    "step": report.get("steps"),
+                    "valid accuracy": report.get("validation_accuracy"),
+                    "test accuracy": report.get("test_accuracy"),
+                    "train loss": losses.get(report.get("best_epoch")),
+                    "train samples": report.get("train_clips"),
+                    "train total tokens": None,
+                }
+            ],
+        },
+        "meta_info": {
+            "model_info": {"sha": report.get("base_sha256")},
+            "dataset_info": {"sha": report.get("dataset_sha256")},
+            "package_info": {f"{name}-version": report.get("versions", {}).get(name) for name in PACKAGES},
+            "system_info": {"device": report.get("device")},
+        },
+    }

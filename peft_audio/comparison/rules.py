@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from peft_audio.comparison.learning_rates import Trials, best_rate
 from peft_audio.comparison.results import Failure
+from peft_audio.comparison.tuning import Trials, best_rate
 from peft_audio.config import settings_equal_between_arms
 from peft_audio.runs.finished import Finished
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.load import Adapter
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.collate import collate

@@ -3,16 +3,306 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from peft_audio.adapters.adapter import Adapter
-from peft_audio.inference.answering import WORKERS, Answer, answer, check_amounts, how_heard, in_order
+from peft_audio.adapters.load import Adapter
+from peft_audio.audio.decoding import SILENT_PEAK, AudioError, load_audio, read_info
+from peft_audio.data.folder import is_text
+from peft_audio.data.sampler import cut
+from peft_audio.data.windows import window_starts
+from peft_audio.errors import require
 from peft_audio.inference.recordings import find_recordings
 from peft_audio.tasks.task import Task
+
+# Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
+# the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
+BATCH_SECONDS = {"cpu": 4.0, "cuda": 120.0}
+# Recordings whose headers are read, and which are put into batches by their length, at a time.
+CHUNK_RECORDINGS = 512
+# Decoding is quick beside the encoder, and leaves Python's lock: these keep ahead of it.
+WORKERS = 2
+SHORTEST_HOP_SECONDS = 0.01
+# Gives the length of a recording whose answer is known, None of any other, by path and stamp (see `Answer`).
+Known = Callable[[str, tuple[int, int] | None], float | None]
+
+
+class Span(NamedTuple):
+    """What is heard at once of a recording, in seconds: where it begins and ends, and the length that is decoded."""
+
+    start: float
+    end: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How recordings are heard: all that an answer depends on beside adapter and recording.
+
+    Attributes:
+        seconds: How much of a recording that is not cut into windows, from its start.
+        window_seconds: Length of the windows; None for the start alone.
+        hop_seconds: From one window's start to the next one's.
+        each_window: Answer for every window instead of their mean.
+        batch_size: Clips or windows that run through the model at once, at most.
+    """
+
+    seconds: float
+    window_seconds: float | None
+    hop_seconds: float | None
+    each_window: bool
+    batch_size: int
+
+    def spans(self, seconds: float) -> list[Span]:
+        """What is heard of a recording that lasts so long."""
+        window = self.window_seconds
+        if window is None or seconds <= window:
+            heard = seconds if window else min(seconds, self.seconds)
+            return [Span(0.0, heard, heard)]
+        starts = window_starts(seconds, window, self.hop_seconds)
+        return [Span(start, start + window, window) for start in starts[:-1]] + [Span(starts[-1], seconds, window)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one recording, small enough to be kept for many.
+
+    Attributes:
+        path: As given or found, whether it is text or not.
+        stamp: Size in bytes and time of the last change in nanoseconds, before it was read; None where it is not there.
+        seconds: Length of the recording.
+        error: Why it cannot be used; None if it was.
+        windows: Start, end, and a probability for each label, of each window, or of all that was heard together.
+    """
+
+    path: str
+    stamp: tuple[int, int] | None
+    seconds: float | None = None
+    error: str | None = None
+    windows: tuple[tuple[float, float, tuple[float, ...]], ...] = ()
+
+
+def check_amounts(batch_size: int, workers: int) -> None:
+    """Refuse what nothing could be done with, before anything is loaded.
+
+    Raises:
+        UserError: One of them is below 1.
+    """
+    require(batch_size >= 1, "batch-size", batch_size, "1 or more", "Try 16.")
+    require(workers >= 1, "workers", workers, "1 or more", "Try 2.")
+
+
+def how_heard(
+    adapter: Adapter, batch_size: int, window_seconds: float | None, hop_seconds: float | None, each_window: bool
+) -> Hearing:
+    """As the adapter was trained, where nothing else is asked for.
+
+    Raises:
+        UserError: A setting has no sense.
+    """
+    crop, record = adapter.record.crop, adapter.record
+    window = window_seconds or crop.get("window_seconds")
+    # The hop of other windows is not that of these.
+    hop = hop_seconds or (crop.get("hop_seconds") if window_seconds is None else window)
+    shortest = record.mask["minimum_samples"] / record.sampling_rate
+    usable = window_seconds is None or shortest <= window_seconds < np.inf
+    allowed = f"{shortest:g} (what the encoder takes at least) or more"
+    require(usable, "window-seconds", window_seconds, allowed, "Try 5.")
+    usable = hop_seconds is None or (window is not None and SHORTEST_HOP_SECONDS <= hop_seconds <= window)
+    allowed = f"{SHORTEST_HOP_SECONDS:g} to --window-seconds" if window else "left out without --window-seconds"
+    require(usable, "hop-seconds", hop_seconds, allowed, "Gaps would be heard by nothing: give windows as long.")
+    return Hearing(crop["evaluation_seconds"], window, hop, each_window, batch_size)
+
+
+def in_order(answers: Iterable[dict[int, Answer]]) -> Iterator[Answer]:
+    """The answers by number, from 0, each as soon as those before it are there."""
+    waiting: dict[int, Answer] = {}
+    number = 0
+    for found in answers:
+        waiting |= found
+        while number in waiting:
+            yield waiting.pop(number)
+            number += 1
+
+
+def answer(
+    adapter: Adapter,
+    paths: Sequence[str],
+    hearing: Hearing,
+    workers: int = WORKERS,
+    known: Known = lambda path, stamp: None,
+) -> Iterator[dict[int, Answer]]:
+    """Label recordings, those that are computed together at a time.
+
+    What is computed together depends on the recordings alone, so that neither threads nor being stopped and started
+    between two of these changes a bit of an answer.
+
+    Args:
+        adapter: What `load_adapter` gives.
+        paths: The recordings.
+        hearing: How they are heard.
+        workers: Threads that decode ahead of the model, which holds so many batches in memory.
+        known: Says which recordings need not be done; they are all the same where others need to be that are computed
+            together with them.
+
+    Yields:
+        Answers by the number of their path.
+    """
+    limit = BATCH_SECONDS.get(next(adapter.model.parameters()).device.type, BATCH_SECONDS["cuda"])
+    task = adapter.task
+    with ThreadPoolExecutor(workers) as pool:
+        work = _work(pool, paths, hearing, limit, known)
+        sums: dict[int, _Sum] = {}
+        for batch, waveforms in _ahead(pool, lambda batch: _decode(paths, batch, adapter), work, workers):
+            heard = [waveform for waveform in waveforms if not isinstance(waveform, str)]
+            rows = iter(task.probabilities(adapter.logits(heard)).astype(np.float64) if heard else ())
+            for (i, span), waveform in zip(batch.parts, waveforms, strict=True):
+                sums.setdefault(i, _Sum(task)).add(span, waveform, rows, hearing.each_window)
+            if batch.done:
+                yield {i: sums.pop(i).answer(told) if told.error is None else told for i, told in batch.done.items()}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Parts of recordings, by number, that run through the model at once; and which recordings they complete."""
+
+    parts: list[tuple[int, Span]]
+    done: dict[int, Answer] = field(default_factory=dict)
+
+
+@dataclass
+class _Sum:
+    """What was said of a recording so far: the sum over its windows, or each one's."""
+
+    task: Task
+    total: np.ndarray | float = 0.0
+    count: int = 0
+    end: float = 0.0
+    windows: list[tuple[float, float, tuple[float, ...]]] = field(default_factory=list)
+    sound: bool = False
+    error: str | None = None
+
+    def add(self, span: Span, waveform: np.ndarray | str, rows: Iterator[np.ndarray], each_window: bool) -> None:
+        """Take in what was said of one window: the next of `rows`, unless its `waveform` is why there is none."""
+        if isinstance(waveform, str):
+            self.error = self.error or waveform
+            return
+        row = next(rows)
+        self.sound |= bool(np.ptp(waveform) > 2 * SILENT_PEAK)
+        self.total, self.count, self.end = self.total + row, self.count + 1, max(self.end, span.end)
+        if each_window:
+            self.windows.append((span.start, span.end, tuple(self.task.mean_probabilities(row, 1).tolist())))
+
+    def answer(self, told: Answer) -> Answer:
+        """The mean over the windows, as an answer for the recording that `told` knows the length of."""
+        error = self.error or (None if self.sound else "is silent")
+        if error is not None:
+            return Answer(told.path, told.stamp, error=error)
+        mean = self.task.mean_probabilities(np.asarray(self.total), self.count)
+        windows = tuple(self.windows) or ((0.0, self.end, tuple(mean.tolist())),)
+        return Answer(told.path, told.stamp, told.seconds, None, windows)
+
+
+def _work(
+    pool: ThreadPoolExecutor,
+    paths: Sequence[str],
+    hearing: Hearing,
+    limit: float,
+    known: Known,
+) -> Iterator[_Batch]:
+    """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them."""
+    for at in range(0, len(paths), CHUNK_RECORDINGS):
+        numbers = range(at, min(at + CHUNK_RECORDINGS, len(paths)))
+        found = dict(zip(numbers, pool.map(lambda i: _look(paths[i], known), numbers), strict=True))
+        failed = {i: told for i, told in found.items() if told.error is not None}
+        if failed:
+            yield _Batch([], failed)
+        spans = {i: hearing.spans(told.seconds or 0.0) for i, told in found.items() if told.error is None}
+        for group in _groups(spans, hearing.batch_size, limit):
+            if all(known(found[i].path, found[i].stamp) is not None for i in group):
+                continue
+            parts = [(i, span) for i in group for span in spans[i]]
+            batches = _batches([span.seconds for _, span in parts], hearing.batch_size, limit)
+            for number, rows in enumerate(batches, start=1):
+                whole = {i: found[i] for i in group} if number == len(batches) else {}
+                yield _Batch([parts[row] for row in rows], whole)
+
+
+def _groups(spans: dict[int, list[Span]], batch_size: int, limit: float) -> list[list[int]]:
+    """Recordings that fit into a batch together with all their windows, neighbours in length; longer ones alone."""
+    groups: list[list[int]] = []
+    held = 0
+    for i in sorted(spans, key=lambda i: spans[i][0].seconds):
+        held += len(spans[i])
+        if groups and held <= batch_size and held * spans[i][0].seconds <= limit:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            held = len(spans[i])
+    return groups
+
+
+def _batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[list[int]]:
+    """Which parts run at once: neighbours in length, which saves padding and changes no answer."""
+    known = np.asarray(seconds)
+    together = cut(known.argsort(kind="stable"), known, batch_size, limit)
+    return [rows[at : at + batch_size] for rows in together for at in range(0, len(rows), batch_size)]
+
+
+def _look(path: str, known: Known) -> Answer:
+    """How long a recording is, as is known or as its header says, or why it cannot be used."""
+    try:
+        status = Path(path).stat()
+        stamp = (status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        stamp = None  # what is wrong is said by read_info
+    seconds = known(path, stamp)
+    if seconds is not None:
+        return Answer(path, stamp, seconds)
+    try:
+        if not is_text(path):
+            raise AudioError("has a name that is not valid UTF-8; rename it")
+        info = read_info(Path(path))
+        return Answer(path, stamp, info.num_frames / info.sampling_rate)
+    except (AudioError, OSError) as error:
+        return Answer(path, stamp, error=_reason(error))
+
+
+def _decode(paths: Sequence[str], batch: _Batch, adapter: Adapter) -> list[np.ndarray | str]:
+    """Each part's waveform, or why there is none."""
+    found: list[np.ndarray | str] = []
+    for i, span in batch.parts:
+        try:
+            found.append(load_audio(Path(paths[i]), adapter.record.sampling_rate, span.start, span.seconds))
+        except (AudioError, OSError) as error:
+            found.append(_reason(error))
+    return found
+
+
+def _reason(error: Exception) -> str:
+    # Between two looks at it, a file may be gone.
+    return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, decode: Callable[[_Batch], list[np.ndarray | str]], work: Iterable[_Batch], count: int
+) -> Iterator[tuple[_Batch, list[np.ndarray | str]]]:
+    """Each batch with its waveforms, in order; so many are begun ahead."""
+    begun: deque[tuple[_Batch, Future[list[np.ndarray | str]]]] = deque()
+    for batch in work:
+        begun.append((batch, pool.submit(decode, batch)))
+        if len(begun) > count:
+            first, future = begun.popleft()
+            yield first, future.result()
+    while begun:
+        first, future = begun.popleft()
+        yield first, future.result()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from peft_audio.errors import UserError
-from peft_audio.inference.answering import CHUNK_RECORDINGS, Answer
+from peft_audio.inference.predict import CHUNK_RECORDINGS, Answer
 
 VERSION = "peft_audio_unfinished_answers"
 

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 
 from peft_audio import Adapter, AdapterSet, load_adapter, load_adapters, predict
 from peft_audio.adapters import adapter_set
-from peft_audio.adapters import parts as adapter_parts
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import save_adapter
 from peft_audio.config import DataConfig, ModelConfig
@@ -194,7 +193,7 @@ def test_an_interrupted_switch_leaves_no_mixture(several: dict[str, Any], monkey
             adapters.switch(old)
             assign = partial(_one, iter(range(count)))
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(adapter_parts, "setattr", assign, raising=False)
+                patch.setattr(adapter_set, "setattr", assign, raising=False)
                 adapters.switch(new)
             for name in (old, new):
                 np.testing.assert_array_equal(adapters[name].logits(BATCHES[2]), expected[name], err_msg=name)

@@ -13,12 +13,11 @@ import pytest
 from helpers.adapt import adapt
 from helpers.trained_models import LABELS, PRODUCTS, describe
 
-from peft_audio.adapters.adapter import Adapter
-from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.load import Adapter, load_adapter
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.adapters.save import save_adapter
 from peft_audio.publish import export
-from peft_audio.publish.export_readme import FORMS
+from peft_audio.publish.export import FORMS
 from peft_audio.strategies import HeadOnlyRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.attention_heads import unfreeze_heads
 

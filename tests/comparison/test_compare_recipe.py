@@ -17,9 +17,9 @@ from filelock import FileLock
 from helpers.tones import divide
 
 from peft_audio import cli
-from peft_audio.comparison.grid import check_arms, final_jobs, tune
 from peft_audio.comparison.jobs import finished
 from peft_audio.comparison.settings import ARMS, CompareRecipe
+from peft_audio.comparison.tuning import check_arms, final_jobs, tune
 from peft_audio.config import DataConfig, ModelConfig, TrainConfig, parse_config
 from peft_audio.errors import UserError
 from peft_audio.training.hardware import resolve

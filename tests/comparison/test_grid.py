@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from peft_audio.comparison.grid import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
 from peft_audio.comparison.jobs import Job, finished
 from peft_audio.comparison.plan import _arm_plan
 from peft_audio.comparison.settings import ArmConfig, CompareRecipe
+from peft_audio.comparison.tuning import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
 from peft_audio.config import TrainConfig
 from peft_audio.errors import UserError
 from peft_audio.runs.folder import beside

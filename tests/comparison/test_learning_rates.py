@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_audio.comparison.learning_rates import at_edge, best_rate, first_rates, half_decade, next_rate
+from peft_audio.comparison.tuning import at_edge, best_rate, first_rates, half_decade, next_rate
 
 
 @pytest.mark.parametrize(("rate", "steps", "wanted"), [(3e-4, 1, 1e-3), (1e-3, -1, 3e-4), (1e-3, 2, 1e-2)])

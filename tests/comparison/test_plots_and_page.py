@@ -16,12 +16,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from peft_audio.comparison.label_places import place
-from peft_audio.comparison.page import to_html, to_json, to_markdown, write_comparison
-from peft_audio.comparison.plots import draw_comparison, to_bytes
+from peft_audio.comparison.page import rate_text, to_html, to_json, to_markdown, write_comparison
+from peft_audio.comparison.plots import COSTS, draw_comparison, place, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, Curve, Failure, Score, Trial
-from peft_audio.comparison.scatter import COSTS
-from peft_audio.comparison.sections import rate_text
 from peft_audio.evaluation.significance import Difference, Interval
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ from helpers.tones import write_tone
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
-from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.load import Adapter
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig, ModelConfig

@@ -20,7 +20,7 @@ from transformers import AutoModelForAudioClassification
 from peft_audio import load_adapter, predict
 from peft_audio.cli import main
 from peft_audio.errors import UserError
-from peft_audio.inference.answering import BATCH_SECONDS, _batches
+from peft_audio.inference.predict import BATCH_SECONDS, _batches
 
 LABELS = ("a", "b", "c")
 

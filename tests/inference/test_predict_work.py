@@ -22,12 +22,12 @@ from filelock import FileLock
 from helpers.tones import write_tone
 
 from peft_audio import load_adapter, predict
-from peft_audio.adapters.adapter import Adapter
+from peft_audio.adapters.load import Adapter
 from peft_audio.audio.decoding import load_audio
 from peft_audio.cli import main
 from peft_audio.encoders import loading as models
 from peft_audio.errors import UserError
-from peft_audio.inference import answering
+from peft_audio.inference import predict as prediction
 from peft_audio.inference.predict import Prediction
 from peft_audio.inference.recordings import find_recordings
 from peft_audio.inference.resume import Unfinished, unfinished_answers, whole_or_not
@@ -82,7 +82,7 @@ def test_threads_and_chunks_change_no_bit(clips: Path, adapter: Adapter, monkeyp
     first = predict(adapter, clips, workers=1)
     assert len(first) == 41 and [one.path for one in first] == find_recordings([clips])
     assert predict(adapter, clips, workers=5) == first
-    monkeypatch.setattr(answering, "CHUNK_RECORDINGS", 7)
+    monkeypatch.setattr(prediction, "CHUNK_RECORDINGS", 7)
     for one, other in zip(first, predict(adapter, clips), strict=True):
         assert one.label == other.label and one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
@@ -162,8 +162,8 @@ def test_killed_run_goes_on_to_the_same_file(
     assert main([*call, str(tmp_path / "cut.json"), "--window-seconds", "0.3"]) == 2
     assert "window seconds was None, is 0.3" in capsys.readouterr().err
     decoded = []
-    real = answering.load_audio
-    monkeypatch.setattr(answering, "load_audio", lambda path, *rest: decoded.append(str(path)) or real(path, *rest))
+    real = prediction.load_audio
+    monkeypatch.setattr(prediction, "load_audio", lambda path, *rest: decoded.append(str(path)) or real(path, *rest))
     assert main([*call, str(tmp_path / "cut.json")]) == 1
     assert f"going on: {len(before)} recordings" in capsys.readouterr().err
     assert not before & set(decoded) and len(before) + len(decoded) == 40, "text.wav fails before it is decoded"
@@ -180,7 +180,7 @@ def test_errors_are_not_remembered_and_change_no_neighbours_bits(
         write_tone(source / f"{i}.wav", 200 + 90 * i, 0.2 + 0.03 * i, seed=i)
     call = ["predict", str(source), "--adapter", str(adapter_dir), "--batch-size", "4", "--out"]
     assert main([*call, str(tmp_path / "whole.json")]) == 0
-    real, decoded = answering.load_audio, []
+    real, decoded = prediction.load_audio, []
 
     def refused(path: Path, *rest: float) -> np.ndarray:
         if path.name == "1.wav":
@@ -191,12 +191,12 @@ def test_errors_are_not_remembered_and_change_no_neighbours_bits(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(answering, "load_audio", refused)
+        patched.setattr(prediction, "load_audio", refused)
         patched.setattr(Unfinished, "read", stop)
         with pytest.raises(KeyboardInterrupt):
             main([*call, str(tmp_path / "cut.json")])
     assert "Permission denied" in (tmp_path / "cut.json.partial").read_text()
-    monkeypatch.setattr(answering, "load_audio", lambda path, *rest: decoded.append(path.name) or real(path, *rest))
+    monkeypatch.setattr(prediction, "load_audio", lambda path, *rest: decoded.append(path.name) or real(path, *rest))
     capsys.readouterr()
     assert main([*call, str(tmp_path / "cut.json")]) == 0
     assert "going on: 8 recordings" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
 from peft_audio.errors import UserError
 from peft_audio.publish import export
-from peft_audio.publish.export_readme import FORMS
+from peft_audio.publish.export import FORMS
 
 COMMON = {"README.md", "config.json", "peft_audio.json", "preprocessor_config.json"}
 TONE = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)

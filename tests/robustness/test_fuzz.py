@@ -20,7 +20,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from robustness.fuzz import Found, prepare, try_one, watch
 from robustness.fuzz_mutations import ODD_TEXTS, ODD_VALUES, mutated_json
 
-from peft_audio.adapters.patterns import may_hang
+from peft_audio.adapters.files import may_hang
 from peft_audio.comparison.settings import RECIPES, CompareRecipe
 from peft_audio.config import DataConfig, parse, parse_config, to_yaml
 from peft_audio.data.clip_table import SPLITS, make_clips
