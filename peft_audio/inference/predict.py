@@ -387,7 +387,10 @@ def predictions(told: Answer, labels: Sequence[str], task: Task, each_window: bo
     used, found = max(end for _, end, _ in told.windows), []
     for start, end, row in told.windows:
         values = np.array([row])
-        (label,), probability = task.decode(task.decide(values), labels), float(task.confidence(values)[0])
+        (label,), probability = (
+            task.decode(task.decide_by_probabilities(values), labels),
+            float(task.confidence(values)[0]),
+        )
         span = (start, end) if each_window else (None, None)
         by_name = dict(zip(labels, row, strict=True))
         found.append(Prediction(path, label, probability, by_name, told.seconds, used, None, *span))

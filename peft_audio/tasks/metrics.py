@@ -28,7 +28,17 @@ def macro_f1(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) ->
         targets: true class number of each clip.
         weights: of shape (..., clips).
     """
-    true, decided, both = _class_weights(decisions, targets, weights)
+    return mean_f1(*_class_weights(decisions, targets, weights))
+
+
+def mean_f1(true: np.ndarray, decided: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Average F1 over the classes that occur.
+
+    Args:
+        true: weight of the clips of each class, of shape (..., classes).
+        decided: weight of the clips that are decided to be of the class.
+        both: weight of the clips of which both holds.
+    """
     f1 = _ratio(2 * both, true + decided)
     return _ratio(f1.sum(axis=-1), np.count_nonzero(true + decided, axis=-1), empty=np.nan)
 

@@ -68,9 +68,13 @@ class SingleLabel(Task):
         """Return each clip's highest probability."""
         return probabilities.max(axis=-1)
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Return the number of the label with the highest score, the first one in a tie."""
-        return np.argmax(scores, axis=-1)
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Return the number of the label with the highest logit, the first one in a tie."""
+        return np.argmax(logits, axis=-1)
+
+    def decide_by_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the number of the label with the highest probability, the first one in a tie."""
+        return np.argmax(probabilities, axis=-1)
 
     def decision_code(self, logits: str, name: str) -> str:
         """Write the expression for the name of the label with the highest logit."""

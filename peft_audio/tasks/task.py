@@ -80,15 +80,19 @@ class Task(ABC):
         """Compute the probability of each clip's decision, of shape (clips,)."""
 
     @abstractmethod
-    def decide(self, scores: np.ndarray) -> np.ndarray:
+    def decide(self, logits: np.ndarray) -> np.ndarray:
         """Decide on each clip's labels.
 
         Args:
-            scores: logits or probabilities of shape (clips, labels).
+            logits: of shape (clips, labels).
 
         Returns:
             Decisions, one per clip along the first axis.
         """
+
+    @abstractmethod
+    def decide_by_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
+        """Decide as `decide` does where only probabilities are known, such as the mean over windows."""
 
     @abstractmethod
     def decision_code(self, logits: str, name: str) -> str:
