@@ -46,7 +46,7 @@ def divide(clips: pd.DataFrame, cfg: DataConfig) -> pd.DataFrame:
     absent = {split: share for split, share in shares.items() if split not in given}
     if not absent:
         return clips
-    hold_out = _hold_out_groups if (clips["group"] != "").any() else _hold_out
+    hold_out = _hold_out_groups if _has_groups(clips) else _hold_out
     return clips.assign(split=hold_out(clips, absent, cfg.split_seed))
 
 
@@ -99,6 +99,17 @@ def leaking_groups(clips: pd.DataFrame) -> dict[str, list[str]]:
     known = clips[(clips["group"] != "") & (clips["split"] != "")]
     splits = known.groupby("group")["split"].agg(lambda found: sorted(set(found), key=SPLITS.index))
     return {group: found for group, found in splits.items() if len(found) > 1}
+
+
+def _has_groups(clips: pd.DataFrame, num_folds: int = 0) -> bool:
+    """Return whether groups matter: groups of one clip each divide like clips without groups.
+
+    Unless there are exactly `num_folds` groups, which then are the folds.
+    """
+    groups = clips["group"]
+    return bool((groups != "").any()) and (
+        not groups.is_unique or len(groups) == num_folds or bool((groups == "").any())
+    )
 
 
 def _hold_out(clips: pd.DataFrame, absent: dict[str, float], seed: int) -> np.ndarray:
@@ -171,7 +182,7 @@ def _folds(clips: pd.DataFrame, cfg: DataConfig) -> np.ndarray:
     if (clips["split"] != "").any():
         raise UserError(f"--data.fold: got {cfg.fold}, must be left out: the source has splits of its own.")
     labels, count = clips["label"], cfg.num_folds
-    if (clips["group"] != "").any():
+    if _has_groups(clips, count):
         _refuse_clips_without_group(clips)
         folds = _group_folds(clips, count, cfg.split_seed)
     else:

@@ -78,6 +78,16 @@ def test_groups_of_unequal_size_come_near_the_wanted_shares(seed: int) -> None:
         assert reached["validation"] == pytest.approx(validation, abs=0.03)
 
 
+@pytest.mark.parametrize("settings", [{}, {"fold": 2}, {"validate_on_test": True}])
+def test_groups_of_one_clip_each_divide_like_clips_without_groups(settings: dict[str, Any]) -> None:
+    plain = clips_of(10, 3, lambda group, clip: f"word{clip}").assign(group="")
+    for seed in range(10):
+        cfg = DataConfig(split_seed=seed, **settings)
+        found = divide(plain.assign(group=plain["id"]), cfg)
+        assert found["split"].tolist() == divide(plain, cfg)["split"].tolist()
+        assert (found.groupby("split")["label"].value_counts().groupby("split").nunique() == 1).all()
+
+
 def test_groups_that_are_numbers_are_folds_in_their_order() -> None:
     numbered = clips_of(10, 4, lambda group, clip: f"word{clip % 2}")
     numbered["group"] = [str(int(name[:2]) + 1) for name in numbered["id"]]
