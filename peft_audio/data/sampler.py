@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -81,11 +82,17 @@ class TrainingBatches(Sampler[list[Draw]]):
         """Optimizer steps in this epoch."""
         return len(self.step_indices())
 
-    def total_steps(self, epochs: int) -> int:
-        """Optimizer steps in so many epochs."""
+    def total_steps(self, epochs: int, limit: int | None = None) -> int:
+        """Count the optimizer steps of N epochs, or up to `limit`: with `batch_seconds`, each epoch has to be drawn."""
+        most = sys.maxsize if limit is None else limit
         if self.batch_seconds is None:
-            return epochs * self.steps
-        return sum(len(self.step_indices(epoch)) for epoch in range(1, epochs + 1))
+            return min(most, epochs * self.steps)
+        steps = 0
+        for epoch in range(1, epochs + 1):
+            steps += len(self.step_indices(epoch))
+            if steps >= most:
+                return most
+        return steps
 
     def clips_in(self, steps: int) -> int:
         """Clips in the first steps of this epoch, over all processes."""

@@ -41,9 +41,10 @@ class StreamedSteps:
         """Optimizer steps between two validations."""
         return -(-self.max_steps // self.epochs)
 
-    def total_steps(self, epochs: int) -> int:
-        """Optimizer steps in so many parts."""
-        return self.steps * epochs
+    def total_steps(self, epochs: int, limit: int | None = None) -> int:
+        """Count the optimizer steps of N parts, up to `limit`."""
+        steps = self.steps * epochs
+        return steps if limit is None else min(steps, limit)
 
     def clips_in(self, steps: int) -> int:
         """Clips in so many steps, over all processes."""

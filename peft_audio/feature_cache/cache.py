@@ -227,7 +227,7 @@ def _too_much(
 def _passes(loaders: Loaders, cfg: Recipe) -> float:
     """How often training goes over its clips."""
     order = loaders.train_order
-    return min(order.total_steps(cfg.train.epochs), cfg.train.max_steps or np.inf) / order.steps
+    return order.total_steps(cfg.train.epochs, cfg.train.max_steps) / order.steps
 
 
 def _precision(store: Store, cfg: Recipe, accelerator: Accelerator) -> str:

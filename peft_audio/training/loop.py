@@ -104,7 +104,7 @@ def train(
         Stopped: A signal came; a checkpoint was written.
     """
     order = loaders.train_order
-    total = min(order.total_steps(cfg.epochs), cfg.max_steps or sys.maxsize)
+    total = order.total_steps(cfg.epochs, cfg.max_steps)
     optimizer = make_optimizer(model, trained, cfg)
     schedule = make_schedule(optimizer, cfg, total)
     compile_layers(model, cfg.compile)

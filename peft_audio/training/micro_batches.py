@@ -55,7 +55,7 @@ def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> i
 
 
 def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
-    draws = _largest(loaders, cfg)
+    draws = largest_micro_batch(loaders, cfg)
     dataset, collate = loaders.train.dataset, loaders.train.collate_fn  # type: ignore[attr-defined]
     device = learner.accelerator.device
     set_modes(learner.model, learner.trained, cfg.frozen_dropout)
@@ -77,16 +77,19 @@ def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
     return True
 
 
-def _largest(loaders: Loaders, cfg: TrainConfig) -> list[Draw]:
-    """The micro-batch of this process that is longest, padded, of all epochs."""
+def largest_micro_batch(loaders: Loaders, cfg: TrainConfig) -> list[Draw]:
+    """Return this process's micro-batch with the most padded seconds, of the epochs up to `max_steps`."""
     order = loaders.train_order
     assert isinstance(order, TrainingBatches)
-    found: list[Draw] = []
-    longest = -1.0
+    largest: list[Draw] = []
+    most_seconds, seen = -1.0, 0
     for epoch in range(1, cfg.epochs + 1):
         order.go_to(epoch)
         for draws in order:
+            seen += 1
             seconds = len(draws) * float(np.max(order.lengths[[draw.index for draw in draws]]))
-            if seconds > longest:
-                found, longest = draws, seconds
-    return found
+            if seconds > most_seconds:
+                largest, most_seconds = draws, seconds
+        if cfg.max_steps is not None and seen >= cfg.max_steps * order.micro_batches:
+            break
+    return largest
