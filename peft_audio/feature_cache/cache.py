@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -93,24 +95,30 @@ def cache_frozen_prefix(
     wanted, reason = find_wanted(loaders, cfg)
     model.to(accelerator.device).eval()
     compute = partial(run_frozen, model, cut, accelerator)
-    try:
-        store = _open(model, cut, loaders, cfg, accelerator)
-        # One of a machine's processes fills; which one would otherwise be chance.
-        with accelerator.local_main_process_first(), filling(store, tell):
-            missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
-            too_much = _too_much(store, model, cut, wanted, missing, loaders, cfg)
-            if too_much:
-                return refuse(too_much)
-            tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
-            if missing:
-                parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-                batches = in_batches(missing, cfg.train, parts, loaders)
-                write_features(store, computed(compute, batches, len(missing), accelerator), time.perf_counter())
-            reader = Reader(store, read_table(store))
-    except (OSError, NotImplementedError) as error:  # the latter of locks, where the disk knows none
-        # Training does without what only makes it faster.
-        where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
-        return refuse(f"{where}: {getattr(error, 'strerror', None) or error}")
+    reader, missing, problem = None, list[Missing](), ""
+    # One of a machine's processes fills; which one would otherwise be chance.
+    with _local_main_process_first(accelerator):
+        try:
+            store = _open(model, cut, loaders, cfg, accelerator)
+            with filling(store, tell):
+                missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
+                problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+                if not problem:
+                    tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+                    if missing:
+                        parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
+                        batches = in_batches(missing, cfg.train, parts, loaders)
+                        features = computed(compute, batches, len(missing), accelerator)
+                        write_features(store, features, time.perf_counter())
+                    reader = Reader(store, read_table(store))
+        except (OSError, NotImplementedError) as error:  # the latter of locks, where the disk knows none
+            # Training does without what only makes it faster.
+            where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
+            problem = f"{where}: {getattr(error, 'strerror', None) or error}"
+    # Either all processes use the cache or none: they must make the same collective calls.
+    problems = [each for each in gather_object([problem]) if each]
+    if problems or reader is None:
+        return refuse(problems[0])
     prefix = _outcome(cut, reason, reader, wanted, bool(missing))
     tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
     family_of(model.config).accept_features(model, cut)
@@ -118,6 +126,21 @@ def cache_frozen_prefix(
         split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in wanted.items()
     }
     return model, replace(loaders, **kept, prefix=prefix)
+
+
+@contextmanager
+def _local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Let the first process of each machine go first, and the others follow even if it raises.
+
+    `Accelerator.local_main_process_first` leaves the others waiting for ever after an exception.
+    """
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_local_main_process:
+            accelerator.wait_for_everyone()
 
 
 class Features(Dataset):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.cuts import ENDS, EVERY
+from helpers.recipe_runs import free_port
 from helpers.tiny_encoders import ENCODERS, save_encoder
 from helpers.tones import write_tone
 
@@ -28,6 +33,7 @@ from peft_audio.data.loaders import Loaders, make_loaders
 from peft_audio.data.splits import load_splits
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
+from peft_audio.feature_cache import cache as prefix_cache
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.feature_cache.store import Store, clear_stores, filling, make_room, open_store, read_table
 from peft_audio.strategies.base import Trainable
@@ -354,6 +360,45 @@ def test_a_folder_that_cannot_be_used_costs_no_run(settings: Callable[..., Recip
     (tmp_path / "kept").write_text("a file")
     parts = ready(settings())
     assert "File exists" in parts.loaders.prefix.reason and parts.loaders.train is parts.plain.train
+
+
+@pytest.mark.parametrize("failing_rank", [0, 1])
+def test_a_full_disk_in_one_of_two_processes_lets_both_go_on_without_the_cache(
+    failing_rank: int, settings: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    cfg, port = settings(), free_port()
+    # Forked, so that nothing is imported again.
+    fork = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        children = [fork.Process(target=meet, args=(rank, failing_rank, port, cfg, tmp_path)) for rank in range(2)]
+        for child in children:
+            child.start()
+    for child in children:
+        child.join(60)
+    waiting = [child for child in children if child.exitcode is None]
+    for child in waiting:
+        child.kill()
+    assert not waiting, "one process waits for the other"
+    reasons = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert reasons == [f"{tmp_path}: No space left on device"] * 2
+
+
+def meet(rank: int, failing_rank: int, port: str, cfg: Recipe, folder: Path) -> None:
+    """Prepare a run as one of two processes; the disk of one is full."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    if rank == failing_rank:
+        prefix_cache.write_features = fail
+        prefix_cache.read_table = fail
+    parts = ready(cfg)
+    (count,) = parts.accelerator.reduce(torch.ones(1))
+    assert count == 2 and parts.loaders.train is parts.plain.train
+    (folder / f"{rank}.txt").write_text(parts.loaders.prefix.reason)
 
 
 def test_noises_belong_to_what_is_heard(settings: Callable[..., Recipe], tmp_path: Path) -> None:
