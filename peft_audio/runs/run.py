@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from peft_audio.runs.folder import (
 )
 from peft_audio.runs.predictions import predictions_table
 from peft_audio.text import listed, printable, several
-from peft_audio.training.checkpoints import Checkpoint
+from peft_audio.training.checkpoints import Checkpoint, read_checkpoint
 from peft_audio.training.state import Checkpoints
 from peft_audio.training.tracking import Log, start_log
 
@@ -82,13 +81,31 @@ def start_run(
         "device": accelerator.device.type,
         "made_with": versions(),
     }
-    found = on_first(accelerator, partial(_prepare, path, cfg, splits, about))
+    found = _prepare_on_all(path, cfg, splits, about, accelerator)
     trackers = cfg.train.log_with if isinstance(cfg, Recipe) else []
     step = found.state["position"]["step"] if found else 0
     log = start_log(path, trackers, about["settings"], accelerator.is_main_process, step)
     began -= found.state["run_seconds"] if found else 0.0
     checkpoints = Checkpoints(path / CHECKPOINTS, about, began, found)
     return Run(folder, cfg, splits, base, accelerator, began, log, checkpoints)
+
+
+def _prepare_on_all(
+    path: Path, cfg: Recipe | BaselineRecipe, splits: Splits, about: dict[str, Any], accelerator: Accelerator
+) -> Checkpoint | None:
+    """Prepare the folder on the first process, and read the checkpoint to resume from on each process."""
+    of_first: list[Checkpoint] = []
+
+    def prepare() -> Path | None:
+        found = _prepare(path, cfg, splits, about)
+        of_first.extend([found] if found else [])
+        return found.folder if found else None
+
+    # The others get its path: a checkpoint can hold gigabytes.
+    folder = on_first(accelerator, prepare)
+    if of_first or folder is None:
+        return of_first[0] if of_first else None
+    return read_checkpoint(folder)
 
 
 def _prepare(path: Path, cfg: Recipe | BaselineRecipe, splits: Splits, about: dict[str, Any]) -> Checkpoint | None:

@@ -80,11 +80,22 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint that is as its manifest says.
+    """Read a checkpoint, with the weights of the best epoch as its file `best`.
 
     Raises:
-        ResumeError: It is not, or cannot be read.
+        ResumeError: It or its best weights are damaged or cannot be read.
     """
+    checkpoint = _read_folder(folder)
+    best = checkpoint.state.get("best_folder")
+    if best is not None:
+        if not isinstance(best, str) or not _OURS.fullmatch(best):
+            raise ResumeError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
+        checkpoint.tensors["best"] = _read_folder(folder.parent / best).tensors.get("trained", {})
+    return checkpoint
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    """Read a folder whose files match its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, facts in manifest.items():
@@ -100,7 +111,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, with the best epoch's weights as its file `best`.
+    """Read the newest checkpoint that is whole.
 
     Args:
         root: Where the run keeps them.
@@ -115,13 +126,7 @@ def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | N
     found = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
     for folder in found:
         try:
-            checkpoint = read_checkpoint(folder)
-            best = checkpoint.state.get("best_folder")
-            if best is not None:
-                if not isinstance(best, str) or not _OURS.fullmatch(best):
-                    raise ResumeError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
-                checkpoint.tensors["best"] = read_checkpoint(root / best).tensors.get("trained", {})
-            return checkpoint
+            return read_checkpoint(folder)
         except ResumeError as error:
             tell(f"note: {error}; the one before it is used")
     if found:

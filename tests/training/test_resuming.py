@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,9 @@ from safetensors.torch import load_file, save_file
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.errors import UserError
 from peft_audio.evaluation import run_split as evaluation
+from peft_audio.runs import folder as run_folder
+from peft_audio.runs import run
+from peft_audio.strategies import LoraRecipe
 from peft_audio.tasks import task_of
 from peft_audio.training import checkpoints
 from peft_audio.training import loop as training
@@ -150,6 +154,34 @@ def test_a_finished_run_stays_and_an_absent_one_starts_afresh(
     (tmp_path / "run" / "adapter").rename(tmp_path / "run" / "adapter.partial")
     assert place(tmp_path / "run")[0] == 0
     assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_processes_get_the_path_of_a_checkpoint_and_read_it_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"trained": {"weight": torch.randn(1000)}}
+    write_checkpoint(tmp_path / "best-00000001", {"epoch": 1}, weights)
+    write_checkpoint(tmp_path / "step-00000004", {"best_folder": "best-00000001"}, weights)
+    found = read_checkpoint(tmp_path / "step-00000004")
+    monkeypatch.setattr(run, "_prepare", lambda *_: found)
+    sent: list[bytes] = []
+
+    def broadcast(values: list[Any], first: bool) -> None:
+        if first:
+            sent.append(pickle.dumps(values))
+        else:
+            values[:] = pickle.loads(sent[0])
+
+    read = []
+    for first in (True, False):
+        monkeypatch.setattr(run_folder, "broadcast_object_list", partial(broadcast, first=first))
+        process: Any = SimpleNamespace(is_main_process=first, num_processes=2)
+        nothing: Any = None
+        read.append(run._prepare_on_all(tmp_path, LoraRecipe(), nothing, {}, process))
+    assert len(sent[0]) < 1000, "the weights alone take 4,000 bytes"
+    for each in read:
+        assert each.folder == found.folder and each.state == found.state
+        assert all(each.tensors[file]["weight"].equal(weights["trained"]["weight"]) for file in ("trained", "best"))
 
 
 def test_damaged_checkpoints_are_passed_over_and_never_unpickled(
