@@ -24,6 +24,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from joblib import cpu_count
 from machine import NANO, PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
 
 BUNDLED = "bundled"
@@ -92,7 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where it is fast, else fp32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
     parser.add_argument("--threads", type=int, default=threads, help="of the CPU (default: all)")
     parser.add_argument("--out", type=Path, help="a file for the page as well")
     parser.add_argument("--measure", help=argparse.SUPPRESS)

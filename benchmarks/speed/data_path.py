@@ -24,6 +24,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from joblib import cpu_count
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 SIZES = (1_000, 10_000, 100_000)
@@ -50,7 +52,7 @@ def main() -> None:
         name, *values = options.measure
         print(json.dumps(MEASURES[name](options.data, *values)))
         return
-    title = f"# The way from files to batches\n\n{os.cpu_count()} cores, {platform.machine()}, {platform.system()}."
+    title = f"# The way from files to batches\n\n{cpu_count()} cores, {platform.machine()}, {platform.system()}."
     page = [title]
     print(title, flush=True)
     for name in options.tables:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
+
+from joblib import cpu_count
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "peft_audio" / "assets" / "digits" / "test.parquet"
@@ -70,7 +71,7 @@ def main() -> None:
         f"{options.digits} digits, {options.noises} clips of noise, {options.repeats} processes each on "
         f"{options.device}: median (least to most). Difference: of any label's probability, to the pipeline's default."
     )
-    machine = f"{os.cpu_count()} cores, {threads} threads, {platform.machine()}, {platform.system()}"
+    machine = f"{cpu_count()} cores, {threads} threads, {platform.machine()}, {platform.system()}"
     whole = f"`peft-audio predict` on one clip, start to end: {spread(command)} s."
     page = "\n\n".join(["# Labelling clips", f"{machine}.", about, table(columns, rows), whole])
     print(page)

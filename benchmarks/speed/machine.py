@@ -23,6 +23,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from joblib import cpu_count
+
 NANO = Path(__file__).parents[2] / "peft_audio" / "assets" / "wav2vec2-nano"
 SAMPLING_RATE = 16_000
 # As peft_audio's train.mixed_precision names them.
@@ -74,7 +76,7 @@ def machine() -> dict[str, Any]:
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     return {
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "versions": {package: version(package) for package in ("torch", "transformers", "peft", "accelerate")},

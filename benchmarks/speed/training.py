@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from joblib import cpu_count
 from machine import PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
 
 from peft_audio.comparison.jobs import RECIPES, in_words
@@ -97,7 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="clips a step (default: 4)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--base", help="folder of an encoder (default: wav2vec2-base's sizes, random weights)")
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
     parser.add_argument("--threads", type=int, default=threads, help="of the CPU, for each process (default: all)")
     parser.add_argument("--out", type=Path, help="a file for the page as well")
     parser.add_argument("--json", type=Path, help="a file for every single measurement")

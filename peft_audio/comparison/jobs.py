@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from joblib import cpu_count
 
 from peft_audio.errors import DivergedError, UserError
 from peft_audio.files import read_json, write_aside
@@ -115,7 +115,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
         slot = slots.get()
         try:
             alone = at_once <= max(1, len(gpus))
-            threads = max(1, (os.cpu_count() or 1) // at_once)
+            threads = max(1, cpu_count() // at_once)
             where = environment(gpus[slot % len(gpus)] if gpus else None, threads)
             return _run(job, where, {"alone": alone, "threads": threads}, children, stop)
         finally:

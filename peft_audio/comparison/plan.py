@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
+from joblib import cpu_count
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +82,7 @@ def time_steps(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) 
 
 def at_once(cfg: CompareRecipe, costs_count: bool) -> int | None:
     """How many runs side by side: on a CPU, runs whose costs do not count may share it."""
-    shared = None if costs_count or torch.cuda.is_available() else min(MOST_AT_ONCE, os.cpu_count() or 1)
+    shared = None if costs_count or torch.cuda.is_available() else min(MOST_AT_ONCE, cpu_count())
     return cfg.jobs or shared
 
 

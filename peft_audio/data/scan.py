@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,7 +24,7 @@ ABSURD_PEAK = 1e10
 SLACK_SECONDS = 0.1
 CHUNK_CLIPS = 512
 # Decoding leaves Python's lock, so threads are enough and share the memory.
-JOBS = os.cpu_count() or 1
+JOBS = cpu_count()
 
 # Is told the number of a clip, the first 30 s of it as a mono waveform, and the rate.
 Listen = Callable[[int, np.ndarray, int], None]

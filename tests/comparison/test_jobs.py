@@ -16,6 +16,8 @@ import pytest
 
 from peft_audio.comparison import jobs as launching
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, run_jobs
+from peft_audio.comparison.plan import at_once
+from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.processes import end, environment
@@ -65,6 +67,13 @@ def test_a_run_is_made_once_for_its_settings(tmp_path: Path) -> None:
     assert not finished(job(tmp_path, "good", epochs=4))
     (first.folder / "report.json").write_text('{"strat')
     assert not finished(first)
+
+
+def test_cpus_that_this_process_may_not_use_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    (record,) = run([job(tmp_path, "good")], at_once=1)
+    assert record["threads"] == 1
+    assert at_once(CompareRecipe(), costs_count=False) == 1
 
 
 def test_what_failed_is_recorded_with_its_last_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
