@@ -1,4 +1,4 @@
-"""One arm of a comparison, from its finished runs."""
+"""Summarize the finished runs of one arm of a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peft_audio.evaluation.significance import seed_interval
 from peft_audio.runs.finished import Finished, epochs_of, predictions_of, training_seconds, whole_seconds
 from peft_audio.runs.predictions import Predictions, pooled
 
-# What reports call the measured costs, by the names of PEFT's method comparison.
+# Names of the measured costs in PEFT's method comparison, and in reports.
 MEASURED = {
     "accelerator_memory_max": "peak_memory_bytes",
     "samples_per_second": "samples_per_second",
@@ -31,16 +31,16 @@ def make_arm(
     failures: tuple[Failure, ...],
     control: bool,
 ) -> Arm:
-    """What an arm's runs say, before it is held against others.
+    """Summarize the runs of an arm; differences to other arms are added later.
 
     Args:
-        name: Of the arm.
-        finals: Its final runs.
-        tuning: Its tuning runs.
-        trials: Scores on validation by arm and fold.
+        name: name of the arm.
+        finals: final runs of the arm.
+        tuning: tuning runs of the arm.
+        trials: scores on validation by arm and fold.
         tables: predictions on the test clips by seed.
-        failures: Its runs that failed.
-        control: Whether it is there to show what the task is worth.
+        failures: runs of the arm that failed.
+        control: true for a control, which is not ranked.
     """
     reports = [run.report for run in finals]
     first = reports[0] if reports else {}
@@ -86,7 +86,7 @@ def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finis
 
 
 def _curve(run: Finished) -> Curve:
-    """What each of its epochs came to."""
+    """Read the loss and accuracy of each epoch."""
     epochs = epochs_of(run)
     return Curve(
         seed=run.seed,
@@ -99,7 +99,7 @@ def _curve(run: Finished) -> Curve:
 
 
 def _of_seeds(finals: Sequence[Finished], key: str) -> Score | None:
-    """A score of the reports, of each seed the mean over folds; None where a run has none."""
+    """Average a field of the reports over the folds of each seed; None if a report lacks it."""
     by_seeds: dict[int, list[float]] = {}
     for run in finals:
         if run.report.get(key) is None:
@@ -113,7 +113,7 @@ def _score(values: Sequence[float]) -> Score:
 
 
 def _largest(values: Iterable[Any]) -> float | None:
-    """None where one is unknown, or there is none; NaN where one is."""
+    """Return the largest value; None if a value is unknown or there are none, NaN if a value is NaN."""
     known = list(values)
     return None if not known or None in known else float(np.max(known))
 
@@ -124,7 +124,7 @@ def _median(values: Iterable[Any]) -> float | None:
 
 
 def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[str, int | None], Trials]:
-    """Scores on validation of each rate, by arm and fold."""
+    """Compute the score on validation of each learning rate, by arm and fold."""
     found: dict[tuple[str, int | None], dict[float, tuple[float, float]]] = {}
     for fold, rate in sorted({(run.fold, run.learning_rate) for run in runs}, key=str):
         reports = [run.report for run in runs if (run.fold, run.learning_rate) == (fold, rate)]
@@ -133,7 +133,7 @@ def trials_of(name: str, runs: Sequence[Finished], metric: str) -> dict[tuple[st
 
 
 def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, Predictions]:
-    """Predictions on the test clips of each seed that all folds were held out with, those of all folds together."""
+    """Pool the predictions on the test clips of all folds, for each seed that has a run for every fold."""
     seeds = [
         seed for seed in sorted({run.seed for run in runs}) if {run.fold for run in runs if run.seed == seed} == folds
     ]

@@ -1,4 +1,4 @@
-"""Many finished runs into one comparison."""
+"""Compare the arms of finished runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the runs.
+    """Settings of a comparison of finished runs.
 
     Attributes:
-        reference: The arm that the others are held against.
-        margin: The difference in accuracy that matters.
-        order: Names of the arms in the order of the settings; others follow.
-        controls: Arms that were declared controls.
-        seconds: Of training that each run was given, where the budget was a time.
+        reference: name of the arm that the others are compared with.
+        margin: smallest difference in accuracy that matters.
+        order: names of the arms in the order of the settings; other arms follow.
+        controls: names of the arms that are controls.
+        seconds: training time of each run, if the budget is a time.
     """
 
     reference: str = "full"
@@ -46,16 +46,16 @@ def compare(
     failures: Mapping[str, Sequence[Failure]] | None = None,
     diverged: Mapping[tuple[str, int | None], Sequence[float]] | None = None,
 ) -> Comparison:
-    """Arms side by side, ranked if every rule holds.
+    """Compare arms, and rank them if every rule holds.
 
     Args:
-        runs: Finished runs of all arms, tuning and final.
-        question: Reference, margin and order.
-        failures: What failed, by arm.
-        diverged: Rates at which the loss stopped being a number, by arm and fold: tried, and worse than all others.
+        runs: finished runs of all arms, tuning and final.
+        question: reference, margin and order.
+        failures: failed runs by arm.
+        diverged: learning rates at which the loss became NaN or infinite, by arm and fold. They count as the worst.
 
     Raises:
-        UserError: There is no final run.
+        UserError: No run is final.
     """
     failures = failures or {}
     names = [*question.order, *sorted({run.arm for run in runs} - set(question.order))]
@@ -86,13 +86,13 @@ def compare(
         for name in names
     ]
     arms = with_differences(arms, finals, tables, question)
-    # What a broken rule forbids is not only the order: no sentence, no front.
+    # A broken rule also forbids claims and Pareto fronts.
     arms = [replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))
     return _described(arms, finals, tables, broken, question, first)
 
 
 def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
-    """Whether an arm is held to the rules. The reference always is: others are held against it."""
+    """Return whether an arm must keep the rules: the reference, and every arm that is no control."""
     return name == question.reference or not (name in question.controls or any(run.control for run in finals))
 
 
@@ -106,7 +106,10 @@ def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
 def with_differences(
     arms: Sequence[Arm], finals: Arms, tables: Mapping[str, Mapping[int, Predictions]], question: Question
 ) -> list[Arm]:
-    """Each arm against the reference, on the same data, splits and clips; controls too, outside of the correction."""
+    """Add the difference between each arm and the reference, if both have the same data, splits and clips.
+
+    The correction for several arms leaves controls out.
+    """
     reference = tables.get(question.reference)
     if not reference:
         return list(arms)
@@ -138,7 +141,7 @@ def with_differences(
 
 
 def ranked(arms: Sequence[Arm]) -> list[Arm]:
-    """With ranks by mean test accuracy; equal means share one."""
+    """Add ranks by mean test accuracy; equal means share a rank."""
     scores = sorted(
         (arm.test_accuracy.interval.mean for arm in arms if arm.test_accuracy and not arm.control), reverse=True
     )
@@ -151,7 +154,7 @@ def ranked(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def with_fronts(arms: Sequence[Arm]) -> list[Arm]:
-    """With the costs for which no other arm is as accurate for less (or more accurate for as much)."""
+    """Add the costs for which the arm is on the Pareto front of cost and accuracy."""
 
     def beaten(arm: Arm, cost: str) -> bool:
         own, accuracy = getattr(arm, cost), _mean(arm)
@@ -179,7 +182,7 @@ def _mean(arm: Arm) -> float:
 
 
 def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, margin: float) -> str:
-    """The sentence a reader needs: how far apart, at what share of the parameters, and what these clips can tell."""
+    """Write the claim on an arm: its difference, its share of parameters and the difference that is resolved."""
     sentence = claim(arm.name, reference.name, difference, margin, p_holm).rstrip(".")
     if arm.num_trainable_params and reference.num_trainable_params:
         ratio = reference.num_trainable_params / arm.num_trainable_params
@@ -234,7 +237,7 @@ def _budget(run: Finished, question: Question) -> str:
 
 
 def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) -> Iterable[str]:
-    """What else a reader must know."""
+    """List the notes of a comparison."""
     names = {arm.name for arm in arms}
     if question.reference not in names:
         yield f"there is no arm {question.reference} to hold the others against; name another reference."

@@ -18,14 +18,14 @@ from peft_audio.text import printable
 
 # As in Guo et al. (ICML 2017).
 BINS = 15
-# A wider matrix does not fit into a terminal.
+# With more labels, the confusion matrix does not fit into a terminal.
 MOST_LABELS_IN_MATRIX = 12
 MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: how much of what was called so is so, how much of what is so was called so, their harmonic mean."""
+    """Precision, recall and F1 of one class, and the number of its recordings."""
 
     label: str
     precision: float
@@ -36,14 +36,14 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Bin:
-    """Recordings whose highest probability lies above `low` and at `high` or below.
+    """Recordings whose highest probability lies above `low` and not above `high`.
 
     Attributes:
-        low: Lower bound.
-        high: Upper bound.
-        recordings: How many.
-        confidence: Mean of their highest probabilities; None where there are none.
-        accuracy: Share of them that is right; None likewise.
+        low: lower bound of the probability.
+        high: upper bound of the probability.
+        recordings: number of recordings.
+        confidence: mean of their highest probabilities; None without recordings.
+        accuracy: share of them that is correct; None without recordings.
     """
 
     low: float
@@ -55,25 +55,25 @@ class Bin:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier is worth on some recordings.
+    """Scores of a classifier on labelled recordings.
 
     Attributes:
-        recordings: How many.
-        groups: How many groups (speakers) they are of; None if that of any is unknown.
-        accuracy: Share that is right.
-        accuracy_low: Lower bound of its 95% interval, see `accuracy_interval`.
-        accuracy_high: Upper bound.
-        interval: What that interval takes as independent: recordings or groups.
-        macro_f1: Mean of F1 over the labels that occur, in truth or in what was said, as in a run's report.
-        negative_log_likelihood: Mean of -ln of the probability of the right label; a run's report calls it loss.
-        brier_score: Mean over recordings of the squared differences to 1 for the right label and 0 for the others,
-            summed over labels: 0 to 2, as Brier had it (Monthly Weather Review 78, 1950).
-        expected_calibration_error: Mean of |accuracy - confidence| over the bins, weighted by their recordings (Guo et
+        recordings: number of recordings.
+        groups: number of their groups (speakers); None if the group of a recording is unknown.
+        accuracy: share of the recordings that is correct.
+        accuracy_low: lower bound of the 95% interval of the accuracy, see `accuracy_interval`.
+        accuracy_high: upper bound of that interval.
+        interval: "recordings" or "groups", which the interval takes as independent.
+        macro_f1: mean of F1 over the labels that occur as true or as predicted label, as in a report.
+        negative_log_likelihood: mean of -ln of the probability of the true label; reports call it loss.
+        brier_score: mean over recordings of the squared differences to 1 for the true label and to 0 for the others,
+            summed over labels: 0 to 2 (Brier, Monthly Weather Review 78, 1950).
+        expected_calibration_error: mean of |accuracy - confidence| over the bins, weighted by their recordings (Guo et
             al., ICML 2017).
-        labels: In the order of the confusion matrix.
-        classes: Score of each label.
-        confusion: How many recordings of each label (row) were called what (column).
-        bins: Of equal width, over the highest probability.
+        labels: label names in the order of the confusion matrix.
+        classes: scores of each label.
+        confusion: number of recordings by true label (row) and predicted label (column).
+        bins: bins of equal width over the highest probability.
     """
 
     recordings: int
@@ -105,10 +105,10 @@ def score(
     Args:
         task: one label per clip.
         logits: of shape (recordings, labels).
-        right: Number of the right label, int of shape (recordings,).
-        labels: In the order of the numbers.
-        metrics: `loss`, `accuracy` and `macro_f1`, as an `Evaluation` has them.
-        groups: Group (speaker) of each recording; "" or None where it is unknown.
+        right: number of the true label, int of shape (recordings,).
+        labels: label names in the order of the logits.
+        metrics: `loss`, `accuracy` and `macro_f1` of an `Evaluation`.
+        groups: group (speaker) of each recording; "" or None where it is unknown.
     """
     said, numbers = task.decide(logits), np.arange(len(labels))
     probabilities = task.probabilities(logits.astype(np.float64))
@@ -139,11 +139,11 @@ def score(
 
 
 def confusions(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[tuple[str, str, int]]:
-    """What was called something else, what, and how often, the most frequent first.
+    """List true label, wrong label and count of each confusion, the most frequent first.
 
     Args:
-        labels: In the order of the matrix.
-        matrix: How many of each label (row) were called what (column).
+        labels: label names in the order of the matrix.
+        matrix: number of recordings by true label (row) and predicted label (column).
     """
     found = [
         (label, said, count)
@@ -155,19 +155,19 @@ def confusions(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[t
 
 
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tuple[float, float, str]:
-    """Where the accuracy on other recordings of this kind may lie: a 95% interval.
+    """Compute a 95% interval of the accuracy on other recordings of this kind.
 
-    Recordings of one speaker are right or wrong together. With MIN_GROUPS groups or more, groups are what is drawn (by
-    the bootstrap of `statistics.paired_difference`, against never being right). With fewer, or unknown ones, it is
-    Wilson's interval, which takes every recording as independent and so is too narrow where they are not; where all are
-    right, or none, no bootstrap knows a spread, and it is Wilson's with each group counted once.
+    Recordings of one speaker tend to be correct or wrong together. With MIN_GROUPS groups or more, a bootstrap draws
+    groups (`paired_difference` against a reference that is never correct). With fewer groups, or unknown ones, the
+    interval is Wilson's, which takes recordings as independent and is too narrow where they are not. If all recordings
+    are correct, or none is, a bootstrap has no spread, and Wilson's interval counts each group once.
 
     Args:
-        correct: Of shape (recordings,), whether each is right.
-        groups: Group of each; None where it is unknown.
+        correct: bool of shape (recordings,).
+        groups: group of each recording; None where it is unknown.
 
     Returns:
-        Both bounds, and what was taken as independent: "recordings" or "groups".
+        Lower bound, upper bound, and what the interval takes as independent: "recordings" or "groups".
     """
     names = set(groups)
     grouped = None not in names and len(names) >= MIN_GROUPS
@@ -175,18 +175,18 @@ def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tupl
     if grouped and 0 < correct.sum() < len(correct):
         found = paired_difference(correct[None].astype(int), np.zeros((1, len(correct)), dtype=int), groups)
         return max(0.0, found.low), min(1.0, found.high), "groups"
-    # With groups, all are right or none is.
+    # With groups, all recordings are correct or none is.
     wilson = binomtest(round(float(correct.mean()) * count), count).proportion_ci(method="wilson")
     return float(wilson.low), float(wilson.high), "groups" if grouped else "recordings"
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray, count: int = BINS) -> tuple[Bin, ...]:
-    """Recordings by their highest probability, in bins of equal width.
+    """Sort recordings into bins of equal width by their highest probability.
 
     Args:
-        confidence: The highest probability of each, of shape (recordings,).
-        correct: Whether each is right.
-        count: Of the bins.
+        confidence: highest probability of each recording, of shape (recordings,).
+        correct: bool of shape (recordings,).
+        count: number of bins.
     """
     edges = np.linspace(0, 1, count + 1)
     whose = np.clip(np.searchsorted(edges, confidence) - 1, 0, count - 1)
@@ -205,14 +205,14 @@ def print_scores(
     skipped: Sequence[tuple[str, str]],
     console: Console,
 ) -> None:
-    """Show scores as tables.
+    """Print scores as tables.
 
     Args:
-        scores: What to show.
-        notes: Told first.
-        unseen: Labels that do not occur.
-        skipped: Clips that were left out, with the reason.
-        console: Where.
+        scores: scores to show.
+        notes: lines printed first.
+        unseen: labels that do not occur.
+        skipped: clips that were left out, with the reason.
+        console: console that prints.
     """
 
     def say(line: str) -> None:

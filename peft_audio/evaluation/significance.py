@@ -1,7 +1,7 @@
-"""Is one way of fine-tuning better than another, given few seeds and one test split? Intervals, p-values, sentences.
+"""Intervals, p-values and claims for comparisons with few seeds and one test split.
 
-Scores are accuracies between 0 and 1; a point is 0.01. docs/statistics.md says what each interval promises, and how
-often it kept that in simulation.
+Scores are accuracies between 0 and 1; a point is 0.01. docs/statistics.md states the coverage of each interval in
+simulations.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-MIN_GROUPS = 8  # with fewer, the spread between groups is too badly known to speak of other groups
+MIN_GROUPS = 8  # with fewer groups, the estimate of the spread between groups is too uncertain
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its interval; both bounds are nan where there is one seed."""
+    """Mean over seeds with its interval; both bounds are nan with one seed."""
 
     mean: float
     low: float
@@ -31,18 +31,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of an arm minus accuracy of the reference, on average over seeds.
+    """Mean accuracy of an arm minus mean accuracy of the reference.
 
     Attributes:
-        estimate: The difference measured; 0.01 is a point.
-        low: Lower bound of the interval.
-        high: Upper bound.
-        p_value: Two-sided, of no difference; at most 1 - confidence where the interval leaves out 0.
-        clips: Number of test clips.
-        groups: Number of groups (speakers) among them; None if the group of any clip is unknown.
-        conditional: The interval speaks of these groups only: clips were resampled, not groups.
-        seeds: Number of seeds of the arm and of the reference. With 1, the interval speaks of that seed only.
-        confidence: Of the interval.
+        estimate: measured difference; 0.01 is a point.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
+        p_value: two-sided p-value of no difference; at most 1 - confidence if the interval excludes 0.
+        clips: number of test clips.
+        groups: number of groups (speakers) among them; None if the group of a clip is unknown.
+        conditional: true if clips were resampled, not groups; the interval then covers these groups only.
+        seeds: number of seeds of the arm and of the reference. With 1, the interval covers that seed only.
+        confidence: confidence of the interval.
     """
 
     estimate: float
@@ -58,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Spread:
-    """Variance of the difference by where it comes from, and the degrees of freedom of their sum."""
+    """Variance of the difference by source, and the degrees of freedom of the sum."""
 
     units: float
     shared: float  # the part of `units` that endless seeds would leave
@@ -67,16 +67,16 @@ class _Spread:
 
 
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean score over seeds with Student's t interval, clipped to [0, 1].
+    """Compute the mean score over seeds with Student's t interval, clipped to [0, 1].
 
-    It says what more seeds would give on the same test clips, and nothing of other clips.
+    The interval covers other seeds on the same test clips. It does not cover other clips.
 
     Args:
-        values: One score between 0 and 1 a seed. One seed has no spread: its bounds are nan.
-        confidence: Of the interval, 0.95 for 95%.
+        values: one score between 0 and 1 per seed. The bounds of one seed are nan.
+        confidence: confidence of the interval, 0.95 for 95%.
 
     Raises:
-        ValueError: No values, or values that are no scores.
+        ValueError: There are no values, or a value is not between 0 and 1.
     """
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or not scores.size:
@@ -99,28 +99,33 @@ def paired_difference(
     resamples: int = 9999,
     seed: int = 0,
 ) -> Difference:
-    """Difference in accuracy of an arm from the reference, with an interval that knows of clips, groups and seeds.
+    """Compute the difference in accuracy between an arm and the reference, with an interval over clips and seeds.
 
-    A bootstrap over clips alone takes a bad seed, which loses many clips together, for a difference between methods.
-    So each of `resamples` draws adds three things, as in Owen's pigeonhole bootstrap (Ann. Appl. Stat. 1, 2007): test
-    clips drawn anew for both arms alike, or whole groups where there are MIN_GROUPS of them (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993); and for each arm what its seeds leave unsure. Three seeds are too few to be
-    drawn anew: theirs is a normal with the variance that they show. What chance does to one clip of one seed is in both
-    variances, and is taken out of one (McCullagh, Bernoulli 6, 2000). Last, each draw is divided by the root of a
-    chi-square over its degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946; Hillis, Stat. Med. 26, 2007, for
-    readers and cases, which are seeds and clips here). That makes a t of a normal: few seeds or few groups widen the
-    interval (Cameron, Gelbach and Miller, Rev. Econ. Stat. 90, 2008). Percentiles of the draws are the interval.
+    A bootstrap over clips alone takes a bad seed, which loses many clips at once, for a difference between methods.
+    Each of `resamples` draws therefore combines three steps, as in Owen's pigeonhole bootstrap (Ann. Appl. Stat. 1, 2007):
+
+    1. Test clips are drawn with replacement, the same for both arms; with MIN_GROUPS groups or more, whole groups are
+       drawn (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+    2. For each arm, the uncertainty of its seeds is added. Three seeds are too few to draw from, so it is a normal
+       variable with the variance between seeds. The chance on a single clip of a single seed is in both variances, and
+       is subtracted from one of them (McCullagh, Bernoulli 6, 2000).
+    3. Each draw is divided by the root of a chi-square variable over its degrees of freedom (Satterthwaite, Biometrics
+       Bulletin 2, 1946; Hillis, Stat. Med. 26, 2007, for readers and cases, here seeds and clips). This turns a normal
+       into a t variable: few seeds or few groups widen the interval (Cameron, Gelbach and Miller, Rev. Econ. Stat. 90,
+       2008).
+
+    The interval is made of percentiles of the draws.
 
     Args:
-        correct: Shape (seeds, clips), 1 where the arm's run with that seed has the clip right, else 0.
-        reference: The same for the reference: the same clips in the same order; as many seeds as it has.
-        groups: Group (speaker) of each clip. None, or a None among them: unknown.
-        confidence: Of the interval.
-        resamples: Number of draws.
-        seed: Of the draws. The same arguments give the same numbers, whatever the order of the clips.
+        correct: 1 where the arm's run with a seed has a clip correct, else 0; of shape (seeds, clips).
+        reference: the same for the reference: the same clips in the same order, with its own seeds.
+        groups: group (speaker) of each clip. None, or a None among them: unknown.
+        confidence: confidence of the interval.
+        resamples: number of draws.
+        seed: seed of the draws. The same arguments give the same numbers, in any order of the clips.
 
     Raises:
-        ValueError: Shapes that do not fit, values other than 0 and 1, fewer than two clips.
+        ValueError: Shapes do not fit, a value is neither 0 nor 1, or there are fewer than two clips.
     """
     arm, other = _correctness(correct, "correct"), _correctness(reference, "reference")
     clips = arm.shape[1]
@@ -147,7 +152,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for how many there are, in the same order (Holm, Scand. J. Stat. 6, 1979).
+    """Correct p-values for their number, in the same order (Holm, Scand. J. Stat. 6, 1979).
 
     Raises:
         ValueError: A value is not between 0 and 1.
@@ -160,12 +165,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def resolution(differences: Sequence[Difference]) -> float:
-    """The smallest difference that this test split and these seeds tell from none: half of the widest interval.
+    """Return the smallest difference that this test split and these seeds resolve: half of the widest interval.
 
-    It is one clip at least: arms that agree on every clip have an interval without width.
+    It is at least one clip, because arms that agree on every clip have an interval of width 0.
 
     Raises:
-        ValueError: No differences.
+        ValueError: There are no differences.
     """
     if not differences:
         raise ValueError("resolution needs one difference or more")
@@ -175,18 +180,18 @@ def resolution(differences: Sequence[Difference]) -> float:
 def claim(
     name: str, reference_name: str, difference: Difference, margin: float, corrected_p: float | None = None
 ) -> str:
-    """What the bounds of the interval allow to say, in one sentence.
+    """Write one sentence on the difference that the bounds of its interval support.
 
     Args:
-        name: The arm, as the sentence should call it.
-        reference_name: The reference, likewise.
-        difference: Arm minus reference.
-        margin: The difference that matters, in accuracy: 0.02 is two points.
-        corrected_p: The p-value from `holm`, if there are several arms. Where it takes back what the interval says of
-            better or worse, the sentence says so.
+        name: name of the arm in the sentence.
+        reference_name: name of the reference in the sentence.
+        difference: arm minus reference.
+        margin: smallest difference in accuracy that matters; 0.02 is two points.
+        corrected_p: p-value from `holm`, if there are several arms. The sentence states where it contradicts the
+            interval.
 
     Raises:
-        ValueError: A margin that is not between 0 and 1.
+        ValueError: The margin is not between 0 and 1.
     """
     if not 0 < margin < 1:
         raise ValueError(f"margin: got {margin}, must be between 0 and 1. Two points are 0.02")
@@ -236,7 +241,7 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _group_codes(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints, int | None]:
-    """Number of each clip's group, and how many groups there are; None if some are unknown."""
+    """Return the number of each clip's group, and the number of groups; None if the group of a clip is unknown."""
     unknown = np.zeros(clips, dtype=np.int64)
     if groups is None:
         return unknown, None
@@ -249,12 +254,12 @@ def _group_codes(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints,
 
 
 def _sums(correct: Ints, unit: Ints) -> Floats:
-    """How many clips each seed has right in each unit, shape (seeds, units)."""
+    """Count the correct clips of each seed in each unit; float64 of shape (seeds, units)."""
     return np.stack([np.bincount(unit, weights=row) for row in correct]).astype(np.float64)
 
 
 def _spread(arm: Floats, reference: Floats, sizes: Ints) -> _Spread:
-    """Variances of the difference from sums of correct clips, shape (seeds, units)."""
+    """Compute the variances of the difference from the sums of correct clips, of shape (seeds, units)."""
     units, clips = len(sizes), float(sizes.sum())
     scale = units / (units - 1) / clips**4
     # What each unit adds to a seed's accuracy beyond its share of the clips, times the clips squared: whole numbers,
@@ -277,7 +282,7 @@ def _spread(arm: Floats, reference: Floats, sizes: Ints) -> _Spread:
 def _deviations(
     arm: Floats, reference: Floats, sizes: Ints, spread: _Spread, resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Draws of the difference less its estimate."""
+    """Draw deviations of the difference from its estimate."""
     units, clips = len(sizes), sizes.sum()
     # Units alike in all that matters are drawn as one kind with its frequency: the same law, and far less to draw. They
     # are told by whole numbers, not by means, so that neither rounding nor the order of the clips matters.

@@ -1,4 +1,4 @@
-"""Finished runs, as their folders tell of them: the comparison's own, and other people's."""
+"""Read finished runs from their folders, whether a comparison made them or not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from peft_audio.runs.folder import beside
 from peft_audio.runs.predictions import Predictions, pooled, read_predictions
 from peft_audio.text import printable
 
-# What any report says that can be compared; other fields may be missing in those of earlier versions.
+# Fields without which a report cannot be compared. Reports of earlier versions can lack the others.
 NEEDED = {
     "strategy",
     "seed",
@@ -33,14 +33,14 @@ NEEDED = {
 
 
 def training_seconds(report: dict[str, Any]) -> float | None:
-    """Time in training steps, with the whole cost of what was run once before them, whichever run paid it."""
+    """Return the time of the training steps plus the time to fill the feature cache, whichever run filled it."""
     if "train_seconds" not in report:
         return None
     return report["train_seconds"] + report.get("prefix_seconds", 0.0)
 
 
 def whole_seconds(report: dict[str, Any]) -> float | None:
-    """From start to report, as if nothing had been there before."""
+    """Return the time from start to report, as if this run had filled the feature cache."""
     if "total_seconds" not in report:
         return None
     return report["total_seconds"] + (report["prefix_seconds"] if report.get("prefix_reused") else 0.0)
@@ -48,16 +48,16 @@ def whole_seconds(report: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class Finished:
-    """One run.
+    """A finished run.
 
     Attributes:
-        folder: Of the run.
-        arm: Whose it is; by its strategy, and what its settings have of their own, where no comparison named it.
-        final: Whether it read the test split, or was started to.
-        report: What `report.json` holds.
-        settings: What `config.yaml` holds, by dotted name.
-        alone: Whether it had its device to itself, as far as its launcher knows.
-        control: Whether its arm was declared a control.
+        folder: folder of the run.
+        arm: name of its arm; "" where no comparison named it, see `named`.
+        final: true if the run read the test split, or was started to read it.
+        report: contents of `report.json`.
+        settings: contents of `config.yaml`, by dotted name.
+        alone: true if no other run of its comparison used the device at the same time.
+        control: true if its arm is a control.
     """
 
     folder: Path
@@ -70,25 +70,25 @@ class Finished:
 
     @property
     def seed(self) -> int:
-        """`train.seed`."""
+        """Return `train.seed`."""
         return self.report["seed"]
 
     @property
     def fold(self) -> int | None:
-        """Which fold was held out."""
+        """Return the number of the fold that was held out; None without folds."""
         return self.settings.get("data.fold")
 
     @property
     def learning_rate(self) -> float | None:
-        """The peak rate; None where the recipe has none."""
+        """Return the peak learning rate; None where the recipe has none."""
         return self.settings.get("train.learning_rate")
 
 
 def read_run(folder: Path) -> Finished:
-    """A run's report and settings.
+    """Read the report and the settings of a run.
 
     Raises:
-        UserError: One of them is missing or damaged, or was made by something else.
+        UserError: One of them is missing or damaged, or another program wrote it.
     """
     report = read_json(folder / "report.json")
     missing = NEEDED - report.keys()
@@ -111,7 +111,7 @@ def read_run(folder: Path) -> Finished:
 
 
 def named(runs: Sequence[Finished]) -> list[Finished]:
-    """The runs with a name for each arm: the strategy, and where one strategy has several settings, what differs."""
+    """Name the arm of each run without one: its strategy, and the settings in which runs of the strategy differ."""
     by_strategy: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run.arm:
@@ -130,7 +130,7 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
 
 
 def epochs_of(run: Finished) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` says of each epoch; nothing where there were none."""
+    """Read the lines of the epochs in `metrics.jsonl`; none if the run has no epochs."""
     path = run.folder / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
