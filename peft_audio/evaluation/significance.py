@@ -102,7 +102,7 @@ def paired_difference(
     """Compute the difference in accuracy between an arm and the reference, with an interval over clips and seeds.
 
     A bootstrap over clips alone takes a bad seed, which loses many clips at once, for a difference between methods.
-    Each of `resamples` draws therefore combines three steps, as in Owen's pigeonhole bootstrap (Ann. Appl. Stat. 1, 2007):
+    Each of `resamples` draws combines three steps, as in Owen's pigeonhole bootstrap (Ann. Appl. Stat. 1, 2007):
 
     1. Test clips are drawn with replacement, the same for both arms; with MIN_GROUPS groups or more, whole groups are
        drawn (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
