@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import setting, share
+from peft_audio.config.fields import check_ranges, setting
 from peft_audio.errors import require
 from peft_audio.files import is_folder
 
@@ -32,20 +32,15 @@ class AugmentConfig:
     """
 
     preset: Literal["none", "light", "speech", "environment"] = setting("none", "input", "show_on_card")
-    mask_time_share: float = setting(0.0, "training")
-    mask_time_frames: int = setting(10, "training")
-    mask_feature_share: float = setting(0.0, "training")
-    mask_feature_channels: int = setting(10, "training")
+    mask_time_share: float = setting(0.0, "training", takes="share")
+    mask_time_frames: int = setting(10, "training", takes="count")
+    mask_feature_share: float = setting(0.0, "training", takes="share")
+    mask_feature_channels: int = setting(10, "training", takes="count")
     noise_folder: str | None = setting(None, "input")
     impulse_response_folder: str | None = setting(None, "input")
 
     def __post_init__(self) -> None:
-        for name in ("mask_time_share", "mask_feature_share"):
-            value = getattr(self, name)
-            require(share(value), f"augment.{name}", value, "0 or more, below 1", "Try 0.05.")
-        for name in ("mask_time_frames", "mask_feature_channels"):
-            value = getattr(self, name)
-            require(value >= 1, f"augment.{name}", value, "1 or more", "Try 10.")
+        check_ranges("augment", self)
         for name in ("noise_folder", "impulse_response_folder"):
             value = getattr(self, name)
             usable = value is None or (bool(value) and is_folder(value))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peft_audio.config.data import DataConfig
-from peft_audio.config.fields import NOT_STREAMED, setting
+from peft_audio.config.fields import NOT_STREAMED, check_ranges, setting
 from peft_audio.errors import require
 
 
@@ -39,13 +39,13 @@ class BaselineTrainConfig:
     output_dir: str = setting("runs/baseline", "output", "decided_by_comparison")
     overwrite: bool = setting(False, "output", "decided_by_comparison")
     resume: bool = setting(False, "output")
-    seed: int = setting(0, "input", "per_run", "decided_by_comparison", "show_on_card")
+    seed: int = setting(0, "input", "per_run", "decided_by_comparison", "show_on_card", takes="seed")
     evaluate_train: bool = setting(False, "evaluation", "per_run", sources=NOT_STREAMED)
     evaluate_test: bool = setting(True, "evaluation", "per_run", "decided_by_comparison")
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/mine.")
-        require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 4294967295", "Try 0.")
+        check_ranges("train", self)
 
 
 @dataclass(frozen=True)

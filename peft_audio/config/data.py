@@ -11,10 +11,9 @@ from peft_audio.config.fields import (
     ON_HUB,
     WITH_COLUMNS,
     changed_fields,
-    positive,
+    check_ranges,
     setting,
     settings_of,
-    share,
 )
 from peft_audio.errors import UserError, require
 
@@ -76,7 +75,7 @@ class DataConfig:
     config_name: str | None = setting(None, "splits", sources=ON_HUB)
     split_names: dict[str, Literal["train", "validation", "test"]] | None = setting(None, "splits", sources=ON_HUB)
     streaming: bool = setting(False, "training", sources=ON_HUB)
-    shuffle_buffer: int = setting(1000, "training", sources=ON_HUB)
+    shuffle_buffer: int = setting(1000, "training", sources=ON_HUB, takes="count")
     audio_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
     label_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
     group_column: str | None = setting(None, "splits", sources=("manifest", "hub"))
@@ -84,18 +83,20 @@ class DataConfig:
     splits_file: str | None = setting(None, "splits", sources=NOT_STREAMED)
     fold: int | None = setting(None, "splits", "per_run", "decided_by_comparison", "show_on_card", sources=NOT_STREAMED)
     num_folds: int = setting(5, "splits")
-    split_seed: int = setting(0, "splits")
-    validation_share: float = setting(0.15, "splits")
-    test_share: float = setting(0.2, "splits")
+    split_seed: int = setting(0, "splits", takes="seed")
+    validation_share: float = setting(0.15, "splits", takes="part")
+    test_share: float = setting(0.2, "splits", takes="part")
     validate_on_test: bool = setting(False, "training", sources=NOT_STREAMED)
-    max_train_clips: int | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED)
-    window_seconds: float | None = setting(None, "input", "equal_between_arms", "show_on_card", sources=NOT_STREAMED)
-    hop_seconds: float | None = setting(None, "input", "equal_between_arms", sources=NOT_STREAMED)
-    max_seconds: float = setting(10.0, "input", "equal_between_arms", "show_on_card")
-    max_eval_seconds: float = setting(30.0, "input", "equal_between_arms")
+    max_train_clips: int | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED, takes="count")
+    window_seconds: float | None = setting(
+        None, "input", "equal_between_arms", "show_on_card", sources=NOT_STREAMED, takes="seconds"
+    )
+    hop_seconds: float | None = setting(None, "input", "equal_between_arms", sources=NOT_STREAMED, takes="seconds")
+    max_seconds: float = setting(10.0, "input", "equal_between_arms", "show_on_card", takes="seconds")
+    max_eval_seconds: float = setting(30.0, "input", "equal_between_arms", takes="seconds")
     on_bad_clip: Literal["error", "skip"] = setting("error", "splits")
-    max_bad_share: float = setting(0.1, "splits")
-    num_workers: int | None = setting(None, "cost")
+    max_bad_share: float = setting(0.1, "splits", takes="share")
+    num_workers: int | None = setting(None, "cost", takes="not_negative")
 
     def __post_init__(self) -> None:
         require(
@@ -105,12 +106,7 @@ class DataConfig:
             '"bundled", a folder, a manifest or a Hub id',
             "Give the folder of your recordings.",
         )
-        for name in ("max_seconds", "max_eval_seconds", "window_seconds", "hop_seconds"):
-            value = getattr(self, name)
-            require(value is None or positive(value), f"data.{name}", value, "a number of seconds above 0", "Try 10.")
-        for name in ("validation_share", "test_share"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"data.{name}", value, "between 0 and 1", "Try 0.2.")
+        check_ranges("data", self)
         total = self.validation_share + self.test_share
         require(
             total < 1,
@@ -119,13 +115,6 @@ class DataConfig:
             f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
             "Lower one of the two so that clips remain to train on.",
         )
-        require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "0 to 4294967295", "Try 0.")
-        clips = self.max_train_clips
-        require(clips is None or clips >= 1, "data.max_train_clips", clips, "1 or more", "Leave it out for all clips.")
-        workers = self.num_workers
-        require(workers is None or workers >= 0, "data.num_workers", workers, "0 or more", "Leave it out, or try 2.")
-        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "1 or more", "Try 1000.")
-        require(share(self.max_bad_share), "data.max_bad_share", self.max_bad_share, "0 or more, below 1", "Try 0.1.")
         self._check_windows()
         self._check_division()
         self._check_streaming()

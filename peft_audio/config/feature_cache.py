@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import NOT_STREAMED, positive, setting
+from peft_audio.config.fields import NOT_STREAMED, check_ranges, setting
 from peft_audio.errors import require
 
 
@@ -28,15 +28,12 @@ class PrefixCacheConfig:
     """
 
     use: Literal["auto", "always", "never"] = setting("auto", "training", "per_run")
-    views: int | None = setting(None, "training", sources=NOT_STREAMED)
+    views: int | None = setting(None, "training", sources=NOT_STREAMED, takes="count")
     folder: str | None = setting(None, "cost")
-    max_gigabytes: float = setting(20.0, "cost")
+    max_gigabytes: float = setting(20.0, "cost", takes="positive")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "encoder")
 
     def __post_init__(self) -> None:
-        views = self.views
-        require(views is None or views >= 1, "prefix_cache.views", views, "1 or more", "Leave it out, or try 4.")
+        check_ranges("prefix_cache", self)
         usable = self.folder is None or bool(self.folder)
         require(usable, "prefix_cache.folder", "''", "a folder", "Leave it out.")
-        size = self.max_gigabytes
-        require(positive(size), "prefix_cache.max_gigabytes", size, "a number above 0", "Try 20.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
+
+from peft_audio.errors import require
 
 # In the order of a run: a stage can change only what comes after it.
 Stage = Literal["splits", "input", "encoder", "training", "evaluation", "cost", "output"]
@@ -15,6 +18,24 @@ ALL_SOURCES: tuple[SourceKind, ...] = ("bundled", "folder", "manifest", "hub", "
 NOT_STREAMED: tuple[SourceKind, ...] = ("bundled", "folder", "manifest", "hub")
 ON_HUB: tuple[SourceKind, ...] = ("hub", "stream")
 WITH_COLUMNS: tuple[SourceKind, ...] = ("manifest", "hub", "stream")
+
+
+def positive(value: float) -> bool:
+    """Return whether a number is finite and above 0."""
+    return math.isfinite(value) and value > 0
+
+
+Range = Literal["count", "not_negative", "positive", "seconds", "share", "part", "seed"]
+# What a number must be, in words, and a test of it.
+RANGES: dict[Range, tuple[str, Callable[[float], bool]]] = {
+    "count": ("1 or more", lambda value: value >= 1),
+    "not_negative": ("a finite number, 0 or more", lambda value: math.isfinite(value) and value >= 0),
+    "positive": ("a finite number above 0", positive),
+    "seconds": ("a number of seconds above 0", positive),
+    "share": ("0 or more, below 1", lambda value: 0 <= value < 1),
+    "part": ("between 0 and 1", lambda value: 0 < value < 1),
+    "seed": ("0 to 4294967295", lambda value: 0 <= value < 2**32),
+}
 
 T = TypeVar("T")
 
@@ -30,11 +51,13 @@ class Setting:
             comparison sets it for each run, so its shared settings and its arms leave it out. "equal_between_arms":
             arms that differ in it are not ranked. "show_on_card": model cards list its value.
         source_kinds: The kinds of source that it applies to.
+        takes: The range of its values, one of `RANGES`; None where the type says all.
     """
 
     stage: Stage
     marks: frozenset[Mark]
     source_kinds: tuple[SourceKind, ...]
+    takes: Range | None
 
     @property
     def changes_figures(self) -> bool:
@@ -42,9 +65,11 @@ class Setting:
         return self.stage not in ("cost", "output")
 
 
-def setting(default: T, stage: Stage, *marks: Mark, sources: tuple[SourceKind, ...] = ALL_SOURCES) -> T:
+def setting(
+    default: T, stage: Stage, *marks: Mark, sources: tuple[SourceKind, ...] = ALL_SOURCES, takes: Range | None = None
+) -> T:
     """Declare a settings field with its default and the metadata of `Setting`."""
-    about = {"setting": Setting(stage, frozenset(marks), sources)}
+    about = {"setting": Setting(stage, frozenset(marks), sources, takes)}
     if isinstance(default, list):
         copied: Any = field(default_factory=default.copy, metadata=about)
         return copied
@@ -63,9 +88,18 @@ def changed_fields(section: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(usual, name)}
 
 
-def positive(value: float) -> bool:
-    """Return whether a number is finite and above 0."""
-    return math.isfinite(value) and value > 0
+def check_ranges(section: str, given: Any) -> None:
+    """Refuse values out of the ranges that their fields declare; None stands for a setting that was left out.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    for declared in fields(given):
+        takes, value = declared.metadata["setting"].takes, getattr(given, declared.name)
+        if takes is not None and value is not None:
+            allowed, fits = RANGES[takes]
+            fix = "Leave it out." if declared.default is None else f"Try {declared.default}."
+            require(fits(value), f"{section}.{declared.name}", value, allowed, fix)
 
 
 def share(value: float) -> bool:

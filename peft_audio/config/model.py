@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import setting, share
+from peft_audio.config.fields import check_ranges, setting
 from peft_audio.errors import require, require_package
 
 
@@ -35,15 +35,13 @@ class ModelConfig:
     revision: str | None = setting(None, "encoder")
     pretrained: bool = setting(True, "encoder")
     layer_weighted_sum: bool = setting(False, "encoder", "show_on_card")
-    dropout: float | None = setting(None, "training")
-    head_dropout: float = setting(0.0, "training")
+    dropout: float | None = setting(None, "training", takes="share")
+    head_dropout: float = setting(0.0, "training", takes="share")
     quantization: Literal["none", "int8", "nf4"] = setting("none", "encoder", "show_on_card")
     attention: Literal["auto", "eager", "sdpa"] = setting("auto", "encoder")
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "''", "an encoder", "Try wav2vec2-nano or facebook/wav2vec2-base.")
-        for name in ("dropout", "head_dropout"):
-            value = getattr(self, name)
-            require(value is None or share(value), f"model.{name}", value, "0 or more, below 1", "Try 0.1.")
+        check_ranges("model", self)
         if self.quantization != "none":
             require_package("model.quantization", self.quantization, "bitsandbytes")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from peft_audio.config.fields import NOT_STREAMED, positive, setting, share
+from peft_audio.config.fields import NOT_STREAMED, check_ranges, setting
 from peft_audio.errors import require, require_package
 
 
@@ -78,30 +77,32 @@ class TrainConfig:
     output_dir: str = setting("runs/run", "output", "decided_by_comparison")
     overwrite: bool = setting(False, "output", "decided_by_comparison")
     resume: bool = setting(False, "output")
-    checkpoint_every_steps: int | None = setting(None, "output")
-    checkpoint_every_minutes: float | None = setting(5.0, "output")
-    keep_checkpoints: int = setting(2, "output")
-    epochs: int = setting(8, "training", "equal_between_arms", "show_on_card")
-    max_steps: int | None = setting(None, "training", "equal_between_arms", "show_on_card")
-    early_stopping_patience: int | None = setting(None, "training")
-    batch_size: int = setting(16, "training", "equal_between_arms", "show_on_card")
-    batch_seconds: float | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED)
-    gradient_accumulation_steps: int = setting(1, "training")
+    checkpoint_every_steps: int | None = setting(None, "output", takes="count")
+    checkpoint_every_minutes: float | None = setting(5.0, "output", takes="positive")
+    keep_checkpoints: int = setting(2, "output", takes="count")
+    epochs: int = setting(8, "training", "equal_between_arms", "show_on_card", takes="count")
+    max_steps: int | None = setting(None, "training", "equal_between_arms", "show_on_card", takes="count")
+    early_stopping_patience: int | None = setting(None, "training", takes="count")
+    batch_size: int = setting(16, "training", "equal_between_arms", "show_on_card", takes="count")
+    batch_seconds: float | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED, takes="seconds")
+    gradient_accumulation_steps: int = setting(1, "training", takes="count")
     auto_micro_batch: bool = setting(False, "training", sources=NOT_STREAMED)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting("auto", "encoder")
     compile: Literal["auto", "yes", "no"] = setting("auto", "training")
     optimizer: Literal["adamw", "adamw_8bit"] = setting("adamw", "training", "show_on_card")
-    learning_rate: float = setting(1e-3, "training", "per_run", "decided_by_comparison", "show_on_card")
-    head_learning_rate: float | None = setting(None, "training", "show_on_card")
-    weight_decay: float = setting(0.01, "training", "show_on_card")
-    l1: float = setting(0.0, "training")
-    label_smoothing: float = setting(0.0, "training", "show_on_card")
+    learning_rate: float = setting(
+        1e-3, "training", "per_run", "decided_by_comparison", "show_on_card", takes="positive"
+    )
+    head_learning_rate: float | None = setting(None, "training", "show_on_card", takes="positive")
+    weight_decay: float = setting(0.01, "training", "show_on_card", takes="not_negative")
+    l1: float = setting(0.0, "training", takes="not_negative")
+    label_smoothing: float = setting(0.0, "training", "show_on_card", takes="share")
     class_weights: Literal["none", "balanced"] = setting("none", "training", sources=NOT_STREAMED)
     schedule: Literal["linear", "cosine"] = setting("linear", "training")
-    warmup_share: float = setting(0.1, "training")
-    max_grad_norm: float = setting(1.0, "training")
+    warmup_share: float = setting(0.1, "training", takes="share")
+    max_grad_norm: float = setting(1.0, "training", takes="positive")
     frozen_dropout: bool = setting(False, "training")
-    seed: int = setting(0, "input", "per_run", "decided_by_comparison", "show_on_card")
+    seed: int = setting(0, "input", "per_run", "decided_by_comparison", "show_on_card", takes="seed")
     deterministic: bool = setting(False, "training")
     best_metric: Literal["macro_f1", "accuracy", "loss"] = setting("macro_f1", "training", "equal_between_arms")
     evaluate_train: bool = setting(False, "evaluation", "per_run", sources=NOT_STREAMED)
@@ -111,31 +112,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir), "train.output_dir", "''", "a folder", "Try runs/mine.")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "keep_checkpoints"):
-            value = getattr(self, name)
-            require(value >= 1, f"train.{name}", value, "1 or more", "Try 8.")
-        for name in ("max_steps", "early_stopping_patience", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"train.{name}", value, "1 or more", "Leave it out for no limit.")
-        for name in ("learning_rate", "head_learning_rate"):
-            value = getattr(self, name)
-            require(value is None or positive(value), f"train.{name}", value, "a finite number above 0", "Try 1e-3.")
-        for name in ("weight_decay", "l1"):
-            value = getattr(self, name)
-            usable = math.isfinite(value) and value >= 0
-            require(usable, f"train.{name}", value, "a finite number, 0 or more", "Try 0.01.")
-        for name in ("warmup_share", "label_smoothing"):
-            value = getattr(self, name)
-            require(share(value), f"train.{name}", value, "0 or more, below 1", "Try 0.1.")
-        minutes = self.checkpoint_every_minutes
-        usable = minutes is None or positive(minutes)
-        require(usable, "train.checkpoint_every_minutes", minutes, "a number above 0", "Try 5, or null for none.")
-        seconds = self.batch_seconds
-        usable = seconds is None or positive(seconds)
-        require(usable, "train.batch_seconds", seconds, "a number of seconds above 0", "Leave it out, or try 160.")
-        require(positive(self.max_grad_norm), "train.max_grad_norm", self.max_grad_norm, "above 0", "Try 1.")
+        check_ranges("train", self)
         if self.optimizer == "adamw_8bit":
             require_package("train.optimizer", self.optimizer, "bitsandbytes")
         for tracker in self.log_with:
             require_package("train.log_with", tracker, tracker)
-        require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 4294967295", "Try 0.")
