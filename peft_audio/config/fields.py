@@ -100,8 +100,3 @@ def check_ranges(section: str, given: Any) -> None:
             allowed, fits = RANGES[takes]
             fix = "Leave it out." if declared.default is None else f"Try {declared.default}."
             require(fits(value), f"{section}.{declared.name}", value, allowed, fix)
-
-
-def share(value: float) -> bool:
-    """Return whether a number is 0 or more and below 1."""
-    return 0 <= value < 1

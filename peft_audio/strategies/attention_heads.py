@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_audio.config.fields import check_ranges, setting
 from peft_audio.config.recipes import Recipe
 from peft_audio.config.train import TrainConfig
 from peft_audio.encoders.family import encoder_of, family_of
-from peft_audio.errors import UserError, require
+from peft_audio.errors import UserError
 from peft_audio.strategies.base import Setup, Trainable, describe_trained, wrap_in_peft
 
 if TYPE_CHECKING:
@@ -40,15 +41,13 @@ class AttentionHeadsConfig:
             It starts anew afterwards, so that training is as long as in other recipes. A choice.
     """
 
-    count: int = 4
-    choose: Literal["gradient", "random"] = "gradient"
-    scoring_batches: int = 16
-    head_steps: int = 200
+    count: int = setting(4, "training", takes="count")
+    choose: Literal["gradient", "random"] = setting("gradient", "training")
+    scoring_batches: int = setting(16, "training", takes="count")
+    head_steps: int = setting(200, "training", takes="count")
 
     def __post_init__(self) -> None:
-        for name in ("count", "scoring_batches", "head_steps"):
-            value = getattr(self, name)
-            require(value >= 1, f"attention_heads.{name}", value, "1 or more", "Leave it out for the default.")
+        check_ranges("attention_heads", self)
 
 
 @dataclass(frozen=True)

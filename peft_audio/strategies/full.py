@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from peft_audio.config.fields import setting
 from peft_audio.config.recipes import Recipe
 from peft_audio.config.train import TrainConfig
 from peft_audio.strategies.base import Setup, Trainable, describe_trained
@@ -20,7 +21,7 @@ class FullConfig:
             reference.
     """
 
-    train_cnn: bool = False
+    train_cnn: bool = setting(False, "training")
 
 
 @dataclass(frozen=True)

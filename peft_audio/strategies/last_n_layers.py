@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from peft_audio.config.fields import setting
 from peft_audio.config.recipes import Recipe
 from peft_audio.config.train import TrainConfig
 from peft_audio.encoders.family import encoder_of
@@ -22,8 +23,8 @@ class LastNLayersConfig:
         part: "layer" trains the whole of each, "attention" its attention only.
     """
 
-    n: int = 2
-    part: Literal["layer", "attention"] = "layer"
+    n: int = setting(2, "training")
+    part: Literal["layer", "attention"] = setting("layer", "training")
 
     def __post_init__(self) -> None:
         require(self.n >= 1, "last_n_layers.n", self.n, "1 or more", "Try 2, or recipes/head_only.py for none.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from peft_audio.config.fields import share
+from peft_audio.config.fields import check_ranges, setting
 from peft_audio.config.recipes import Recipe
 from peft_audio.config.train import TrainConfig
 from peft_audio.encoders.base import EncoderFamily
@@ -28,18 +28,18 @@ class LoraConfig:
         use_rslora: Scale by alpha / sqrt(r) (Kalajdzievski, 2023, arXiv 2312.03732).
     """
 
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-    targets: Literal["all-linear", "attention", "feed-forward"] | list[str] = "all-linear"
-    layers: list[int] | None = None
-    use_dora: bool = False
-    use_rslora: bool = False
+    r: int = setting(8, "training")
+    alpha: int = setting(16, "training")
+    dropout: float = setting(0.0, "training", takes="share")
+    targets: Literal["all-linear", "attention", "feed-forward"] | list[str] = setting("all-linear", "training")
+    layers: list[int] | None = setting(None, "training")
+    use_dora: bool = setting(False, "training")
+    use_rslora: bool = setting(False, "training")
 
     def __post_init__(self) -> None:
         require(self.r >= 1, "lora.r", self.r, "a rank of 1 or more", "Try 8.")
         require(self.alpha >= 1, "lora.alpha", self.alpha, "1 or more", "Try twice lora.r.")
-        require(share(self.dropout), "lora.dropout", self.dropout, "0 or more, below 1", "Try 0.1.")
+        check_ranges("lora", self)
         require(bool(self.targets), "lora.targets", "[]", "at least one layer name", "Try all-linear.")
         if self.layers is not None:
             usable = bool(self.layers) and min(self.layers) >= 0
