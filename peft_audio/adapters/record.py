@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from peft_audio.adapters.files import read_object
@@ -16,6 +15,7 @@ from peft_audio.config import DataConfig, Recipe
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
 from peft_audio.errors import UserError
 from peft_audio.files import is_folder
+from peft_audio.pages.render import render_text
 from peft_audio.tasks import task_of
 from peft_audio.tasks.task import Task
 from peft_audio.text import markdown_table, marked
@@ -189,20 +189,21 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     labels = labels_as_code(record)
     places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
     places += [] if whole else [("ADAPTER", place)]
-    return Template(read_asset("adapter_readme.md")).substitute(
+    load = render_text(
+        "load_model.py.txt" if whole else "load_adapter.py.txt",
+        labels=labels,
+        layer_weighted_sum=record.layer_weighted_sum,
+        revision=None if local else record.base.commit,
+    )
+    return render_text(
+        "adapter_readme.md",
         decision=record.task.decision_code("logits", "labels[int({})]"),
         base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
         extractor=places[-1][0],
         inside="" if repository else ", from inside this folder",
         kind="model" if whole else f"{marked(record.strategy)} adapter",
         labels=labels,
-        load=Template(read_asset("load_model.py.txt" if whole else "load_adapter.py.txt"))
-        .substitute(
-            labels=labels,
-            layer_weighted_sum=record.layer_weighted_sum,
-            revision=f', revision="{record.base.commit}"' if record.base.commit and not local else "",
-        )
-        .strip(),
+        load=load.strip(),
         metrics=metrics_table(record),
         minimum_samples=record.mask["minimum_samples"],
         place=place,
@@ -223,8 +224,3 @@ def metrics_table(record: AdapterRecord) -> str:
     """What the run measured, as Markdown."""
     rows = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
     return markdown_table(("measured", "value"), rows, numbers_from=1)
-
-
-def read_asset(name: str) -> str:
-    """A template that comes with the package."""
-    return (Path(__file__).parents[1] / "assets" / name).read_text(encoding="utf-8")

@@ -7,9 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, Score
+from peft_audio.pages.render import render_html
 from peft_audio.text import markdown_table, marked, printable, without_secrets
 
 NOTHING = "–"
@@ -268,7 +267,6 @@ def _figures(value: float | None, unit: float = 1.0) -> str:
 # For the page; on the screen they would push the tables away.
 OFF_SCREEN = ("Conditions", "How to read this")
 TOO_WIDE = ("seeds", "macro-F1, %", "gap, points", "inference, ms/clip")
-PAGE = Path(__file__).parents[1] / "assets" / "comparison.html"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -341,12 +339,19 @@ def to_html(comparison: Comparison, svg: str) -> str:
         comparison: What to tell.
         svg: Its figure.
     """
-    # Behind a page's own declaration, an XML one is an error.
+    # Inside HTML, the XML declaration of an SVG file is an error.
     figure = svg[svg.index("<svg") :]
-    says = "Test accuracy against trained parameters, training time and peak memory; learning rates; learning curves."
-    figure = f'<figure><div role="img" aria-label="{says}">{figure}</div></figure>'
-    body = [_html(section) + (figure if section.title == COSTS else "") for section in sections(comparison)]
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(title=escape(_title(comparison)), body="\n".join(body))
+    description = (
+        "Test accuracy against trained parameters, training time and peak memory; learning rates; learning curves."
+    )
+    return render_html(
+        "comparison.html",
+        title=_title(comparison),
+        sections=sections(comparison),
+        figure_after=COSTS,
+        svg=figure,
+        description=description,
+    )
 
 
 def _title(comparison: Comparison) -> str:
@@ -373,44 +378,3 @@ def _markdown(section: Section) -> list[str]:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", output)), default=0))
         parts += [marked(caption), f"{fence}text\n{output}\n{fence}"]
     return parts
-
-
-def _html(section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>"]
-    if section.bullets:
-        parts.append(f"<ul>{''.join(f'<li>{escape(bullet)}</li>' for bullet in section.bullets)}</ul>")
-    if section.header:
-        parts.append(_html_table(section))
-    parts += [f"<p>{escape(line)}</p>" for line in section.lines]
-    for caption, output in section.outputs:
-        parts.append(f"<p>{escape(caption)}</p>\n<pre>{escape(output)}</pre>")
-    kind = ' class="broken"' if section.warning else ""
-    return f"<section{kind}>\n" + "\n".join(parts) + "\n</section>"
-
-
-def _html_table(section: Section) -> str:
-    head = "".join(
-        f'<th scope="col"{_number_class(section, i)}>{escape(cell)}</th>' for i, cell in enumerate(section.header)
-    )
-    rows = "\n".join(f"<tr>{_html_row(section, row)}</tr>" for row in section.rows)
-    # A table that is wider than the screen scrolls by itself; the keyboard must reach it.
-    where = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(section.title)}">'
-    return f"{where}<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>"
-
-
-def _html_row(section: Section, row: Sequence[str]) -> str:
-    cells = []
-    for i, cell in enumerate(row):
-        if i == section.name_column:
-            cells.append(f'<th scope="row">{escape(cell)}</th>')
-        else:
-            cells.append(f"<td{_number_class(section, i)}>{escape(cell)}</td>")
-    return "".join(cells)
-
-
-def _is_number(section: Section, column: int) -> bool:
-    return section.numbers and column > section.name_column
-
-
-def _number_class(section: Section, column: int) -> str:
-    return ' class="number"' if _is_number(section, column) else ""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from string import Template
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +22,12 @@ from peft_audio.adapters.files import WHOLE_CONFIG
 from peft_audio.adapters.hub import COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.load import Adapter, load_adapter
 from peft_audio.adapters.probes import PROBE_SECONDS, probe_waveforms, relative_difference
-from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table, read_asset
+from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table
 from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.verify import TOLERANCE
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
+from peft_audio.pages.render import render_text
 from peft_audio.processes import environment
 from peft_audio.text import marked
 
@@ -52,16 +52,6 @@ BY_ONNX = """
 
 def answer_batch(batch):
     return [dict(zip(labels.values(), row)) for row in logits_of(batch).tolist()]
-"""
-PADDED = """
-A clip that is given to the pipeline alone gets the adapter's own answer. Clips of different lengths in one batch
-(`batch_size` above 1) are padded by the pipeline, and padding may change their answers: a little where the encoder has
-layer norms, more where its first convolution has a group norm, as wav2vec2-base has. `peft-audio predict --adapter .`
-takes this folder too, and keeps padding out.
-"""
-ONE_LENGTH = """
-The graph knows no mask: clips of a batch must be of one length, and zeros added to a clip's end change its answer. Give
-clips of different lengths one at a time.
 """
 
 
@@ -101,37 +91,31 @@ FORMS = {
 
 
 def export_snippet(record: AdapterRecord, form: Form) -> str:
-    """The code that loads an export, run from inside its folder."""
+    """Return the code that loads an export, run from inside its folder."""
     if form.name == "merged":
-        return read_asset("export_pipeline.py.txt")
-    mean = "values.mean(1, keepdims=True)"
-    normalise = f"\n    values = (values - {mean}) / np.sqrt(values.var(1, keepdims=True) + 1e-7)"
-    return Template(read_asset("export_onnx.py.txt")).substitute(
+        return render_text("export_pipeline.py.txt")
+    return render_text(
+        "export_onnx.py.txt",
         sampling_rate=record.sampling_rate,
         minimum_samples=record.mask["minimum_samples"],
-        normalise=normalise if record.normalisation["do_normalize"] else "",
+        normalise=record.normalisation["do_normalize"],
     )
 
 
 def export_readme(record: AdapterRecord, form: Form) -> str:
-    """An export's README: what it is, what it takes, and a snippet without this package."""
-    merged, shortest = form.name == "merged", record.mask["minimum_samples"]
-    snippet = export_snippet(record, form).strip()
-    decision = record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]")
-    return Template(read_asset("export_readme.md")).substitute(
-        title="a transformers directory" if merged else "a graph for ONNX Runtime",
+    """Return an export's README, with a snippet that loads the export without this package."""
+    return render_text(
+        "export_readme.md",
+        merged=form.name == "merged",
         kind="fully trained model" if replace(record, exported="").whole else f"{marked(record.strategy)} adapter",
         base_name=marked(record.base.name),
         metrics=metrics_table(record),
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
-        input=f"Clips of fewer than {shortest} samples "
-        + ("are an error: add zeros to their end." if merged else "are filled up with zeros by the code below."),
-        packages="torch transformers" if merged else "numpy onnxruntime",
-        load=f"import numpy as np\n{snippet}" if merged else f"{snippet}\n",
-        ask="print(classify(waveform))" if merged else f"print({decision})",
-        more=PADDED if merged else ONE_LENGTH,
+        minimum_samples=record.mask["minimum_samples"],
+        snippet=export_snippet(record, form).strip(),
+        decision=record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]"),
     )
 
 

@@ -14,6 +14,7 @@ from peft_audio.config import settings_on_card
 from peft_audio.errors import UserError
 from peft_audio.evaluation.scores import confusions
 from peft_audio.files import read_json
+from peft_audio.pages.render import render_text
 from peft_audio.runs.finished import Finished, predictions_of, read_run
 from peft_audio.text import markdown_table, marked
 
@@ -37,13 +38,14 @@ def model_card(record: AdapterRecord, repository: str, run: Path | None, compari
         UserError: One of the folders does not hold what it should.
     """
     finished = None if run is None else read_run(run)
-    parts = [adapter_readme(record, repository)]
-    if finished is not None:
-        parts += [_confusions(finished, record.labels), _training(finished, record)]
-    if comparison is not None:
-        parts.append(_comparison(comparison))
-    body = "\n\n".join(part.strip() for part in parts if part)
-    return f"---\n{_metadata(record, repository, finished, license).to_yaml()}\n---\n\n{body}\n"
+    return render_text(
+        "model_card.md",
+        metadata=_metadata(record, repository, finished, license).to_yaml(),
+        readme=adapter_readme(record, repository).strip(),
+        confusions=None if finished is None else _confusions(finished, record.labels),
+        training=None if finished is None else _training(finished, record),
+        comparison=None if comparison is None else _comparison(comparison).strip(),
+    )
 
 
 def _metadata(record: AdapterRecord, repository: str, run: Finished | None, license: str) -> ModelCardData:
@@ -87,18 +89,17 @@ def _data_name(source: str, published: bool) -> str:
     return source if published else Path(source).name or "not named"
 
 
-def _confusions(run: Finished, labels: Sequence[str]) -> str:
-    """What was taken for what on the test clips; nothing where they were not read."""
+def _confusions(run: Finished, labels: Sequence[str]) -> tuple[int, str] | None:
+    """Count the test clips and tabulate their confusions; None if the run did not read the test split."""
     if run.report.get("test_accuracy") is None:
-        return ""
+        return None
     found = predictions_of(run)
     matrix = confusion_matrix(found.clips["label"], found.decided, labels=labels).tolist()
-    title = f"## Confusions on the {len(found)} test clips\n\n"
     if len(labels) <= LARGEST_MATRIX:
         cells = [(label, *(str(count or "") for count in row)) for label, row in zip(labels, matrix, strict=True)]
-        return title + markdown_table(("true \\ said", *labels), cells, numbers_from=1)
+        return len(found), markdown_table(("true \\ said", *labels), cells, numbers_from=1)
     wrong = [(label, said, str(count)) for label, said, count in confusions(labels, matrix)[:MOST_FREQUENT]]
-    return title + markdown_table(("true", "said", "clips"), wrong, numbers_from=2)
+    return len(found), markdown_table(("true", "said", "clips"), wrong, numbers_from=2)
 
 
 def _training(run: Finished, record: AdapterRecord) -> str:
@@ -126,7 +127,7 @@ def _training(run: Finished, record: AdapterRecord) -> str:
     }
     # What an earlier version's report does not say is left out.
     rows = [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
-    return "## How it was trained\n\n" + markdown_table(("what", "how it was"), rows)
+    return markdown_table(("what", "how it was"), rows)
 
 
 def _comparison(folder: Path) -> str:

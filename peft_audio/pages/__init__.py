@@ -1,0 +1,1 @@
+"""HTML building blocks and model cards as Jinja2 templates."""
