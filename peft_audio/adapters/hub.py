@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
 from peft_audio.adapters.record import RECORD
 from peft_audio.errors import UserError, first_line
-from peft_audio.files import expanded
+from peft_audio.files import expanded, file_sha256, sha256
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
 # code.
@@ -53,12 +52,8 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
 
 def hash_adapter(folder: Path) -> str:
     """A hash of all that an adapter's answers depend on beside its base: its files but the README, in hex."""
-    whole = hashlib.sha256()
-    for name in sorted({*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES} - {"README.md"}):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                whole.update(f"{name}\t{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+    names = sorted({*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES} - {"README.md"})
+    return sha256(f"{name}\t{file_sha256(folder / name)}\n".encode() for name in names if (folder / name).is_file())
 
 
 def is_hub_id(name: str) -> bool:

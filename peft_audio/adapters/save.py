@@ -21,6 +21,7 @@ from peft_audio.adapters.probes import measure_probes
 from peft_audio.adapters.record import RECORD, AdapterRecord, adapter_readme
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
+from peft_audio.files import partial_path
 from peft_audio.processes import environment
 from peft_audio.strategies.base import Trainable, peft_weights
 
@@ -61,7 +62,7 @@ def write_adapter(
     """
     folder = saved_folder(run_folder, trained, record.pretrained)
     record = replace(record, probes=measure_probes(Adapter(model.to("cpu").eval(), extractor, record)))
-    aside = folder.with_name(folder.name + ".partial")
+    aside = partial_path(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     if record.whole:

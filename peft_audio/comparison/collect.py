@@ -17,7 +17,7 @@ from peft_audio.comparison.settings import ARMS, CompareRecipe
 from peft_audio.config import read_config, to_yaml
 from peft_audio.config.yaml_values import plain_yaml
 from peft_audio.errors import UserError
-from peft_audio.files import expanded, read_json, write_aside
+from peft_audio.files import expanded, read_json, write_atomically
 from peft_audio.runs.finished import Finished, named, read_run
 from peft_audio.runs.folder import beside
 from peft_audio.text import printable
@@ -48,8 +48,8 @@ def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
         }
         for job in jobs
     ]
-    write_aside(folder / SETTINGS, to_yaml(cfg))
-    write_aside(folder / JOBS, json.dumps({"jobs": listed}, indent=1) + "\n")
+    write_atomically(folder / SETTINGS, to_yaml(cfg))
+    write_atomically(folder / JOBS, json.dumps({"jobs": listed}, indent=1) + "\n")
 
 
 def read_comparison(folders: Sequence[Path], reference: str | None = None, margin: float | None = None) -> Comparison:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from joblib import cpu_count
 
 from peft_audio.errors import DivergedError, UserError
-from peft_audio.files import read_json, write_aside
+from peft_audio.files import read_json, write_atomically
 from peft_audio.processes import created, end, environment, visible_gpus
 from peft_audio.runs.folder import beside
 
@@ -149,7 +149,7 @@ def _run(
         children.append(child)
         if stop.is_set():
             end([child.pid])
-        write_aside(record_file, json.dumps(record | {"pid": child.pid, "created": created(child.pid)}, indent=2))
+        write_atomically(record_file, json.dumps(record | {"pid": child.pid, "created": created(child.pid)}, indent=2))
         exit_code = child.wait()
     children.remove(child)
     if stop.is_set():
@@ -161,7 +161,7 @@ def _run(
         record["last_lines"] = "\n".join(log_text.strip().splitlines()[-LAST_LINES:])
     elif not read_json(job.folder / "report.json"):
         record |= {"exit_code": 1, "last_lines": "it ended without a report"}
-    write_aside(record_file, json.dumps(record, indent=2) + "\n")
+    write_atomically(record_file, json.dumps(record, indent=2) + "\n")
     return record
 
 

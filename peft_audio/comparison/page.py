@@ -17,6 +17,7 @@ from rich.table import Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, Score
+from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
 from peft_audio.text import markdown_table, marked, printable, without_secrets
 
@@ -292,9 +293,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     paths = []
     for form, content in contents.items():
         path = folder / f"comparison.{form}"
-        aside = path.with_name(path.name + ".partial")
-        aside.write_bytes(content)
-        paths.append(aside.replace(path))
+        write_atomically(path, content)
+        paths.append(path)
     return paths
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, make_clips, name_splits
 from peft_audio.errors import UserError
+from peft_audio.files import atomic_file, sha256
 from peft_audio.text import listed
 
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -246,16 +246,15 @@ def _splits(found: Any, cfg: DataConfig) -> tuple[dict[str, Any], list[str]]:
 def _download(rows: IterableDataset, key: str) -> Dataset:
     """A streamed split as a table on disk, kept in datasets' cache for the next run."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "peft_audio"
-    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    file = cache / f"{sha256([key.encode()])[:32]}.arrow"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         # Several processes may write at once: each its own file, and the last one to be done stays.
-        aside = file.with_suffix(f".{os.getpid()}.partial")
+        partial = file.with_suffix(f".{os.getpid()}.partial")
         schema = rows.features.arrow_schema
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with atomic_file(file, partial=partial) as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in rows.with_format("arrow").iter(100):
                 writer.write_table(batch.select(schema.names).cast(schema))
-        aside.replace(file)
     return Dataset.from_file(str(file))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from rich.progress import Progress
 
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, read_blocks, read_info
 from peft_audio.data.clip_table import ClipTable, recording_of
+from peft_audio.files import file_sha256, sha256
 
 FULL_SCALE = 0.999
 # Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
@@ -127,12 +127,11 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
 
 def _sha256(source: Path | bytes) -> str:
     if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
+        return sha256([source])
     return _sha256_of_file(source, source.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def _sha256_of_file(file: Path, changed: int) -> str:
     # The parts of one recording come one after another.
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return file_sha256(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from peft_audio.data.sources import find_clips, pin_revision
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.data.windows import cut_windows
 from peft_audio.errors import UserError
+from peft_audio.files import sha256
 from peft_audio.tasks import task_of
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
@@ -250,4 +250,4 @@ def recordings_of(rows: Dataset, labels: Sequence[str], task: Task) -> pd.DataFr
 
 
 def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return sha256(["\n".join(sorted(lines)).encode()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, encoder_of, family_of
 from peft_audio.encoders.quantization import quantization_settings
 from peft_audio.errors import UserError, unloadable
-from peft_audio.files import expanded, is_folder
+from peft_audio.files import expanded, is_folder, sha256
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
@@ -255,12 +254,14 @@ def use_exact_float32() -> None:
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """A hash of names, shapes and float32 values, whatever file format or precision they were stored in."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(json.dumps([name, list(values.shape)]).encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
+
+    def parts() -> Iterator[bytes]:
+        for name in sorted(state):
+            values = state[name].detach().to("cpu", torch.float32).contiguous()
+            yield json.dumps([name, list(values.shape)]).encode()
+            yield values.numpy().tobytes()
+
+    return sha256(parts())
 
 
 @contextmanager

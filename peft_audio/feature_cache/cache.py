@@ -6,7 +6,6 @@ equal weights, the model gives the same logits and gradients from what was kept 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +53,7 @@ from peft_audio.feature_cache.store import (
     read_table,
     write_features,
 )
+from peft_audio.files import sha256
 from peft_audio.strategies.base import Trainable
 
 # Modules, beside all of encoders/, that decide the features of a clip. A change in one of them makes another key.
@@ -212,7 +212,7 @@ def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Acce
         "input": family.describe_input(extractor, config),
         "precision": accelerator.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "code": hashlib.sha256(b"".join(path.read_bytes() for path in _code())).hexdigest(),
+        "code": sha256(path.read_bytes() for path in _code()),
         "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
     dtype = cfg.prefix_cache.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -27,7 +26,7 @@ from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import run_prefix
 from peft_audio.feature_cache.store import Reader, Store, read_table
-from peft_audio.files import expanded
+from peft_audio.files import expanded, sha256
 from peft_audio.training.tracking import progress_bar
 
 # So many clips are computed again when features are reused, each alone, where they were filled in batches. bfloat16 has
@@ -97,7 +96,7 @@ def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
         facts = [rows["sha256"][row], float(rows["start_seconds"][row]), float(seconds[row])]
         if drawn:
             facts += [limit, augmentation, clips.view.seeds(Draw(row, view + 1))]
-        names[row, view] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        names[row, view] = sha256([json.dumps(facts).encode()])
     return Wanted(clips, views, names, seconds)
 
 

@@ -7,7 +7,6 @@ are read by their place, because pages of a mapped file would count as memory of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from huggingface_hub import cached_assets_path
 
 from peft_audio.config import PrefixCacheConfig
 from peft_audio.errors import UserError
-from peft_audio.files import expanded, read_json, write_aside
+from peft_audio.files import atomic_file, expanded, read_json, sha256, write_atomically
 
 ABOUT = "about.json"
 KEY_LENGTH = 32
@@ -68,7 +67,7 @@ def cache_root(cfg: PrefixCacheConfig) -> Path:
 def open_store(root: Path, about: Mapping[str, Any], width: int, dtype: str) -> Store:
     """The folder for what `about` says; another word in it is another folder."""
     text = json.dumps([about, width, dtype], sort_keys=True)
-    return Store(root / hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH], about, width, dtype)
+    return Store(root / sha256([text.encode()])[:KEY_LENGTH], about, width, dtype)
 
 
 @contextmanager
@@ -110,23 +109,22 @@ def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor
         began: `time.perf_counter()` before the work on them began; each clip's share of what it took is kept.
     """
     store.folder.mkdir(parents=True, exist_ok=True)
-    write_aside(store.folder / ABOUT, json.dumps(store.about, indent=2, sort_keys=True) + "\n")
+    write_atomically(store.folder / ABOUT, json.dumps(store.about, indent=2, sort_keys=True) + "\n")
     whole = {path.with_suffix("") for path in store.folder.glob("*.parquet")}
     for left in store.folder.iterdir():
         # Of a run that was killed while it filled.
         if left.name != ABOUT and left.with_suffix("") not in whole:
             left.unlink()
     name = f"{len(whole):04d}-{os.getpid()}"
-    aside, rows = store.folder / f"{name}.partial", []
-    with aside.open("wb") as file:
+    rows = []
+    with atomic_file(store.folder / f"{name}.features") as file:
         for clip, samples, values in features:
             stored = values.to("cpu", DTYPES[store.dtype]).contiguous().view(torch.uint8).numpy().tobytes()
             rows.append([clip, "", file.tell(), len(values), samples, zlib.crc32(stored), 0.0])
             file.write(stored)
-    aside.rename(aside.with_suffix(".features"))
     table = pd.DataFrame(rows, columns=COLUMNS).assign(seconds=(time.perf_counter() - began) / max(1, len(rows)))
-    table.to_parquet(aside)
-    aside.rename(aside.with_suffix(".parquet"))
+    with atomic_file(store.folder / f"{name}.parquet") as file:
+        table.to_parquet(file)
 
 
 class Reader:

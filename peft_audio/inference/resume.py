@@ -18,6 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from peft_audio.errors import UserError
+from peft_audio.files import atomic_file
 from peft_audio.inference.predict import CHUNK_RECORDINGS, Answer
 
 VERSION = "peft_audio_unfinished_answers"
@@ -131,18 +132,10 @@ def whole_or_not(out: Path, binary: bool) -> Iterator[IO[Any]]:
     Raises:
         UserError: Another file came to be there meanwhile; it is left as it is.
     """
-    aside = out.with_name(out.name + ".writing")
-    form: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": ""}
-    with aside.open(**form) as file:
+    # The usual name of a partial file is that of the answers.
+    with atomic_file(out, binary, out.with_name(out.name + ".writing"), sync=True) as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
-    try:
         _refuse_to_overwrite(out)
-    except UserError:
-        aside.unlink()
-        raise
-    aside.replace(out)
 
 
 def _refuse_to_overwrite(out: Path) -> None:

@@ -27,6 +27,7 @@ from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.verify import TOLERANCE
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
+from peft_audio.files import replace_folder
 from peft_audio.pages.render import render_text
 from peft_audio.processes import environment
 from peft_audio.text import marked
@@ -184,15 +185,7 @@ def export_adapter(
         size = sum(path.stat().st_size for path in written.iterdir())
         # Minutes have passed.
         _check_place(folder, overwrite)
-        before = Path(aside) / "replaced"
-        if folder.exists():
-            folder.rename(before)
-        try:
-            written.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
+        replace_folder(written, folder)
     return Exported(folder, size, difference)
 
 

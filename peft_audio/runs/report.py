@@ -24,7 +24,7 @@ from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier, versions
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation
-from peft_audio.files import read_json, write_aside
+from peft_audio.files import read_json, write_atomically
 from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
 from peft_audio.runs.run import Run, save_skipped
 from peft_audio.strategies.base import Trainable
@@ -235,7 +235,7 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
 
 def write_report(run: Run, report: RunReport) -> None:
     """Write `report.json` atomically."""
-    write_aside(run.folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+    write_atomically(run.folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
 
 
 def read_report(folder: Path) -> RunReport:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from peft_audio.errors import ResumeError
+from peft_audio.files import atomic_folder, file_sha256, remove_folder
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -55,28 +53,16 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -
     Raises:
         OSError: It cannot be written; nothing of it stays.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        (aside / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-        for name, of_file in tensors.items():
-            values = {key: value.detach().cpu().contiguous() for key, value in of_file.items()}
-            save_file(values, aside / f"{name}.safetensors", metadata={"format": "pt"})
-        manifest = {path.name: _facts(path) for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in [*aside.iterdir(), aside]:
-            _sync(path)
-        if folder.exists():
-            _discard(folder)
-        aside.rename(folder)
-        _sync(folder.parent)
+        with atomic_folder(folder) as partial:
+            (partial / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+            for name, of_file in tensors.items():
+                values = {key: value.detach().cpu().contiguous() for key, value in of_file.items()}
+                save_file(values, partial / f"{name}.safetensors", metadata={"format": "pt"})
+            manifest = {path.name: _facts(path) for path in sorted(partial.iterdir())}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except SafetensorError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise OSError(str(error)) from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -144,7 +130,7 @@ def keep_newest(root: Path, count: int) -> None:
             kept.add(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder"))
     for path in root.iterdir():
         if path.name not in kept:
-            _discard(path)
+            remove_folder(path)
 
 
 def discard_newer(checkpoint: Checkpoint) -> None:
@@ -153,27 +139,8 @@ def discard_newer(checkpoint: Checkpoint) -> None:
     for path in checkpoint.folder.parent.iterdir():
         last = best if path.name.startswith(BEST) else checkpoint.folder.name
         if _OURS.fullmatch(path.name) and path.name > last:
-            _discard(path)
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder; a half of it is never taken for one that was damaged."""
-    aside = folder if folder.suffix == ".discarded" else folder.with_name(folder.name + ".discarded")
-    folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(path)
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Let a file, or the names in a folder, reach the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows syncs no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

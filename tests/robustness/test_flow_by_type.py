@@ -123,7 +123,9 @@ def full(*args: Any, **kwargs: Any) -> Any:
     raise OSError(errno.ENOSPC, "x", "x")
 
 
-@pytest.mark.parametrize(("workers", "owner", "name"), [(0, feature_store, "write_aside"), (1, Clips, "__getitem__")])
+@pytest.mark.parametrize(
+    ("workers", "owner", "name"), [(0, feature_store, "write_atomically"), (1, Clips, "__getitem__")]
+)
 def test_training_does_without_the_feature_cache_if_the_disk_is_full(
     workers: int, owner: Any, name: str, tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

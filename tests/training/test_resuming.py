@@ -29,7 +29,6 @@ from peft_audio.runs import folder as run_folder
 from peft_audio.runs import run
 from peft_audio.strategies import LoraRecipe
 from peft_audio.tasks import task_of
-from peft_audio.training import checkpoints
 from peft_audio.training import loop as training
 from peft_audio.training import micro_batches as memory
 from peft_audio.training.checkpoints import (
@@ -236,7 +235,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
         if len(calls) == broken_at:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", fails)
+    monkeypatch.setattr("peft_audio.files.os.fsync", fails)
     for each in range(1, 5):  # each file, and the folder
         calls.clear()
         broken_at = each
