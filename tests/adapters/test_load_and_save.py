@@ -126,7 +126,12 @@ def test_merged_weights_give_the_logits_of_the_saved_ones(
     assert type(merged.model) is plain and not any("lora" in name for name, _ in merged.model.named_modules())
 
 
-@pytest.mark.parametrize(("strategy", "bf16_units"), [*((strategy, False) for strategy in PRODUCTS), ("lora", True)])
+QUICK = ("lora", "full")
+README_CASES = [pytest.param(name, False, marks=[] if name in QUICK else pytest.mark.slow) for name in PRODUCTS]
+README_CASES.append(pytest.param("lora", True, marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize(("strategy", "bf16_units"), README_CASES)
 def test_the_readme_loads_it_without_this_package(
     strategy: str,
     bf16_units: bool,

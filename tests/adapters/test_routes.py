@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,13 @@ def asked(adapter: Adapter, probes: list[Any]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def cells(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    root = tmp_path_factory.mktemp("routes")
+    return make_cells(STRATEGIES, tiny_base, tmp_path_factory.mktemp("routes"))
+
+
+def make_cells(strategies: Iterable[str], tiny_base: Path, root: Path) -> dict[str, dict[str, Any]]:
+    """Save with each strategy, and ask all of them in every way."""
     made = {}
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         (root / strategy).mkdir()
         made[strategy] = make_cell(strategy, tiny_base, root / strategy)
     (root / "cells.json").write_text(json.dumps(made))
@@ -143,6 +148,7 @@ def difference(answers: list[list[float]], recorded: list[list[float]]) -> float
     return float((np.abs(np.array(answers) - was).max(1) / np.maximum(1, np.abs(was).max(1))).max())
 
 
+@pytest.mark.slow
 def test_every_route_gives_the_recorded_logits_or_there_is_none(
     cells: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +176,16 @@ def test_every_route_gives_the_recorded_logits_or_there_is_none(
     assert printed in (Path(__file__).parents[2] / "docs/routes.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_only_the_reasons_that_are_known_stand_for_a_tick(cells: dict[str, dict[str, Any]]) -> None:
+    assert_routes(cells)
+
+
+def test_routes_of_lora(tiny_base: Path, tmp_path: Path) -> None:
+    assert_routes(make_cells(["lora"], tiny_base, tmp_path))
+
+
+def assert_routes(cells: dict[str, dict[str, Any]]) -> None:
     without = "AutoPeftModel without num_labels"
     for strategy, cell in cells.items():
         of_adapters = {"PeftModel", "AutoPeftModel", without, "load_adapter, merge=False"}

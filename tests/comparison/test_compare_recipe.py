@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from helpers.forks import start_python
 from helpers.tones import divide
 
 from peft_audio import cli
@@ -36,8 +35,7 @@ def tones(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(*flags: str) -> subprocess.Popen[str]:
     """A comparison in a process of its own."""
-    command = [sys.executable, str(ROOT / "recipes" / "compare.py"), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_python(ROOT / "recipes" / "compare.py", *flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(*flags: str) -> tuple[int, str]:
@@ -54,6 +52,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
     return [{name: arm[name] for name in kept} for arm in arms]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "compared"
     own = "{broken: {recipe: head_only, flags: {model.name: ./nowhere}}}"
@@ -65,7 +64,7 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.1)
     # After this nothing can be tidied up: the run under way goes on without its comparison.
-    os.kill(first.pid, signal.SIGKILL)
+    first.kill()
     first.communicate()
     code, said = finish(*flags)
     assert code == 1, said

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.hub_standin import COMMIT, serve
+from helpers.matrix import first_quick
 from helpers.parquet_datasets import make_dataset, write_split
 from helpers.recipe_runs import free_port, settings
 from helpers.tiny_encoders import tiny_config
@@ -127,6 +128,7 @@ def test_a_dataset_is_read_at_one_commit_with_its_own_splits(tmp_path: Path) -> 
     assert not [request for request in requests if "/resolve/main/" in request], requests
 
 
+@pytest.mark.slow
 def test_what_is_not_clear_about_a_dataset_is_asked(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "tones")
     with serve({}, {"org/tones": folder}) as (address, _):
@@ -143,6 +145,7 @@ def test_what_is_not_clear_about_a_dataset_is_asked(tmp_path: Path) -> None:
         assert words in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_splits_of_other_names_and_labels_of_other_kinds(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     for split in ("one", "two", "three"):
@@ -164,6 +167,7 @@ def test_splits_of_other_names_and_labels_of_other_kinds(tmp_path: Path) -> None
     assert "--data.label_column: org/odd has no such column 'audio'" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_streaming_on_two_processes_evaluates_every_clip_once(tmp_path: Path, tiny_base: Path) -> None:
     folder, run = make_dataset(tmp_path / "tones", bad=1), tmp_path / "run"
     flags = [*settings(Path("org/tones"), tiny_base, run), "--data.streaming", "true", "--train.max_steps", "12"]
@@ -188,6 +192,7 @@ def test_streaming_on_two_processes_evaluates_every_clip_once(tmp_path: Path, ti
     assert [line.split(",")[0] for line in skipped[1:]] == ["train0.00011.wav", "train1.00011.wav"]
 
 
+@pytest.mark.slow
 def test_a_streamed_run_that_was_killed_ends_in_the_same_bits(tmp_path: Path, tiny_base: Path) -> None:
     folder = make_dataset(tmp_path / "tones", bad=1)
     flags = [*settings(Path("org/tones"), tiny_base, tmp_path / "whole"), "--data.streaming", "true"]
@@ -208,7 +213,7 @@ def test_a_streamed_run_that_was_killed_ends_in_the_same_bits(tmp_path: Path, ti
     assert chaos.unlike(tmp_path / "whole", tmp_path / "one") == []
 
 
-@pytest.mark.parametrize("recipe", ["lora", "full"])
+@pytest.mark.parametrize("recipe", first_quick(["lora", "full"]))
 def test_gtzan_settings_run_on_a_stand_in_with_its_columns(recipe: str, tmp_path: Path, tiny_base: Path) -> None:
     genres = ["blues", "classical", "rock"]
     folder = tmp_path / "gtzan"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.adapt import adapt
 from helpers.family_cells import LABELS, STRATEGIES, Cell, clips, run_cell
+from helpers.matrix import encoders_by_strategies, first_quick, is_quick
 from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from safetensors import safe_open
 from transformers import HubertConfig
@@ -46,26 +47,32 @@ print(json.dumps(answers))
 """
 
 
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cell]:
-    """Each encoder x each strategy, trained for three steps and saved. The large ones have a mixture of layers."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(saving, "_verify_copy", lambda folder: None)  # one fresh process will load all of them
-    root, found = tmp_path_factory.mktemp("matrix"), {}
-    for encoder, config in ENCODERS.items():
-        base = save_encoder(root / encoder / "base", config)
-        for strategy in STRATEGIES:
-            folder = root / encoder / strategy
-            folder.mkdir()
-            found[encoder, strategy] = run_cell(base, STRATEGIES[strategy], config.feat_extract_norm == "layer", folder)
-    patch.undo()
-    return found
+class Cells(dict[tuple[str, str], Cell]):
+    """Encoder and strategy -> cell, made when it is first asked for. The large encoders have a mixture of layers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, key: tuple[str, str]) -> Cell:
+        encoder, strategy = key
+        config, base, folder = ENCODERS[encoder], self.root / encoder / "base", self.root / encoder / strategy
+        if not base.exists():
+            save_encoder(base, config)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saving, "_verify_copy", lambda folder: None)  # one fresh process will load all of them
+            self[key] = run_cell(base, STRATEGIES[strategy], config.feat_extract_norm == "layer", folder)
+        return self[key]
 
 
 @pytest.fixture(scope="module")
-def loaded_by_others(cells: dict[tuple[str, str], Cell], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The clips' logits by plain transformers and PEFT, in a fresh process that never saw this package."""
-    file = tmp_path_factory.mktemp("plain") / "cells.json"
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    """Each encoder x each strategy, trained for three steps and saved."""
+    return Cells(tmp_path_factory.mktemp("matrix"))
+
+
+def loaded_by_others(cells: dict[tuple[str, str], Cell], file: Path) -> dict[str, Any]:
+    """Answer the clips with plain transformers and PEFT, in a fresh process that never saw this package."""
     waveforms = [clip.tolist() for clip in clips()]
     jobs = {
         " x ".join(key): {
@@ -83,12 +90,10 @@ def loaded_by_others(cells: dict[tuple[str, str], Cell], tmp_path_factory: pytes
     return json.loads(child.stdout)
 
 
-every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+every_cell = pytest.mark.parametrize(("encoder", "strategy"), encoders_by_strategies(ENCODERS, STRATEGIES))
 
 
-@every_encoder
-@every_strategy
+@every_cell
 def test_exactly_what_trains_gets_a_gradient_and_moves(cells: Any, encoder: str, strategy: str) -> None:
     cell = cells[encoder, strategy]
     assert cell.without_gradient == []
@@ -99,8 +104,7 @@ def test_exactly_what_trains_gets_a_gradient_and_moves(cells: Any, encoder: str,
     assert all(name.endswith("k_proj.bias") for name in cell.trained - cell.moved)
 
 
-@every_encoder
-@every_strategy
+@every_cell
 def test_one_clip_one_answer(cells: Any, encoder: str, strategy: str) -> None:
     cell = cells[encoder, strategy]
     assert np.abs(cell.logits).max() > 0.1
@@ -108,13 +112,23 @@ def test_one_clip_one_answer(cells: Any, encoder: str, strategy: str) -> None:
     assert cell.padding_error < 1e-5 * max(1, np.abs(cell.logits).max())
 
 
-def test_a_fresh_process_without_this_package_gives_the_same_logits(
-    cells: dict[tuple[str, str], Cell], loaded_by_others: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def errors_in_a_fresh_process(cells: dict[tuple[str, str], Cell], folder: Path) -> dict[tuple[str, str], float]:
+    found = loaded_by_others(cells, folder / "cells.json")
+    return {key: float(np.abs(np.array(found[" x ".join(key)]) - cell.logits).max()) for key, cell in cells.items()}
+
+
+def test_a_fresh_process_without_this_package_gives_the_same_logits(cells: Cells, tmp_path: Path) -> None:
+    quick = [(encoder, strategy) for encoder in ENCODERS for strategy in STRATEGIES if is_quick(encoder, strategy)]
+    errors = errors_in_a_fresh_process({key: cells[key] for key in quick}, tmp_path)
+    assert {key: error for key, error in errors.items() if not error < 1e-5} == {}
+
+
+@pytest.mark.slow
+def test_it_does_so_for_every_encoder_and_strategy(
+    cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = {
-        key: float(np.abs(np.array(loaded_by_others[" x ".join(key)]) - cell.logits).max())
-        for key, cell in cells.items()
-    }
+    every = [(encoder, strategy) for encoder in ENCODERS for strategy in STRATEGIES]
+    errors = errors_in_a_fresh_process({key: cells[key] for key in every}, tmp_path)
     with capsys.disabled():
         print("\nlargest difference of logits after saving and loading with plain transformers and PEFT:")
         print(f"{'':32}" + "".join(f"{strategy:>26}" for strategy in STRATEGIES))
@@ -126,13 +140,12 @@ def test_a_fresh_process_without_this_package_gives_the_same_logits(
     assert {key: error for key, error in errors.items() if not error < 1e-5} == {}
 
 
-@every_encoder
-@every_strategy
+@every_cell
 def test_our_own_loading_answers_as_recorded(cells: Any, encoder: str, strategy: str) -> None:
     assert verify.check_probes(cells[encoder, strategy].folder) == []
 
 
-@every_encoder
+@pytest.mark.parametrize("encoder", first_quick(ENCODERS))
 def test_only_what_trained_is_in_the_file(cells: Any, encoder: str) -> None:
     head = {f"{module}.{part}" for module in ("projector", "classifier") for part in ("weight", "bias")}
     config = ENCODERS[encoder]

@@ -23,6 +23,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.cuts import ENDS, EVERY
+from helpers.forks import start_python
+from helpers.matrix import encoders_by_strategies
 from helpers.recipe_runs import free_port
 from helpers.tiny_encoders import ENCODERS, save_encoder
 from helpers.tones import write_tone
@@ -120,9 +122,11 @@ def never(cfg: Recipe) -> Recipe:
     return replace(cfg, prefix_cache=replace(cfg.prefix_cache, use="never"))
 
 
-@pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize(
-    "strategy", ["head_only", "bias_only", "last_n_layers", "lora", "ia3", "attention_heads", "full"]
+    ("family", "strategy"),
+    encoders_by_strategies(
+        ENCODERS, ["head_only", "bias_only", "last_n_layers", "lora", "ia3", "attention_heads", "full"]
+    ),
 )
 def test_loss_curves_are_those_of_the_plain_path(
     settings: Callable[..., Recipe], tmp_path: Path, strategy: str, family: str
@@ -418,10 +422,8 @@ def test_two_processes_fill_it_once(settings: Callable[..., Recipe], tmp_path: P
     flags = ["--data.source", cfg.data.source, "--model.name", cfg.model.name, "--train.evaluate_test", "false"]
     flags += ["--train.epochs", "2", "--train.verify_adapter", "false", "--prefix_cache.folder", str(tmp_path / "kept")]
     runs = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "recipes" / "lora.py"), *flags, "--train.output_dir", str(tmp_path / name)],
-            stdout=subprocess.PIPE,
-            text=True,
+        start_python(
+            ROOT / "recipes" / "lora.py", *flags, "--train.output_dir", tmp_path / name, stdout=subprocess.PIPE
         )
         for name in ("one", "two")
     ]

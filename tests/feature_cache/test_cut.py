@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.cuts import ENDS, EVERY
 from helpers.family_cells import LABELS, batch
+from helpers.matrix import encoders_by_strategies
 from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
 from torch.nn.functional import cross_entropy
 
@@ -81,8 +82,9 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         )
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-@pytest.mark.parametrize("strategy", [name for name in EVERY if ENDS[name]])
+@pytest.mark.parametrize(
+    ("family", "strategy"), encoders_by_strategies(ENCODERS, [name for name in EVERY if ENDS[name]])
+)
 def test_logits_and_gradients_are_those_of_the_whole_model(bases: dict[str, Path], strategy: str, family: str) -> None:
     if strategy == "attention_heads" and "wavlm" in family:
         pytest.skip("WavLM's attention ignores LoRA")

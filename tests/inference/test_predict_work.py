@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from filelock import FileLock
+from helpers.forks import start_python
 from helpers.tones import write_tone
 
 from peft_audio import load_adapter, predict
@@ -147,7 +147,7 @@ def test_killed_run_goes_on_to_the_same_file(
     code = "import sys, time; from peft_audio.inference import resume as unfinished; add = unfinished.Unfinished.add\n"
     code += "unfinished.Unfinished.add = lambda *a: (add(*a), time.sleep(0.05))\n"
     code += f"from peft_audio.cli import main; main({[*call, str(tmp_path / 'cut.json')]!r})"
-    child = subprocess.Popen([sys.executable, "-c", code])
+    child = start_python("-c", code)
     partial = tmp_path / "cut.json.partial"
     while child.poll() is None and (not partial.exists() or partial.read_bytes().count(b"\n") < 5):
         time.sleep(0.01)

@@ -19,6 +19,7 @@ import soundfile
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from helpers.matrix import first_quick
 from helpers.recipe_runs import (
     ACCELERATE,
     LAUNCH_CONFIGS,
@@ -178,7 +179,7 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 # Biases and IA3 go through the loop as the head and LoRA do.
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("bias_only", "ia3")])
+@pytest.mark.parametrize("strategy", first_quick(name for name in STRATEGIES if name not in ("bias_only", "ia3")))
 def test_two_processes_do_what_one_does(
     strategy: str,
     launched: tuple[Path, str],
@@ -229,7 +230,7 @@ def test_two_processes_do_what_one_does(
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("strategy", ["head_only", "bias_only", "last_n_layers", "full"])
+@pytest.mark.parametrize("strategy", first_quick(["last_n_layers", "head_only", "bias_only", "full"]))
 def test_a_network_from_random_weights_is_saved_whole(
     strategy: str, tones: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +258,7 @@ def test_sets_of_names_are_saved_in_one_order(launched: tuple[Path, str], tmp_pa
     assert len(orders) == 2, "choose other seeds: these two order the set alike"
 
 
+@pytest.mark.slow
 def test_two_machines_on_loopback(tones: Path, tiny_base: Path, tmp_path: Path) -> None:
     arguments = [*settings(tones, tiny_base, tmp_path / "run"), "--train.max_steps", "4"]
     config = str(LAUNCH_CONFIGS / "several_machines.yaml")

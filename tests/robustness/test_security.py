@@ -239,6 +239,7 @@ def test_no_file_and_no_line_holds_the_token(outcome: Outcome) -> None:
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_hub_is_told_and_tells_no_more_than_it_must(adapter_dir: Path, tiny_base: Path, tmp_path: Path) -> None:
     secret = write_tone(tmp_path / "private.wav", 300)
     rows = [{"audio": {"bytes": None, "path": str(secret)}, "pitch": i % 2} for i in range(12)]

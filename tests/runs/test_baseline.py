@@ -104,6 +104,7 @@ def test_majority_is_what_scikit_learn_says(tmp_path: Path) -> None:
     assert (report.strategy, report.trainable_parameters) == ("majority", 0)
 
 
+@pytest.mark.slow
 def test_two_processes_and_windows(tmp_path: Path) -> None:
     """Against the definition: the mean of the probabilities of a recording's windows."""
     rng = np.random.default_rng(0)
