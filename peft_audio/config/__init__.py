@@ -1,4 +1,4 @@
-"""What a run is told: frozen dataclasses, read from YAML files and then flags."""
+"""Settings as frozen dataclasses, read from YAML files and then from flags."""
 
 from peft_audio.config.augment import AugmentConfig
 from peft_audio.config.baseline import BaselineConfig, BaselineRecipe, BaselineTrainConfig

@@ -12,7 +12,7 @@ from peft_audio.files import is_folder
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to training clips, never to others. Every draw depends on train.seed, the epoch and the clip alone.
+    """Augment training clips, never others. Every draw depends on train.seed, the epoch and the clip alone.
 
     Args:
         preset: "none"; "light": gain and faint noise; "speech": those, and small changes of pitch, pace and band;
@@ -27,8 +27,8 @@ class AugmentConfig:
         mask_feature_channels: Length of a span, in channels; 10 as in transformers.
         noise_folder: Folder with your own background sounds: half of the clips get a piece of one, 3 to 30 dB below
             them (audiomentations' defaults), after what the preset does.
-        impulse_response_folder: Folder with impulse responses of rooms or microphones: half of the clips are heard
-            through one.
+        impulse_response_folder: Folder with impulse responses of rooms or microphones: half of the clips are convolved
+            with one.
     """
 
     preset: Literal["none", "light", "speech", "environment"] = setting("none", "input", "show_on_card")

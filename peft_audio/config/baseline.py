@@ -1,4 +1,4 @@
-"""What the controls without a network are told."""
+"""Declare the settings of baselines, which need no network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from peft_audio.errors import require
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """A control without a network.
+    """Select a baseline. An encoder is worth what it adds to these.
 
     Args:
-        kind: "majority" says the most frequent class of the training clips, with the classes' shares as probabilities;
-            "log_mel" is logistic regression on mean and standard deviation over time of 64 log-mel bands. What an
-            encoder is worth is what it adds to these.
+        kind: "majority" predicts the most frequent class of the training clips, with the classes' shares as
+            probabilities; "log_mel" is logistic regression on the mean and standard deviation over time of 64 log-mel
+            bands.
     """
 
     kind: Literal["majority", "log_mel"] = setting("log_mel", "training")
@@ -25,14 +25,15 @@ class BaselineConfig:
 
 @dataclass(frozen=True)
 class BaselineTrainConfig:
-    """What a run without a network needs of the other recipes' settings, under the same names.
+    """Hold those settings of other recipes that a run without a network needs, under the same names.
 
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        resume: Leave a finished run as it is; one that was stopped starts afresh, because fitting takes seconds.
-        seed: For the report, beside runs of other recipes; no baseline draws anything.
-        evaluate_train: Judge the training clips as well, for the gap to validation.
+        resume: Leave a finished run as it is. A run that was stopped starts from scratch, because fitting takes
+            seconds.
+        seed: Seed that the report names beside runs of other recipes; no baseline draws anything.
+        evaluate_train: Evaluate the training clips as well, for the gap to validation.
         evaluate_test: Read the test split. Turn it off while choosing settings.
     """
 
@@ -53,9 +54,9 @@ class BaselineRecipe:
     """Fit a control without a network.
 
     Args:
-        data: Which recordings. Every clip is heard as in evaluation: from its start, up to data.max_eval_seconds.
-        train: Where the run goes, and what it reads.
-        baseline: Which control.
+        data: Recordings. Every clip is read as in evaluation: from its start, up to data.max_eval_seconds.
+        train: Folder of the run, and the splits that it reads.
+        baseline: Kind of baseline.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""Which recordings a run takes, how they are divided, and how much of each is heard."""
+"""Declare the settings of the recordings: their source, their splits and the length that is read."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from peft_audio.errors import UserError, require
 
 @dataclass(frozen=True)
 class DataConfig:
-    r"""Which recordings, and how much of each.
+    r"""Select recordings, their splits and the length that is read of each.
 
     Args:
-        source: "bundled" (spoken digits, six speakers); a folder with one subfolder a class, optionally under train/,
+        source: "bundled" (spoken digits, six speakers); a folder with one subfolder per class, optionally under train/,
             validation/ and test/; a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label, and
             perhaps split, group, start_seconds, end_seconds; or the id of a dataset on the Hub, such as org/name.
         revision: Branch, tag or commit of a Hub dataset; the commit that was used is recorded either way.
-        config_name: Which configuration of a Hub dataset, where it has several.
-        split_names: What the splits of a Hub dataset are, where their names do not say so, as in
+        config_name: Name of the configuration of a Hub dataset that has several.
+        split_names: Meaning of the split names of a Hub dataset, where the names do not say it, as in
             "{clean.100: train, clean.dev: validation, clean.test: test}"; others are not used.
         streaming: Read the training split of a Hub dataset over the network while training, instead of downloading it.
             Needs train.max_steps; train.epochs then says into how many parts those are divided, each validated. The
@@ -38,25 +38,25 @@ class DataConfig:
             column when not given).
         label_column: Column with the labels, of a manifest (label when not given) or a Hub dataset (its only class
             label column when not given).
-        group_column: Column of a manifest or a Hub dataset with what must not stand on two sides of a split: speaker,
-            artist, source recording. The column group of a manifest is taken without asking.
+        group_column: Column of a manifest or a Hub dataset with groups that a split must not divide: speakers,
+            artists, source recordings. The column group of a manifest is used by default.
         group_pattern: Regular expression for the group in a clip's file name; its first parenthesis is the group, or
             all that it matches. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1.
         splits_file: Divide as an earlier run did: its splits.parquet, or a table (.csv, .tsv, .jsonl, .parquet) with
             the columns id and split. Clips that it does not name are left out.
         fold: Hold out this fold, from 0, for the test and the next one for validation. Folds keep groups whole; with
             as many groups as folds they are the groups, in the order of their names.
-        num_folds: Into how many folds clips are divided where data.fold is given; 5 as in ESC-50 (Piczak, 2015).
+        num_folds: Number of folds that clips are divided into where data.fold is given; 5 as in ESC-50 (Piczak, 2015).
         split_seed: Decides the splits that are made. Never changes with train.seed.
         validation_share: Share of each class's clips held out for validation where the source has no such split; our
             choice.
         test_share: Share of each class's clips held out for the test where the source has no such split; our choice.
         validate_on_test: Choose the best epoch on the test clips themselves, as some tutorials do. It flatters, and the
             report says so; for reproducing published figures only.
-        max_train_clips: Train on this many clips only, as many of each class as can be, drawn by split_seed: for asking
-            what fewer recordings would do. All of them when not given.
-        window_seconds: Cut recordings into windows of this length, each a clip of its own; what is said of a
-            recording's windows is averaged, and metrics count recordings. Not cut when not given.
+        max_train_clips: Train on this many clips only, balanced over the classes as far as possible and drawn by
+            split_seed, to see how fewer recordings would do. All of them when not given.
+        window_seconds: Cut recordings into windows of this length, each a clip of its own. Predictions of a
+            recording's windows are averaged, and metrics count recordings. Not cut when not given.
         hop_seconds: From one window's start to the next one's; window_seconds when not given. The last window ends
             where the recording does.
         max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
@@ -126,14 +126,14 @@ class DataConfig:
             "data.window_seconds",
             window,
             f"data.max_eval_seconds ({self.max_eval_seconds:g}) or less",
-            "Lower it: windows are for recordings too long to be heard at once.",
+            "Lower it: windows are for recordings too long to be read at once.",
         )
         require(
             hop is None or (window is not None and hop <= window),
             "data.hop_seconds",
             hop,
             "data.window_seconds or less" if window else "left out without data.window_seconds",
-            "A longer hop would leave gaps that nothing hears.",
+            "A longer hop would leave gaps that no window covers.",
         )
 
     def _check_division(self) -> None:

@@ -1,4 +1,4 @@
-"""What is told about the cache of a frozen prefix's output."""
+"""Declare the settings of the feature cache, which config.yaml calls `prefix_cache`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from peft_audio.errors import require
 
 @dataclass(frozen=True)
 class PrefixCacheConfig:
-    """What is frozen need not run in every epoch: its output for each clip is kept on the disk, and trained on.
+    """Cache the output of the frozen layers on the disk, so each clip passes through them once.
 
     Args:
-        use: "auto" keeps it where that gives the same numbers and a clip is trained on more than once, and says why
-            where it does not; "always" keeps it even for a single pass, for runs that come later; "never" runs
-            everything in every step. Figures in the report are measured from the recordings either way.
-        views: With augmentation, or crops of longer clips, training hears something new in every epoch, and nothing can
-            be kept. Given, it hears each clip in this many ways in turn, kept or not. Fewer ways regularise less.
-        folder: Where it is kept; in the Hugging Face cache when not given. Runs share it, side by side too:
+        use: "auto" caches where that gives the same numbers and a clip is trained on more than once, and prints the
+            reason where it does not; "always" caches even for a single pass, for later runs; "never" runs all layers
+            in every step. Figures in the report are measured from the recordings either way.
+        views: Number of augmented or cropped versions of each clip that training uses in turn, cached or not. Without
+            it, augmentation and crops of longer clips differ in every epoch, and nothing can be cached. Fewer versions
+            regularise less.
+        folder: Folder of the cache; in the Hugging Face cache when not given. Runs share it, also at the same time:
             `peft-audio cache` shows and clears it.
-        max_gigabytes: The folder may grow to this, in 10^9 bytes; what was not used for longest goes first. What alone
-            would need more is not kept. A choice.
-        dtype: What the output is kept in: "float32"; "bfloat16", at half the size and with 8 bits of precision; "auto"
+        max_gigabytes: Largest size of the folder, in 10^9 bytes; files that were not used for longest are removed
+            first. Features that alone need more are not cached. A choice.
+        dtype: Type of the cached numbers: "float32"; "bfloat16", at half the size and with 8 bits of precision; "auto"
             takes the one that training computes in (train.mixed_precision).
     """
 

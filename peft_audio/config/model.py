@@ -11,7 +11,7 @@ from peft_audio.errors import require, require_package
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which pretrained encoder, and what is done to it before a strategy decides what trains.
+    """Select a pretrained encoder, and change it before a strategy decides which weights train.
 
     Args:
         name: "wav2vec2-nano" (bundled, English synthetic speech), a Hub id such as facebook/wav2vec2-base or

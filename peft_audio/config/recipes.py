@@ -60,10 +60,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What `peft-audio check` is told.
+    """Settings of `peft-audio check` and `evaluate`.
 
     Args:
-        data: Which recordings, and how they are to be divided.
+        data: Recordings and their splits.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,17 +11,16 @@ from peft_audio.errors import require, require_package
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the training goes. Rates and epochs shown are this recipe's own.
+    """Control the training. Rates and epochs shown are this recipe's own.
 
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        resume: Go on from the newest whole checkpoint in output_dir, to the same bits as a run that nobody stopped.
-            Settings, recordings, encoder and number of processes must be the same. Where there is no checkpoint the run
-            starts afresh, where the run is finished it stays as it is. With train.overwrite, a run that does not fit is
-            replaced.
-        checkpoint_every_steps: Save a checkpoint after so many optimizer steps; only by the clock when not given.
-        checkpoint_every_minutes: Save a checkpoint after so many minutes; more seldom where saving would take more than
+        resume: Continue from the newest complete checkpoint in output_dir, to the same bits as a run without a stop.
+            Settings, recordings, encoder and number of processes must be the same. Without a checkpoint the run starts
+            from scratch; a finished run stays as it is. With train.overwrite, a run that does not fit is replaced.
+        checkpoint_every_steps: Number of optimizer steps between checkpoints; only by the clock when not given.
+        checkpoint_every_minutes: Minutes between checkpoints; more where saving would take more than
             1% of the time. One is saved at the end of the training and on SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (which
             SLURM sends when told to) in any case, and all go when the run is finished.
         keep_checkpoints: How many of the newest stay, beside the weights of the best epoch.
@@ -31,8 +30,8 @@ class TrainConfig:
         early_stopping_patience: Stop after this many epochs without a new best; never when not given.
         batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
             (Hu et al., 2021).
-        batch_seconds: Instead of so many clips, fill each optimizer step with clips of like length until, padded to the
-            longest, they last so many seconds. For collections whose lengths differ much; clips count the same.
+        batch_seconds: Seconds of audio per optimizer step, instead of a number of clips: clips of similar length,
+            padded to the longest. For collections whose lengths differ much; clips count the same.
         gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
         auto_micro_batch: Try the largest step first, and split steps into twice as many micro-batches until they fit
             into memory, the same on all processes; gradient_accumulation_steps is where that begins. The clips of a
@@ -68,8 +67,8 @@ class TrainConfig:
         best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
         evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
-        verify_adapter: Let the saved adapter (or model) stand only once a fresh process has loaded a copy and answers
-            the same. Turn it off for runs that only choose settings: it takes seconds, and nobody will load those.
+        verify_adapter: Keep the saved adapter (or model) only if a fresh process loads a copy and computes the same
+            logits. Turn it off for runs that only choose settings: it takes seconds, and nobody will load those.
         log_with: Trackers that get every step and epoch beside metrics.jsonl: tensorboard, wandb, trackio. Each is an
             extra of this package. One that fails is reported once and never stops a run.
     """

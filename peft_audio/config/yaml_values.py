@@ -1,4 +1,4 @@
-"""YAML that holds values and nothing else: settings run no code, import nothing, and do not grow when they are read."""
+"""Read YAML that holds values alone: it runs no code, imports nothing and does not grow when it is read."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _HUGE = re.compile(r"[-+]?[0-9][0-9a-fxob_:]{250,}", re.IGNORECASE)
 
 
 class NotPlain(yaml.MarkedYAMLError):
-    """It is YAML, and says more than values."""
+    """The YAML holds more than values."""
 
 
 def plain_yaml(text: str) -> Any:
-    """What YAML says in values alone: no tags, no class_path (jsonargparse would import it), no aliases, not too deep.
+    """Read YAML without tags, class_path (jsonargparse would import it), aliases or deep nesting.
 
     Raises:
-        yaml.YAMLError: It says more, or is none.
+        yaml.YAMLError: The text holds more than values, or is not YAML.
     """
     check_plain(text)
     return yaml.safe_load(text)
 
 
 def dotted(text: str) -> dict[str, Any]:
-    """The settings of a run's config.yaml, or of the like, by dotted name.
+    """Read the settings of a run's config.yaml, or of a similar file, by dotted name.
 
     Raises:
-        yaml.YAMLError: As `plain_yaml`; also where it does not hold sections of settings.
+        yaml.YAMLError: As `plain_yaml`; also if the text does not hold sections of settings.
     """
     sections = plain_yaml(text)
     if not isinstance(sections, dict) or not all(isinstance(values, dict) for values in sections.values()):
@@ -41,11 +41,11 @@ def dotted(text: str) -> dict[str, Any]:
 
 
 def check_plain(text: str) -> None:
-    """Refuse what `plain_yaml` does not take, without building what it stands for.
+    """Refuse YAML that `plain_yaml` does not read, without building its values.
 
     Raises:
-        NotPlain: It says more than values.
-        yaml.YAMLError: It is no YAML.
+        NotPlain: The text holds more than values.
+        yaml.YAMLError: The text is not YAML.
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):

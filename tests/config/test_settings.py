@@ -23,6 +23,7 @@ from peft_audio.config import (
     settings_per_run,
 )
 from peft_audio.config.fields import SourceKind, settings_of
+from peft_audio.config.sections import settings_where
 from peft_audio.data.check import check
 from peft_audio.errors import UserError
 
@@ -133,6 +134,25 @@ def test_augmentation_before_the_encoder_is_in_the_key_of_the_cache() -> None:
     """SpecAugment masks what the cache returns."""
     before = {name for name in settings_of(SECTIONS["augment"]) if not name.startswith("mask_")}
     assert {name for name, about in settings_of(SECTIONS["augment"]).items() if about.stage == "input"} == before
+
+
+def test_the_key_of_the_cache_covers_all_stages_up_to_the_encoder() -> None:
+    """A new setting of these stages fails here until the key of `feature_cache` covers it."""
+    covered_by = {
+        "bytes, start and length of the clip": {
+            *("data.window_seconds", "data.hop_seconds", "data.max_seconds", "data.max_eval_seconds"),
+        },
+        "augmentation and its seeds": {
+            *("augment.preset", "augment.noise_folder", "augment.impulse_response_folder", "train.seed"),
+        },
+        "weights": {"model.name", "model.revision", "model.pretrained"},
+        "config of the frozen layers": {"model.layer_weighted_sum"},
+        "attention, quantization, precision and type": {
+            *("model.attention", "model.quantization", "train.mixed_precision", "prefix_cache.dtype"),
+        },
+    }
+    up_to_encoder = settings_where(lambda about: about.stage in ("input", "encoder"))
+    assert set(up_to_encoder) == set().union(*covered_by.values())
 
 
 def hand_kept_lists() -> list[str]:
