@@ -219,7 +219,7 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
 
 def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
     """Refuse a record by which a short clip would be padded to less, or more, than in training."""
-    found, said = family_of(model.config).minimum_samples(model.config), record.mask["minimum_samples"]
+    found, said = family_of(model.config).minimum_samples(model.config), record.minimum_samples
     if found != said:
         raise UserError(
             f"{folder / RECORD}: minimum_samples is {said}, but the encoder's is {found}; get the adapter again."
@@ -235,11 +235,11 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
     read_object(folder / PREPROCESSOR)
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-        found = (extractor.model_input_names[0], extractor.sampling_rate, extractor.do_normalize)
+        found = record.family.describe_input(extractor, record.minimum_samples)
     except Exception as error:  # as many kinds as there are ways to damage it
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({first_line(error)}).") from error
-    wanted = ("input_values", record.sampling_rate, record.normalisation["do_normalize"])
-    for name, value, recorded in zip(("input", "sampling_rate", "do_normalize"), found, wanted, strict=True):
+    for name, recorded in record.input.items():
+        value = found.get(name)
         if value != recorded:
             raise UserError(
                 f"{folder / PREPROCESSOR}: {name} is {value}, but {RECORD} says {recorded}; get the adapter again."

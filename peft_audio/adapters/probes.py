@@ -14,20 +14,19 @@ from peft_audio.errors import first_line
 if TYPE_CHECKING:
     from peft_audio.adapters.load import Adapter
 
-PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
 
-
-def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
+def probe_waveforms(sampling_rate: int, probe_seconds: Sequence[float]) -> list[np.ndarray]:
     """The fixed clips by which a loaded adapter is compared with the saved one: swept tones, swelling and fading.
 
     Args:
-        sampling_rate: In hertz.
+        sampling_rate: Sampling rate in hertz.
+        probe_seconds: Length of each clip, as the encoder's family gives it.
 
     Returns:
-        Float32 of shape (samples,), 0.01 to 2.3 s; the first is shorter than what the encoder takes.
+        One waveform per clip, float32 of shape (samples,).
     """
     waveforms = []
-    for seconds in PROBE_SECONDS:
+    for seconds in probe_seconds:
         time = np.arange(round(seconds * sampling_rate)) / sampling_rate
         # What scipy.signal.chirp gives, which takes half a second to import.
         up, down = (f * time + 0.5 * (last - f) / seconds * time**2 for f, last in ((150.0, 3500.0), (2000.0, 300.0)))
@@ -36,11 +35,12 @@ def probe_waveforms(sampling_rate: int) -> list[np.ndarray]:
     return waveforms
 
 
-def measure_probes(adapter: Adapter, count: int = len(PROBE_SECONDS)) -> tuple[dict[str, Any], ...]:
+def measure_probes(adapter: Adapter, count: int | None = None) -> tuple[dict[str, Any], ...]:
     """Logits and top label of the first probe clips, clip by clip; to be recorded, in float32 on the CPU."""
     found = []
-    waveforms = probe_waveforms(adapter.record.sampling_rate)
-    for seconds, waveform in list(zip(PROBE_SECONDS, waveforms, strict=True))[:count]:
+    probe_seconds = adapter.record.family.probe_seconds[:count]
+    waveforms = probe_waveforms(adapter.record.sampling_rate, probe_seconds)
+    for seconds, waveform in zip(probe_seconds, waveforms, strict=True):
         logits = adapter.logits([waveform])[0]
         by_name = dict(zip(adapter.labels, logits.tolist(), strict=True))
         (label,) = adapter.task.decode(adapter.task.decide(logits[None]), adapter.labels)
@@ -48,7 +48,7 @@ def measure_probes(adapter: Adapter, count: int = len(PROBE_SECONDS)) -> tuple[d
     return tuple(found)
 
 
-def check_answers(adapter: Adapter, tolerance: float, count: int = len(PROBE_SECONDS)) -> list[str]:
+def check_answers(adapter: Adapter, tolerance: float, count: int | None = None) -> list[str]:
     """As `compare_probes`, of what is measured now; settings that load may still be none that run."""
     try:
         measured = measure_probes(adapter, count)

@@ -12,6 +12,8 @@ from typing import Any
 
 from peft_audio.adapters.files import read_object
 from peft_audio.config import DataConfig, Recipe
+from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily
+from peft_audio.encoders.family import FAMILIES, family_named
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
 from peft_audio.errors import UserError
 from peft_audio.files import is_folder
@@ -21,7 +23,7 @@ from peft_audio.tasks.task import Task
 from peft_audio.text import markdown_table, marked
 
 RECORD = "peft_audio.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,9 @@ class AdapterRecord:
             comes as a whole model, everything else as an adapter for the base.
         layer_weighted_sum: Whether the head is fed a mixture of all layers.
         quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
-        sampling_rate: Of the waveforms that the encoder takes, in hertz.
+        input: How a clip becomes the model's inputs, as the encoder's family describes it.
         crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of the windows that long
             recordings are cut into, if they are.
-        mask: How padding is kept out, and the shortest input in samples.
-        normalisation: Whether a clip is brought to zero mean and unit variance, and when.
         metrics: Of the run that made it.
         versions: Of the packages that made it.
         probes: For each probe clip its top label and the logit of each label, by name, once saved.
@@ -54,15 +54,28 @@ class AdapterRecord:
     pretrained: bool
     layer_weighted_sum: bool
     quantization: str
-    sampling_rate: int
+    input: dict[str, Any]
     crop: dict[str, float]
-    mask: dict[str, Any]
-    normalisation: dict[str, Any]
     metrics: dict[str, float]
     versions: dict[str, str]
     probes: tuple[dict[str, Any], ...] = ()
     exported: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def family(self) -> EncoderFamily:
+        """Return the family of the base."""
+        return family_named(self.base.model_type)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Return the sampling rate of the waveforms that the encoder takes, in hertz."""
+        return self.input["sampling_rate"]
+
+    @property
+    def minimum_samples(self) -> int:
+        """Return the length in samples to which shorter clips are padded."""
+        return self.input["minimum_samples"]
 
     @property
     def task(self) -> Task:
@@ -86,10 +99,8 @@ def describe_adapter(
         pretrained=cfg.model.pretrained,
         layer_weighted_sum=cfg.model.layer_weighted_sum,
         quantization=cfg.model.quantization,
-        sampling_rate=extractor.sampling_rate,
+        input=family_named(base.model_type).describe_input(extractor, base.minimum_samples),
         crop=_crop(cfg.data),
-        mask={"attention_mask": True, "group_norm": "valid frames", "minimum_samples": base.minimum_samples},
-        normalisation={"do_normalize": bool(extractor.do_normalize), "when": "before padding"},
         metrics=metrics,
         versions=versions(),
     )
@@ -122,6 +133,8 @@ def read_record(folder: Path) -> AdapterRecord:
     if stored["exported"] == "onnx":
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
+        if version == 1:
+            stored["input"] = _input_of_schema_1(stored)
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
         record = AdapterRecord(**known)
@@ -135,27 +148,37 @@ def read_record(folder: Path) -> AdapterRecord:
     return record
 
 
+def _input_of_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the `input` section for a record whose schema only knew families that take waveforms."""
+    return {
+        "kind": "waveform",
+        "names": ["input_values", "attention_mask"],
+        "sampling_rate": stored["sampling_rate"],
+        "minimum_samples": stored["mask"]["minimum_samples"],
+        "do_normalize": stored["normalisation"]["do_normalize"],
+    }
+
+
 def _soundness(record: AdapterRecord) -> dict[str, bool]:
     """Whether each part is what everything after it takes for granted."""
     labels, base, crop = record.labels, record.base, record.crop
     texts = (base.name, base.model_type, record.strategy, record.quantization)
-    counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.mask["minimum_samples"])
+    counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.minimum_samples)
     hashed = isinstance(base.sha256, str) and re.fullmatch("[0-9a-f]{64}", base.sha256)
     pinned = base.commit is None or (isinstance(base.commit, str) and re.fullmatch("[0-9a-f]{40}", base.commit))
-    flags = (record.pretrained, record.layer_weighted_sum, record.normalisation["do_normalize"])
+    flags = (record.pretrained, record.layer_weighted_sum)
     answers = [value for probe in record.probes for value in (probe["seconds"], *probe["logits"].values())]
     return {
         "labels must be texts": bool(labels) and all(isinstance(label, str) and label for label in labels),
         "a label stands there twice": len(set(labels)) == len(labels),
         "base, strategy and quantization must be texts": all(isinstance(text, str) and text for text in texts),
+        "base.model_type is not known": base.model_type in FAMILIES,
         "base.sha256 must be 64 hexadecimal digits": bool(hashed),
         "base.commit must be 40 hexadecimal digits, or null": bool(pinned),
         "rate, version and minimum_samples must be whole numbers above 0": all(
             type(count) is int and count > 0 for count in counts
         ),
-        "pretrained, layer_weighted_sum and do_normalize must be true or false": all(
-            isinstance(flag, bool) for flag in flags
-        ),
+        "pretrained and layer_weighted_sum must be true or false": all(isinstance(flag, bool) for flag in flags),
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
         and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
         "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
@@ -204,8 +227,9 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         kind="model" if whole else f"{marked(record.strategy)} adapter",
         labels=labels,
         load=load.strip(),
+        mask_vector=MASK_VECTOR,
         metrics=metrics_table(record),
-        minimum_samples=record.mask["minimum_samples"],
+        inputs=record.family.input_code(record.input),
         place=place,
         places="\n".join(f"{name} = {json.dumps(value)}" for name, value in places),
         sampling_rate=record.sampling_rate,

@@ -92,6 +92,9 @@ class EncoderFamily:
         unquantized_linear: Linear layers that quantisation must leave alone.
         arithmetic: Measured arithmetic by device type.
         only_arithmetic: The one arithmetic that works, where there is no choice.
+        probe_seconds: Lengths of the probe clips of a record; the first is shorter than `minimum_samples`.
+        graph_axis: Name of the second axis of an ONNX graph's input.
+        graph_facts: Entries of the `input` section that an ONNX graph's metadata repeats.
     """
 
     model_type: str
@@ -110,6 +113,9 @@ class EncoderFamily:
     unquantized_linear: tuple[str, ...] = ()
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     only_arithmetic: Arithmetic | None = None
+    probe_seconds: tuple[float, ...] = (0.01, 0.5, 1.0, 2.3)
+    graph_axis: str = "samples"
+    graph_facts: tuple[str, ...] = ("sampling_rate", "minimum_samples")
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -185,15 +191,31 @@ class EncoderFamily:
     def make_padding_exact(self, model: Any) -> None:
         """Make a clip's logits independent of the batch that it is padded into, in place."""
 
-    def describe_input(self, extractor: Any, config: Any) -> dict[str, Any]:
+    def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
         """Return the `input` section of an adapter's record: how a clip becomes the model's inputs.
 
         Args:
             extractor: Feature extractor of the encoder.
-            config: Config of the encoder.
+            minimum_samples: Length in samples to which shorter clips are padded.
 
         Returns:
             At least `kind`, `names`, `sampling_rate` in hertz and `minimum_samples`.
+        """
+        raise NotImplementedError
+
+    def input_code(self, about: Mapping[str, Any]) -> str:
+        """Return Python code for a README that makes `values`, the inputs of a batch of one clip.
+
+        Args:
+            about: `input` section of the record. The code may use `extractor`, `waveform`, `np` and `torch`.
+        """
+        raise NotImplementedError
+
+    def graph_code(self, about: Mapping[str, Any]) -> str:
+        """Return Python code that makes `values`, the input of an ONNX graph, without torch and transformers.
+
+        Args:
+            about: `input` section of the record. The code may use `np` and `waveforms`, of shape (clips, samples).
         """
         raise NotImplementedError
 

@@ -32,6 +32,7 @@ class ConvTransformerFamily(EncoderFamily):
     dropouts: tuple[str, ...] = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
     switched_off: Mapping[str, Any] = field(default_factory=lambda: SWITCHED_OFF)
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=lambda: MEASURED)
+    graph_facts: tuple[str, ...] = ("sampling_rate", "minimum_samples", "do_normalize")
     projection_returns_both: bool = True
 
     @property
@@ -85,17 +86,33 @@ class ConvTransformerFamily(EncoderFamily):
 
         make_padding_exact(getattr(model, self.encoder))
 
-    def describe_input(self, extractor: Any, config: Any) -> dict[str, Any]:
+    def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
         """Return the `input` section of an adapter's record."""
         return {
             "kind": "waveform",
             "names": [extractor.model_input_names[0], "attention_mask"],
             "sampling_rate": extractor.sampling_rate,
-            "minimum_samples": self.minimum_samples(config),
+            "minimum_samples": minimum_samples,
             "do_normalize": bool(extractor.do_normalize),
             "normalised": "before padding",
             "padding": "attention mask, and group norm over valid frames",
         }
+
+    def input_code(self, about: Mapping[str, Any]) -> str:
+        """Return code that scales and pads a waveform."""
+        return (
+            f'values = extractor(waveform, sampling_rate={about["sampling_rate"]}, return_tensors="pt").input_values\n'
+            f"values = torch.nn.functional.pad(values, (0, max(0, {about['minimum_samples']} - values.shape[1])))"
+        )
+
+    def graph_code(self, about: Mapping[str, Any]) -> str:
+        """Return code that scales and pads waveforms."""
+        scaled = "values = (values - values.mean(1, keepdims=True)) / np.sqrt(values.var(1, keepdims=True) + 1e-7)\n"
+        return (
+            "values = np.asarray(waveforms, np.float32)\n"
+            + (scaled if about["do_normalize"] else "")
+            + f"values = np.pad(values, ((0, 0), (0, max(0, {about['minimum_samples']} - values.shape[1]))))"
+        )
 
     def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
         """Scale a clip to zero mean and unit variance, if the encoder was pretrained so, before it is padded."""

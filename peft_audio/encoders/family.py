@@ -19,19 +19,28 @@ FAMILIES: dict[str, EncoderFamily] = {
 }
 
 
+def family_named(model_type: str) -> EncoderFamily:
+    """Return the family with transformers' name `model_type`.
+
+    Raises:
+        UserError: The family is unknown.
+    """
+    if model_type not in FAMILIES:
+        known = "; ".join(f"{name} ({family.examples})" for name, family in sorted(FAMILIES.items()))
+        raise UserError(
+            f"--model.name: encoders of type {model_type!r} are not supported; known types: {known}. "
+            "Give one of those, for example facebook/wav2vec2-base."
+        )
+    return FAMILIES[model_type]
+
+
 def family_of(config: Any) -> EncoderFamily:
     """Return the family of a transformers config.
 
     Raises:
         UserError: The family is unknown, or padding would change the logits of this variant.
     """
-    if config.model_type not in FAMILIES:
-        known = "; ".join(f"{name} ({family.examples})" for name, family in sorted(FAMILIES.items()))
-        raise UserError(
-            f"--model.name: encoders of type {config.model_type!r} are not supported; known types: {known}. "
-            "Give one of those, for example facebook/wav2vec2-base."
-        )
-    family = FAMILIES[config.model_type]
+    family = family_named(config.model_type)
     family.check_config(config)
     return family
 

@@ -209,7 +209,7 @@ def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Acce
         "config": family.config_of_prefix(config),
         "attention": model.config._attn_implementation,
         "quantization": cfg.model.quantization,
-        "input": family.describe_input(extractor, config),
+        "input": family.describe_input(extractor, family.minimum_samples(config)),
         "precision": accelerator.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "code": sha256(path.read_bytes() for path in _code()),

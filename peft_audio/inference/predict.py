@@ -110,7 +110,7 @@ def how_heard(
     window = window_seconds or crop.get("window_seconds")
     # The hop of other windows is not that of these.
     hop = hop_seconds or (crop.get("hop_seconds") if window_seconds is None else window)
-    shortest = record.mask["minimum_samples"] / record.sampling_rate
+    shortest = record.minimum_samples / record.sampling_rate
     usable = window_seconds is None or shortest <= window_seconds < np.inf
     allowed = f"{shortest:g} (what the encoder takes at least) or more"
     require(usable, "window-seconds", window_seconds, allowed, "Try 5.")

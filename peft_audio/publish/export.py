@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import nn
 
 from peft_audio.adapters.files import WHOLE_CONFIG
 from peft_audio.adapters.hub import COMMON_FILES, WHOLE_FILES
-from peft_audio.adapters.load import Adapter, load_adapter
-from peft_audio.adapters.probes import PROBE_SECONDS, probe_waveforms, relative_difference
+from peft_audio.adapters.load import Adapter, load_adapter, model_inputs
+from peft_audio.adapters.probes import probe_waveforms, relative_difference
 from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table
 from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.verify import TOLERANCE
@@ -98,8 +99,8 @@ def export_snippet(record: AdapterRecord, form: Form) -> str:
     return render_text(
         "export_onnx.py.txt",
         sampling_rate=record.sampling_rate,
-        minimum_samples=record.mask["minimum_samples"],
-        normalise=record.normalisation["do_normalize"],
+        values=indent(record.family.graph_code(record.input), "    "),
+        input_name=record.input["names"][0],
     )
 
 
@@ -114,7 +115,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
-        minimum_samples=record.mask["minimum_samples"],
+        minimum_samples=record.minimum_samples,
         snippet=export_snippet(record, form).strip(),
         decision=record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]"),
     )
@@ -175,7 +176,7 @@ def export_adapter(
     folder = folder.expanduser()
     _check_place(folder, overwrite)
     loaded = load_adapter(adapter, base, revision=revision)
-    if [probe["seconds"] for probe in loaded.record.probes] != list(PROBE_SECONDS):
+    if [probe["seconds"] for probe in loaded.record.probes] != list(loaded.record.family.probe_seconds):
         raise UserError(f"{adapter}: its {RECORD} lacks probe clips to check an export with; save it again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
@@ -233,14 +234,15 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        return self.model(input_values).logits
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.model(values).logits
 
 
 def write_graph(adapter: Adapter, path: Path) -> None:
-    """Write a model as an ONNX graph from `input_values`, (clips, samples), to `logits`, (clips, labels).
+    """Write a model as an ONNX graph from the model's first input to `logits`, of shape (clips, labels).
 
-    Both axes are dynamic; clips of a batch are of one length. Its metadata says what config.json and the record say.
+    The axes of clips and of time are dynamic; clips of a batch are of one length. The graph's metadata repeats labels
+    and facts of the record.
 
     torch's older exporter follows one pass through the model; the newer one (`dynamo=True`), which reads the program,
     takes many times as long and gives no closer logits. What following one pass could get wrong is what the fresh
@@ -256,25 +258,25 @@ def write_graph(adapter: Adapter, path: Path) -> None:
         raise UserError(f"--onnx: {size / 1e9:.1f} GB of weights, but one ONNX file holds 2 GB. Use --merged.")
     record = adapter.record
     # Another batch and another length than any that the graph is checked with.
-    example = torch.randn(3, record.sampling_rate * 3 // 2, generator=torch.Generator().manual_seed(0))
+    waveforms = torch.randn(3, record.sampling_rate * 3 // 2, generator=torch.Generator().manual_seed(0))
+    example, _ = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)
+    name = record.input["names"][0]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Logits(adapter.model).eval(),
-            (example,),
+            (example[name],),
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=["input_values"],
+            input_names=[name],
             output_names=["logits"],
-            dynamic_axes={"input_values": {0: "clips", 1: "samples"}, "logits": {0: "clips"}},
+            dynamic_axes={name: {0: "clips", 1: record.family.graph_axis}, "logits": {0: "clips"}},
         )
     graph = onnx.load(path)
     about = {
         "labels": list(record.labels),
-        "sampling_rate": record.sampling_rate,
-        "minimum_samples": record.mask["minimum_samples"],
-        "do_normalize": bool(adapter.extractor.do_normalize),
+        **{name: record.input[name] for name in record.family.graph_facts},
     }
     onnx.helper.set_model_props(graph, {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()})
     onnx.save(graph, path)
@@ -304,11 +306,11 @@ def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[
         Batches of shape (clips, samples): each probe clip alone, as far as the form takes it; and two clips together.
         And the logits of each clip by label: the recorded ones, and for what is not recorded those of `adapter`.
     """
-    probes = probe_waveforms(adapter.record.sampling_rate)
+    probes = probe_waveforms(adapter.record.sampling_rate, adapter.record.family.probe_seconds)
     pairs = [
         (waveform, recorded["logits"])
         for waveform, recorded in zip(probes, adapter.record.probes, strict=True)
-        if form.pads_short or len(waveform) >= adapter.record.mask["minimum_samples"]
+        if form.pads_short or len(waveform) >= adapter.record.minimum_samples
     ]
     two = np.stack([probes[2], probes[3][: len(probes[2])]])
     batches = [*(waveform[None] for waveform, _ in pairs), two]

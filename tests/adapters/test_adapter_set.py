@@ -305,10 +305,8 @@ def test_a_damaged_adapter_is_refused_and_the_others_stay(
 def test_what_does_not_fit_the_base_is_refused_at_any_place(name: str, two: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(two["head_only"], tmp_path / "other")
     record = json.loads((folder / "peft_audio.json").read_text())
-    if name == "minimum_samples":
-        record["mask"][name] += 1
-    else:
-        record[name] = 8_000
+    record["input"][name] = 401 if name == "minimum_samples" else 8_000
+    if name == "sampling_rate":
         about = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps(about | {name: 8_000}))
     (folder / "peft_audio.json").write_text(json.dumps(record))

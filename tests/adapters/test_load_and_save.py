@@ -37,6 +37,8 @@ from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
 from peft_audio.strategies import LoraConfig, LoraRecipe
 
+PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
+
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peft_audio.json", "preprocessor_config.json"}
 
 
@@ -84,7 +86,7 @@ def test_the_directory_holds_the_promised_files_and_no_more(saved: Saved) -> Non
     record = json.loads((saved.folder / "peft_audio.json").read_text())
     assert record["labels"] == list(LABELS)
     assert record["base"]["sha256"] == saved.record.base.sha256
-    assert record["mask"]["minimum_samples"] == 400
+    assert record["input"]["minimum_samples"] == 400
     assert len(record["probes"]) == 4
 
 
@@ -106,7 +108,9 @@ def test_loading_gives_the_trained_answers(saved: Saved, adapter: Path, clips: l
 def test_probe_clips_are_scipys_chirps() -> None:
     time = np.arange(16_000) / 16_000
     tone = chirp(time, f0=150.0, t1=1.0, f1=3500.0) + 0.5 * chirp(time, f0=2000.0, t1=1.0, f1=300.0)
-    np.testing.assert_allclose(probe_waveforms(16_000)[2], 0.4 * tone * np.cos(4 * np.pi * time), atol=1e-7)
+    np.testing.assert_allclose(
+        probe_waveforms(16_000, PROBE_SECONDS)[2], 0.4 * tone * np.cos(4 * np.pi * time), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("strategy", [*PRODUCTS, "dora"])
@@ -293,7 +297,7 @@ def test_a_save_that_does_not_reproduce_its_logits_is_none(
 
 def test_probes_are_answered_alike_whatever_the_batch(saved: Saved) -> None:
     adapter = load_adapter(saved.folder)
-    together = adapter.logits(probe_waveforms(adapter.record.sampling_rate))
+    together = adapter.logits(probe_waveforms(adapter.record.sampling_rate, PROBE_SECONDS))
     for logits, probe in zip(together, adapter.record.probes, strict=True):
         largest = max(1.0, np.abs(logits).max())
         np.testing.assert_allclose(logits, [probe["logits"][label] for label in adapter.labels], atol=1e-5 * largest)

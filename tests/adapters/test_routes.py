@@ -22,6 +22,8 @@ from peft_audio.publish.export import FORMS
 from peft_audio.strategies import HeadOnlyRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.attention_heads import unfreeze_heads
 
+PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
+
 STRATEGIES = {
     "lora": PRODUCTS["lora"],
     "dora": lambda model: adapt(model, LoraRecipe(lora=LoraConfig(r=4, use_dora=True))),
@@ -101,7 +103,7 @@ def make_cell(strategy: str, base: Path, root: Path) -> dict[str, Any]:
     loaded = load_adapter(folder)
     for form in FORMS.values():
         export.write_export(loaded, root / form.name, form)
-    probes = list(zip(probe_waveforms(16_000), loaded.record.probes, strict=True))[1:]
+    probes = list(zip(probe_waveforms(16_000, PROBE_SECONDS), loaded.record.probes, strict=True))[1:]
     ours = {"load_adapter": asked(loaded, probes)}
     if not loaded.record.whole:
         ours["load_adapter, merge=False"] = asked(load_adapter(folder, merge=False), probes)

@@ -57,6 +57,14 @@ def base(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def taken(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        stored = json.loads((folder / "peft_audio.json").read_text(encoding="utf-8"))["input"]
+        record(input=stored | changes)(folder)
+
+    return damage
+
+
 def write(file: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / file).write_bytes(content) and None
 
@@ -227,24 +235,22 @@ FAULTS: dict[str, Fault] = {
         "lora", edit("adapter_config.json", base_model_name_or_path="\x1b[2J"), r"names the base \x1b[2J", loads=True
     ),
     "a base ../../nothing": Fault("lora", base(name="../../nothing"), "is not here"),
-    "recorded for another rate": Fault("lora", record(sampling_rate=8000), "sampling_rate is 16000"),
+    "recorded for another rate": Fault("lora", taken(sampling_rate=8000), "sampling_rate is 16000"),
     "a preprocessor of another rate": Fault("lora", edit("preprocessor_config.json", sampling_rate=8000), "is 8000"),
     "both of another rate": Fault(
         "lora",
-        both(record(sampling_rate=8000), edit("preprocessor_config.json", sampling_rate=8000)),
+        both(taken(sampling_rate=8000), edit("preprocessor_config.json", sampling_rate=8000)),
         "its base takes 16000 Hz",
     ),
     "normalisation turned off in both": Fault(
         "lora",
         both(
-            record(normalisation={"do_normalize": False, "when": "before padding"}),
+            taken(do_normalize=False),
             edit("preprocessor_config.json", do_normalize=False),
         ),
         "logits differ",
     ),
-    "a shortest input of 1 sample": Fault(
-        "lora", record(mask={"attention_mask": True, "minimum_samples": 1}), "minimum_samples is 1"
-    ),
+    "a shortest input of 1 sample": Fault("lora", taken(minimum_samples=1), "minimum_samples is 1"),
     "a label that is half a character": Fault("lora", record(labels=["\ud800", *LABELS[1:]]), "surrogates not allowed"),
     "a metric of 400 digits": Fault("lora", record(metrics={"accuracy": 10**400}), "metrics must be numbers"),
     "no preprocessor": Fault("lora", remove("preprocessor_config.json"), "preprocessor_config.json is missing"),
