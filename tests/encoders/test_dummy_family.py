@@ -1,0 +1,255 @@
+"""A family with an input of its own, made here: every stage takes it without a change in another module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from peft_audio import DataConfig, HeadOnlyRecipe, LoraRecipe, ModelConfig, fine_tune
+from peft_audio.adapters.load import load_adapter
+from peft_audio.adapters.verify import check_probes
+from peft_audio.config import AugmentConfig, PrefixCacheConfig
+from peft_audio.encoders.base import Arithmetic, Cut, EncoderFamily
+from peft_audio.encoders.family import FAMILIES
+from peft_audio.publish.export import export_adapter
+from peft_audio.runs.finished import read_run
+
+WINDOW, BANDS = 160, 8
+SPECTRUM = "np.log(np.abs(np.fft.rfft({}.reshape({}, -1, 160), axis=-1))[..., 1:9] + 1e-3).astype(np.float32)"
+
+
+class DummyConfig(PreTrainedConfig):
+    """Two layers on eight bands."""
+
+    model_type = "dummy-bands"
+
+    def __init__(self, hidden_size: int = 16, num_hidden_layers: int = 2, **kwargs: Any) -> None:
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.num_attention_heads, self.initializer_range = 2, 0.2
+        super().__init__(**kwargs)
+
+
+class Layer(nn.Module):
+    """Attention over a clip's own frames, then a feed-forward block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mixer = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value", "merge")})
+        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, hidden: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        mixer = self.mixer
+        scores = mixer["query"](hidden) @ mixer["key"](hidden).transpose(1, 2) / hidden.shape[-1] ** 0.5
+        weights = scores.masked_fill(~valid[:, None], -1e9).softmax(-1)
+        hidden = hidden + mixer["merge"](weights @ mixer["value"](hidden))
+        return hidden + self.outer(torch.tanh(self.inner(hidden)))
+
+
+class Tower(nn.Module):
+    """The encoder: a stem, then layers."""
+
+    def __init__(self, config: DummyConfig) -> None:
+        super().__init__()
+        self.stem = nn.Linear(BANDS, config.hidden_size)
+        self.blocks = nn.ModuleList(Layer(config.hidden_size) for _ in range(config.num_hidden_layers))
+
+
+class DummyForAudioClassification(PreTrainedModel):
+    """Takes `input_features`, of shape (clips, frames, bands), and `frames`, of shape (clips,)."""
+
+    config_class = DummyConfig
+    base_model_prefix = "tower"
+
+    def __init__(self, config: DummyConfig) -> None:
+        super().__init__(config)
+        self.tower = Tower(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        samples: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        if features is None:
+            hidden, blocks = self.tower.stem(input_features), self.tower.blocks
+        else:
+            hidden, blocks = features, self.tower.blocks[self.skipped :]
+            frames = None if samples is None else frames_of(samples)
+        if features is None or not self.pooled:
+            for block in blocks:
+                hidden = block(hidden, valid_frames(hidden, frames))
+            hidden = mean(hidden, frames)[:, None]
+        return SequenceClassifierOutput(logits=self.classifier(hidden[:, 0]))
+
+
+def frames_of(samples: torch.Tensor) -> torch.Tensor:
+    return samples.clamp(min=WINDOW) // WINDOW
+
+
+def valid_frames(hidden: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
+    if frames is None:
+        return torch.ones(hidden.shape[:2], dtype=torch.bool)
+    return torch.arange(hidden.shape[1]) < frames[:, None]
+
+
+def mean(hidden: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
+    if frames is None:
+        return hidden.mean(1)
+    valid = valid_frames(hidden, frames)[:, :, None]
+    return (hidden * valid).sum(1) / valid.sum(1)
+
+
+@dataclass(frozen=True)
+class DummyFamily(EncoderFamily):
+    """The whole of what the package must know."""
+
+    def minimum_samples(self, config: Any) -> int:
+        return WINDOW
+
+    def count_frames(self, config: Any, samples: int) -> int:
+        return samples // WINDOW
+
+    def freeze_stem(self, model: Any) -> None:
+        model.tower.stem.requires_grad_(False)
+
+    def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
+        names = {"kind": "bands", "names": ["input_features", "frames"]}
+        return names | {"sampling_rate": extractor.sampling_rate, "minimum_samples": minimum_samples}
+
+    def input_code(self, about: Mapping[str, Any]) -> str:
+        return f"values = torch.from_numpy({SPECTRUM.format('waveform[: len(waveform) // 160 * 160]', 1)})"
+
+    def graph_code(self, about: Mapping[str, Any]) -> str:
+        return (
+            "waveforms = np.asarray(waveforms, np.float32)\n"
+            "waveforms = waveforms[:, : waveforms.shape[1] // 160 * 160]\n"
+            f"values = {SPECTRUM.format('waveforms', 'len(waveforms)')}"
+        )
+
+    def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
+        whole = np.pad(waveform, (0, max(0, WINDOW - len(waveform))))
+        whole = whole[: len(whole) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        bands = np.log(np.abs(np.fft.rfft(whole, axis=-1))[:, 1 : BANDS + 1] + 1e-3)
+        return {"input_features": bands.astype(np.float32)}
+
+    def pad(self, clips: Sequence[Mapping[str, np.ndarray]], config: Any) -> dict[str, torch.Tensor]:
+        bands = [torch.from_numpy(clip["input_features"]) for clip in clips]
+        frames = torch.tensor([len(one) for one in bands])
+        return {"input_features": pad_sequence(bands, batch_first=True), "frames": frames}
+
+    def unpadded(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"input_features": inputs["input_features"]}
+
+    def cuts(self, config: Any) -> tuple[Cut, ...]:
+        blocks = [Cut("blocks", i, after_masks=i > 0) for i in range(config.num_hidden_layers)]
+        return (*blocks, Cut("mean", config.num_hidden_layers, "the whole tower", pooled=True, after_masks=True))
+
+    def depth(self, name: str, config: Any) -> int:
+        return 0 if name.startswith("stem") else 1 + int(name.split(".")[1])
+
+    def run_prefixes(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], cuts: Iterable[Cut]
+    ) -> dict[Cut, torch.Tensor]:
+        tower = plain(model).tower
+        hidden, states = tower.stem(inputs["input_features"]), []
+        for block in tower.blocks:
+            states.append(hidden)
+            hidden = block(hidden, valid_frames(hidden, inputs.get("frames")))
+        return {cut: hidden if cut.pooled else states[cut.layers] for cut in cuts}
+
+    def pool(self, model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None) -> torch.Tensor:
+        frames = None if samples is None else frames_of(samples)
+        return torch.stack([mean(state, frames) for state in states], dim=1)
+
+    def accept_features(self, model: Any, cut: Cut) -> Callable[[], None]:
+        plain(model).skipped, plain(model).pooled = cut.layers, cut.pooled
+        return lambda: None
+
+
+def plain(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+DUMMY = DummyFamily(
+    "dummy-bands",
+    "tower",
+    "none",
+    head=("classifier",),
+    layers="blocks",
+    masked_module="blocks.0",
+    attention_block="mixer",
+    attention=("query", "key", "value", "merge"),
+    keys_and_values=("key", "value"),
+    feed_forward=("inner", "outer"),
+    only_arithmetic=Arithmetic("eager", False, "it is written so"),
+    graph_axis="frames",
+)
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with a random dummy encoder, whose family is one more row of the table."""
+    AutoConfig.register("dummy-bands", DummyConfig, exist_ok=True)
+    AutoModelForAudioClassification.register(DummyConfig, DummyForAudioClassification, exist_ok=True)
+    monkeypatch.setitem(FAMILIES, "dummy-bands", DUMMY)
+    torch.manual_seed(0)
+    DummyForAudioClassification(DummyConfig()).save_pretrained(tmp_path / "base")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def run(recipe: type, base: Path, data: Path, folder: Path, **sections: Any) -> Any:
+    cfg = recipe(data=DataConfig(source=str(data)), model=ModelConfig(name=str(base)), **sections)
+    train = replace(cfg.train, output_dir=str(folder), epochs=2, batch_size=6, verify_adapter=False)
+    return fine_tune(replace(cfg, train=replace(train, mixed_precision="no")))
+
+
+@pytest.mark.parametrize(("recipe", "cached"), [(LoraRecipe, "blocks 0"), (HeadOnlyRecipe, "the whole tower")])
+def test_a_new_family_is_trained_cached_saved_verified_and_exported(
+    recipe: type, cached: str, base: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    sections = {"augment": AugmentConfig(preset="none"), "prefix_cache": PrefixCacheConfig(use="always")}
+    report = run(recipe, base, tone_folder, tmp_path / "run", **sections)
+    assert report.prefix_cached == cached
+    sections["prefix_cache"] = PrefixCacheConfig(use="never")
+    whole = run(recipe, base, tone_folder, tmp_path / "whole", **sections)
+    assert report.validation_loss == pytest.approx(whole.validation_loss, rel=1e-4)
+    assert read_run(tmp_path / "run") is not None
+
+    adapter = tmp_path / "run" / "adapter"
+    about = json.loads((adapter / "peft_audio.json").read_text())["input"]
+    assert about == {"kind": "bands", "names": ["input_features", "frames"], "sampling_rate": 16_000} | {
+        "minimum_samples": WINDOW
+    }
+    assert check_probes(adapter) == []
+    loaded = load_adapter(adapter)
+    clips = [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate((8_000, 5_000, 99))]
+    alone = np.concatenate([loaded.logits([clip]) for clip in clips])
+    np.testing.assert_allclose(loaded.logits(clips), alone, atol=1e-5)
+    assert export_adapter(adapter, tmp_path / "graph", "onnx").difference < 1e-4
+
+
+def test_masks_end_the_cached_part_of_a_new_family(base: Path, tone_folder: Path, tmp_path: Path) -> None:
+    masks = AugmentConfig(preset="none", mask_time_share=0.2)
+    report = run(HeadOnlyRecipe, base, tone_folder, tmp_path / "run", augment=masks)
+    assert report.prefix_cached == "blocks 0"
