@@ -365,14 +365,14 @@ MUTATIONS = (
     ),
     Mutation(
         "prefix cache: position embeddings are added once more",
-        "peft_audio/feature_cache/cut.py",
-        "lambda values: values.new_zeros(())",
-        "lambda values: values",
+        "peft_audio/encoders/conv_prefix.py",
+        "lambda hidden: hidden.new_zeros(())",
+        "lambda hidden: hidden",
         "tests/feature_cache/test_cut.py",
     ),
     Mutation(
         "prefix cache: the cut is a layer too late",
-        "peft_audio/feature_cache/cut.py",
+        "peft_audio/encoders/conv_prefix.py",
         "after_layers = layers[cut.layers] if cut.layers < len(layers)",
         "after_layers = layers[cut.layers + 1] if cut.layers + 1 < len(layers)",
         "tests/feature_cache/test_cut.py",

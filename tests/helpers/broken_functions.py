@@ -62,9 +62,9 @@ def always(answer: Callable[[], Any]) -> Callable[[Function], Function]:
 
 
 def _normalised_again(batch: dict[str, Any]) -> dict[str, Any]:
-    values = batch["input_values"]
+    values = batch["inputs"]["input_values"]
     mean, deviation = values.mean(1, keepdim=True), values.std(1, keepdim=True)
-    return batch | {"input_values": (values - mean) / (deviation + 1e-5)}
+    return batch | {"inputs": batch["inputs"] | {"input_values": (values - mean) / (deviation + 1e-5)}}
 
 
 def _all_in_train_mode(function: Function) -> Function:
@@ -87,7 +87,7 @@ BROKEN = (
     Broken(
         "padding reaches attention and pooling",
         "model_logits",
-        changing(1, lambda batch: dict(batch) | {"attention_mask": None}),
+        changing(1, lambda batch: batch | {"inputs": batch["inputs"] | {"attention_mask": None}}),
         "tests/training/test_loop.py",
     ),
     Broken(
