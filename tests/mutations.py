@@ -49,13 +49,6 @@ MUTATIONS = (
         "tests/encoders/test_loading.py",
     ),
     Mutation(
-        "projector not saved",
-        "peft_audio/strategies/base.py",
-        "modules_to_save=list(family.head),\n        use_dora",
-        'modules_to_save=["classifier"],\n        use_dora',
-        "tests/strategies/test_strategies.py tests/adapters/test_load_and_save.py",
-    ),
-    Mutation(
         "gradient is the mean over a micro-batch, not over the step",
         "peft_audio/data/sampler.py",
         "float(self.clip_weights[i] / whole)) for i in mine",
@@ -109,13 +102,6 @@ MUTATIONS = (
         "peft_audio/strategies/base.py",
         "        model.layer_weights.requires_grad_(True)",
         "        pass",
-        "tests/encoders/test_families.py",
-    ),
-    Mutation(
-        "the first layers trained instead of the last",
-        "peft_audio/strategies/base.py",
-        "range(count - cfg.n, count)",
-        "range(cfg.n)",
         "tests/encoders/test_families.py",
     ),
     Mutation(
@@ -194,13 +180,6 @@ MUTATIONS = (
         "                self.trackers.remove(tracker)\n",
         "                raise\n",
         "tests/training/test_tracking.py",
-    ),
-    Mutation(
-        "groups are divided like single clips",
-        "peft_audio/data/splitting.py",
-        'hold_out = _hold_out_groups if (clips["group"] != "").any() else _hold_out',
-        "hold_out = _hold_out",
-        "tests/data/test_splitting.py",
     ),
     Mutation(
         "a class may be missing where it is in few groups",
@@ -368,13 +347,6 @@ MUTATIONS = (
         "peft_audio/encoders/conv_prefix.py",
         "lambda hidden: hidden.new_zeros(())",
         "lambda hidden: hidden",
-        "tests/feature_cache/test_cut.py",
-    ),
-    Mutation(
-        "prefix cache: the cut is a layer too late",
-        "peft_audio/encoders/conv_prefix.py",
-        "after_layers = layers[cut.layers] if cut.layers < len(layers)",
-        "after_layers = layers[cut.layers + 1] if cut.layers + 1 < len(layers)",
         "tests/feature_cache/test_cut.py",
     ),
     Mutation(

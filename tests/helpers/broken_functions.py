@@ -183,6 +183,24 @@ BROKEN = (
         "tests/data/test_near_copies.py",
     ),
     Broken(
+        "groups are divided like single clips",
+        "_hold_out_groups",
+        lambda function: function.__globals__["_hold_out"],
+        "tests/data/test_splitting.py",
+    ),
+    Broken(
+        "the projector is not saved",
+        "peft_weights",
+        answering(lambda weights: {name: value for name, value in weights.items() if "projector" not in name}),
+        "tests/adapters/test_load_and_save.py",
+    ),
+    Broken(
+        "the feature cache ends one layer too late",
+        "find_cut",
+        answering(lambda cut: replace(cut, layers=cut.layers + 1) if cut and cut.place == "layers" else cut),
+        "tests/feature_cache/test_cut.py",
+    ),
+    Broken(
         "control characters of names are printed",
         "printable",
         _identity,
