@@ -31,7 +31,7 @@ from peft_audio.tasks.task import Task
 
 @dataclass(frozen=True)
 class Prefix:
-    """What became of the frozen prefix: see `prefix_cache.cache_frozen_prefix`.
+    """Report what the feature cache did; see `cache_frozen_prefix`.
 
     Attributes:
         cached: What was run once and kept, in words; empty where nothing was.
@@ -52,7 +52,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Loaders:
-    """This process's share of the batches of each split.
+    """Hold this process's share of the batches of each split.
 
     Attributes:
         train: Crops, augmented, drawn anew each epoch.
@@ -74,7 +74,7 @@ class Loaders:
 
 
 def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, accelerator: Accelerator) -> Loaders:
-    """The batches of each split for this process.
+    """Make the batches of each split for this process.
 
     Args:
         splits: The rows.
@@ -162,7 +162,7 @@ def _collate_streamed(padded: Any, batch: tuple[list[dict[str, Any]], Any]) -> t
 
 
 def heard_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
-    """How much of each row is heard, shape (rows,).
+    """Return the seconds of each row that are used, of shape (rows,).
 
     Args:
         rows: See `data.Splits`.

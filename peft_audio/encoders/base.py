@@ -21,7 +21,7 @@ MASK_VECTOR = "masked_spec_embed"
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Attention implementation and compilation for one family on one device.
+    """Set attention implementation and compilation for one family on one device.
 
     Attributes:
         attention: transformers' name of the attention implementation.

@@ -1,4 +1,4 @@
-"""Encoders whose output for a clip does not depend on the batch it is padded into."""
+"""Make an encoder's output for a clip independent of the batch that it is padded into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class ValidGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` with one channel a group, whose statistics skip each clip's padding.
+    """Normalise each channel over a clip's own frames only: `nn.GroupNorm` with one channel per group, without padding.
 
     wav2vec2-base normalises its first convolution over time, so padding would shift every clip's output. With
     `valid_frames` set, each clip is normalised as if it were alone; with None it is a plain group norm.

@@ -1,4 +1,4 @@
-"""A pretrained encoder with a fresh classification head: found, loaded whole, and named by its weights."""
+"""Find, load and identify pretrained encoders, with a fresh classification head."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PACKAGES = ("peft-audio", "torch", "transformers", "peft", "accelerate", "datase
 
 @dataclass(frozen=True)
 class Base:
-    """Which encoder an adapter belongs to.
+    """Identify the encoder that an adapter belongs to.
 
     Attributes:
         name: What the user gave: a Hub id, a folder, or the bundled encoder's name.
@@ -52,7 +52,7 @@ class Base:
 
 
 def resolve_base(name: str) -> str:
-    """Where transformers finds the encoder: the bundled one's folder, a local folder as it is, or a Hub id as it is.
+    """Return the name by which transformers finds the encoder: a folder or a Hub id.
 
     Raises:
         UserError: The name looks like a folder and no folder of transformers' form is there.
@@ -70,7 +70,7 @@ def resolve_base(name: str) -> str:
 
 
 def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
-    """Where transformers finds the encoder, and for a Hub id the commit that its revision is now.
+    """Return the name by which transformers finds the encoder, and for a Hub id the commit of its revision.
 
     Raises:
         UserError: There is no such folder, repository or revision, or no connection.
@@ -86,7 +86,7 @@ def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
 
 
 def load_extractor(cfg: ModelConfig) -> Any:
-    """The feature extractor beside the encoder: its sampling rate in hertz and whether clips are normalised.
+    """Load the feature extractor of an encoder, which knows sampling rate and normalisation.
 
     Raises:
         UserError: None can be loaded from there.
@@ -100,7 +100,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
 
 
 def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
-    """The pretrained encoder in float32 under a fresh head, exact for padded batches.
+    """Load a pretrained encoder in float32 under a fresh head, exact for padded batches.
 
     The head is drawn from torch's global generator, and so is an encoder that is not to be pretrained: seed it first.
 
@@ -140,7 +140,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
 
 
 def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) -> Any:
-    """A classifier that full fine-tuning saved, its head included; otherwise as `load_classifier`.
+    """Load a classifier that full fine-tuning saved, with its head; otherwise as `load_classifier`.
 
     Raises:
         UserError: It cannot be loaded, or lacks weights.
@@ -153,7 +153,7 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
 
 
 def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool = False) -> tuple[Any, set[str]]:
-    """The classifier as transformers loads it, and the names of the weights that the checkpoint did not bring.
+    """Load a classifier with transformers; also return the names of weights that the checkpoint lacks.
 
     Args:
         cfg: Which encoder.

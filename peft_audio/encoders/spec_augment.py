@@ -1,4 +1,4 @@
-"""SpecAugment (Park et al., 2019, arXiv 1904.08779) on what the transformer is fed, drawn per clip.
+"""Mask the transformer's input as SpecAugment does (Park et al., 2019, arXiv 1904.08779), drawn per clip.
 
 transformers draws masks for a whole batch from NumPy's global generator, only in train mode, and stops at clips shorter
 than a span. Here a mask depends on the clip's seed alone, so workers, processes and batches change nothing.
@@ -24,7 +24,7 @@ Masks = Callable[[int, Sequence[int]], dict[str, np.ndarray]]
 
 
 def make_masks(cfg: AugmentConfig, encoder: Any) -> Masks | None:
-    """What to hide of a clip, as a function of its length and a seed, or None where SpecAugment is turned off.
+    """Return the function that draws a clip's masks, or None where SpecAugment is turned off.
 
     Args:
         cfg: Shares and lengths of spans.
@@ -50,7 +50,7 @@ def _draw(cfg: AugmentConfig, encoder: Any, samples: int, seed: Sequence[int]) -
 
 @contextmanager
 def masked(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """While this lasts, `model` does not see what the batch's masks hide.
+    """Apply the batch's masks to the transformer's input inside the block.
 
     Hidden frames become the vector that the encoder was pretrained with, or zeros where it has none; hidden channels
     become zeros.

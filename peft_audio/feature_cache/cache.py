@@ -1,4 +1,4 @@
-"""What is frozen runs once: its output for each clip is kept, and training reads that instead of running it again.
+"""Cache the output of the frozen layers, so each clip passes through them once.
 
 With everything before the first weight that trains frozen and in eval mode, a clip's way through it never changes. At
 equal weights, the model gives the same logits and gradients from what was kept as from the recordings.
@@ -144,7 +144,7 @@ def _local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 class Features(Dataset):
-    """A split's rows as what the frozen prefix made of them; draws are those of `Clips`.
+    """Read a split's rows as cached features; draws are those of `Clips`.
 
     Args:
         wanted: The split.

@@ -1,4 +1,4 @@
-"""Which clips' features are wanted, which of them are missing, and how those are made."""
+"""Find the clips whose features are needed, find those that are missing, and compute them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Compute = Callable[[Batch], list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A split whose features are wanted, as training or as evaluation hears it.
+    """Hold a split whose features are needed, cropped for training or for evaluation.
 
     Attributes:
         clips: The split.
@@ -192,7 +192,7 @@ class _Batches(Dataset):
 
 
 def in_batches(missing: list[Missing], cfg: TrainConfig, parts: int, loaders: Loaders) -> DataLoader:
-    """Names and batches of missing clips, decoded as the loaders do it; the longest first, which need most memory.
+    """Batch the missing clips with their names, the longest first because they need most memory.
 
     Args:
         missing: By length.

@@ -1,4 +1,4 @@
-"""What frozen prefixes returned, on the disk: a folder for each key, shared by runs.
+"""Store cached features on disk, with one folder per key, shared by runs.
 
 A folder holds `about.json`, which says what its key was made of, and pairs of files: features one clip after the
 other, and a table of where each is. A pair is never changed once its table is there, so readers need no lock; features
@@ -37,7 +37,7 @@ SPARE_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Store:
-    """One key's folder, and the form of what is in it.
+    """Describe one key's folder and the form of its features.
 
     Attributes:
         folder: Made when it is first filled.
@@ -101,7 +101,7 @@ def read_table(store: Store) -> pd.DataFrame:
 
 
 def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor]], began: float) -> None:
-    """Add clips to a store, one at a time as they come; nothing of them counts before all are written.
+    """Add clips to a store one at a time; none of them counts before all are written.
 
     Args:
         store: Held by `filling`.
@@ -128,7 +128,7 @@ def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor
 
 
 class Reader:
-    """Features of clips by name. Its files stay open, so that clearing the cache takes nothing from a run.
+    """Read features of clips by name. The files stay open, so that clearing the cache takes nothing from a run.
 
     Args:
         store: What is read.
@@ -150,7 +150,7 @@ class Reader:
         return sum(self.places[clip]["seconds"] for clip in set(clips))
 
     def read(self, clip: str) -> tuple[torch.Tensor, int]:
-        """A clip's features, float32 of shape (rows, width), and its length in samples.
+        """Read a clip's features, float32 of shape (rows, width), and its length in samples.
 
         Raises:
             UserError: They are not what was written.
