@@ -149,13 +149,18 @@ CONNECTIONS = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"
 LONGEST = 400
 
 
+def in_one_line(error: BaseException, longest: int = 1_000) -> str:
+    """Return the text of an exception on one line, at most `longest` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, shortened to a line; its type where it says nothing."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
         # The first line is "404 Client Error."; what is not found, and how to log in, comes behind it.
-        return " ".join(str(error).split())[:LONGEST]
+        return in_one_line(error, LONGEST)
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     # The reason comes behind a heading.
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first

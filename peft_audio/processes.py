@@ -1,15 +1,17 @@
-"""Start, prepare and end processes."""
+"""Start and end child processes, and change how this process imports some modules."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType, TracebackType
 
 
@@ -125,6 +127,35 @@ def environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
     clean |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return clean | {"CUDA_VISIBLE_DEVICES": gpu or ""} | ({"ACCELERATE_USE_CPU": "true"} if gpu is None else {})
+
+
+def run_python(
+    arguments: Sequence[str], timeout_seconds: float, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a fresh process on the CPU, wait for it and return its exit code and output.
+
+    Args:
+        arguments: Command line of Python: a script, or `-m` and a module, then its arguments.
+        timeout_seconds: Time after which the process is killed.
+        folder: Working directory; that of this process by default.
+
+    Raises:
+        subprocess.TimeoutExpired: The process was killed.
+    """
+    return subprocess.run(
+        python_command(arguments),
+        cwd=folder,
+        env=environment(gpu=None),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_seconds,
+    )
+
+
+def python_command(arguments: Sequence[str]) -> list[str]:
+    """Return a command of Python that imports nothing from the working directory, such as a user's datasets.py."""
+    return [sys.executable, "-P", *arguments]
 
 
 def end(pids: Sequence[int]) -> None:

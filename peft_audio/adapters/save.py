@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from copy import copy
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from peft_audio.adapters.record import RECORD, AdapterRecord, adapter_readme
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.files import partial_path
-from peft_audio.processes import environment
+from peft_audio.processes import python_command, run_python
 from peft_audio.strategies.base import Trainable, peft_weights
 
 # A fresh process that takes longer than this to load a copy and answer for it hangs.
@@ -109,20 +108,12 @@ def _save_peft(folder: Path, model: Any, trained: Trainable, record: AdapterReco
 
 
 def _verify_copy(folder: Path) -> None:
-    # -P: a file of the user's called datasets.py, say, is not to be imported by the child.
-    command = [sys.executable, "-P", "-m", "peft_audio.adapters.verify"]
+    module = ["-m", "peft_audio.adapters.verify"]
+    command = python_command(module)
     with tempfile.TemporaryDirectory() as elsewhere:
         elsewhere_copy = shutil.copytree(folder, Path(elsewhere) / "adapter")
         try:
-            child = subprocess.run(
-                [*command, str(elsewhere_copy)],
-                # A GPU's arithmetic is not what the probes were measured with.
-                env=environment(gpu=None),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=VERIFY_SECONDS,
-            )
+            child = run_python([*module, str(elsewhere_copy)], VERIFY_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise _unverified(folder, f"took more than {VERIFY_SECONDS} s", command) from error
     if child.returncode < 0:

@@ -25,6 +25,7 @@ from peft_audio.errors import (
     Stopped,
     UserError,
     failure,
+    in_one_line,
     print_traceback_if_debugging,
     require,
 )
@@ -211,7 +212,7 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     except UserError:
         raise
     except (yaml.YAMLError, ValueError) as error:  # a date in month 13, text that is not UTF-8
-        raise UserError(f"--config: {file} is not plain YAML ({' '.join(str(error).split())}); mend it.") from error
+        raise UserError(f"--config: {file} is not plain YAML ({in_one_line(error)}); mend it.") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
     flags = flags_of(recipe)

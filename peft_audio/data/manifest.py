@@ -19,7 +19,7 @@ from peft_audio.data.clip_table import (
     tidy,
     written_seconds,
 )
-from peft_audio.errors import UserError
+from peft_audio.errors import UserError, in_one_line
 from peft_audio.files import expanded, parse_json
 from peft_audio.tasks import task_of
 from peft_audio.text import listed
@@ -55,7 +55,7 @@ def read_table(file: Path, flag: str) -> pd.DataFrame:
     except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise UserError(f"--{flag}: {file} cannot be read as a table ({reason}); mend it.") from error
 
 

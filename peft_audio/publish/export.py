@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.files import replace_folder
 from peft_audio.pages.render import render_text
-from peft_audio.processes import environment
+from peft_audio.processes import run_python
 from peft_audio.text import marked
 
 # Behind an export's own snippet: the logits of each clip by label, for each batch of shape (clips, samples).
@@ -325,16 +324,7 @@ def _ask(folder: Path, form: Form, adapter: Adapter, batches: Sequence[np.ndarra
         np.savez(questions, *batches)
         script.write_text(export_snippet(adapter.record, form) + form.answering, encoding="utf-8")
         try:
-            child = subprocess.run(
-                # -P: a file of the user's called onnx.py, say, is not to be imported by the child.
-                [sys.executable, "-P", str(script), str(questions), str(answers)],
-                cwd=folder,
-                env=environment(gpu=None),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=VERIFY_SECONDS,
-            )
+            child = run_python([str(script), str(questions), str(answers)], VERIFY_SECONDS, folder)
         except subprocess.TimeoutExpired as error:
             raise UserError(f"the export gave no answers within {VERIFY_SECONDS} s; nothing was written.") from error
         if child.returncode:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
 from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, free_settings, to_yaml
-from peft_audio.errors import ResumeError, UserError
+from peft_audio.errors import ResumeError, UserError, in_one_line
 from peft_audio.files import expanded
 from peft_audio.training.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
 
@@ -167,7 +167,7 @@ def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
     try:
         made = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        what = f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())})"
+        what = f"{folder / 'config.yaml'} cannot be read ({in_one_line(error)})"
         raise ResumeError(f"--train.resume: {what}; {REPLACE}.") from error
     # What was left to this package stands there as it was decided.
     asked = {name: made.get(name) if value == "auto" else value for name, value in dotted(to_yaml(cfg)).items()}

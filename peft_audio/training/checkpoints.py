@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from peft_audio.errors import ResumeError
+from peft_audio.errors import ResumeError, in_one_line
 from peft_audio.files import atomic_folder, file_sha256, remove_folder
 
 MANIFEST = "manifest.json"
@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> Checkpoint:
         if not isinstance(state, dict) or STATE not in manifest:
             raise ValueError(f"{STATE} does not hold what it should")
     except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
-        raise ResumeError(f"the checkpoint {folder} is damaged ({' '.join(str(error).split())})") from error
+        raise ResumeError(f"the checkpoint {folder} is damaged ({in_one_line(error)})") from error
     return Checkpoint(folder, state, files)
 
 

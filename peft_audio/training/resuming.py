@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from peft_audio.errors import ResumeError, SaveError
+from peft_audio.errors import ResumeError, SaveError, in_one_line
 from peft_audio.strategies.base import Trainable
 from peft_audio.training.checkpoints import BEST, STEP, WAYS_OUT, Checkpoint, keep_newest, write_checkpoint
 from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
@@ -97,7 +97,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
             at.best = Best(float(score), int(epoch), tensors["best"])
         _set_random_state(mine, state["random"][index], learner.accelerator)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        what = f"does not fit this run ({' '.join(str(error).split())[:300]})"
+        what = f"does not fit this run ({in_one_line(error, 300)})"
         raise ResumeError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
     at.resumes += 1
     return at

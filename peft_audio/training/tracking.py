@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from peft_audio.errors import in_one_line
 from peft_audio.text import as_told
 
 PROJECT = "peft-audio"
@@ -98,7 +99,7 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
 
 
 def _report(name: str, error: Exception) -> None:
-    what = " ".join(str(error).split())[:200] or type(error).__name__
+    what = in_one_line(error, 200)
     print(
         f"note: the tracker {name} failed and gets no more ({as_told(what)}); metrics.jsonl goes on.", file=sys.stderr
     )

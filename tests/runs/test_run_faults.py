@@ -24,6 +24,7 @@ from peft_audio.adapters import save as saving
 from peft_audio.config import ModelConfig, run_recipe
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError, explain, unloadable
+from peft_audio.processes import run_python
 from peft_audio.strategies import LoraRecipe
 from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.training.hardware import resolve
@@ -177,8 +178,7 @@ def test_a_damaged_checkpoint_does_not_stop_a_run_that_keeps_others(tmp_path: Pa
 def test_a_verifying_process_that_dies_is_told(
     code: str, words: str, adapter_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = saving.subprocess.run
-    monkeypatch.setattr(saving.subprocess, "run", lambda command, **how: run([command[0], "-c", code], **how))
+    monkeypatch.setattr(saving, "run_python", lambda arguments, seconds: run_python(["-c", code], seconds))
     with pytest.raises(UserError, match=words) as told:
         saving._verify_copy(adapter_dir)
     assert "--train.verify_adapter false" in str(told.value)
