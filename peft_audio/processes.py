@@ -16,7 +16,7 @@ from types import ModuleType, TracebackType
 
 
 class WithoutHubKernels(MetaPathFinder):
-    """Finds bitsandbytes, to be loaded while `kernels` seems not to be installed."""
+    """Find bitsandbytes, and import it as if `kernels` were not installed: it would ask the Hub for kernels."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -85,11 +85,11 @@ class OldRecipeError(ImportError):
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Start without what only takes time here: a third of what labelling one clip would take.
+    """Import without garbage collection and without bitsandbytes: a third less time to label one clip.
 
-    Imports leave next to nothing for the garbage collector, which would go through it all again and again, once more
-    at exit. And an adapter is loaded in float32 however it was trained: PEFT may think that bitsandbytes, which imports
-    torch's compiler, is not installed; that is what None among the modules says.
+    Imports leave little garbage, but the collector would scan all objects several times and again at exit. An adapter
+    is loaded in float32, so PEFT does not need bitsandbytes, whose import loads torch's compiler; None in sys.modules
+    makes it look absent.
     """
     absent = {"bitsandbytes"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that their users know."""
+    """List the GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES."""
     import torch  # the command reads RECIPES from here, and must start at once
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -114,14 +114,14 @@ def visible_gpus() -> list[str]:
     return chosen[:count] if chosen != [""] else [str(i) for i in range(count)]
 
 
-def environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
-    """What a process of its own is started with: one device, and nothing of what a launcher said to this one.
+def child_environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
+    """Return environment variables for a child process: one device, and none of the variables of a launcher.
 
-    A recipe started so does what `accelerate launch` with one process and no config file does, sooner.
+    A recipe started with them runs as under `accelerate launch` with one process and no config file, but starts faster.
 
     Args:
-        gpu: The one that it may use; none when None.
-        threads: Of a CPU; its own choice when None.
+        gpu: GPU that the child may use; None for the CPU.
+        threads: Threads on the CPU; the child's default if None.
     """
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
@@ -145,7 +145,7 @@ def run_python(
     return subprocess.run(
         python_command(arguments),
         cwd=folder,
-        env=environment(gpu=None),
+        env=child_environment(gpu=None),
         capture_output=True,
         text=True,
         check=False,
@@ -158,8 +158,8 @@ def python_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
-def end(pids: Sequence[int]) -> None:
-    """End processes and what they started, those that still run."""
+def end_processes(pids: Sequence[int]) -> None:
+    """End processes and their children."""
     import psutil
 
     family = []
@@ -174,8 +174,8 @@ def end(pids: Sequence[int]) -> None:
             member.kill()
 
 
-def created(pid: int) -> float | None:
-    """When a process began, so that another one with its number is not taken for it; None where it is gone."""
+def creation_time(pid: int) -> float | None:
+    """Return when a process was created, which tells it from a later one with its id; None if it does not run."""
     import psutil
 
     try:

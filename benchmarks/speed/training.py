@@ -28,7 +28,7 @@ from joblib import cpu_count
 from machine import PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
 
 from peft_audio.comparison.jobs import RECIPES, in_words
-from peft_audio.processes import environment
+from peft_audio.processes import child_environment
 
 DOCUMENTED = Path(__file__).parent / "as_documented.py"
 # For each strategy our recipe and what it is told. The documented script trains all weights for both of the last two.
@@ -288,7 +288,7 @@ def _ours(bench: Bench, case: Case) -> dict[str, Any]:
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", in_words(value))]
         gpu = os.environ["CUDA_VISIBLE_DEVICES"] if bench.machine["gpu"] else None
-        run([sys.executable, str(RECIPES / f"{recipe}.py"), *words], environment(gpu, bench.machine["threads"]))
+        run([sys.executable, str(RECIPES / f"{recipe}.py"), *words], child_environment(gpu, bench.machine["threads"]))
         report = json.loads((Path(folder) / "run" / "report.json").read_text(encoding="utf-8"))
     filling = report.get("prefix_seconds", 0.0)
     return {

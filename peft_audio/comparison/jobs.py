@@ -21,7 +21,7 @@ from joblib import cpu_count
 
 from peft_audio.errors import DivergedError, UserError
 from peft_audio.files import read_json, write_atomically
-from peft_audio.processes import created, end, environment, visible_gpus
+from peft_audio.processes import child_environment, creation_time, end_processes, visible_gpus
 from peft_audio.runs.folder import beside
 
 PACKAGE = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
         try:
             alone = at_once <= max(1, len(gpus))
             threads = max(1, cpu_count() // at_once)
-            where = environment(gpus[slot % len(gpus)] if gpus else None, threads)
+            where = child_environment(gpus[slot % len(gpus)] if gpus else None, threads)
             return _run(job, where, {"alone": alone, "threads": threads}, children, stop)
         finally:
             slots.put(slot)
@@ -130,7 +130,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
             # Runs left to themselves would write into the folders that the next call uses.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            end([child.pid for child in children])
+            end_processes([child.pid for child in children])
             raise
 
 
@@ -148,8 +148,10 @@ def _run(
         child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
         if stop.is_set():
-            end([child.pid])
-        write_atomically(record_file, json.dumps(record | {"pid": child.pid, "created": created(child.pid)}, indent=2))
+            end_processes([child.pid])
+        write_atomically(
+            record_file, json.dumps(record | {"pid": child.pid, "created": creation_time(child.pid)}, indent=2)
+        )
         exit_code = child.wait()
     children.remove(child)
     if stop.is_set():
@@ -186,8 +188,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         # They would write into folders that are about to be used, and share the device.
         for path in folder.glob("runs/*/*.json"):
             record = read_json(path)
-            if "pid" in record and "exit_code" not in record and created(record["pid"]) == record["created"]:
-                end([record["pid"]])
+            if "pid" in record and "exit_code" not in record and creation_time(record["pid"]) == record["created"]:
+                end_processes([record["pid"]])
         yield
     finally:
         lock.release()

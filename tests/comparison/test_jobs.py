@@ -20,7 +20,7 @@ from peft_audio.comparison.plan import at_once
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
-from peft_audio.processes import end, environment
+from peft_audio.processes import child_environment, end_processes
 from peft_audio.runs.folder import beside
 
 REPORTS = """
@@ -151,7 +151,7 @@ def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> No
     (place / "run.json").write_text(json.dumps({"pid": other.pid, "created": 1.0}))
     with alone_in(tmp_path):
         assert other.poll() is None
-    end([other.pid])
+    end_processes([other.pid])
     assert other.poll() is not None
 
 
@@ -164,7 +164,10 @@ def test_gpus_keep_the_names_that_the_user_gave(monkeypatch: pytest.MonkeyPatch)
     assert launching.visible_gpus() == ["0", "1"]
     monkeypatch.setitem(os.environ, "RANK", "1")
     monkeypatch.setitem(os.environ, "ACCELERATE_MIXED_PRECISION", "fp16")
-    first = environment("3", 4)
+    first = child_environment("3", 4)
     assert (first["CUDA_VISIBLE_DEVICES"], first["OMP_NUM_THREADS"]) == ("3", "4")
     assert not {"RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"} & first.keys()
-    assert environment(None)["ACCELERATE_USE_CPU"] == "true" and environment(None)["CUDA_VISIBLE_DEVICES"] == ""
+    assert (
+        child_environment(None)["ACCELERATE_USE_CPU"] == "true"
+        and child_environment(None)["CUDA_VISIBLE_DEVICES"] == ""
+    )

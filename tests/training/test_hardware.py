@@ -20,7 +20,7 @@ from peft_audio.config import ModelConfig, Recipe, TrainConfig, dotted
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
-from peft_audio.processes import environment
+from peft_audio.processes import child_environment
 from peft_audio.strategies import (
     HeadOnlyRecipe,
     IA3Recipe,
@@ -108,7 +108,9 @@ def test_a_child_process_records_the_precision_of_the_variable(
     flags += ["--train.epochs", 1, "--train.verify_adapter", "false"]
     command = [sys.executable, "-c", CHILD, ROOT / "recipes" / "head_only.py", *flags]
     # A comparison starts its runs in this environment.
-    ended = subprocess.run(list(map(str, command)), env=environment(None), capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        list(map(str, command)), env=child_environment(None), capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert dotted((folder / "config.yaml").read_text())["train.mixed_precision"] == "no"
     assert json.loads((folder / "report.json").read_text())["mixed_precision"] == "no"
