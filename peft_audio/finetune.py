@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import write_adapter
@@ -11,7 +12,13 @@ from peft_audio.config import Recipe
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
 from peft_audio.encoders.family import family_of
-from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.encoders.loading import (
+    identify_base,
+    load_classifier,
+    load_extractor,
+    with_commit,
+    with_recorded_commit,
+)
 from peft_audio.evaluation.run_split import evaluate
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.runs.folder import on_first, open_folder
@@ -49,6 +56,8 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         folder = at_end.enter_context(open_folder(cfg, accelerator))
         if folder.finished:
             return on_first(accelerator, lambda: read_report(folder.path))
+        # One commit of a Hub base for every load of this run; a resumed run keeps the one that it recorded.
+        cfg = replace(cfg, model=with_commit(with_recorded_commit(cfg.model, folder.made)))
         cfg = resolve(cfg)  # replaces "auto" by what suits this device
         splits = load_splits(cfg.data, accelerator)
         extractor = load_extractor(cfg.model)

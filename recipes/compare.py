@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_audio.comparison.collect import note_jobs, read_comparison
+from peft_audio.comparison.collect import note_jobs, read_comparison, with_commits
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
 from peft_audio.comparison.page import print_comparison, write_comparison
 from peft_audio.comparison.plan import at_once, time_steps
@@ -38,6 +38,7 @@ AGAIN = "The same command goes on from there."
 def main(cfg: CompareRecipe) -> Comparison:
     """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
     console = Console()
+    cfg = with_commits(cfg)
     cfg = resolve(cfg, cfg.has_one_encoder())
     check_arms(cfg)
     if cfg.seeds < MIN_SEEDS or cfg.trials == 1:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,8 +15,9 @@ from peft_audio.comparison.compare import Question, compare
 from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
 from peft_audio.comparison.results import Comparison, Failure
 from peft_audio.comparison.settings import ARMS, CompareRecipe
-from peft_audio.config import read_config, to_yaml
+from peft_audio.config import ModelConfig, read_config, to_yaml
 from peft_audio.config.yaml_values import plain_yaml
+from peft_audio.encoders.loading import with_commit, with_recorded_commit
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_atomically
 from peft_audio.runs.finished import Finished, named, read_run
@@ -33,6 +35,32 @@ class Found:
     runs: list[Finished] = field(default_factory=list)
     failures: dict[str, list[Failure]] = field(default_factory=dict)
     diverged: dict[tuple[str, int | None], list[float]] = field(default_factory=dict)
+
+
+def with_commits(cfg: CompareRecipe) -> CompareRecipe:
+    """Replace the revisions of Hub bases by commits, so that all runs start from the same weights.
+
+    A comparison that is continued keeps the revisions that it recorded.
+
+    Raises:
+        UserError: An encoder cannot be found.
+    """
+    recorded = expanded(cfg.output_dir) / SETTINGS
+    stored = plain_yaml(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+
+    def settled(model: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
+        return with_commit(model) if stored is None else with_recorded_commit(model, made)
+
+    made = {f"model.{name}": value for name, value in (stored or {}).get("model", {}).items()}
+    arms = {name: arm.get("flags", {}) for name, arm in (stored or {}).get("own_arms", {}).items()}
+    own = {}
+    for name in cfg.arms:
+        arm = cfg.all_arms()[name]
+        if "model.name" in arm.flags:
+            revision = arm.flags.get("model.revision", cfg.model.revision)
+            base = settled(ModelConfig(name=arm.flags["model.name"], revision=revision), arms.get(name, {}))
+            own[name] = replace(arm, flags=arm.flags | ({"model.revision": base.revision} if base.revision else {}))
+    return replace(cfg, model=settled(cfg.model, made), own_arms=cfg.own_arms | own)
 
 
 def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:

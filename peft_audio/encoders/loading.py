@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from peft_audio.files import expanded, is_folder, sha256
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED_ENCODER = "wav2vec2-nano"
+COMMIT = re.compile("[0-9a-f]{40}")
 PACKAGES = ("peft-audio", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
 
 
@@ -83,6 +85,30 @@ def pin_base(cfg: ModelConfig) -> tuple[str, str | None]:
         return base, Path(hf_hub_download(base, "config.json", revision=cfg.revision)).parent.name
     except (OSError, ValueError) as error:
         raise unloadable(cfg.name, error) from error
+
+
+def with_commit(cfg: ModelConfig) -> ModelConfig:
+    """Replace the revision of a Hub base by its commit, so that every later load gets the same files.
+
+    Raises:
+        UserError: There is no such folder, repository or revision, or no connection.
+    """
+    commit = pin_base(cfg)[1]
+    return cfg if commit is None else replace(cfg, revision=commit)
+
+
+def with_recorded_commit(cfg: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
+    """Take the commit of a Hub base from the settings of an earlier run, unless another commit is asked for.
+
+    Args:
+        cfg: Encoder that is asked for now.
+        made: Settings of the earlier run, by dotted name; empty if there is none.
+    """
+    commit = made.get("model.revision")
+    recorded = made.get("model.name") == cfg.name and isinstance(commit, str) and COMMIT.fullmatch(commit)
+    if not recorded or (cfg.revision and COMMIT.fullmatch(cfg.revision)):
+        return cfg
+    return replace(cfg, revision=commit)
 
 
 def load_extractor(cfg: ModelConfig) -> Any:

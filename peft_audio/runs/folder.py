@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
 from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, free_settings, to_yaml
+from peft_audio.encoders.loading import with_recorded_commit
 from peft_audio.errors import ResumeError, UserError, in_one_line
 from peft_audio.files import expanded
 from peft_audio.training.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
@@ -51,11 +52,13 @@ class RunFolder:
         path: Path of the folder.
         lock: Lock of the folder. None on processes other than the first, and on a disk without locks.
         finished: Whether `train.resume` found a finished run, so that nothing is left to do.
+        made: Settings of the run that is resumed, by dotted name; empty for a new run.
     """
 
     path: Path
     lock: FileLock | None
     finished: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -83,18 +86,19 @@ def open_folder(cfg: Recipe | BaselineRecipe, accelerator: Accelerator) -> RunFo
     folder = output_folder(cfg.train)
     locks: list[FileLock] = []  # of the first process
 
-    def take() -> bool:
+    def take() -> tuple[bool, dict[str, Any]]:
         _check_place(folder, cfg.train)
         locks.extend(_lock(folder))
         try:
-            return _is_finished(folder, cfg)
+            made = _recorded_settings(folder) if cfg.train.resume else {}
+            return _is_finished(folder, cfg, made), made
         except BaseException:
             for lock in locks:
                 lock.release()
             raise
 
-    finished = on_first(accelerator, take)
-    return RunFolder(folder, locks[0] if locks else None, finished)
+    finished, made = on_first(accelerator, take)
+    return RunFolder(folder, locks[0] if locks else None, finished, made)
 
 
 def on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -160,16 +164,28 @@ def _lock(folder: Path) -> list[FileLock]:
     return [lock]
 
 
-def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe) -> bool:
+def _recorded_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings of the run in a folder, by dotted name; empty if an unfinished run has none.
+
+    Raises:
+        ResumeError: Those of a finished run are missing or damaged.
+    """
+    try:
+        return dotted((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        if not (folder / REPORT).exists():
+            return {}
+        what = f"{folder / 'config.yaml'} cannot be read ({in_one_line(error)})"
+        raise ResumeError(f"--train.resume: {what}; {REPLACE}.") from error
+
+
+def _is_finished(folder: Path, cfg: Recipe | BaselineRecipe, made: Mapping[str, Any]) -> bool:
     """Whether a finished run is to be left as it is; what it did not get to at its very end is done."""
     if not cfg.train.resume or not (folder / REPORT).exists():
         return False
-    try:
-        made = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        what = f"{folder / 'config.yaml'} cannot be read ({in_one_line(error)})"
-        raise ResumeError(f"--train.resume: {what}; {REPLACE}.") from error
-    # What was left to this package stands there as it was decided.
+    if isinstance(cfg, Recipe):
+        cfg = replace(cfg, model=with_recorded_commit(cfg.model, made))
+    # config.yaml holds what this package decided in place of "auto".
     asked = {name: made.get(name) if value == "auto" else value for name, value in dotted(to_yaml(cfg)).items()}
     other = differences(made, asked, free_settings())
     if other and cfg.train.overwrite:
@@ -237,7 +253,9 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         made = _run_of(found)
         asked = json.loads(json.dumps(about))
         rest = {"settings", "made_with"}
-        other = differences(made["settings"], asked["settings"], free_settings()) + differences(made, asked, rest)
+        # The hash of the encoder tells whether another revision is another encoder.
+        free = (*free_settings(), "model.revision")
+        other = differences(made["settings"], asked["settings"], free) + differences(made, asked, rest)
         if other:
             raise ResumeError(
                 f"--train.resume: the run in {folder} is another one ({'; '.join(other)}). Start the command that "
