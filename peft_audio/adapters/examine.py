@@ -1,4 +1,4 @@
-"""Everything that is wrong with an adapter, ours or anybody's for an audio classifier, told before it misleads."""
+"""Examine an adapter for an audio classifier, made by this package or by PEFT alone, and list its faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from peft_audio.adapters.files import (
     stored_shapes,
 )
 from peft_audio.adapters.hub import fetch_adapter
-from peft_audio.adapters.load import base_of, base_rate, wanted_shapes
+from peft_audio.adapters.load import base_of, base_rate, read_extractor, wanted_shapes
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
@@ -44,13 +44,14 @@ AGAIN = "get the adapter again from where it came"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
-        check: What was looked at: files, record, weights, settings, preprocessor, base, keys, head, labels or answers.
-        severity: "broken" makes answers wrong or impossible; "warning" may; "skipped" could not be checked.
-        what: What was found, and what it means.
-        mend: What to do about it; empty where nothing is to be done.
+        check: Part that was checked, such as files, weights, settings, base, keys, head or answers.
+        severity: "broken" if answers are wrong or impossible, "warning" if they may be, "skipped" if the check
+            could not run.
+        what: Result of the check and its consequence.
+        mend: Advice on how to fix it; empty if no action is needed.
     """
 
     check: str
@@ -64,20 +65,20 @@ class Finding:
 
 
 Shapes = dict[str, tuple[int, ...]]
-# The last layer of each family's head, whose rows are the classes.
+# Weight of the last layer of each family's head; it has one row per class.
 LAST_LAYERS = ("classifier.weight", "classifier.dense.weight")
 
 
 @dataclass(frozen=True)
-class Patient:
-    """An adapter as far as it could be read.
+class ReadAdapter:
+    """The readable parts of an adapter.
 
     Attributes:
-        folder: Where it is.
-        settings: `adapter_config.json`; None where that is damaged.
-        shapes: Of the weights in its file; None where that is damaged.
-        record: `peft_audio.json`; None where there is none that can be read.
-        base: Where the base is, as given by the user.
+        folder: Adapter directory.
+        settings: Content of `adapter_config.json`; None if it is damaged.
+        shapes: Shapes of the weights in its file; None if it is damaged.
+        record: Content of `peft_audio.json`; None if it is missing or damaged.
+        base: Folder or Hub id of the base, as given by the user.
     """
 
     folder: Path
@@ -87,14 +88,14 @@ class Patient:
     base: str | None
 
 
-def check_base(patient: Patient) -> Iterator[Finding]:
-    """Base, head, keys and, where no record says them, labels and preprocessor."""
-    settings, shapes, record = patient.settings, patient.shapes, patient.record
+def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
+    """Check base, head and keys; without a record also labels and preprocessor."""
+    settings, shapes, record = adapter.settings, adapter.shapes, adapter.record
     if settings is None or shapes is None:
         yield Finding("base", "skipped", "not looked for, because of what is broken above")
         return
     try:
-        where = _where(patient, settings)
+        where = _where(adapter, settings)
         count = len(record.labels) if record else _classes(shapes)
         labels = record.labels if record else [str(i) for i in range(count or 2)]
         model, absent = load_with_absent(where, labels, any_family=record is None)
@@ -112,24 +113,24 @@ def check_base(patient: Patient) -> Iterator[Finding]:
     else:
         yield _pinned(where, settings)
         yield _labels(where, count, absent)
-        yield _preprocessor(patient.folder, where)
+        yield _preprocessor(adapter.folder, where)
     fresh = {f"{PEFT_PREFIX}{name}" for name in absent}
     yield _head(fresh, shapes, settings)
-    yield from _keys(patient, model, fresh)
+    yield from _keys(adapter, model, fresh)
 
 
-def _where(patient: Patient, settings: dict[str, Any]) -> ModelConfig:
-    if patient.record:
-        return base_of(patient.folder, patient.record, patient.base)
-    name, revision = patient.base or settings.get("base_model_name_or_path"), settings.get("revision")
+def _where(adapter: ReadAdapter, settings: dict[str, Any]) -> ModelConfig:
+    if adapter.record:
+        return base_of(adapter.folder, adapter.record, adapter.base)
+    name, revision = adapter.base or settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(name, str) or not name or not isinstance(revision, (str, type(None))):
         raise UserError(f"{ADAPTER_CONFIG} does not name its base (base_model_name_or_path is {name!r}).")
-    mixed = any(key.endswith(f".{LAYER_WEIGHTS}") for key in patient.shapes or ())
-    return ModelConfig(name=name, revision=None if patient.base else revision, layer_weighted_sum=mixed)
+    mixed = any(key.endswith(f".{LAYER_WEIGHTS}") for key in adapter.shapes or ())
+    return ModelConfig(name=name, revision=None if adapter.base else revision, layer_weighted_sum=mixed)
 
 
 def _classes(shapes: Shapes) -> int | None:
-    """How many labels the head in a file has; None where there is no head."""
+    """Count the labels of the head in a file; None if the file has no head."""
     rows = [shape[0] for name, shape in shapes.items() if name.endswith(LAST_LAYERS) and len(shape) == 2]
     return rows[0] if len(rows) == 1 else None
 
@@ -177,7 +178,7 @@ def _preprocessor(folder: Path, where: ModelConfig) -> Finding:
         try:
             found = AutoFeatureExtractor.from_pretrained(place, revision=revision, trust_remote_code=False)
             rates.append(getattr(found, "sampling_rate", None))
-        except Exception:  # as many kinds as there are ways to damage it; and it may be absent
+        except Exception:  # it may be missing, and each kind of damage raises another exception
             rates.append(None)
     own, of_base = rates
     if own and of_base and own != of_base:
@@ -190,7 +191,7 @@ def _preprocessor(folder: Path, where: ModelConfig) -> Finding:
 
 
 def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
-    """Whether the file brings every weight that transformers draws anew when it loads the base as a classifier."""
+    """Check that the file holds every weight that transformers initialises when it loads the base as a classifier."""
     if not fresh:
         return Finding("head", "ok", "the base brings a head of its own")
     lost = sorted(name.removeprefix(PEFT_PREFIX) for name in fresh - shapes.keys())
@@ -203,19 +204,19 @@ def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
     return Finding("head", "broken", f"{why}{cause}, so answers differ from load to load", mend)
 
 
-def _keys(patient: Patient, model: Any, fresh: set[str]) -> Iterator[Finding]:
-    """Whether the file holds what PEFT would save of such an adapter, no less, no more, and in that shape."""
-    shapes, record = patient.shapes or {}, patient.record
+def _keys(adapter: ReadAdapter, model: Any, fresh: set[str]) -> Iterator[Finding]:
+    """Check that the file holds exactly the weights that PEFT would save for such an adapter, with equal shapes."""
+    shapes, record = adapter.shapes or {}, adapter.record
     plain = {f"{PEFT_PREFIX}{name}" for name in model.state_dict()}
     biases = mark_biases(model) if record and record.strategy == "bias_only" else ()
     try:
-        refuse_excessive_rank(patient.folder, patient.settings or {}, shapes)
-        wanted = _wanted(patient.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))
-    except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
+        refuse_excessive_rank(adapter.folder, adapter.settings or {}, shapes)
+        wanted = _wanted(adapter.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))
+    except Exception as error:  # PEFT raises many kinds of exceptions at unexpected settings
         yield Finding("keys", "broken", f"PEFT cannot put it on this base: {first_line(error)}", AGAIN)
         return
     missing = sorted(wanted.keys() - shapes.keys() - fresh)
-    # PEFT loads weights of the base, too, where a file has them under their names.
+    # PEFT also loads weights of the base if a file holds them under their names.
     unknown = sorted(shapes.keys() - wanted.keys() - (set() if record else plain))
     other = sorted(name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name])
     if missing:
@@ -238,7 +239,7 @@ def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> S
     with quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = peft.PeftConfig.from_pretrained(str(folder))
-        # An XLORA names other adapters to load, and the rest are for models that read text.
+        # XLORA refers to other adapters; the rest are for text models.
         if (
             config.is_prompt_learning
             or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING
@@ -246,7 +247,7 @@ def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> S
         ):
             raise ValueError(f"{config.peft_type} is not for audio classifiers")
         if hasattr(config, "init_lora_weights"):
-            # Only names and shapes are asked for; some ways of beginning decompose every matrix of the base.
+            # Only names and shapes are needed; some initialisations decompose every matrix of the base.
             config.init_lora_weights = False
         return wanted_shapes(peft.get_peft_model(model, config, low_cpu_mem_usage=True), biases, mixed)
 
@@ -257,18 +258,20 @@ STYLES = {"ok": "green", "skipped": "dim", "warning": "yellow", "broken": "bold 
 
 
 def examine(where: str | Path, base: str | None = None, revision: str | None = None) -> list[Finding]:
-    """Look at every part of an adapter, or of a whole model of ours. Of its files no pickle is read and no code run.
+    """Check every part of an adapter, or of a whole model made by this package.
+
+    No pickle is read and no code is run.
 
     Args:
-        where: A folder, or `org/name` on the Hub.
-        base: Where the base encoder is now, if not where the adapter says.
-        revision: Of an adapter on the Hub.
+        where: Adapter directory, or `org/name` on the Hub.
+        base: Folder or Hub id of the base encoder, if the recorded one is no longer valid.
+        revision: Branch, tag or commit of an adapter on the Hub.
 
     Returns:
-        The findings in the order of the checks. What cannot be checked because of an earlier fault says so.
+        One finding per check, in the order of the checks. A check that an earlier fault prevents is "skipped".
 
     Raises:
-        UserError: There is no such folder, nothing of an adapter in it, or the Hub does not give it.
+        UserError: The folder does not exist, holds no adapter, or cannot be fetched from the Hub.
     """
     folder = fetch_adapter(where, revision)
     if not folder.is_dir():
@@ -290,7 +293,7 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
     if record:
         findings += _check_preprocessor(folder, record)
     if not whole:
-        findings += check_base(Patient(folder, settings, shapes, record, base))
+        findings += check_base(ReadAdapter(folder, settings, shapes, record, base))
     return [*findings, *_check_probes(folder, record, ours, base, findings)]
 
 
@@ -299,10 +302,10 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _names_on_hub(name: str, revision: str | None) -> list[str] | None:
-    """All files there are, which are more than those that are fetched; None where the Hub does not say."""
+    """List all files of a Hub repository, also those that are not fetched; None if the Hub cannot be asked."""
     try:
         return sorted(HfApi().list_repo_files(name, revision=revision))
-    except Exception:  # the connection's own kinds differ between versions of huggingface_hub
+    except Exception:  # connection errors differ between versions of huggingface_hub
         return None
 
 
@@ -316,7 +319,7 @@ def _read(folder: Path) -> tuple[AdapterRecord | None, list[Finding]]:
 
 
 def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterator[Finding]:
-    """What else stands there, and what is not really there."""
+    """Check for pickles, code, and links that point out of the folder."""
     if names is None:
         yield Finding("files", "skipped", "the Hub cannot be asked what else stands beside what was fetched")
         return
@@ -333,7 +336,7 @@ def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterato
         yield Finding("files", "warning", f"code beside the weights: {', '.join(code)}; never run here", "delete it")
     for name in names:
         path = folder / name
-        # The Hub's cache is made of such links, from snapshots/ to blobs/.
+        # The Hub's cache consists of such links, from snapshots/ to blobs/.
         if path.is_symlink() and "snapshots" not in folder.resolve().parts:
             target = path.resolve()
             if not target.is_relative_to(folder.resolve()):
@@ -344,7 +347,7 @@ def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterato
 
 
 def _check_weights(path: Path) -> tuple[dict[str, tuple[int, ...]] | None, list[Finding]]:
-    """The shapes in the file, and whether all of it is there and finite."""
+    """Read the shapes in the file and check that all weights are present and finite."""
     try:
         shapes = stored_shapes(path)
         bad = not_finite(path)
@@ -361,7 +364,7 @@ def _check_weights(path: Path) -> tuple[dict[str, tuple[int, ...]] | None, list[
 def _check_settings(
     folder: Path, whole: bool, record: AdapterRecord | None
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """`adapter_config.json`, or the `config.json` of a whole model."""
+    """Read and check `adapter_config.json`, or the `config.json` of a whole model."""
     name = WHOLE_CONFIG if whole else ADAPTER_CONFIG
     try:
         settings = read_object(folder / WHOLE_CONFIG) if whole else read_peft_config(folder)
@@ -405,9 +408,6 @@ def _settings_of_whole(settings: dict[str, Any], record: AdapterRecord | None) -
 
 
 def _check_preprocessor(folder: Path, record: AdapterRecord) -> Iterator[Finding]:
-    # Here, because adapters loads models, and all above is said where those cannot be imported.
-    from peft_audio.adapters.load import read_extractor
-
     try:
         read_extractor(folder, record)
     except UserError as error:
@@ -437,22 +437,22 @@ def _check_probes(
 
 
 def is_broken(findings: list[Finding]) -> bool:
-    """Whether something there makes answers wrong or impossible."""
+    """Return whether a finding makes answers wrong or impossible."""
     return any(finding.severity == "broken" for finding in findings)
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
-    """A line a finding, with its mend below."""
+    """Print one line per finding, followed by the advice on how to fix it."""
     for finding in findings:
         console.print(f"[{STYLES[finding.severity]}]{finding.severity:<8}[/]", end="")
         console.print(as_told(f"{finding.check}: {finding.what}"), highlight=False, markup=False, soft_wrap=True)
         if finding.mend:
-            console.print(as_told(f"        mend: {finding.mend}"), highlight=False, markup=False, soft_wrap=True)
+            console.print(as_told(f"        fix: {finding.mend}"), highlight=False, markup=False, soft_wrap=True)
     worst = {finding.severity for finding in findings}
     usable = "usable, with the warnings above" if "warning" in worst else "nothing is wrong with it"
     console.print("broken: do not use it as it is" if is_broken(findings) else usable)
 
 
 def to_json(where: str, findings: list[Finding]) -> dict[str, Any]:
-    """The findings as plain values."""
+    """Convert findings to JSON values."""
     return {"adapter": where, "broken": is_broken(findings), "findings": [asdict(finding) for finding in findings]}

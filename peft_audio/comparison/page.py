@@ -1,4 +1,4 @@
-"""A comparison as files: Markdown to paste, a figure, an HTML page that needs nothing else, JSON."""
+"""Write a comparison as Markdown, figure, self-contained HTML page and JSON."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from peft_audio.text import markdown_table, marked, printable, without_secrets
 
 NOTHING = "–"
 COSTS = "Costs"
-# These three and the time of inference are read from runs that had the device to themselves.
+# Measured in runs that had the device to themselves.
 TIMED = ("accelerator_memory_max", "train_time", "total_time", "samples_per_second", "inference_seconds")
-# What a terminal would have coloured, and other characters that a page cannot show.
+# Colour codes of terminals, and characters that a page cannot show.
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page, in this order: bullets, table, lines, outputs.
+    """One section of the page: bullets, table, lines and outputs, in this order.
 
     Attributes:
-        title: Its heading.
-        bullets: A sentence each.
-        header: Of the table; empty without one.
-        rows: Of the table, as many cells each as the header.
-        name_column: The column that says what a row is about; those right of it hold numbers, if any do.
+        title: Heading.
+        bullets: One sentence per item.
+        header: Column names of the table; empty without a table.
+        rows: Cells of the table, one per column.
+        name_column: Index of the column that names a row; the columns right of it hold numbers if `numbers` is true.
         numbers: Whether the table holds numbers.
         lines: Footnotes.
-        outputs: What runs said last: a caption and the text.
-        warning: Whether nobody may miss it.
+        outputs: Caption and text of the last output of runs.
+        warning: Whether to highlight the section.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Section:
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """The parts of the page that have something to say; what forbids a ranking comes first."""
+    """List the sections that are not empty; reasons not to rank come first."""
     found = [
         Section("Not ranked: a rule is broken", comparison.broken_rules, warning=True),
         _scores(comparison),
@@ -87,7 +87,7 @@ def _scores(comparison: Comparison) -> Section:
     arms = sorted(comparison.arms, key=lambda arm: arm.control)
     lines = []
     if any(arm.control for arm in arms):
-        lines.append("control: not ranked; shows what the task is worth.")
+        lines.append("control: not ranked; shows the accuracy without pretrained weights or without a network.")
     if any(arm.at_edge for arm in arms):
         lines.append("edge: the lowest or the highest rate that was tried; a better one may lie beyond it.")
     if any(arm.gap is not None for arm in arms):
@@ -148,7 +148,7 @@ def _costs(comparison: Comparison) -> Section:
         rows.append(row)
     scored = [arm for arm in arms if arm.test_accuracy is not None and not arm.control]
     unknown = any(getattr(arm, cost) is None for arm in scored for cost in TIMED)
-    lines = (f"{NOTHING}: of no run is it known that it had the device to itself.",) if unknown else ()
+    lines = (f"{NOTHING}: no run is known to have had the device to itself.",) if unknown else ()
     return Section(COSTS, header=header, rows=tuple(rows), lines=lines)
 
 
@@ -160,7 +160,7 @@ def _parameters(arm: Arm) -> str:
 
 
 def _guide(comparison: Comparison) -> tuple[str, ...]:
-    """What the intervals are, of what they speak, and what the split can tell apart."""
+    """Explain the intervals, their scope, and the smallest difference that the split can resolve."""
     folds = "" if comparison.folds is None else f", each over all {comparison.folds} folds together"
     found = [f"Accuracy and macro-F1 are means over seeds{folds}; the brackets hold the 95% interval of that mean."]
     if any(arm.difference for arm in comparison.arms):
@@ -170,20 +170,22 @@ def _guide(comparison: Comparison) -> tuple[str, ...]:
         )
         things = "clips" if comparison.groups is None else f"{comparison.groups} groups"
         found.append(
-            f"They speak of these {things} of the test only: on others the arms may order differently."
+            f"The intervals hold for these {things} of the test split only; the order of the arms may differ on others."
             if comparison.conditional
-            else f"They allow for the choice of the {things} of the test, as far as these stand for others."
+            else f"The intervals include the choice of the {things} of the test split, if these represent others."
         )
     if any(len(arm.seeds) == 1 and not arm.control for arm in comparison.arms):
-        found.append("An arm with one seed is measured as that run: another seed may give another difference.")
+        found.append("An arm with one seed is measured by that run; another seed may give another difference.")
     if comparison.groups is None:
-        found.append("No groups are known: if one speaker or source is on both sides of the split, all of it flatters.")
-    found.append("Costs are of runs beside which no other run of the comparison ran; clips/s are those of training.")
-    margin = f"a difference of {_hundredths(comparison.margin)} points counts as worth having"
+        found.append(
+            "No groups are known. If a speaker or source is on both sides of the split, all accuracies are too high."
+        )
+    found.append("Costs are of runs that had the device to themselves; clips/s are of training.")
+    margin = f"a difference of {_hundredths(comparison.margin)} points counts as relevant"
     if comparison.resolution is None or not math.isfinite(comparison.resolution):
         return (*found, f"Here {margin}.")
     resolution = f"For the least certain arm, this test resolves {_hundredths(comparison.resolution)} points; {margin}"
-    wide = ", which it cannot tell for that arm" if comparison.resolution > comparison.margin else ""
+    wide = ", which it cannot resolve for that arm" if comparison.resolution > comparison.margin else ""
     return (*found, f"{resolution}{wide}.")
 
 
@@ -197,7 +199,7 @@ def _conditions(comparison: Comparison) -> Section:
         *([] if comparison.folds is None else [("folds", str(comparison.folds))]),
         ("each run", comparison.budget),
         ("margin", f"{_hundredths(comparison.margin)} points"),
-        ("learning rates tried for an arm", _rates_tried(comparison)),
+        ("learning rates tried per arm", _rates_tried(comparison)),
         ("chosen on validation by", f"{comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
         ("change of frozen encoder weights, adapter off", _drift(comparison)),
         ("device", comparison.device),
@@ -205,7 +207,7 @@ def _conditions(comparison: Comparison) -> Section:
         ("data SHA-256", _hashes(comparison.dataset_sha256)),
         ("splits SHA-256", _hashes(comparison.split_sha256)),
     ]
-    return Section("Conditions", header=("what", "how it was"), rows=tuple(rows), numbers=False)
+    return Section("Conditions", header=("condition", "value"), rows=tuple(rows), numbers=False)
 
 
 def _rates_tried(comparison: Comparison) -> str:
@@ -243,10 +245,10 @@ def _with_interval(mean: float, low: float, high: float, signed: bool = False) -
 
 
 def _hundredths(value: float | None, signed: bool = False) -> str:
-    """A share in percent, or a difference of shares in points."""
+    """Format a share in percent, or a difference of shares in points."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    # Rounded first: what rounds to nothing has no sign.
+    # Round first, so that zero has no sign.
     points = round(100 * value, 1) + 0.0
     return (f"{points:+.1f}" if signed and points else f"{points:.1f}").replace("-", "−")
 
@@ -258,24 +260,24 @@ def _p_value(value: float | None) -> str:
 
 
 def _figures(value: float | None, unit: float = 1.0) -> str:
-    """About three figures that count."""
+    """Format a number with about three significant figures."""
     if value is None or not math.isfinite(value):
         return NOTHING
     value *= unit
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-# For the page; on the screen they would push the tables away.
+# Sections left out in the terminal.
 OFF_SCREEN = ("Conditions", "How to read this")
 TOO_WIDE = ("seeds", "macro-F1, %", "gap, points", "inference, ms/clip")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write a comparison into a folder, each file aside first, then in the place of the old one.
+    """Write the files of a comparison atomically.
 
     Args:
-        comparison: What to write.
-        folder: Made where it is missing.
+        comparison: Comparison to write.
+        folder: Destination; created if it is missing.
 
     Returns:
         `comparison.md`, `.png`, `.svg`, `.html` and `.json` in it; the same comparison gives the same bytes.
@@ -299,7 +301,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def print_comparison(comparison: Comparison, written: Sequence[Path], console: Console) -> None:
-    """What the page says, without its conditions and the runs' last words, and where the files are."""
+    """Print the main sections of the page and the paths of the files."""
     for section in sections(comparison):
         if section.title in OFF_SCREEN:
             continue
@@ -320,12 +322,12 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
 
 
 def to_json(comparison: Comparison) -> str:
-    """Everything, as JSON; what is not a number is null."""
+    """Convert a comparison to JSON; NaN and infinity become null."""
     return json.dumps(_plain(asdict(comparison)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """The tables and sentences, to paste into an issue, a model card or a README."""
+    """Convert a comparison to Markdown for an issue, a model card or a README."""
     parts = [f"# {marked(_title(comparison))}"]
     for section in sections(comparison):
         parts += [f"## {section.title}", *_markdown(section)]
@@ -333,11 +335,11 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_html(comparison: Comparison, svg: str) -> str:
-    """One page with tables and figure in it; it fetches nothing and runs nothing.
+    """Render a comparison as one HTML page without scripts and external files.
 
     Args:
-        comparison: What to tell.
-        svg: Its figure.
+        comparison: Comparison to show.
+        svg: Its figure as SVG.
     """
     # Inside HTML, the XML declaration of an SVG file is an error.
     figure = svg[svg.index("<svg") :]
@@ -374,7 +376,7 @@ def _markdown(section: Section) -> list[str]:
         parts.append(markdown_table(section.header, section.rows, section.name_column + 1 if section.numbers else None))
     parts += map(marked, section.lines)
     for caption, output in section.outputs:
-        # A fence is longer than any in what it holds.
+        # The fence must be longer than any fence inside the output.
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", output)), default=0))
         parts += [marked(caption), f"{fence}text\n{output}\n{fence}"]
     return parts

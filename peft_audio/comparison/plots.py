@@ -1,4 +1,4 @@
-"""A comparison as one figure: accuracy against costs, learning rates, learning curves."""
+"""Draw a comparison as one figure: accuracy against costs, learning rates, learning curves."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from peft_audio.comparison.results import Arm, Comparison, Trial
 
 # Labels are placed by our own search. adjustText 1.4 was tried instead: with its best settings 4 of 27 labels of nine
 # arms covered a mark (ours: none), and a figure took three times as long.
-# In the unit of the coordinates (pixels): from a point to the edge of its name, the nearest first.
+# Distances in pixels from a point to the edge of its label, in the order of the search.
 DISTANCES = (9, 15, 23, 33, 46, 62, 82, 108, 140)
 DIRECTIONS = 16
-# From here on a line must say which point a name belongs to.
+# From this distance in pixels on, a line connects a label with its point.
 NEEDS_A_LINE = 16
 NAME, OUTSIDE = 1000.0, 1e6
 
@@ -33,7 +33,7 @@ NAME, OUTSIDE = 1000.0, 1e6
 def place(
     points: np.ndarray, sizes: np.ndarray, taken: np.ndarray, weights: np.ndarray, bounds: np.ndarray
 ) -> np.ndarray:
-    """Put each name, in order, at the place near its point where it covers least.
+    """Place each label, in order, at the position near its point where it covers least.
 
     Args:
         points: What is named, of shape (names, 2), in pixels.
@@ -56,31 +56,31 @@ def place(
 
 
 def nearest_corner(point: np.ndarray, box: np.ndarray) -> np.ndarray | None:
-    """Where a line from a point meets its name, of shape (2,); None where the name is near enough without."""
+    """Return the end of the line from a point to its label, of shape (2,); None if the label is near enough."""
     end = np.clip(point, box[:2], box[2:])
     return end if np.hypot(*(end - point)) > NEEDS_A_LINE else None
 
 
 def _candidates(point: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes around a point, right of it first, and how far each is."""
+    """Return candidate boxes around a point and their costs of distance."""
     angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     distances = np.repeat(np.array(DISTANCES, dtype=float), DIRECTIONS)
     centres = point + np.tile(directions, (len(DISTANCES), 1)) * (distances[:, None] + size / 2)
-    # Level with its point a name reads best.
+    # Labels at the height of their points are easiest to read.
     tilt = np.tile(np.abs(directions[:, 1]), len(DISTANCES))
     return np.hstack([centres - size / 2, centres + size / 2]), distances + 2 * tilt
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which box meets which other, of shape (boxes, others)."""
+    """Return which boxes overlap which others, of shape (boxes, others)."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     return (low < high).all(axis=2)
 
 
 def _crossings(point: np.ndarray, boxes: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """How many names the line from the point to each box would run through, of shape (boxes,)."""
+    """Count the labels that the line from the point to each box would cross, of shape (boxes,)."""
     ends = np.clip(point, boxes[:, :2], boxes[:, 2:])
     steps = np.linspace(0, 1, 24)[None, :, None]
     path = point + (ends[:, None, :] - point) * steps
@@ -88,7 +88,7 @@ def _crossings(point: np.ndarray, boxes: np.ndarray, placed: np.ndarray) -> np.n
     return inside.all(axis=3).any(axis=1).sum(axis=1)
 
 
-# Okabe and Ito (2008), told apart by the colour-blind too; without their yellow, which is too pale for lines on white.
+# The colours of Okabe and Ito (2008), which are safe for colour-blind readers, without yellow, which is too pale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP"
 Line = Literal["-", "--", ":"]
@@ -96,9 +96,9 @@ LINES: tuple[Line, ...] = ("-", "--", ":")
 GREY, PALE, INK = "#5f5f5f", "#b8b8b8", "#222222"
 LONGEST_NAME = 26
 NAME_SIZE = 10
-# Names of more letters than this do not all fit next to their marks: numbers do, and the legend explains them.
+# If the names together have more letters, numbers replace them and the legend explains the numbers.
 MOST_LETTERS = 120
-# What it costs a name, in pixels of distance, to cover a mark, its interval, or a line.
+# Cost, in pixels of distance, of a label that covers a mark, an interval or a line.
 MARK, BAR, LINE = 300.0, 90.0, 25.0
 COSTS = {
     "num_trainable_params": ("trained parameters", 1.0),
@@ -109,7 +109,7 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Look:
-    """How an arm is drawn, the same in every panel."""
+    """Style of an arm, equal in all panels."""
 
     colour: str
     marker: str
@@ -117,7 +117,7 @@ class Look:
 
 
 def looks_of(arms: Sequence[Arm]) -> dict[str, Look]:
-    """A look for each arm, by name; controls are grey."""
+    """Assign a style to each arm, by name; controls are grey."""
     looks = {}
     for i, arm in enumerate(arm for arm in arms if not arm.control):
         line = LINES[i // len(COLOURS) % len(LINES)]
@@ -128,13 +128,13 @@ def looks_of(arms: Sequence[Arm]) -> dict[str, Look]:
 
 
 def short(name: str) -> str:
-    """A name that fits into the figure: what is left out of a long one is its middle."""
+    """Shorten a long name in its middle."""
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def marks_of(arms: Sequence[Arm]) -> dict[str, str]:
-    """What stands next to an arm's mark, by the arm's name: its name, or a number where there are too many names."""
+    """Return the label of each arm, by name: its short name, or a number if there are too many names."""
     names = {arm.name: short(arm.name) for arm in arms if not arm.control}
     if sum(map(len, names.values())) <= MOST_LETTERS:
         return names
@@ -142,18 +142,18 @@ def marks_of(arms: Sequence[Arm]) -> dict[str, str]:
 
 
 def rate_text(rate: float) -> str:
-    """A learning rate as people write it: 0.0003 as 3e-4."""
+    """Format a learning rate, for example 0.0003 as 3e-4."""
     digits, exponent = f"{rate:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
 
 
 def finite(*values: float | None) -> bool:
-    """Whether all of them are numbers."""
+    """Return whether all values are finite numbers."""
     return all(value is not None and math.isfinite(value) for value in values)
 
 
 def accuracy(arm: Arm) -> tuple[float, float, float] | None:
-    """Mean, low and high on the test clips in percent; the mean three times where there is no interval."""
+    """Return mean, low and high test accuracy in percent; without an interval, the mean three times."""
     if arm.test_accuracy is None or not finite(arm.test_accuracy.interval.mean):
         return None
     found = arm.test_accuracy.interval
@@ -162,7 +162,7 @@ def accuracy(arm: Arm) -> tuple[float, float, float] | None:
 
 
 def accuracy_limits(arms: Sequence[Arm]) -> tuple[float, float]:
-    """Room for all arms' intervals, for controls that are near them, and for controls that are better."""
+    """Compute axis limits that include all intervals, controls near them, and better controls."""
     scores = [found for arm in arms if not arm.control and (found := accuracy(arm))]
     controls = [found[0] for arm in arms if arm.control and (found := accuracy(arm))]
     if not scores:
@@ -175,7 +175,7 @@ def accuracy_limits(arms: Sequence[Arm]) -> tuple[float, float]:
 
 
 def say(panel: Axes, text: str) -> None:
-    """A sentence instead of data."""
+    """Write a sentence into a panel without data."""
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=GREY)
     panel.set_xticks([])
     panel.set_yticks([])
@@ -185,17 +185,17 @@ def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, 
     """Draw test accuracy against one cost.
 
     Args:
-        panel: Where.
-        arms: All of the comparison.
-        cost: A key of `COSTS`.
-        limits: Of the accuracy, in percent.
+        panel: Axes to draw on.
+        arms: All arms of the comparison.
+        cost: Key of `COSTS`.
+        limits: Limits of the accuracy axis, in percent.
     """
     words, unit = COSTS[cost]
     panel.set_title(f"Test accuracy against {words.split(',')[0]}")
     scored = [arm for arm in arms if not arm.control and accuracy(arm)]
     shown = [arm for arm in scored if finite(getattr(arm, cost)) and getattr(arm, cost) > 0]
     if not shown:
-        unknown = "nothing was trained" if cost == "num_trainable_params" else "of no run is it known that it was alone"
+        unknown = "nothing was trained" if cost == "num_trainable_params" else "no run is known to have run alone"
         return say(panel, unknown if scored else "no arm has a test accuracy")
     costs = np.array([getattr(arm, cost) / unit for arm in shown])
     accuracies = np.array([accuracy(arm) for arm in shown])
@@ -242,7 +242,7 @@ def _cost_axis(panel: Axes, costs: np.ndarray, logarithmic: bool) -> None:
 
 
 def _draw_front(panel: Axes, cost: str, costs: np.ndarray, means: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Steps from each arm of the front, cheapest first, to the next one, then on to the right edge; as segments."""
+    """Draw the Pareto front as steps, cheapest arm first, up to the right edge; return its segments."""
     if not len(costs):
         return []
     x = np.append(np.repeat(costs, 2)[1:], panel.get_xlim()[1])
@@ -252,7 +252,7 @@ def _draw_front(panel: Axes, cost: str, costs: np.ndarray, means: np.ndarray) ->
 
 
 def _draw_controls(panel: Axes, arms: Sequence[Arm]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Controls as dashed lines with their names at the right; those below the panel in words; the lines as segments."""
+    """Draw controls as dashed lines with names, or as text if they are below the panel; return the segments."""
     left, right = panel.get_xlim()
     bottom, top = panel.get_ylim()
     controls = sorted((found[0], short(arm.name)) for arm in arms if arm.control and (found := accuracy(arm)))
@@ -260,7 +260,7 @@ def _draw_controls(panel: Axes, arms: Sequence[Arm]) -> list[tuple[np.ndarray, n
     above, height = -math.inf, 0.045 * (top - bottom)
     for mean, name in inside:
         panel.plot([left, right], [mean, mean], "--", color=GREY, linewidth=1, zorder=1)
-        # Two that are close have their names at either end.
+        # If two controls are close, their names are at opposite ends.
         at_left = mean - above < height
         panel.text(
             0.01 if at_left else 0.99,
@@ -279,7 +279,7 @@ def _draw_controls(panel: Axes, arms: Sequence[Arm]) -> list[tuple[np.ndarray, n
 
 
 def _box(panel: Axes, start: np.ndarray, end: np.ndarray, around: float) -> np.ndarray:
-    """The box in pixels that holds a straight line between two points of the data, of shape (4,)."""
+    """Return the box in pixels around a line between two data points, of shape (4,)."""
     ends = panel.transData.transform([start, end])
     return np.concatenate([ends.min(axis=0) - around, ends.max(axis=0) + around])
 
@@ -291,7 +291,7 @@ def _write_names(
     points: np.ndarray,
     taken: Sequence[tuple[np.ndarray, float]],
 ) -> None:
-    """Write names where they cover least; a thin line leads to one that is far from its point."""
+    """Write labels where they cover least; a thin line connects a distant label with its point."""
     pixels = panel.transData.transform(points)
     sizes = np.array([_size(panel, name) for name in names])
     boxes, weights = (np.array(column) for column in zip(*taken, strict=True))
@@ -329,7 +329,7 @@ STYLE = {
     "grid.color": "#e8e8e8",
     "savefig.dpi": 100,
     "svg.hashsalt": "peft-audio",
-    # A name may hold a dollar.
+    # Names can contain dollar signs.
     "text.parse_math": False,
 }
 
@@ -363,8 +363,8 @@ def draw_comparison(comparison: Comparison) -> Figure:
 
 
 def to_bytes(figure: Figure, form: str) -> bytes:
-    """A figure as a file of the form "png" or "svg"; the same figure gives the same bytes."""
-    # Nothing of the moment or of matplotlib's version: a comparison that is written again has not changed.
+    """Convert a figure to bytes of the form "png" or "svg"; equal figures give equal bytes."""
+    # Leave out time and version, so that writing a comparison again does not change its files.
     nothing = ("Software",) if form == "png" else ("Creator", "Date", "Format", "Type")
     file = io.BytesIO()
     with style.context(["default", STYLE]):
@@ -391,12 +391,12 @@ def _head(figure: Figure, comparison: Comparison) -> None:
 
 
 def _end(name: str) -> str:
-    """The end of a long name: that of a folder says most."""
+    """Shorten a long name to its end; the last folder is the most specific part."""
     return name if len(name) <= 50 else f"…{name[-49:]}"
 
 
 def _draw_rates(panel: Axes, comparison: Comparison) -> None:
-    """Validation against the learning rate; with folds their mean, and each as a thin line."""
+    """Draw the validation metric against the learning rate; with folds their mean, and each fold as a thin line."""
     panel.set_title("Choosing the learning rate, on validation")
     tried = [arm for arm in comparison.arms if any(finite(trial.validation) for trial in arm.trials)]
     if not tried:
@@ -426,7 +426,7 @@ def _curve(trials: Sequence[Trial], scale: float) -> tuple[list[float], list[flo
 
 
 def _means(by_fold: Sequence[Sequence[Trial]], scale: float) -> tuple[list[float], list[float]]:
-    """The mean over folds at each rate that all of them tried."""
+    """Return the mean over folds at each rate that all folds tried."""
     found = [{trial.learning_rate: scale * trial.validation for trial in trials} for trials in by_fold]
     rates = sorted(set.intersection(*(set(of_fold) for of_fold in found)))
     return rates, [float(np.mean([of_fold[rate] for of_fold in found])) for rate in rates]
@@ -442,7 +442,7 @@ def _rate_axis(panel: Axes, rates: Sequence[float]) -> None:
 
 
 def _draw_curves(panel: Axes, arms: Sequence[Arm], what: str) -> None:
-    """Mean over the final runs of each arm, over the epochs that all of them reached."""
+    """Draw the mean over the final runs of each arm, for the epochs that all runs reached."""
     words = {"validation_accuracy": "validation accuracy, %", "train_loss": "training loss"}[what]
     scale = 100 if what == "validation_accuracy" else 1
     panel.set_title(f"{words.split(',')[0].capitalize()} by epoch")
@@ -475,7 +475,7 @@ def _mean(runs: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _shown(arms: Sequence[Arm]) -> list[Arm]:
-    """Arms whose look the legend must explain."""
+    """Return the arms that the legend lists."""
     return [arm for arm in arms if arm.trials or arm.curves or (accuracy(arm) and not arm.control)]
 
 

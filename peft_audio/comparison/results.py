@@ -1,4 +1,4 @@
-"""What many runs say together: arms under equal conditions, ranked where every rule holds."""
+"""Results of a comparison: arms under equal conditions, ranked if every rule holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Score:
 
     Attributes:
         interval: Mean and 95% interval over seeds.
-        values: Of each seed, in the order of `Arm.seeds`; with folds, over all folds together.
+        values: Value of each seed, in the order of `Arm.seeds`; with folds, over all folds together.
     """
 
     interval: Interval
@@ -28,13 +28,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Trial:
-    """One learning rate that was tried, on validation only.
+    """One learning rate that was tried, scored on validation.
 
     Attributes:
-        learning_rate: The peak rate.
-        fold: Which fold was held out; None without folds.
-        validation: Mean over the tuning seeds of the metric that chooses (`Comparison.best_metric`), higher is better.
-        seeds: The tuning seeds.
+        learning_rate: Peak learning rate.
+        fold: Index of the held-out fold; None without folds.
+        validation: Mean over the tuning seeds of `Comparison.best_metric`; higher is better.
+        seeds: Tuning seeds.
         chosen: Whether the final runs use this rate.
     """
 
@@ -47,15 +47,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Curve:
-    """One final run over its epochs.
+    """Learning curves of one final run.
 
     Attributes:
-        seed: Of the run.
-        fold: Which fold was held out; None without folds.
-        train_loss: Mean loss of each epoch's steps.
-        validation_loss: After each epoch.
-        validation_accuracy: After each epoch.
-        best_epoch: The one that was kept, from 1.
+        seed: Seed of the run.
+        fold: Index of the held-out fold; None without folds.
+        train_loss: Mean training loss of each epoch.
+        validation_loss: Validation loss after each epoch.
+        validation_accuracy: Validation accuracy after each epoch.
+        best_epoch: Number of the epoch that was kept, from 1.
     """
 
     seed: int
@@ -68,12 +68,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not end with a report.
+    """A run that ended without a report.
 
     Attributes:
-        run: Its folder, seen from the comparison's.
-        exit_code: Of its process.
-        last_lines: What it said last.
+        run: Its folder, relative to that of the comparison.
+        exit_code: Exit code of its process.
+        last_lines: Last lines of its output.
     """
 
     run: str
@@ -83,40 +83,40 @@ class Failure:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training, with everything that was measured of it.
+    """One way of training and its measurements.
 
-    Names of costs are those of PEFT's method comparison where it has them. Costs are medians over final runs that had
-    the device to themselves, None where none had.
+    Costs have the names of PEFT's method comparison. They are medians over the final runs that had the device to
+    themselves, and None without such runs.
 
     Attributes:
-        name: In the comparison.
-        strategy: Of its reports.
-        control: Whether it is there to show what the task is worth: no pretrained network, or none at all. Not ranked.
-        rank: 1 is best by test accuracy; None for controls, or where a rule is broken.
-        learning_rates: The chosen ones, distinct, rising; empty where there is nothing to choose.
-        trials: All that were tried.
-        at_edge: Whether a chosen rate is still the lowest or the highest that was tried.
-        seeds: Of the final runs.
-        test_accuracy: On the test clips.
-        test_macro_f1: Likewise.
-        validation_accuracy: Of the kept epochs.
-        train_accuracy: On the training clips, unaugmented; None where they were not read again.
-        gap: Mean of training minus validation accuracy; None where there is no training accuracy.
-        difference: To the reference in test accuracy, over clips and seeds; None for the reference itself.
+        name: Name in the comparison.
+        strategy: Strategy in its reports.
+        control: Whether it is a control without pretrained weights or without a network. Controls are not ranked.
+        rank: Rank by test accuracy, 1 is best; None for controls, or if a rule is broken.
+        learning_rates: Chosen rates, distinct and ascending; empty without a choice.
+        trials: All rates that were tried.
+        at_edge: Whether a chosen rate is the lowest or the highest that was tried.
+        seeds: Seeds of the final runs.
+        test_accuracy: Accuracy on the test clips.
+        test_macro_f1: Macro-F1 on the test clips.
+        validation_accuracy: Validation accuracy of the kept epochs.
+        train_accuracy: Accuracy on the training clips without augmentation; None if it was not measured.
+        gap: Mean of training minus validation accuracy; None without training accuracy.
+        difference: Difference to the reference in test accuracy, over clips and seeds; None for the reference itself.
         p_holm: Its p-value, corrected for the number of arms (Holm, 1979).
-        claim: In one sentence what the interval allows to say.
-        num_trainable_params: What trained.
-        num_total_params: All parameters.
+        claim: One sentence that the interval supports.
+        num_trainable_params: Number of trained parameters.
+        num_total_params: Number of all parameters.
         file_size: Bytes of the saved weights.
         accelerator_memory_max: Peak memory, bytes.
         train_time: Seconds in training steps.
         total_time: Seconds of the whole run, start-up of Python excluded.
-        samples_per_second: Clips trained on in each second.
-        inference_seconds: Seconds a clip in evaluation.
-        encoder_drift: The largest change of a weight that was not to train; anything but 0 breaks a rule.
-        front: Of which of `num_trainable_params`, `train_time` and `accelerator_memory_max` no other arm has less with
-            as high a mean test accuracy (the Pareto front).
-        curves: Of the final runs.
+        samples_per_second: Training clips per second.
+        inference_seconds: Seconds per clip in evaluation.
+        encoder_drift: Largest change of a frozen weight; a value other than 0 breaks a rule.
+        front: Those of `num_trainable_params`, `train_time` and `accelerator_memory_max` for which the arm is on the
+            Pareto front: no cheaper arm has an equal or higher mean test accuracy.
+        curves: Learning curves of the final runs.
         failures: Runs that failed.
     """
 
@@ -152,28 +152,28 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms side by side.
+    """Results of all arms.
 
     Attributes:
-        arms: By rank where they have one, then by mean test accuracy; controls last.
-        reference: The arm that the others are held against.
-        margin: What counts as a difference worth having, in accuracy (0.02 is two points).
-        broken_rules: Why nothing is ranked, a sentence each; empty where all rules hold.
-        notes: What a reader must know to read the table.
-        source: The data source.
-        encoder: The base encoder.
-        clips: Training, validation and test clips.
-        groups: How many groups (speakers, say) the test clips come from; None where that is unknown.
-        folds: How many folds were held out, each once; None without folds.
-        budget: What each run was given, in words.
-        best_metric: By which rates and epochs were chosen on validation.
-        resolution: The widest half-width of the differences' intervals, in accuracy; None without differences.
-        conditional: Whether intervals speak of these test groups only.
-        device: Where the final runs ran.
-        versions: Of the packages, of the first final run.
-        dataset_sha256: Of the data, distinct.
-        split_sha256: Of the splits, distinct.
-        results: The final runs in the form of PEFT's method comparison, see `peft_result`.
+        arms: Arms by rank, then by mean test accuracy; controls last.
+        reference: Name of the arm that the others are compared with.
+        margin: Smallest relevant difference in accuracy (0.02 is two points).
+        broken_rules: One sentence per broken rule; empty if all rules hold. Arms are not ranked if a rule is broken.
+        notes: Remarks on the table.
+        source: Data source.
+        encoder: Base encoder.
+        clips: Number of training, validation and test clips.
+        groups: Number of groups, such as speakers, in the test split; None if unknown.
+        folds: Number of folds, each held out once; None without folds.
+        budget: Training budget of each run, in words.
+        best_metric: Validation metric that chose rates and epochs.
+        resolution: Largest half-width of the differences' intervals, in accuracy; None without differences.
+        conditional: Whether intervals hold for these test groups only.
+        device: Device of the final runs.
+        versions: Package versions of the first final run.
+        dataset_sha256: Distinct hashes of the data.
+        split_sha256: Distinct hashes of the splits.
+        results: Final runs in the format of PEFT's method comparison, see `peft_result`.
     """
 
     arms: tuple[Arm, ...]
@@ -198,12 +198,16 @@ class Comparison:
     schema_version: int = SCHEMA_VERSION
 
 
-# Its table names these four beside PEFT itself.
+# Packages whose versions PEFT's method comparison lists.
 PACKAGES = ("peft", "transformers", "datasets", "torch", "bitsandbytes")
 
 
 def peft_result(run: Finished) -> dict[str, Any]:
-    """`run_info`, `train_info` and `meta_info` of one run, as PEFT's scripts write them."""
+    """Convert a finished run to the format of PEFT's method comparison.
+
+    Field names are those of `method_comparison/processing.py` of huggingface/peft. Values that were not measured are
+    None.
+    """
     report, settings = run.report, run.settings
     adapter = read_json(run.folder / "adapter" / "adapter_config.json")
     made = datetime.fromtimestamp((run.folder / "report.json").stat().st_mtime, UTC)

@@ -1,4 +1,4 @@
-"""An adapter as a folder for others: an ordinary transformers directory, or a graph for ONNX Runtime."""
+"""Export an adapter as a transformers directory or as a graph for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from peft_audio.pages.render import render_text
 from peft_audio.processes import run_python
 from peft_audio.text import marked
 
-# Behind an export's own snippet: the logits of each clip by label, for each batch of shape (clips, samples).
+# Code appended to the snippet of an export: compute the logits of each clip by label, for batches of shape (clips,
+# samples).
 TAIL = """
 import json, sys
 import numpy as np
@@ -61,12 +62,12 @@ class Form:
     """A form of export.
 
     Attributes:
-        name: Of its flag.
-        files: All that it consists of.
-        needs: Packages that writing and checking it needs beside our own.
+        name: Name of its flag.
+        files: Names of its files.
+        needs: Additional packages that writing and checking it needs.
         pads_short: Whether its snippet pads clips that are too short for the encoder.
-        tolerance: How far its logits may be from the recorded ones, relative to a clip's largest where that is above 1.
-        answering: What follows its snippet in the process that checks it.
+        tolerance: Allowed difference to the recorded logits, relative to max(1, the clip's largest absolute logit).
+        answering: Code that follows its snippet in the process that checks it.
     """
 
     name: str
@@ -84,7 +85,7 @@ FORMS = {
         (*COMMON_FILES, WHOLE_CONFIG, "model.onnx"),
         ("onnx", "onnxruntime"),
         True,
-        # Of the same sums by other kernels.
+        # ONNX Runtime adds in another order.
         1e-4,
         BY_ONNX + TAIL % '("torch", "transformers")',
     ),
@@ -121,9 +122,9 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
 
 
 GRAPH = "model.onnx"
-# LayerNormalization, which encoders are full of, is an operator of its own since then.
+# The first version with the operator LayerNormalization.
 OPSET = 17
-# What one file of ONNX's format can hold.
+# Maximum size of one ONNX file.
 GRAPH_BYTES = 2**31 - 1
 
 
@@ -132,8 +133,8 @@ class Exported:
     """A finished export.
 
     Attributes:
-        folder: Where it stands.
-        size_bytes: Of all its files.
+        folder: Directory of the export.
+        size_bytes: Size of all its files.
         difference: The largest between its logits and the recorded ones, relative to a clip's largest logit where that
             is above 1.
     """
@@ -151,14 +152,14 @@ def export_adapter(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write an adapter, or a whole model, as a folder that needs neither a base nor this package.
+    """Export an adapter, or a whole model, to a folder that needs neither a base nor this package.
 
-    It is written aside, and put in its place only once a fresh process that ran the code of its README has got the
-    recorded logits from it.
+    The export is written to a temporary folder. It is moved to its place after a fresh process, which runs the code of
+    its README, has reproduced the recorded logits.
 
     Args:
         adapter: See `load_adapter`.
-        folder: Where to; made here.
+        folder: Destination; created here.
         form: "merged" for `transformers.pipeline`, "onnx" for ONNX Runtime.
         base: Where the base encoder is now, if not where the record says.
         revision: Of an adapter on the Hub.
@@ -183,7 +184,7 @@ def export_adapter(
         write_export(loaded, written, kind)
         difference = _verify(loaded, written, kind)
         size = sum(path.stat().st_size for path in written.iterdir())
-        # Minutes have passed.
+        # Check again: minutes have passed.
         _check_place(folder, overwrite)
         replace_folder(written, folder)
     return Exported(folder, size, difference)
@@ -218,7 +219,7 @@ def write_export(adapter: Adapter, folder: Path, form: Form) -> None:
     if form.name == "merged":
         with quiet_loading():
             adapter.model.save_pretrained(folder)
-        # safetensors makes its files readable by their owner alone.
+        # safetensors makes its files readable by their owner only.
         (folder / "model.safetensors").chmod(0o644)
     else:
         adapter.model.config.save_pretrained(folder)
@@ -282,7 +283,7 @@ def write_graph(adapter: Adapter, path: Path) -> None:
 
 
 def _verify(adapter: Adapter, folder: Path, form: Form) -> float:
-    """The largest relative difference between recorded logits and those of a fresh process.
+    """Return the largest relative difference between recorded logits and those of a fresh process.
 
     Raises:
         UserError: It is more than the form allows, or the process failed.
@@ -299,7 +300,7 @@ def _verify(adapter: Adapter, folder: Path, form: Form) -> float:
 
 
 def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-    """What an export is asked, and the answers that it must give.
+    """Collect the batches that an export is checked with, and the logits that it must return.
 
     Returns:
         Batches of shape (clips, samples): each probe clip alone, as far as the form takes it; and two clips together.
@@ -318,7 +319,7 @@ def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[
 
 
 def _ask(folder: Path, form: Form, adapter: Adapter, batches: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    """Logits by label of each clip, from a process that knows no more than the export's README."""
+    """Compute the logits of each clip by label in a process that runs only the code of the export's README."""
     with tempfile.TemporaryDirectory() as elsewhere:
         script, questions, answers = (Path(elsewhere) / name for name in ("ask.py", "clips.npz", "answers.json"))
         np.savez(questions, *batches)

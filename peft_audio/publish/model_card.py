@@ -1,4 +1,4 @@
-"""The card of an adapter on the Hub: metadata for programs, and what a stranger wants to know."""
+"""Write the model card of an adapter for the Hub."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ MOST_FREQUENT = 20
 
 
 def model_card(record: AdapterRecord, repository: str, run: Path | None, comparison: Path | None, license: str) -> str:
-    """A README with the Hub's metadata in front.
+    """Return the model card: the Hub's metadata and a README.
 
     Args:
-        record: Of the adapter, with its base as the Hub knows it.
-        repository: `org/name`, where it goes.
-        run: The folder of the run that made it, for how it was trained and what it confuses.
-        comparison: A folder with `comparison.md`, whose tables are put in.
-        license: As the Hub names licences, such as apache-2.0; "" says nothing.
+        record: Record of the adapter, with the Hub id of its base.
+        repository: `org/name` of the destination.
+        run: Folder of the run that made the adapter; adds the confusions and the training settings.
+        comparison: Folder with `comparison.md`; adds its tables.
+        license: Hub id of the licence, such as apache-2.0; "" for none.
 
     Raises:
-        UserError: One of the folders does not hold what it should.
+        UserError: A file is missing from one of the folders.
     """
     finished = None if run is None else read_run(run)
     return render_text(
@@ -68,7 +68,7 @@ def _metadata(record: AdapterRecord, repository: str, run: Finished | None, lice
     on_hub = record.base.commit is not None
     return ModelCardData(
         base_model=record.base.name if on_hub else None,
-        # Full fine-tuning and what was trained from random weights come whole.
+        # Full fine-tuning and training from random weights give whole models.
         base_model_relation=("finetune" if record.whole else "adapter") if on_hub and record.pretrained else None,
         library_name="transformers" if record.whole else "peft",
         pipeline_tag="audio-classification",
@@ -76,14 +76,14 @@ def _metadata(record: AdapterRecord, repository: str, run: Finished | None, lice
         metrics=[kind for kind, _ in METRICS.values()] if results else None,
         tags=["audio-classification", "peft-audio", record.strategy, record.base.model_type],
         license=license or None,
-        # The Hub wants a name with results, and takes none without.
+        # The Hub requires a name with results and rejects one without.
         eval_results=results or None,
         model_name=repository.rpartition("/")[2] if results else None,
     )
 
 
 def _data_name(source: str, published: bool) -> str:
-    """A name without the folders of somebody's machine."""
+    """Name a data source without local folders."""
     if source == "bundled":
         return BUNDLED
     return source if published else Path(source).name or "not named"
@@ -125,20 +125,20 @@ def _training(run: Finished, record: AdapterRecord) -> str:
         "training": None if seconds is None else f"{seconds:.0f} s",
         "versions": ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items()),
     }
-    # What an earlier version's report does not say is left out.
+    # Reports of earlier versions lack some of these.
     rows = [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
-    return markdown_table(("what", "how it was"), rows)
+    return markdown_table(("setting", "value"), rows)
 
 
 def _comparison(folder: Path) -> str:
-    """The tables of a comparison, a level below their own page, without folders of somebody's machine."""
+    """Return the tables of a comparison with headings one level lower and without local folders."""
     about = read_json(folder / "comparison.json")
     if not (folder / "comparison.md").is_file() or not {"source", "encoder"} <= about.keys():
         raise UserError(
             f"--comparison: {folder} holds no comparison.md and .json; give a folder that recipes/compare.py wrote."
         )
     text = (folder / "comparison.md").read_text(encoding="utf-8")
-    # What failed on the way, and where, is for those who ran it.
+    # Failed runs and notes are of interest only to those who ran the comparison.
     parts = [part for part in text.split("\n## ") if not part.startswith(("Failed runs", "Notes"))]
     found = "#" + "\n### ".join(parts)
     for told in (about["source"], about["encoder"]):

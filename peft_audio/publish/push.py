@@ -1,4 +1,4 @@
-"""An adapter, sent to the Hub whole or not at all."""
+"""Push an adapter to the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from peft_audio.publish.model_card import model_card
 
 @dataclass(frozen=True)
 class Pushed:
-    """What went to the Hub, or would go.
+    """Files pushed to the Hub, or listed by a dry run.
 
     Attributes:
         files: Name and bytes of each file.
-        url: Of the commit; None after a dry run.
-        commit: Its hash; None after a dry run.
+        url: URL of the commit; None after a dry run.
+        commit: Hash of the commit; None after a dry run.
     """
 
     files: tuple[tuple[str, int], ...]
@@ -48,22 +48,22 @@ def push_adapter(
     license: str = "",
     dry_run: bool = False,
 ) -> Pushed:
-    """Send an adapter, or a whole model, to the Hub in one commit, once it has given its recorded answers again.
+    """Push an adapter, or a whole model, to the Hub in one commit, after it has reproduced its recorded logits.
 
-    Only the files that it consists of are sent, with a card in the place of its README. Where they stand in a run's
-    folder, the card says how it was trained and what it confuses.
+    Only the files of the adapter are sent, with a model card as README. If the adapter is in a run folder, the card
+    has its training settings and confusions.
 
     Args:
-        folder: Such as `runs/lora/adapter`.
-        repository: `org/name`; made where it does not exist.
-        base_id: The base on the Hub for which a local one stands; its weights must be the same.
-        private: Make a new repository private. One that exists stays as it is.
-        comparison: A folder with `comparison.md`, to be put into the card.
-        license: As the Hub names licences.
-        dry_run: Send nothing, and ask nothing of the repository.
+        folder: Adapter directory, such as `runs/lora/adapter`.
+        repository: `org/name`; created if it does not exist.
+        base_id: Hub id of a base that was trained on as a local folder; its weights must be equal.
+        private: Create a private repository. An existing one is not changed.
+        comparison: Folder with `comparison.md`; its tables are added to the card.
+        license: Hub id of the licence.
+        dry_run: Send nothing and do not contact the repository.
 
     Raises:
-        UserError: It is no adapter of ours, is broken, its base is not on the Hub, or the Hub does not take it.
+        UserError: It was not made by this package, is broken, its base is not on the Hub, or the Hub refuses it.
     """
     if not is_hub_id(repository):
         raise UserError(f"ORG/NAME: got {repository}, must be two names of letters, digits, - _ and ., as org/digits.")
@@ -83,7 +83,7 @@ def push_adapter(
 
 
 def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) -> AdapterRecord:
-    """The record with its base as strangers can find it."""
+    """Return the record with the Hub id and commit of its base."""
     if base_id is not None:
         if record.base.commit is not None and record.base.name != base_id:
             raise UserError(f"--base-id: got {base_id}, but {folder} was trained on {record.base.name}. Leave it out.")
@@ -115,7 +115,7 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
 
 
 def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
-    """The folder of the run that made a product, if it stands there."""
+    """Return the folder of the run that made an adapter, if the adapter is in it."""
     run = folder.resolve().parent
     if not (run / "report.json").is_file():
         return None
@@ -126,7 +126,7 @@ def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
 
 
 def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str) -> None:
-    """The files as strangers get them: nothing but what an adapter consists of, no path of this machine."""
+    """Copy the files to push; they contain no path of this machine."""
     for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES)):
         source = folder / name
         if source.is_symlink() or not source.is_file():
@@ -152,7 +152,7 @@ def _send(
             repo_id=repository,
             folder_path=staged,
             allow_patterns=[name for name, _ in files],
-            # A whole model's files beside an adapter's would be taken for the model, and the other way round.
+            # Files of a whole model beside those of an adapter would be loaded instead of it, and the other way round.
             delete_patterns=list(ADAPTER_FILES if record.whole else WHOLE_FILES),
             commit_message=f"{record.strategy}, trained with peft-audio {record.versions['peft-audio']}",
         )
@@ -160,7 +160,7 @@ def _send(
 
 
 def _check_repository(api: HfApi, repository: str, private: bool, record: AdapterRecord) -> None:
-    """Refuse a repository that exists and is not meant for this."""
+    """Refuse an existing repository that is public or holds another model."""
     try:
         there = api.model_info(repository)
     except RepositoryNotFoundError:

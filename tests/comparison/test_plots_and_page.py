@@ -219,8 +219,8 @@ def test_markdown_holds_what_was_measured() -> None:
     assert "a1b2c3d4e5f6 |" in markdown and "- lora is measured." in markdown
     assert "````text\nError: <b>```\n````" in markdown
     # The arm that failed has no measurement to excuse; an arm with a score but no time has.
-    assert "is it known that it had the device" not in markdown
-    assert "is it known that it had the device" in to_markdown(CASES["untimed"])
+    assert "no run is known to have had the device" not in markdown
+    assert "no run is known to have had the device" in to_markdown(CASES["untimed"])
 
 
 def test_a_broken_rule_is_named_first_and_takes_the_ranks() -> None:
@@ -234,8 +234,8 @@ def test_a_broken_rule_is_named_first_and_takes_the_ranks() -> None:
 
 
 def test_the_guide_says_of_what_the_intervals_speak() -> None:
-    assert "these 3 groups of the test only" in to_markdown(compared())
-    assert "which it cannot tell for that arm" in to_markdown(compared())
+    assert "these 3 groups of the test split only" in to_markdown(compared())
+    assert "which it cannot resolve for that arm" in to_markdown(compared())
     assert "rule one out" not in to_markdown(compared(resolution=0.01))
     assert "choice of the clips of the test" in to_markdown(compared(conditional=False, groups=None))
     assert "all 3 folds together" in to_markdown(CASES["folds"])
