@@ -30,6 +30,7 @@ from peft_audio.runs.run import Run, save_skipped
 from peft_audio.strategies.base import Trainable
 from peft_audio.text import printable
 from peft_audio.training.loop import Result
+from peft_audio.training.precision import weight_drifts
 
 SCHEMA_VERSION = 1
 
@@ -134,8 +135,9 @@ def encoder_drift(model: Any, trained: Trainable, cfg: ModelConfig, labels: Sequ
     # PEFT moves the layer that an adapter changes one level down.
     now = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in meant}
     fresh = dict(encoder_of(load_classifier(replace(cfg, quantization="none"), labels)).named_parameters())
-    drifts = [(weight.detach().cpu() - fresh[name].detach()).abs().max() for name, weight in now.items()]
-    return float(torch.stack(drifts).max()) if drifts else 0.0
+    drifts = weight_drifts(now, fresh)
+    # Python's max would drop NaN.
+    return float(torch.tensor([*drifts.values()]).max()) if drifts else 0.0
 
 
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:

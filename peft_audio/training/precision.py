@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +44,25 @@ def _frozen_linear(model: Any) -> Iterator[nn.Linear]:
 
 def _check_unmoved(model: Any, plain: Any, cfg: ModelConfig) -> None:
     """What is loaded afresh would hide it, had training moved a weight that it held in 16 bits."""
-    fresh = dict(encoder_of(plain).named_parameters())
-    for name, weight in encoder_of(model).named_parameters() if cfg.quantization == "none" else ():
-        if weight.dtype != torch.float32 and not torch.equal(weight.cpu(), fresh[name].to(weight.dtype)):
+    if cfg.quantization != "none":
+        return
+    low = {name: weight for name, weight in encoder_of(model).named_parameters() if weight.dtype != torch.float32}
+    for name, drift in weight_drifts(low, dict(encoder_of(plain).named_parameters())).items():
+        if drift != 0:
             raise RuntimeError(f"the frozen weight {name} was changed by the training")
+
+
+def weight_drifts(weights: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Measure the largest absolute change of each weight since it was loaded, in its own precision; NaN for NaN.
+
+    Args:
+        weights: Weights after a training, by name.
+        fresh: The same weights and others, loaded again.
+    """
+    return {
+        name: float((weight.detach().cpu() - fresh[name].detach().to(weight.dtype)).abs().max())
+        for name, weight in weights.items()
+    }
 
 
 def on_float32_encoder(model: Any, trained: Trainable, cfg: ModelConfig, labels: Sequence[str]) -> Any:
