@@ -45,6 +45,8 @@ class AdapterRecord:
         versions: Of the packages that made it.
         probes: For each probe clip its top label and the logit of each label, by name, once saved.
         exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
+        export_tolerance: Largest difference between logits of the export and the recorded ones that was allowed,
+            relative to a clip's largest logit where that is above 1; 0 where a run saved it.
         schema_version: Of this file.
     """
 
@@ -60,6 +62,7 @@ class AdapterRecord:
     versions: dict[str, str]
     probes: tuple[dict[str, Any], ...] = ()
     exported: str = ""
+    export_tolerance: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -129,7 +132,7 @@ def read_record(folder: Path) -> AdapterRecord:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
     # Records of earlier versions do not say so.
-    stored = dict[str, Any]({"pretrained": True, "exported": ""}) | stored
+    stored = dict[str, Any]({"pretrained": True, "exported": "", "export_tolerance": 0.0}) | stored
     if stored["exported"] == "onnx":
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
@@ -182,6 +185,7 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
         and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
         "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
+        "export_tolerance must be a number": _is_number(record.export_tolerance),
         "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),
         "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
         "probes must hold numbers": all(_is_number(value) for value in answers),

@@ -53,6 +53,6 @@ def run_export(options: argparse.Namespace) -> int:
     )
     print(
         f"{done.folder}: {done.size_bytes / 1e6:.1f} MB; a fresh process without peft-audio got the recorded logits, "
-        f"to {done.difference:.0e}"
+        f"to {done.difference:.0e} (allowed: {done.tolerance:.0e})"
     )
     return 0

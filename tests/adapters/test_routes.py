@@ -18,7 +18,7 @@ from peft_audio.adapters.load import Adapter, load_adapter
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.adapters.save import save_adapter
 from peft_audio.publish import export
-from peft_audio.publish.export import FORMS
+from peft_audio.publish.export import FORMS, ONNX_TOLERANCE
 from peft_audio.strategies import HeadOnlyRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.attention_heads import unfreeze_heads
 
@@ -43,7 +43,7 @@ ROUTES = {
     "load_adapter": 1e-5,
     "load_adapter, merge=False": 1e-5,
     "pipeline (export --merged)": 1e-5,
-    "ONNX Runtime (export --onnx)": 1e-4,
+    "ONNX Runtime (export --onnx)": ONNX_TOLERANCE,
 }
 # What somebody without this package does, in one process for all cells.
 PLAIN = """

@@ -52,8 +52,8 @@ def save_base(folder: Path, norm: str) -> Path:
     return save_encoder(folder, tiny_config(norm))
 
 
-def save_encoder(folder: Path, config: Any) -> Path:
-    torch.manual_seed(0)
+def save_encoder(folder: Path, config: Any, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     AutoModel.from_config(config).save_pretrained(folder)
     mask = config.feat_extract_norm == "layer"
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=mask).save_pretrained(folder)

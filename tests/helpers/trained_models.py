@@ -37,18 +37,22 @@ class Saved:
 
 
 def describe(
-    base: Path, strategy: Callable[[Any], tuple[Any, Trainable]] | None = None, **model_settings: Any
+    base: Path,
+    strategy: Callable[[Any], tuple[Any, Trainable]] | None = None,
+    seed: int = 0,
+    std: float = 0.2,
+    **model_settings: Any,
 ) -> Saved:
     """A model whose every trained weight matters, LoRA's unless another strategy is given, not yet saved."""
     cfg = LoraRecipe(model=ModelConfig(name=str(base), **model_settings))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = load_classifier(cfg.model, LABELS)
     identity = identify_base(cfg.model, model)
     model, trained = (strategy or PRODUCTS["lora"])(model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in trained.parameters:
-                weight.normal_(std=0.2)
+                weight.normal_(std=std)
     model.eval()
     extractor = load_extractor(cfg.model)
     record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})

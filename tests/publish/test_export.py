@@ -49,6 +49,9 @@ def exports(lora_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     for form in FORMS:
         assert cli.main(["export", str(lora_dir), str(root / form), f"--{form}"]) == 0
     assert {path.name for path in root.iterdir()} == {*FORMS}, "nothing is left beside them"
+    for form, tolerance in (("merged", "0.0001"), ("onnx", "0.001")):
+        assert f"up to {tolerance} of a clip's largest logit" in (root / form / "README.md").read_text()
+        assert json.loads((root / form / "peft_audio.json").read_text())["export_tolerance"] == float(tolerance)
     return {form: root / form for form in FORMS}
 
 
