@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import functools
@@ -403,6 +404,39 @@ def meet(rank: int, failing_rank: int, port: str, cfg: Recipe, folder: Path) -> 
     (count,) = parts.accelerator.reduce(torch.ones(1))
     assert count == 2 and parts.loaders.train is parts.plain.train
     (folder / f"{rank}.txt").write_text(parts.loaders.prefix.reason)
+
+
+# What `fill` imports without an effect on the features of a clip: names of modules, or of folders.
+DECIDES_NO_FEATURES = {"config", "strategies", "tasks", "training", "errors", "files", "text"}
+# They choose the clips, their labels and their order. What is heard of a clip is part of its name.
+DECIDES_NO_FEATURES |= {"data/clip_table", "data/folder", "data/hub_dataset", "data/loaders", "data/manifest"}
+DECIDES_NO_FEATURES |= {"data/sampler", "data/scan", "data/sources", "data/splits", "data/splitting", "data/streaming"}
+DECIDES_NO_FEATURES |= {"data/windows", "data/worker_errors"}
+
+
+def test_a_change_in_each_module_that_decides_features_makes_another_key() -> None:
+    package = Path(prefix_cache.__file__).parents[1]
+    modules, left = set[Path](), {package / "feature_cache" / "fill.py"}
+    while left:
+        modules |= left
+        left = {found for file in left for found in imported_by(file, package)} - modules
+    assert {package / "encoders" / "quantization.py", package / "audio" / "decoding.py"} <= modules
+    unknown = {
+        name
+        for name in (file.relative_to(package).with_suffix("").as_posix() for file in modules - {*prefix_cache._code()})
+        if not {name, name.partition("/")[0]} & DECIDES_NO_FEATURES
+    }
+    assert not unknown, "add them to CODE in feature_cache/cache.py, or above if they decide no features"
+
+
+def imported_by(file: Path, package: Path) -> set[Path]:
+    """Find the modules of the package that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peft_audio."):
+            names |= {node.module or "", *(f"{node.module}.{name.name}" for name in node.names)}
+    files = {package.parent / f"{name.replace('.', '/')}.py" for name in names}
+    return {each for each in files if each.is_file()}
 
 
 def test_noises_belong_to_what_is_heard(settings: Callable[..., Recipe], tmp_path: Path) -> None:
