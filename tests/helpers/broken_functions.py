@@ -136,13 +136,13 @@ BROKEN = (
         "SpecAugment hides the same frames in every epoch",
         "View.hidden",
         changing(2, lambda draw: replace(draw, epoch=1)),
-        "tests/encoders/test_spec_augment.py",
+        "tests/data/test_loaders.py",
     ),
     Broken(
         "masks of SpecAugment are drawn and not applied",
         "spec_augment.masked",
         always(nullcontext),
-        "tests/encoders/test_spec_augment.py tests/feature_cache/test_cut.py",
+        "tests/encoders/test_spec_augment.py tests/recipes/test_recipes.py",
     ),
     Broken(
         "files of a checkpoint are not compared with its manifest",
