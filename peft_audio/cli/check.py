@@ -28,6 +28,8 @@ def run_check(options: argparse.Namespace) -> int:
     """Check a collection; exit code 1 if something would spoil a comparison."""
     from rich.console import Console
 
+    # Messages about unknown settings name the recipe of a section, which the strategies declare.
+    import peft_audio.strategies  # noqa: F401
     from peft_audio.config import CheckSettings, parse_config
     from peft_audio.data.check import check, print_check, to_json
     from peft_audio.data.scan import JOBS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,13 @@ def test_flags_of_check_are_those_of_the_recipes(capsys: pytest.CaptureFixture[s
         main(["predict", "x.wav", "--adapter", "y", "--data.fold", "9"])
     assert "unrecognized arguments" in capsys.readouterr().err
     assert main(["check", "no/such/folder/here"]) == 2
+
+
+def test_check_names_the_recipe_of_a_setting_in_a_fresh_process() -> None:
+    command = [sys.executable, "-m", "peft_audio.cli", "check", "bundled", "--lora.r", "4"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "--lora.r: no such setting here; it belongs to recipes/lora.py" in ended.stderr
 
 
 def test_a_collection_without_a_single_usable_clip_is_a_finding(tmp_path: Path) -> None:
