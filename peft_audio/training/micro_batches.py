@@ -1,4 +1,4 @@
-"""How many micro-batches a step must be split into to fit into memory."""
+"""Split optimizer steps into micro-batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from peft_audio.evaluation.run_split import clip_losses
 from peft_audio.strategies.base import set_modes
 from peft_audio.training.state import Learner
 
-# Of each weight that trains: two moments of AdamW, and the copy that DDP sends.
+# Copies of each trained weight: the two moments of AdamW, and the buffer that DDP sends.
 COPIES = 3
 
 
 def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> int:
-    """Try the step that needs most memory, in twice as many parts until it fits; the loaders then make so many.
+    """Double the number of micro-batches until the largest one fits into memory, and set it in the loaders.
 
     The trials draw nothing from the generators and change no weight.
 
     Args:
-        learner: What learns; every process tries it by itself, and all take what fits on all.
-        loaders: Not of a stream.
-        cfg: Where it begins, `gradient_accumulation_steps`.
+        learner: Model and optimizer; all processes use the number that fits on each of them.
+        loaders: Loaders of a collection, not of a stream.
+        cfg: Settings; the first number tried is `gradient_accumulation_steps`.
 
     Returns:
         Micro-batches that each process makes of a step.

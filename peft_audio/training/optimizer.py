@@ -1,4 +1,4 @@
-"""The optimizer, its rates over time, and L1."""
+"""Make the optimizer and its schedule, and apply L1."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from peft_audio.strategies.base import Trainable
 
 
 def make_optimizer(model: nn.Module, trained: Trainable, cfg: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with a rate for the head, and weight decay on matrices only.
+    """Make AdamW with a learning rate for the head and weight decay on matrices only.
 
     Args:
-        model: With the parameters that `trained` names.
-        trained: What trains, and which of it is the head.
+        model: Model with the parameters that `trained` names.
+        trained: Names of the trained parameters and of those of the head.
         cfg: Rates, decay, and whether the state is kept in 8 bits.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -41,13 +41,13 @@ def make_optimizer(model: nn.Module, trained: Trainable, cfg: TrainConfig) -> to
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then linear or cosine decay to zero at `total` steps."""
+    """Make a schedule: linear warm-up, then linear or cosine decay to zero at `total` steps."""
     make = get_linear_schedule_with_warmup if cfg.schedule == "linear" else get_cosine_schedule_with_warmup
     return make(optimizer, num_warmup_steps=round(cfg.warmup_share * total), num_training_steps=total)
 
 
 def current_rates(optimizer: Any) -> dict[str, float]:
-    """`learning_rate`, the head's where nothing else trains, and `head_learning_rate`."""
+    """Return `learning_rate` (that of the head if nothing else trains) and `head_learning_rate`."""
     rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
     return {"learning_rate": rates.get("body", rates["head"]), "head_learning_rate": rates["head"]}
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves a checkpoint after the step under way, on all processes alike."""
+"""Stop a run after the current step when it receives a signal, with a checkpoint, on all processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from accelerate import Accelerator
 from peft_audio.errors import STOPPING
 
 SIGNALS = [*STOPPING, signal.SIGINT]
-# A launcher passes on the Ctrl-C that its processes have got from the terminal already.
+# A launcher forwards the Ctrl-C that its processes have already received from the terminal.
 SAME_KEY_SECONDS = 1.0
 
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop.
+    """The request to stop that this process received.
 
     Attributes:
-        signal: By which signal; 0 for none.
+        signal: Number of the first signal; 0 for none.
         since: `time.monotonic()` of the first.
-        group: Over which processes agree on the CPU; None for the default one.
+        group: Process group for agreeing on the CPU; None for the default group.
     """
 
     signal: int = 0
@@ -39,12 +39,12 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(accelerator: Accelerator) -> Iterator[Stop]:
-    """While this lasts, signals only set what is yielded; a second Ctrl-C interrupts at once.
+    """Record signals in the yielded `Stop` instead of ending the process; a second Ctrl-C interrupts at once.
 
-    Outside of the main thread, where Python allows no handlers, signals do what they did.
+    Python allows no handlers outside the main thread; there, signals keep their effect.
     """
     several = accelerator.num_processes > 1
-    # NCCL's group would let the CPU wait for the GPU in every step.
+    # With NCCL's group, the CPU would wait for the GPU in every step.
     group = torch.distributed.new_group(backend="gloo") if several and accelerator.device.type != "cpu" else None
     stop = Stop(group=group)
 
@@ -70,7 +70,7 @@ def stop_on_signals(accelerator: Accelerator) -> Iterator[Stop]:
 
 
 def agree(stop: Stop, due: bool, accelerator: Accelerator) -> tuple[int, bool]:
-    """The signal that any process got, and whether the first process finds that a checkpoint is due; on all alike."""
+    """Return the signal that any process received, and whether a checkpoint is due on the first process."""
     if accelerator.num_processes == 1:
         return stop.signal, due
     said = torch.tensor([stop.signal, int(due and accelerator.is_main_process)])
