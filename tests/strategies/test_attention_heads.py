@@ -183,9 +183,14 @@ def test_scores_are_taken_from_a_fitted_classifier_that_then_starts_anew(
     assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
 
 
+def clips_of(values: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Take some clips of a batch, also of the inputs nested in it."""
+    return {name: clips_of(value, rows) if isinstance(value, dict) else value[rows] for name, value in values.items()}
+
+
 def test_scores_do_not_depend_on_how_clips_are_divided(tiny_base: Path) -> None:
     whole = score_heads(classifier(tiny_base), [batch()], recipe(), Accelerator(), task_of())
-    parts = [{name: value[rows] for name, value in batch().items()} for rows in ([2], [0, 1], [1])]
+    parts = [clips_of(batch(), rows) for rows in ([2], [0, 1], [1])]
     parts[2]["weight"] = torch.zeros(1)  # what a part of a ragged step is filled with
     divided = score_heads(classifier(tiny_base), parts, recipe(), Accelerator(), task_of())
     torch.testing.assert_close(divided, whole, rtol=1e-3, atol=1e-5)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -28,6 +29,7 @@ from peft_audio.errors import UserError
 from peft_audio.evaluation import run_split as evaluation
 from peft_audio.runs import folder as run_folder
 from peft_audio.runs import run
+from peft_audio.runs.predictions import read_predictions
 from peft_audio.strategies import LoraRecipe
 from peft_audio.tasks import task_of
 from peft_audio.training import loop as training
@@ -326,7 +328,10 @@ def test_auto_micro_batch_takes_the_largest_that_fits_and_changes_nothing_else(
     monkeypatch.setattr(training, "clip_losses", small)
     assert go("lora", tmp_path / "found", *flags, "--train.auto_micro_batch", "true") == 0
     assert json.loads((tmp_path / "found" / "report.json").read_text())["micro_batches"] == 4
-    assert chaos.unlike(tmp_path / "given", tmp_path / "found") == []
+    # The runs evaluate in batches of different sizes, which may change the last bits of logits.
+    assert set(chaos.unlike(tmp_path / "given", tmp_path / "found")) <= {"predictions.parquet"}
+    given, found = (read_predictions(tmp_path / run / "predictions.parquet") for run in ("given", "found"))
+    np.testing.assert_allclose(found.logits, given.logits, atol=1e-5)
     most = 0
     capsys.readouterr()
     assert go("lora", tmp_path / "none", "--train.auto_micro_batch", "true") == 2
