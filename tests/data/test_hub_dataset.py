@@ -79,7 +79,7 @@ def load(source: str, env: dict[str, str], **wanted: object) -> subprocess.Compl
     """Load the splits of a dataset in a process of its own; prints ids by split, labels and revision as JSON."""
     code = (
         "import json, sys\n"
-        "from peft_audio.config import DataConfig, UserError\n"
+        "from peft_audio.config import DataConfig\nfrom peft_audio.errors import UserError\n"
         "from peft_audio.data.splits import load_splits\n"
         "try:\n"
         "    found = load_splits(DataConfig(**json.loads(sys.argv[1])))\n"
