@@ -80,8 +80,10 @@ def nan_from(name: str) -> None:
     """What training hears of a clip is no number."""
 
     def around(old: Any, view: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-        waveform = old(view, source, *args, **kwargs)
-        return waveform * float("nan") if str(source).endswith(name) else waveform
+        item = old(view, source, *args, **kwargs)
+        if str(source).endswith(name):
+            item["inputs"] = {key: values * float("nan") for key, values in item["inputs"].items()}
+        return item
 
     wrap("peft_audio.data.dataset:View.training", around)
 
@@ -125,8 +127,8 @@ def out_of_memory_in_evaluation() -> None:
 
 def small_memory(most_clips: int) -> None:
     """Memory holds so many clips at a time."""
-    for module in ("memory", "training"):
-        out_of_memory(f"peft_audio.{module}:clip_losses", 0, most_clips)
+    for module in ("micro_batches", "loop"):
+        out_of_memory(f"peft_audio.training.{module}:clip_losses", 0, most_clips)
 
 
 def kill_worker(item: int) -> None:
