@@ -43,6 +43,7 @@ def main() -> None:
         print(json.dumps(measure(name, deterministic, Path(folder), options.repeats)))
         return
     # Here, so that what measures imports no more than a recipe does.
+    sys.path.append(str(Path(__file__).parents[1] / "speed"))
     from machine import run
 
     lines = [f"{about(options.device)}; encoder: {options.encoder}, clips to {options.seconds} s", ""]

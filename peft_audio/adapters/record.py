@@ -137,7 +137,8 @@ def read_record(folder: Path) -> AdapterRecord:
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
         if version == 1:
-            stored["input"] = _input_of_schema_1(stored)
+            # What is written again is a record of today's schema.
+            stored |= {"input": _input_of_schema_1(stored), "schema_version": SCHEMA_VERSION}
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
         record = AdapterRecord(**known)

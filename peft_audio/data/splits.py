@@ -49,7 +49,7 @@ class Splits:
     """The rows of each split.
 
     A row has `id` (unique), `recording` (its id; a recording may be cut into several windows), `path` or `stored` (see
-    `collection.recording_of`), `label` (a number), `group` ("" if not known), `start_seconds` and `end_seconds` (None
+    `clip_table.recording_of`), `label` (a number), `group` ("" if not known), `start_seconds` and `end_seconds` (None
     for the recording's end), `num_frames` of the clip and `sampling_rate` in hertz as the file has them, `sha256` of
     the file.
 

@@ -25,6 +25,8 @@ SUPPORTED = {
     DistributedType.MULTI_NPU,
     DistributedType.MULTI_XPU,
 }
+# One process reads a large collection, or fits a baseline, while the others wait; NCCL's default is ten minutes.
+PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=2))
 
 
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
@@ -43,9 +45,7 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
         )
     # The loop weighs its micro-batches itself; a number from the environment would scale every loss once more.
     one = GradientAccumulationPlugin(num_steps=1)
-    # One process reads a large collection while the others wait; NCCL's own patience is ten minutes.
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_plugin=one, kwargs_handlers=[patient])
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_plugin=one, kwargs_handlers=[PATIENT])
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would compute in float32 and report fp16.
         raise UserError("--train.mixed_precision: got fp16, must be bf16 or no on a CPU. Try bf16.")
@@ -77,6 +77,9 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     if not accelerator.is_local_main_process:
         disable_progress_bars()
     use_exact_float32()
+    if accelerator.device.type == "cuda":
+        # An earlier run of this process may have held more.
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     if cfg.deterministic:
         # Else cuBLAS may divide its work otherwise in each run; it reads this with the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -90,7 +93,7 @@ def seed_dropout(cfg: TrainConfig, accelerator: Accelerator) -> None:
 
 
 def peak_memory_bytes(accelerator: Accelerator) -> int:
-    """The most memory that this process has held on its device so far, in bytes."""
+    """Return the peak memory in bytes: of this run on CUDA, of the whole process since its start on a CPU."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
     if sys.platform == "win32":

@@ -301,3 +301,10 @@ def test_probes_are_answered_alike_whatever_the_batch(saved: Saved) -> None:
     for logits, probe in zip(together, adapter.record.probes, strict=True):
         largest = max(1.0, np.abs(logits).max())
         np.testing.assert_allclose(logits, [probe["logits"][label] for label in adapter.labels], atol=1e-5 * largest)
+
+
+def test_a_record_of_schema_1_is_written_as_the_current_schema(tmp_path: Path) -> None:
+    golden = read_record(Path(__file__).parents[1] / "golden" / "lora")
+    (tmp_path / "peft_audio.json").write_text(json.dumps(dataclasses.asdict(golden)), encoding="utf-8")
+    assert golden.schema_version == 2
+    assert read_record(tmp_path) == golden

@@ -34,6 +34,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # run as a script, too
 from robustness.hostile_cases import CASES, Case, UntestableError, reads_anything
 
 ROOT = Path(__file__).parents[2]
+# Recordings of FSDD and ESC-10, in fsdd/ and esc10/; not in this repository.
+DATA = ROOT.parent / "shared" / "data"
 RECIPE = ROOT / "recipes" / "head_only.py"
 SHORT = ["--train.max_steps", "2", "--train.epochs", "1", "--train.evaluate_test", "false"]
 CHECK_SECONDS, TRAIN_SECONDS = 60, 180  # longer than this is a hang
@@ -75,7 +77,7 @@ class Trainable:
 def main() -> int:
     """Make the cases, run them, print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="holds fsdd/ and esc10/")
+    parser.add_argument("--data", type=Path, default=DATA, help="holds fsdd/ and esc10/")
     parser.add_argument("--out", type=Path, help="write the page here as well")
     parser.add_argument("--only", default="", help="the cases whose group or description holds this text")
     options = parser.parse_args()

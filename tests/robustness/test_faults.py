@@ -31,6 +31,7 @@ def test_a_fault_is_reported(case: Case, theatre: Theatre) -> None:
         pytest.skip(row)
 
 
+@pytest.mark.skipif(not hostile.DATA.is_dir(), reason=f"needs recordings of FSDD and ESC-10 in {hostile.DATA.name}/")
 @pytest.mark.timeout(1200)
 def test_hostile_collections_end_in_words(tmp_path: Path) -> None:
     command = [sys.executable, hostile.__file__, "--out", str(tmp_path / "hostile.md")]
