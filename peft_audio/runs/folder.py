@@ -254,7 +254,9 @@ def take_up(folder: Path, cfg: Recipe, about: Mapping[str, Any]) -> Checkpoint |
         asked = json.loads(json.dumps(about))
         rest = {"settings", "made_with"}
         # The hash of the encoder tells whether another revision is another encoder.
-        free = (*free_settings(), "model.revision")
+        free = {*free_settings(), "model.revision"}
+        # Worker processes divide the files of a stream, so their number decides which clips form a batch.
+        free -= {"data.num_workers"} if cfg.data.streaming else set()
         other = differences(made["settings"], asked["settings"], free) + differences(made, asked, rest)
         if other:
             raise ResumeError(

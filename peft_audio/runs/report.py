@@ -40,10 +40,10 @@ class RunReport:
     """One run, as `report.json` holds it.
 
     `test_*` and `train_*` are None where the split was not read. `total_seconds` is from the start of `fine_tune` to
-    the report, saving and verifying included; `train_seconds` is time in training steps, `validation_seconds` in validating
-    after each epoch, `checkpoint_seconds` in writing checkpoints, `resumes` how often the run was taken up again (the
-    times are then those of what counts: work that was done twice is not in them), `data_wait_share` the share of it
-    that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
+    the report, saving and verifying included; `train_seconds` is time in training steps, `validation_seconds` in
+    validating after each epoch, `checkpoint_seconds` in writing checkpoints, `resumes` how often the run was taken up
+    again (the times are then those of what counts: work that was done twice is not in them), `data_wait_share` the
+    share of it that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
     `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
     out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
     `prefix_seconds` what that took, an earlier run if it was `prefix_reused`; `prefix_bytes` is what was kept.
