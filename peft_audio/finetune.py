@@ -57,7 +57,9 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         if folder.finished:
             return on_first(accelerator, lambda: read_report(folder.path))
         # One commit of a Hub base for every load of this run; a resumed run keeps the one that it recorded.
-        cfg = replace(cfg, model=with_commit(with_recorded_commit(cfg.model, folder.made)))
+        asked = cfg.model
+        pinned = on_first(accelerator, lambda: with_commit(with_recorded_commit(asked, folder.made)))
+        cfg = replace(cfg, model=pinned)
         cfg = resolve(cfg)  # replaces "auto" by what suits this device
         splits = load_splits(cfg.data, accelerator)
         extractor = load_extractor(cfg.model)

@@ -40,27 +40,34 @@ class Found:
 def with_commits(cfg: CompareRecipe) -> CompareRecipe:
     """Replace the revisions of Hub bases by commits, so that all runs start from the same weights.
 
-    A comparison that is continued keeps the revisions that it recorded.
+    A comparison that is continued keeps the revisions that it recorded. An arm whose own base cannot be found keeps the
+    revision that it names: its runs fail, and the other arms go on.
 
     Raises:
-        UserError: An encoder cannot be found.
+        UserError: The base that the arms share cannot be found.
     """
     recorded = expanded(cfg.output_dir) / SETTINGS
     stored = plain_yaml(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
 
-    def settled(model: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
-        return with_commit(model) if stored is None else with_recorded_commit(model, made)
+    def of_arm(model: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
+        if made.get("model.name") == model.name:
+            return with_recorded_commit(model, made)
+        try:
+            return with_commit(model)
+        except UserError:
+            return model
 
     made = {f"model.{name}": value for name, value in (stored or {}).get("model", {}).items()}
     arms = {name: arm.get("flags", {}) for name, arm in (stored or {}).get("own_arms", {}).items()}
+    cfg = replace(cfg, model=with_commit(cfg.model) if stored is None else with_recorded_commit(cfg.model, made))
     own = {}
     for name in cfg.arms:
         arm = cfg.all_arms()[name]
         if "model.name" in arm.flags:
-            revision = arm.flags.get("model.revision", cfg.model.revision)
-            base = settled(ModelConfig(name=arm.flags["model.name"], revision=revision), arms.get(name, {}))
+            flags = cfg.shared_settings(arm)
+            base = of_arm(ModelConfig(flags["model.name"], flags.get("model.revision")), arms.get(name, {}))
             own[name] = replace(arm, flags=arm.flags | ({"model.revision": base.revision} if base.revision else {}))
-    return replace(cfg, model=settled(cfg.model, made), own_arms=cfg.own_arms | own)
+    return replace(cfg, own_arms=cfg.own_arms | own)
 
 
 def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:

@@ -186,4 +186,6 @@ class CompareRecipe:
             for name, value in changed_fields(getattr(self, section)).items():
                 if hasattr(getattr(recipe, section, None), name):
                     shared[f"{section}.{name}"] = value
+        if arm.flags.get("model.name", self.model.name) != self.model.name:
+            shared.pop("model.revision", None)  # it is a revision of another repository
         return shared | arm.flags

@@ -100,6 +100,8 @@ def with_commit(cfg: ModelConfig) -> ModelConfig:
 def with_recorded_commit(cfg: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
     """Take the commit of a Hub base from the settings of an earlier run, unless another commit is asked for.
 
+    A branch or tag that is asked for is not resolved again; a printed line says so.
+
     Args:
         cfg: Encoder that is asked for now.
         made: Settings of the earlier run, by dotted name; empty if there is none.
@@ -108,6 +110,8 @@ def with_recorded_commit(cfg: ModelConfig, made: Mapping[str, Any]) -> ModelConf
     recorded = made.get("model.name") == cfg.name and isinstance(commit, str) and COMMIT.fullmatch(commit)
     if not recorded or (cfg.revision and COMMIT.fullmatch(cfg.revision)):
         return cfg
+    if cfg.revision:
+        print(f"note: the recorded commit {commit} is used; --model.revision {cfg.revision} is not resolved again")
     return replace(cfg, revision=commit)
 
 

@@ -74,7 +74,8 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     resumed = scores(folder)
     assert [(arm["name"], arm["seeds"]) for arm in resumed] == [("head_only", [0]), ("broken", []), ("log_mel", [0])]
     # Asked again: what is finished stays, what failed is tried again.
-    cfg = resolve(parse_config(CompareRecipe, flags))
+    cfg = parse_config(CompareRecipe, flags)
+    cfg = resolve(cfg, cfg.has_one_encoder())
     jobs = final_jobs(cfg, tune(cfg, lambda jobs, costs_count: None, {}), {})
     assert [job.arm for job in jobs if not finished(job)] == ["broken"]
     # Other settings: nothing that is finished is replaced unless asked.

@@ -19,6 +19,7 @@ from peft_audio.comparison import collect
 from peft_audio.comparison.settings import ArmConfig, CompareRecipe
 from peft_audio.config import ModelConfig, dotted, to_yaml
 from peft_audio.encoders.loading import with_recorded_commit
+from peft_audio.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NEW = "f" * 40
@@ -71,10 +72,12 @@ def test_a_run_and_its_resumption_load_one_commit(tone_folder: Path, tmp_path: P
         assert all(f"/resolve/{COMMIT}/" in request for request in hub.requests), hub.requests
 
 
-def test_another_commit_can_be_asked_for() -> None:
+def test_another_commit_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     made = {"model.name": "org/tiny", "model.revision": COMMIT}
-    for asked in (None, "main"):
-        assert with_recorded_commit(ModelConfig("org/tiny", asked), made).revision == COMMIT
+    assert with_recorded_commit(ModelConfig("org/tiny"), made).revision == COMMIT
+    assert not capsys.readouterr().out
+    assert with_recorded_commit(ModelConfig("org/tiny", "v2"), made).revision == COMMIT
+    assert "--model.revision v2 is not resolved again" in capsys.readouterr().out
     assert with_recorded_commit(ModelConfig("org/tiny", NEW), made).revision == NEW
     assert with_recorded_commit(ModelConfig("org/other"), made).revision is None
     assert with_recorded_commit(ModelConfig("org/tiny"), {}).revision is None
@@ -97,3 +100,33 @@ def test_a_comparison_keeps_the_commits_that_it_recorded(tmp_path: Path, monkeyp
     (tmp_path / "comparison.yaml").write_text(to_yaml(first))
     commits |= {"org/tiny": NEW, "org/other": NEW}
     assert collect.with_commits(asked) == first
+
+
+def test_an_arm_with_its_own_base_never_gets_the_commit_of_the_shared_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = {"org/tiny": COMMIT, "org/new": "a" * 40}
+
+    def resolved(cfg: ModelConfig) -> ModelConfig:
+        if cfg.name not in commits:
+            raise UserError(f"no {cfg.name}")
+        assert cfg.revision is None
+        return replace(cfg, revision=commits[cfg.name])
+
+    def asked(names: dict[str, str], revision: str | None = None) -> CompareRecipe:
+        own = {arm: ArmConfig("lora", flags={"model.name": name}) for arm, name in names.items()}
+        model = ModelConfig("org/tiny", revision)
+        arms = ["lora", *own]
+        return CompareRecipe(output_dir=str(tmp_path), arms=arms, reference="lora", own_arms=own, model=model)
+
+    def revisions(cfg: CompareRecipe) -> dict[str, str | None]:
+        return {arm: cfg.shared_settings(cfg.all_arms()[arm]).get("model.revision") for arm in cfg.arms}
+
+    monkeypatch.setattr(collect, "with_commit", resolved)
+    first = collect.with_commits(asked({"broken": "org/nowhere", "changed": "org/nowhere"}))
+    assert revisions(first) == {"lora": COMMIT, "broken": None, "changed": None}
+    (tmp_path / "comparison.yaml").write_text(to_yaml(first))
+    commits["org/nowhere"] = NEW
+    again = asked({"broken": "org/nowhere", "changed": "org/new", "added": "org/new"}, COMMIT)
+    wanted = {"lora": COMMIT, "broken": None, "changed": "a" * 40, "added": "a" * 40}
+    assert revisions(collect.with_commits(again)) == wanted
