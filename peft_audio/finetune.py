@@ -27,9 +27,9 @@ from peft_audio.runs.report import RunReport, finish_run, read_report, split_met
 from peft_audio.runs.run import save_predictions, start_run
 from peft_audio.strategies import Apply, Setup, strategy_of
 from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
 from peft_audio.training.hardware import resolve
 from peft_audio.training.loop import train
-from peft_audio.training.precision import on_float32_encoder, store_frozen
 
 
 def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:

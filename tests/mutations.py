@@ -386,7 +386,7 @@ MUTATIONS = (
     ),
     Mutation(
         "precision: the float32 encoder is not given back",
-        "peft_audio/training/precision.py",
+        "peft_audio/training/frozen_weights.py",
         'if cfg.quantization == "none" and not low:',
         'if cfg.quantization == "none":',
         "tests/training/test_hardware.py",

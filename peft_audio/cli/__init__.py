@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 
 from peft_audio import __version__
-from peft_audio.cli import cache, check, comparison, copies, evaluate, export, predict, push, verify
+from peft_audio.cli import bundled, cache, check, comparison, evaluate, export, predict, push, verify
 from peft_audio.errors import DEBUG, INTERRUPTED, failure, print_traceback_if_debugging
 from peft_audio.processes import quick_imports
 
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-audio {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (predict, evaluate, verify, export, push, check, comparison, copies, cache):
+    for group in (predict, evaluate, verify, export, push, check, comparison, bundled, cache):
         group.add_commands(commands)
     for command in {parser, *commands.choices.values()}:
         help_debug = f"show the traceback of an error, as {DEBUG}=1 does"

@@ -29,8 +29,8 @@ from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
 from peft_audio.runs.run import Run, save_skipped
 from peft_audio.strategies.base import Trainable
 from peft_audio.text import printable
+from peft_audio.training.frozen_weights import weight_drifts
 from peft_audio.training.loop import Result
-from peft_audio.training.precision import weight_drifts
 
 SCHEMA_VERSION = 1
 

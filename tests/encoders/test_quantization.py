@@ -23,9 +23,9 @@ from peft_audio.data.loaders import Loaders
 from peft_audio.data.sampler import TrainingBatches
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.strategies import LoraRecipe
+from peft_audio.training.frozen_weights import on_float32_encoder
 from peft_audio.training.loop import train
 from peft_audio.training.optimizer import make_optimizer
-from peft_audio.training.precision import on_float32_encoder
 from peft_audio.training.tracking import Log
 
 LABELS = ("a", "b", "c")

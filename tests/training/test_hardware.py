@@ -31,8 +31,8 @@ from peft_audio.strategies import (
 )
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.training import hardware as arithmetic
+from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
 from peft_audio.training.hardware import choose_precision, resolve
-from peft_audio.training.precision import on_float32_encoder, store_frozen
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("a", "b")

@@ -1,4 +1,4 @@
-"""`peft-audio recipe` and `peft-audio base`: copies of what comes with the package."""
+"""Run `peft-audio recipe` and `peft-audio base`: copy out what comes with the package."""
 
 from __future__ import annotations
 

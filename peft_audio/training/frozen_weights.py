@@ -1,4 +1,4 @@
-"""Frozen weights in the precision that training computes in; what trains, is measured and is saved, in float32."""
+"""Hold frozen weights in 16 bits while training; measure and save with them in float32."""
 
 from __future__ import annotations
 
