@@ -73,7 +73,7 @@ Wrappings = WeakValueDictionary[str, Wrapping]
 
 @dataclass(frozen=True)
 class Parts:
-    """What makes an adapter of the shared base.
+    """Weights and settings that make an adapter of the shared base.
 
     Attributes:
         wrapping: PEFT's layers that it needs.

@@ -22,7 +22,7 @@ _REPEATS = (kinds.MAX_REPEAT, kinds.MIN_REPEAT, kinds.POSSESSIVE_REPEAT)
 
 
 def may_hang(pattern: str) -> bool:
-    """Whether a name exists on which a pattern may take too long; also true of what is no pattern."""
+    """Check whether matching a pattern can take too long; true also for text that is no pattern."""
     try:
         return _ways(parser.parse(pattern)) > MOST_WAYS
     except (re.error, RecursionError, OverflowError):
@@ -91,7 +91,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
-    """What PEFT is told of the adapter.
+    """Read the settings of an adapter that PEFT reads.
 
     Raises:
         UserError: It is missing or damaged, names a module for PEFT to import, or would keep PEFT at work without end.

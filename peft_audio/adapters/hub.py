@@ -57,7 +57,7 @@ def hash_adapter(folder: Path) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form `org/name` that the Hub gives to repositories."""
+    """Check whether a name has the form `org/name` that the Hub gives to repositories."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -248,7 +248,7 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
 
 
 def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfig:
-    """Where the base is: as given, or as recorded.
+    """Find the base: as given, or as recorded.
 
     Raises:
         UserError: It is a folder that is not here.

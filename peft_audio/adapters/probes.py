@@ -58,7 +58,7 @@ def check_answers(adapter: Adapter, tolerance: float, count: int | None = None) 
 
 
 def compare_probes(record: AdapterRecord, measured: Sequence[dict[str, Any]], tolerance: float) -> list[str]:
-    """What differs between recorded and measured answers to the probe clips.
+    """List the differences between recorded and measured logits of the probe clips.
 
     Args:
         record: Of the adapter.

@@ -1,4 +1,4 @@
-"""What an adapter directory says of itself: `peft_audio.json` for programs, README.md for people."""
+"""Read and write what describes an adapter: `peft_audio.json` for programs, README.md for people."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _crop(cfg: DataConfig) -> dict[str, float]:
 
 
 def read_record(folder: Path) -> AdapterRecord:
-    """What `peft_audio.json` says.
+    """Read `peft_audio.json`.
 
     Raises:
         UserError: It is missing, damaged, of a newer version, or of a folder for ONNX Runtime.
@@ -164,7 +164,7 @@ def _input_of_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _soundness(record: AdapterRecord) -> dict[str, bool]:
-    """Whether each part is what everything after it takes for granted."""
+    """Check each part of a record that later code relies on."""
     labels, base, crop = record.labels, record.base, record.crop
     texts = (base.name, base.model_type, record.strategy, record.quantization)
     counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.minimum_samples)
