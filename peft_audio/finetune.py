@@ -26,9 +26,8 @@ from peft_audio.runs.process_state import restored_process_state
 from peft_audio.runs.report import RunReport, finish_run, read_report, split_metrics
 from peft_audio.runs.run import save_predictions, start_run
 from peft_audio.strategies import Apply, Setup, strategy_of
-from peft_audio.training.accelerator import make_accelerator
 from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import make_accelerator, resolve
 from peft_audio.training.loop import train
 
 

@@ -120,7 +120,7 @@ def make_comparison(folder: Path) -> None:
 
 def make_stopped_run(folder: Path) -> None:
     """Make a run that SIGTERM stops after `STOP_STEP` steps."""
-    from peft_audio.training.saver import Saver
+    from peft_audio.training.checkpointing import Saver
 
     if_due = Saver.if_due
 

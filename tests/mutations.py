@@ -134,7 +134,7 @@ MUTATIONS = (
     ),
     Mutation(
         "every process draws the same dropout",
-        "peft_audio/training/accelerator.py",
+        "peft_audio/training/hardware.py",
         "torch.manual_seed(cfg.seed + accelerator.process_index)",
         "torch.manual_seed(cfg.seed)",
         "tests/training/test_loop.py",
@@ -169,7 +169,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a launcher's precision is overruled in silence",
-        "peft_audio/training/accelerator.py",
+        "peft_audio/training/hardware.py",
         'if launched not in ("no", precision):',
         "if False:",
         "tests/training/test_accelerator.py",
@@ -400,7 +400,7 @@ MUTATIONS = (
     ),
     Mutation(
         "random numbers are not put back when a run goes on",
-        "peft_audio/training/resuming.py",
+        "peft_audio/training/checkpointing.py",
         '        _set_random_state(mine, state["random"][index], learner.accelerator)',
         "        pass",
         "tests/training/test_resuming.py",
@@ -414,7 +414,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the optimizer forgets its moments when a run goes on",
-        "peft_audio/training/resuming.py",
+        "peft_audio/training/checkpointing.py",
         'optimizer.load_state_dict({"state": states, "param_groups": groups})',
         'optimizer.load_state_dict({"state": {}, "param_groups": groups})',
         "tests/training/test_resuming.py",
@@ -428,7 +428,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weights that are not finite are saved",
-        "peft_audio/training/resuming.py",
+        "peft_audio/training/checkpointing.py",
         'if not all(each["finite"] for each in of_all):',
         "if False:",
         "tests/training/test_resuming.py",

@@ -21,10 +21,9 @@ from accelerate import Accelerator
 
 from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.encoders.loading import load_classifier
+from peft_audio.training.checkpointing import MOST, Checkpoints, save_position
 from peft_audio.training.optimizer import make_optimizer, make_schedule
-from peft_audio.training.resuming import save_position
-from peft_audio.training.saver import MOST
-from peft_audio.training.state import Best, Checkpoints, Learner, TrainState
+from peft_audio.training.state import Best, Learner, TrainState
 
 sys.path.append(str(Path(__file__).parents[1] / "speed"))
 from adapter_sizes import STRATEGIES

@@ -172,7 +172,7 @@ def loaders(data: Path, folder: str) -> dict[str, float]:
     from peft_audio.data.splits import load_splits
     from peft_audio.encoders.loading import load_extractor, resolve_base
     from peft_audio.strategies import LoraRecipe
-    from peft_audio.training.accelerator import make_accelerator
+    from peft_audio.training.hardware import make_accelerator
 
     cfg = LoraRecipe(data=DataConfig(source=folder, num_workers=0))
     accelerator, extractor = make_accelerator(cfg.train), load_extractor(cfg.model)

@@ -16,7 +16,7 @@ from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
 from peft_audio.comparison.results import Comparison, Failure
 from peft_audio.comparison.settings import ARMS, CompareRecipe
 from peft_audio.config import ModelConfig, read_config, to_yaml
-from peft_audio.config.yaml_values import plain_yaml
+from peft_audio.config.parse import plain_yaml
 from peft_audio.encoders.loading import with_commit, with_recorded_commit
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_atomically

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from peft_audio.config.augment import AugmentConfig
-from peft_audio.config.baseline import BaselineRecipe
-from peft_audio.config.data import DataConfig
-from peft_audio.config.feature_cache import PrefixCacheConfig
 from peft_audio.config.fields import changed_fields, positive
-from peft_audio.config.model import ModelConfig
-from peft_audio.config.sections import SECTIONS, settings_decided_by_comparison
-from peft_audio.config.train import TrainConfig
+from peft_audio.config.recipes import BaselineRecipe
+from peft_audio.config.settings import (
+    SECTIONS,
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    PrefixCacheConfig,
+    TrainConfig,
+    settings_decided_by_comparison,
+)
 from peft_audio.errors import UserError, require
 from peft_audio.strategies import STRATEGIES
 

@@ -1,18 +1,22 @@
-"""Rows to batches: clips of similar length, padded, with masks."""
+"""Make the loaders of a run: clips of similar length, padded into batches with masks."""
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from sklearn.utils.class_weight import compute_sample_weight
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import worker
 
 from peft_audio.config import Recipe
 from peft_audio.data.augment import make_augment
@@ -21,7 +25,6 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.sampler import TrainingBatches, evaluation_batches
 from peft_audio.data.splits import Splits
 from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
-from peft_audio.data.worker_errors import keep_worker_errors
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.spec_augment import make_masks
 from peft_audio.errors import UserError
@@ -175,3 +178,33 @@ def heard_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
 def _balancing(labels: Sequence[int]) -> np.ndarray:
     """Each row's weight by the inverse frequency of its class; their mean is 1."""
     return compute_sample_weight("balanced", np.asarray(labels))
+
+
+def keep_worker_errors(worker_id: int) -> None:
+    """Let a worker process send the exceptions themselves; a DataLoader's `worker_init_fn`.
+
+    torch sends the class and the traceback as text, and calls the class with that text: attributes are lost, and the
+    message is the traceback.
+    """
+    worker.ExceptionWrapper = WorkerError  # type: ignore[misc]
+
+
+class WorkerError(ExceptionWrapper):
+    """Carry an exception from a worker process, with its attributes; the worker's traceback becomes a note of it."""
+
+    def __init__(self, exc_info: Any = None, where: str = "in background") -> None:
+        super().__init__(exc_info, where)
+        error = sys.exc_info()[1] if exc_info is None else exc_info[1]
+        assert error is not None
+        error.add_note(f"Raised {where}:\n{self.exc_msg}")
+        try:
+            self.pickled = pickle.dumps(error)
+            pickle.loads(self.pickled)
+        except Exception:  # of a library, with a constructor or an attribute that pickle cannot handle
+            self.pickled = b""
+
+    def reraise(self) -> NoReturn:
+        """Raise the exception in this process."""
+        if not self.pickled:
+            super().reraise()
+        raise pickle.loads(self.pickled)

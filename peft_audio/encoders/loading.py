@@ -12,19 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, BitsAndBytesConfig
 from transformers.utils import logging
 
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, encoder_of, family_of
-from peft_audio.encoders.quantization import quantization_settings
 from peft_audio.errors import UserError, unloadable
 from peft_audio.files import expanded, is_folder, sha256
 
@@ -312,3 +313,20 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def quantization_settings(cfg: ModelConfig, config: Any) -> dict[str, Any]:
+    """What tells transformers to hold the transformer's linear layers in 8 or 4 bits; nothing where it is not asked."""
+    if cfg.quantization == "none":
+        return {}
+    keep = list(family_of(config).unquantized)
+    # bitsandbytes says at every product of every step that it computes in float16.
+    getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")
+    eight = cfg.quantization == "int8"
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=keep
+        ),
+        # Accelerate moves no quantised model, and transformers would take the first GPU whatever was launched.
+        "device_map": {"": PartialState().device},
+    }

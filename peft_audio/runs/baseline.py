@@ -29,7 +29,7 @@ from peft_audio.runs.folder import on_first, open_folder
 from peft_audio.runs.process_state import restored_process_state
 from peft_audio.runs.report import RunReport, measured, read_report, table_of_metrics, write_report
 from peft_audio.runs.run import Run, save_predictions, save_skipped, start_run
-from peft_audio.training.accelerator import PATIENT, peak_memory_bytes
+from peft_audio.training.hardware import PATIENT, peak_memory_bytes
 
 NO_ENCODER = Base(name="", commit=None, sha256="", model_type="", minimum_samples=0)
 RATE = 16_000

@@ -20,7 +20,7 @@ from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, Train
 from peft_audio.encoders.loading import with_recorded_commit
 from peft_audio.errors import ResumeError, UserError, in_one_line
 from peft_audio.files import expanded
-from peft_audio.training.checkpoints import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
+from peft_audio.training.checkpointing import WAYS_OUT, Checkpoint, discard_newer, newest_checkpoint
 
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"

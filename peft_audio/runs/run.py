@@ -28,8 +28,7 @@ from peft_audio.runs.folder import (
 )
 from peft_audio.runs.predictions import predictions_table
 from peft_audio.text import listed, printable, several
-from peft_audio.training.checkpoints import Checkpoint, read_checkpoint
-from peft_audio.training.state import Checkpoints
+from peft_audio.training.checkpointing import Checkpoint, Checkpoints, read_checkpoint
 from peft_audio.training.tracking import Log, start_log
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peft_audio.config.fields import check_ranges, setting
 from peft_audio.config.recipes import Recipe
-from peft_audio.config.train import TrainConfig
+from peft_audio.config.settings import TrainConfig
 from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.errors import UserError
 from peft_audio.strategies.base import Setup, Trainable, describe_trained, wrap_in_peft

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from peft_audio.config.recipes import Recipe
-from peft_audio.config.train import TrainConfig
+from peft_audio.config.settings import TrainConfig
 from peft_audio.encoders.family import encoder_of, family_of
 from peft_audio.strategies.base import (
     Setup,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from peft_audio.config.fields import setting
 from peft_audio.config.recipes import Recipe
-from peft_audio.config.train import TrainConfig
+from peft_audio.config.settings import TrainConfig
 from peft_audio.strategies.base import Setup, Trainable, describe_trained
 
 

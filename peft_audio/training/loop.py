@@ -24,15 +24,13 @@ from peft_audio.encoders.spec_augment import masked
 from peft_audio.evaluation.run_split import clip_losses, evaluate
 from peft_audio.strategies.base import Trainable, set_modes
 from peft_audio.tasks.task import Task
-from peft_audio.training.accelerator import peak_memory_bytes, seed_dropout
-from peft_audio.training.hardware import compile_layers
+from peft_audio.training.checkpointing import Checkpoints, Saver, load_position
+from peft_audio.training.hardware import compile_layers, peak_memory_bytes, seed_dropout
 from peft_audio.training.micro_batches import fit_micro_batches
 from peft_audio.training.nonfinite import Watch
 from peft_audio.training.optimizer import current_rates, make_optimizer, make_schedule, shrink
-from peft_audio.training.resuming import load_position
-from peft_audio.training.saver import Saver
 from peft_audio.training.signals import Stop, stop_on_signals
-from peft_audio.training.state import Checkpoints, Learner, TrainState
+from peft_audio.training.state import Learner, TrainState
 from peft_audio.training.tracking import Log, progress_bar
 
 # On a GPU, or with several processes, so many steps pass before anybody learns that a loss is no number.

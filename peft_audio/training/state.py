@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,24 +11,6 @@ from accelerate import Accelerator
 
 from peft_audio.errors import DivergedError
 from peft_audio.strategies.base import Trainable
-from peft_audio.training.checkpoints import Checkpoint
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """A run's checkpoints.
-
-    Attributes:
-        folder: Where they are kept.
-        about: What the run is; only the same run goes on from them.
-        began: `time.perf_counter()` at the run's start, less what it took before it was taken up again.
-        found: To go on from, if there is one.
-    """
-
-    folder: Path
-    about: dict[str, Any]
-    began: float
-    found: Checkpoint | None = None
 
 
 @dataclass(frozen=True)

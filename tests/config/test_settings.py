@@ -23,7 +23,7 @@ from peft_audio.config import (
     settings_per_run,
 )
 from peft_audio.config.fields import SourceKind, settings_of
-from peft_audio.config.sections import settings_where
+from peft_audio.config.settings import settings_where
 from peft_audio.data.check import check
 from peft_audio.errors import UserError
 

@@ -41,7 +41,7 @@ from peft_audio.feature_cache import cache as prefix_cache
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.feature_cache.store import Store, clear_stores, filling, make_room, open_store, read_table
 from peft_audio.strategies.base import Trainable
-from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.hardware import make_accelerator
 from peft_audio.training.loop import Result, train
 from peft_audio.training.tracking import Log
 

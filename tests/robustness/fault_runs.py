@@ -180,7 +180,7 @@ DISK = cases(
             "disk",
             "full while a checkpoint is written",
             ["note: no checkpoint of step", "No space left on device", "training goes on without"],
-            full("peft_audio.training.saver:save_position", True, *SAVING),
+            full("peft_audio.training.checkpointing:save_position", True, *SAVING),
             0,
         ),
         ("disk", "full at predictions.parquet", FULL, full("peft_audio.runs.run:save_predictions")),

@@ -38,7 +38,7 @@ from peft_audio.feature_cache import store as feature_store
 from peft_audio.feature_cache.cache import cache_frozen_prefix
 from peft_audio.runs.folder import beside, on_first, take_up
 from peft_audio.strategies import LoraRecipe
-from peft_audio.training.checkpoints import write_checkpoint
+from peft_audio.training.checkpointing import write_checkpoint
 from peft_audio.training.hardware import resolve
 
 # Python imports this module at the start of every child process that has its folder in PYTHONPATH.

@@ -26,7 +26,7 @@ from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError, explain, unloadable
 from peft_audio.processes import run_python
 from peft_audio.strategies import LoraRecipe
-from peft_audio.training.checkpoints import keep_newest, newest_checkpoint, write_checkpoint
+from peft_audio.training.checkpointing import keep_newest, newest_checkpoint, write_checkpoint
 from peft_audio.training.hardware import resolve
 
 # A row of each kind: an input, a clip that goes, what a run goes on without, a signal, and two of those that resume.

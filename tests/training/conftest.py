@@ -15,7 +15,7 @@ from helpers.tones import divide
 from peft_audio import fine_tune
 from peft_audio.config import run_recipe
 from peft_audio.strategies import STRATEGIES
-from peft_audio.training.saver import Saver
+from peft_audio.training.checkpointing import Saver
 
 
 @pytest.fixture(scope="module")

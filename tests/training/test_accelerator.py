@@ -13,8 +13,8 @@ from accelerate.utils import DistributedType
 
 from peft_audio.config import TrainConfig
 from peft_audio.errors import UserError
-from peft_audio.training import accelerator
-from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training import hardware as accelerator
+from peft_audio.training.hardware import make_accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from robustness import chaos
 
 from peft_audio.adapters.load import load_adapter
 from peft_audio.inference.predict import predict
-from peft_audio.training.checkpoints import newest_checkpoint
+from peft_audio.training.checkpointing import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 FULL = ["--full.train_cnn", "true", "--train.mixed_precision", "no", "--train.batch_size", "16"]

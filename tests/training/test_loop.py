@@ -30,7 +30,7 @@ from peft_audio.evaluation.run_split import Evaluation, evaluate
 from peft_audio.strategies import FullRecipe, HeadOnlyRecipe, LoraConfig, LoraRecipe
 from peft_audio.strategies.base import Trainable
 from peft_audio.training import loop as training
-from peft_audio.training.accelerator import make_accelerator
+from peft_audio.training.hardware import make_accelerator
 from peft_audio.training.loop import Result, train
 from peft_audio.training.optimizer import make_optimizer, make_schedule, shrink
 from peft_audio.training.state import Best

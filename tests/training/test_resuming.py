@@ -34,7 +34,7 @@ from peft_audio.strategies import LoraRecipe
 from peft_audio.tasks import task_of
 from peft_audio.training import loop as training
 from peft_audio.training import micro_batches as memory
-from peft_audio.training.checkpoints import (
+from peft_audio.training.checkpointing import (
     MANIFEST,
     STATE,
     discard_newer,

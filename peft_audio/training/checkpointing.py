@@ -1,0 +1,426 @@
+"""Write checkpoints of a training, and resume a training from them.
+
+A checkpoint is written to a temporary folder, synced and renamed. Damaged ones are skipped, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from peft_audio.config import TrainConfig
+from peft_audio.errors import ResumeError, SaveError, Stopped, in_one_line
+from peft_audio.files import atomic_folder, file_sha256, remove_folder
+from peft_audio.strategies.base import Trainable
+from peft_audio.training.signals import Stop, agree
+from peft_audio.training.state import Best, Learner, TrainState
+from peft_audio.training.tracking import Log
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+STEP, BEST = "step-", "best-"
+# Of one that is whole, and of no use.
+WAYS_OUT = "Remove it to go on from the one before; --train.overwrite true, without --train.resume, starts afresh."
+_OURS = re.compile(rf"({STEP}|{BEST})\d{{8}}")
+
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read of one.
+
+    Attributes:
+        folder: Where it stands.
+        state: Numbers and words, as JSON holds them.
+        tensors: By file, without its ending, then by name.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Attributes:
+        folder: Folder that holds them.
+        about: Facts that identify the run; a run resumes only from checkpoints with the same facts.
+        began: `time.perf_counter()` at the start of the run, minus the seconds that it ran before it was resumed.
+        found: Checkpoint to resume from, if there is one.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    began: float
+    found: Checkpoint | None = None
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -> None:
+    """Write a checkpoint so that it is there whole or not at all, whenever the machine stops.
+
+    Args:
+        folder: Its name says what it is, see `STEP` and `BEST`.
+        state: What JSON can hold.
+        tensors: A file each, by name.
+
+    Raises:
+        OSError: It cannot be written; nothing of it stays.
+    """
+    try:
+        with atomic_folder(folder) as partial:
+            (partial / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+            for name, of_file in tensors.items():
+                values = {key: value.detach().cpu().contiguous() for key, value in of_file.items()}
+                save_file(values, partial / f"{name}.safetensors", metadata={"format": "pt"})
+            manifest = {path.name: _facts(path) for path in sorted(partial.iterdir())}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint, with the weights of the best epoch as its file `best`.
+
+    Raises:
+        ResumeError: It or its best weights are damaged or cannot be read.
+    """
+    checkpoint = _read_folder(folder)
+    best = checkpoint.state.get("best_folder")
+    if best is not None:
+        if not isinstance(best, str) or not _OURS.fullmatch(best):
+            raise ResumeError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
+        checkpoint.tensors["best"] = _read_folder(folder.parent / best).tensors.get("trained", {})
+    return checkpoint
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    """Read a folder whose files match its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, facts in manifest.items():
+            if Path(name).name != name or _facts(folder / name) != facts:
+                raise ValueError(f"{name} is not as it was written")
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        files = {Path(name).stem: load_file(folder / name) for name in manifest if name.endswith(".safetensors")}
+        if not isinstance(state, dict) or STATE not in manifest:
+            raise ValueError(f"{STATE} does not hold what it should")
+    except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+        raise ResumeError(f"the checkpoint {folder} is damaged ({in_one_line(error)})") from error
+    return Checkpoint(folder, state, files)
+
+
+def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole.
+
+    Args:
+        root: Where the run keeps them.
+        tell: Hears which ones were passed over.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        ResumeError: There are some, and none is whole.
+    """
+    found = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
+    for folder in found:
+        try:
+            return read_checkpoint(folder)
+        except ResumeError as error:
+            tell(f"note: {error}; the one before it is used")
+    if found:
+        raise ResumeError(f"--train.resume: no checkpoint in {root} is whole; --train.overwrite true starts afresh.")
+    return None
+
+
+def keep_newest(root: Path, count: int) -> None:
+    """Remove all but so many of the newest checkpoints and the best weights that those name."""
+    steps = sorted(path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name))
+    kept = {path.name for path in steps[-count:]}
+    for path in steps[-count:]:
+        # A damaged one names none.
+        with suppress(ValueError, AttributeError):
+            kept.add(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder"))
+    for path in root.iterdir():
+        if path.name not in kept:
+            remove_folder(path)
+
+
+def discard_newer(checkpoint: Checkpoint) -> None:
+    """Remove what stands behind a checkpoint that a run goes on from: damaged, or the best weights of what was lost."""
+    best = checkpoint.state.get("best_folder") or BEST
+    for path in checkpoint.folder.parent.iterdir():
+        last = best if path.name.startswith(BEST) else checkpoint.folder.name
+        if _OURS.fullmatch(path.name) and path.name > last:
+            remove_folder(path)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+FORMAT = 1
+
+
+def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> None:
+    """Write a checkpoint of a step's end; all processes call this.
+
+    Args:
+        learner: What learns.
+        at: How far it has come.
+        checkpoints: Where they are kept.
+        keep: How many of them.
+
+    Raises:
+        SaveError: The checkpoint was not written; on the first process only, if the disk refused it.
+    """
+    weights = _weights(learner)
+    finite = all(bool(value.isfinite().all()) for value in weights.values())
+    finite &= all(bool(line["loss"].isfinite()) for line in at.unlogged)
+    mine = {"random": _random_state(learner.accelerator), "losses": [line["loss"].cpu() for line in at.unlogged]}
+    of_all: list[Any] = gather_object([mine | {"finite": finite}])
+    if not all(each["finite"] for each in of_all):
+        raise SaveError("weights or losses are not finite, and the last good state stays")
+    if not learner.accelerator.is_main_process:
+        return
+    root, best_folder = checkpoints.folder, f"{BEST}{at.best.epoch:08d}" if at.best.weights else None
+    state = {
+        "format": FORMAT,
+        "about": checkpoints.about,
+        "run_seconds": time.perf_counter() - checkpoints.began,
+        "best_folder": best_folder,
+        "best": [at.best.score, at.best.epoch] if best_folder else None,
+        "position": {name: value for name, value in vars(at).items() if name not in ("best", "unlogged")},
+        "unlogged": [{name: value for name, value in line.items() if name != "loss"} for line in at.unlogged],
+        "schedule": {name: value for name, value in learner.schedule.state_dict().items() if name != "lr_lambdas"},
+        "rates": [{name: group[name] for name in ("lr", "initial_lr")} for group in learner.optimizer.param_groups],
+        "scaler": learner.accelerator.scaler.state_dict() if learner.accelerator.scaler else None,
+    }
+    numbers, optimizer = _optimizer_state(learner)
+    processes = {f"process-{i}": _process_tensors(each) for i, each in enumerate(of_all)}
+    state |= {"optimizer": numbers, "random": [each["random"][1] for each in of_all]}
+    try:
+        if best_folder and not (root / best_folder).exists():
+            write_checkpoint(root / best_folder, {"epoch": at.best.epoch}, {"trained": at.best.weights or {}})
+        name = f"{STEP}{at.step:08d}"
+        write_checkpoint(root / name, state, {"trained": weights, "optimizer": optimizer} | processes)
+        keep_newest(root, keep)
+    except OSError as error:
+        raise SaveError(error.strerror or str(error)) from error
+
+
+def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
+    """Put a training back to where a checkpoint was written, on every process.
+
+    Raises:
+        ResumeError: The checkpoint does not hold what this training needs.
+    """
+    state, tensors = checkpoint.state, checkpoint.tensors
+    try:
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']}, this version reads {FORMAT}")
+        _load_weights(learner.model, tensors["trained"], learner.trained)
+        _load_optimizer(learner, state["optimizer"], tensors["optimizer"], state["rates"])
+        # Its functions are made anew; only numbers are kept.
+        functions = {"lr_lambdas": [None] * len(state["rates"])}
+        learner.schedule.load_state_dict(state["schedule"] | functions)
+        if learner.accelerator.scaler:
+            learner.accelerator.scaler.load_state_dict(state["scaler"])
+        index = learner.accelerator.process_index
+        mine = tensors[f"process-{index}"]
+        losses = mine.pop("losses").to(learner.accelerator.device).unbind()
+        unlogged = [
+            {"step": line["step"], "loss": loss} | line for line, loss in zip(state["unlogged"], losses, strict=True)
+        ]
+        at = TrainState(**_known_kinds(state["position"]), unlogged=unlogged)
+        if state["best"]:
+            _check_names(tensors["best"], learner.model, learner.trained)
+            score, epoch = state["best"]
+            at.best = Best(float(score), int(epoch), tensors["best"])
+        _set_random_state(mine, state["random"][index], learner.accelerator)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        what = f"does not fit this run ({in_one_line(error, 300)})"
+        raise ResumeError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
+    at.resumes += 1
+    return at
+
+
+def _known_kinds(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A position as it was read, if each value is of the kind that it should be."""
+    for name, default in vars(TrainState(micro_batches=1)).items():
+        if name in found and type(found[name]) is not type(default):
+            raise TypeError(f"{name} is {found[name]!r}")
+    return found
+
+
+def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    known = dict(learner.model.named_parameters())
+    return {name: known[name].detach() for name in learner.trained.parameters}
+
+
+def _check_names(found: Mapping[str, torch.Tensor], model: Any, trained: Trainable) -> None:
+    known = dict(model.named_parameters())
+    for name in found.keys() ^ set(trained.parameters):
+        raise ValueError(f"{name} is {'unknown' if name in found else 'missing'}")
+    for name, value in found.items():
+        if value.shape != known[name].shape or value.dtype != known[name].dtype:
+            raise ValueError(f"{name} has another shape or type")
+
+
+def _load_weights(model: Any, found: dict[str, torch.Tensor], trained: Trainable) -> None:
+    _check_names(found, model, trained)
+    model.load_state_dict(found, strict=False)
+
+
+def _optimizer_state(learner: Learner) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
+    """What the optimizer keeps of each weight: numbers by weight and key, and tensors by both in one name."""
+    numbers: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    kept = learner.optimizer.optimizer.state
+    known = dict(learner.model.named_parameters())
+    for name in learner.trained.parameters:
+        for key, value in kept.get(known[name], {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}/{key}"] = value
+            else:
+                numbers.setdefault(name, {})[key] = value
+    return numbers, tensors
+
+
+def _load_optimizer(
+    learner: Learner,
+    numbers: dict[str, dict[str, Any]],
+    tensors: dict[str, torch.Tensor],
+    rates: list[dict[str, float]],
+) -> None:
+    optimizer = learner.optimizer.optimizer
+    names = {id(weight): name for name, weight in learner.model.named_parameters()}
+    kept: dict[str, dict[str, Any]] = {name: dict(values) for name, values in numbers.items()}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        kept.setdefault(name, {})[key] = value
+    order = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+    for name in kept.keys() - set(order):
+        raise ValueError(f"the optimizer's {name} is unknown")
+    groups = optimizer.state_dict()["param_groups"]
+    for group, found in zip(groups, rates, strict=True):
+        group |= {name: float(found[name]) for name in ("lr", "initial_lr")}
+    states = {i: kept[name] for i, name in enumerate(order) if name in kept}
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _random_state(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Every generator that something in a step might draw from."""
+    version, words, gauss = random.getstate()
+    _, keys, place, has_gauss, cached = np.random.get_state()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "python": torch.tensor(words),
+    }
+    if accelerator.device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return tensors, {"python": [version, gauss], "numpy": [int(place), int(has_gauss), float(cached)]}
+
+
+def _set_random_state(
+    tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any], accelerator: Accelerator
+) -> None:
+    torch.set_rng_state(tensors["torch"])
+    if accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["cuda"], accelerator.device)
+    version, gauss = numbers["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), *numbers["numpy"]))
+
+
+def _process_tensors(each: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    losses = torch.stack(each["losses"]) if each["losses"] else torch.zeros(0)
+    return {**each["random"][0], "losses": losses}
+
+
+# Saving takes at most this share of the time, whatever the clock says.
+MOST = 0.01
+
+
+@dataclass
+class Saver:
+    """Saves where one is due.
+
+    Attributes:
+        learner: What learns.
+        cfg: How often.
+        log: Of the run.
+        checkpoints: Where to; nothing is saved where that is None.
+        stop: Whether a signal came.
+        last: `time.monotonic()` when the last one was written.
+        took: Seconds that it took.
+    """
+
+    learner: Learner
+    cfg: TrainConfig
+    log: Log
+    checkpoints: Checkpoints | None
+    stop: Stop
+    last: float = field(default_factory=time.monotonic)
+    took: float = 0.0
+
+    def if_due(self, at: TrainState) -> None:
+        """Save, after a step or an epoch, if that is due by steps, by the clock, by a signal or by the training's end.
+
+        Raises:
+            Stopped: A signal came.
+        """
+        if self.checkpoints is None:
+            return
+        every, accelerator = self.cfg.checkpoint_every_steps, self.learner.accelerator
+        number, due = agree(self.stop, self._by_the_clock(), accelerator)
+        by_steps = every is not None and at.step_in_epoch > 0 and at.step % every == 0
+        if not (number or due or by_steps or at.ended):
+            return
+        failed = self._save(at, self.checkpoints)
+        if failed and accelerator.is_main_process:
+            print(f"note: no checkpoint of step {at.step}: {failed}; training goes on without", flush=True)
+        if number:
+            accelerator.wait_for_everyone()
+            kept = "without a new checkpoint" if failed else f"with a checkpoint in {self.checkpoints.folder}"
+            name = signal.Signals(number).name
+            raise Stopped(
+                f"stopped by {name} after step {at.step}, {kept}. The same command with --train.resume true goes on.",
+                number,
+            )
+
+    def _by_the_clock(self) -> bool:
+        minutes = self.cfg.checkpoint_every_minutes
+        return minutes is not None and time.monotonic() - self.last >= max(60 * minutes, self.took / MOST)
+
+    def _save(self, at: TrainState, checkpoints: Checkpoints) -> SaveError | None:
+        began = time.monotonic()
+        at.log_bytes = self.log.sync()
+        failed: SaveError | None = None
+        try:
+            save_position(self.learner, at, checkpoints, self.cfg.keep_checkpoints)
+        except SaveError as error:
+            failed = error
+        self.last = time.monotonic()
+        self.took = self.last - began
+        at.checkpoint_seconds += self.took
+        return failed
