@@ -13,6 +13,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 
 class WithoutHubKernels(MetaPathFinder):
@@ -182,3 +183,37 @@ def creation_time(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+def usable_cpu_times() -> list[Any]:
+    """Return the times of each CPU that this process may use, as `psutil.cpu_times` names them."""
+    import psutil
+
+    times = psutil.cpu_times(percpu=True)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
+    chosen = [cpu for number, cpu in enumerate(times) if number in allowed]
+    # CPUs that are switched off leave gaps in the numbers.
+    return chosen if len(chosen) == len(allowed) else times
+
+
+def cpu_seconds() -> float:
+    """Return the seconds since boot that all processes kept the CPUs busy that this process may use."""
+    idle = ("idle", "iowait", "guest", "guest_nice")  # time of guests is a part of user time
+    return sum(sum(cpu) - sum(getattr(cpu, name, 0.0) for name in idle) for cpu in usable_cpu_times())
+
+
+def family_cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and its children, ended ones included.
+
+    Raises:
+        psutil.Error: The process does not run any more.
+    """
+    import psutil
+
+    process = psutil.Process(pid)
+    total = 0.0
+    for member in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = member.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total

@@ -48,10 +48,13 @@ def make_arm(
     rates = sorted({run.learning_rate for run in finals if run.learning_rate is not None})
     train, validation = (_of_seeds(finals, f"{split}_accuracy") for split in ("train", "validation"))
     gap = train.interval.mean - validation.interval.mean if train and validation else None
-    alone = [run.report for run in finals if run.alone]
-    costs = {cost: _median(report.get(key) for report in alone) for cost, key in MEASURED.items()}
-    costs["train_time"] = _median(training_seconds(report) for report in alone)
-    costs["total_time"] = _median(whole_seconds(report) for report in alone)
+    alone = [run for run in finals if run.alone]
+    # Costs on a busy machine count only where there are no others.
+    measured = [run for run in alone if run.other_cpus is None] or alone
+    reports_of_costs = [run.report for run in measured]
+    costs = {cost: _median(report.get(key) for report in reports_of_costs) for cost, key in MEASURED.items()}
+    costs["train_time"] = _median(training_seconds(report) for report in reports_of_costs)
+    costs["total_time"] = _median(whole_seconds(report) for report in reports_of_costs)
     return Arm(
         name=name,
         strategy=first.get("strategy", ""),
@@ -76,6 +79,7 @@ def make_arm(
         front=(),
         curves=tuple(_curve(run) for run in finals),
         failures=failures,
+        other_cpus=_median(run.other_cpus for run in measured),
         **costs,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from peft_audio.comparison.arms import by_seed, correctness, make_arm, trials_of
-from peft_audio.comparison.results import Arm, Comparison, Failure, peft_result
+from peft_audio.comparison.results import MEASURED_COSTS, Arm, Comparison, Failure, peft_result
 from peft_audio.comparison.rules import Arms, broken_rules, hashes
 from peft_audio.comparison.tuning import DIVERGED_SCORE
 from peft_audio.errors import UserError
@@ -253,5 +253,24 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
     for what in ("device", "mixed_precision", "versions"):
         if len({str(run.report.get(what)) for run in pretrained}) > 1:
             yield f"the runs differ in {what}; compare costs with care."
-    if any(not run.alone for run in runs):
-        yield "some runs shared their device, or nobody knows whether they did; their times and memory are left out."
+    yield from _notes_on_costs([arm for arm in arms if arm.seeds])
+
+
+def _notes_on_costs(arms: Sequence[Arm]) -> Iterable[str]:
+    """List which costs are missing or cannot be trusted, and why."""
+    missing: dict[str, list[str]] = {}
+    for arm in arms:
+        columns = ", ".join(column for cost, column in MEASURED_COSTS.items() if getattr(arm, cost) is None)
+        missing.setdefault(columns, []).append(arm.name)
+    for columns, names in missing.items():
+        if columns:
+            yield (
+                f"missing costs of {', '.join(names)}: {columns}. These runs shared their device, or no record says "
+                "that they did not."
+            )
+    busy = [f"{arm.name} ({arm.other_cpus:.1f} CPUs)" for arm in arms if arm.other_cpus is not None]
+    if busy:
+        yield (
+            f"times of {', '.join(busy)} were measured on a busy machine: other programs used so many CPUs meanwhile. "
+            "The times are too long, and the order of the arms by time is uncertain; measure again on a quiet machine."
+        )

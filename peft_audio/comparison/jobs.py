@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,25 @@ from joblib import cpu_count
 
 from peft_audio.errors import DivergedError, UserError
 from peft_audio.files import read_json, write_atomically
-from peft_audio.processes import child_environment, creation_time, end_processes, visible_gpus
+from peft_audio.processes import (
+    child_environment,
+    cpu_seconds,
+    creation_time,
+    end_processes,
+    family_cpu_seconds,
+    usable_cpu_times,
+    visible_gpus,
+)
 from peft_audio.runs.folder import beside
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel carries the recipes inside the package; a checkout has them beside it.
 RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 LAST_LINES = 12
+# Seconds between two measurements of what other processes use.
+LOAD_EVERY_SECONDS = 0.5
+# Share of a run's threads that others may occupy before its costs count as measured on a busy machine; a choice.
+TOLERATED_LOAD = 0.1
 # Records of version 0.1.0 have no field "diverged"; their last lines hold one of these texts instead.
 OLD_DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
 
@@ -115,7 +128,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
         slot = slots.get()
         try:
             alone = at_once <= max(1, len(gpus))
-            threads = max(1, cpu_count() // at_once)
+            threads = threads_of_run(at_once)
             where = child_environment(gpus[slot % len(gpus)] if gpus else None, threads)
             return _run(job, where, {"alone": alone, "threads": threads}, children, stop)
         finally:
@@ -132,6 +145,46 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
             pool.shutdown(wait=False, cancel_futures=True)
             end_processes([child.pid for child in children])
             raise
+
+
+def threads_of_run(at_once: int) -> int:
+    """Return the threads of each of several runs: its share of the available CPUs, at most OMP_NUM_THREADS.
+
+    Args:
+        at_once: number of runs side by side.
+    """
+    share = max(1, cpu_count() // at_once)
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
+
+
+def wait_and_measure(child: subprocess.Popen[bytes], threads: int) -> dict[str, Any]:
+    """Wait for a process and measure how much other processes used the CPUs meanwhile.
+
+    Args:
+        child: process to wait for; its children count as a part of it.
+        threads: threads that it computes with.
+
+    Returns:
+        `other_cpus`, the mean number of CPUs that other processes kept busy; `busy`, whether they left it fewer CPUs
+        than threads. Both are None if it ended before the first measurement.
+    """
+    import psutil
+
+    began, before = time.perf_counter(), cpu_seconds()
+    other = None
+    while True:
+        try:
+            child.wait(LOAD_EVERY_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            with suppress(psutil.Error):
+                own = family_cpu_seconds(child.pid)
+                other = (cpu_seconds() - before - own) / (time.perf_counter() - began)
+    if other is None:
+        return {"other_cpus": None, "busy": None}
+    left = len(usable_cpu_times()) - other
+    return {"other_cpus": round(max(0.0, other), 2), "busy": left < threads * (1 - TOLERATED_LOAD)}
 
 
 def _run(
@@ -152,12 +205,13 @@ def _run(
         write_atomically(
             record_file, json.dumps(record | {"pid": child.pid, "created": creation_time(child.pid)}, indent=2)
         )
-        exit_code = child.wait()
+        how |= wait_and_measure(child, how["threads"])
+        exit_code = child.returncode
     children.remove(child)
     if stop.is_set():
         return record
     log_text = beside(job.folder, ".log").read_text(encoding="utf-8", errors="replace")
-    record |= {"exit_code": exit_code, "seconds": time.perf_counter() - began}
+    record |= how | {"exit_code": exit_code, "seconds": time.perf_counter() - began}
     record["diverged"] = exit_code == DivergedError.exit_code
     if exit_code:
         record["last_lines"] = "\n".join(log_text.strip().splitlines()[-LAST_LINES:])

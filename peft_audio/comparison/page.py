@@ -16,15 +16,14 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
-from peft_audio.comparison.results import Arm, Comparison, Score
+from peft_audio.comparison.results import MEASURED_COSTS, Arm, Comparison, Score
 from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
 from peft_audio.text import markdown_table, marked, printable, without_secrets
 
 NOTHING = "–"
 COSTS = "Costs"
-# Measured in runs that had the device to themselves.
-TIMED = ("accelerator_memory_max", "train_time", "total_time", "samples_per_second", "inference_seconds")
+BUSY = "*"  # marks times that were measured on a busy machine
 # Colour codes of terminals, and characters that a page cannot show.
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -126,30 +125,29 @@ def _costs(comparison: Comparison) -> Section:
         "arm",
         "trained parameters",
         "saved, kB",
-        "peak memory, MiB",
-        "training, s",
-        "whole run, s",
-        "clips/s",
-        "inference, ms/clip",
+        *MEASURED_COSTS.values(),
     )
     arms = sorted(comparison.arms, key=lambda arm: arm.control)
     rows = []
     for arm in arms:
+        mark = BUSY if arm.other_cpus is not None else ""
         row = (
             arm.name + (" (control)" if arm.control else ""),
             _parameters(arm),
             _figures(arm.file_size, 1e-3),
             _figures(arm.accelerator_memory_max, 2**-20),
-            _figures(arm.train_time),
-            _figures(arm.total_time),
-            _figures(arm.samples_per_second),
-            _figures(arm.inference_seconds, 1e3),
+            _figures(arm.train_time, mark=mark),
+            _figures(arm.total_time, mark=mark),
+            _figures(arm.samples_per_second, mark=mark),
+            _figures(arm.inference_seconds, 1e3, mark=mark),
         )
         rows.append(row)
     scored = [arm for arm in arms if arm.test_accuracy is not None and not arm.control]
-    unknown = any(getattr(arm, cost) is None for arm in scored for cost in TIMED)
-    lines = (f"{NOTHING}: no run is known to have had the device to itself.",) if unknown else ()
-    return Section(COSTS, header=header, rows=tuple(rows), lines=lines)
+    unknown = any(getattr(arm, cost) is None for arm in scored for cost in MEASURED_COSTS)
+    lines = [f"{NOTHING}: no run is known to have had the device to itself."] if unknown else []
+    if any(arm.other_cpus is not None for arm in arms):
+        lines.append(f"{BUSY}: measured on a busy machine, so too long; the notes say how busy.")
+    return Section(COSTS, header=header, rows=tuple(rows), lines=tuple(lines))
 
 
 def _parameters(arm: Arm) -> str:
@@ -259,12 +257,12 @@ def _p_value(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _figures(value: float | None, unit: float = 1.0) -> str:
-    """Format a number with about three significant figures."""
+def _figures(value: float | None, unit: float = 1.0, mark: str = "") -> str:
+    """Format a number with about three significant figures, and a mark behind it."""
     if value is None or not math.isfinite(value):
         return NOTHING
     value *= unit
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}{mark}"
 
 
 # Sections left out in the terminal.

@@ -11,6 +11,14 @@ from peft_audio.files import read_json
 from peft_audio.runs.finished import Finished, epochs_of, training_seconds, whole_seconds
 
 SCHEMA_VERSION = 1
+# Costs that are measured in runs that had the device to themselves, and their columns on the page.
+MEASURED_COSTS = {
+    "accelerator_memory_max": "peak memory, MiB",
+    "train_time": "training, s",
+    "total_time": "whole run, s",
+    "samples_per_second": "clips/s",
+    "inference_seconds": "inference, ms/clip",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ class Arm:
             Pareto front: no cheaper arm has an equal or higher mean test accuracy.
         curves: Learning curves of the final runs.
         failures: Runs that failed.
+        other_cpus: Mean number of CPUs that other programs kept busy during the runs that measured the costs; None if
+            they left enough CPUs, or nobody measured it. Times are then too long.
     """
 
     name: str
@@ -148,6 +158,7 @@ class Arm:
     front: tuple[str, ...]
     curves: tuple[Curve, ...]
     failures: tuple[Failure, ...]
+    other_cpus: float | None = None
 
 
 @dataclass(frozen=True)

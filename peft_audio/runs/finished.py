@@ -58,6 +58,8 @@ class Finished:
         settings: contents of `config.yaml`, by dotted name.
         alone: true if no other run of its comparison used the device at the same time.
         control: true if its arm is a control.
+        other_cpus: mean number of CPUs that other programs kept busy, if they left the run fewer CPUs than threads;
+            None if they did not, or nobody measured it.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Finished:
     settings: dict[str, Any]
     alone: bool
     control: bool
+    other_cpus: float | None = None
 
     @property
     def seed(self) -> int:
@@ -107,7 +110,8 @@ def read_run(folder: Path) -> Finished:
     arm = printable(str(start.get("arm", "")))
     final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
     control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
-    return Finished(folder, arm, final, report, settings, start.get("alone", False), control)
+    other_cpus = start.get("other_cpus") if start.get("busy") else None
+    return Finished(folder, arm, final, report, settings, start.get("alone", False), control, other_cpus)
 
 
 def named(runs: Sequence[Finished]) -> list[Finished]:

@@ -15,6 +15,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from peft_audio.comparison.collect import read_comparison
+from peft_audio.comparison.page import sections
 from peft_audio.comparison.results import Comparison
 from peft_audio.errors import UserError
 
@@ -323,3 +324,42 @@ def test_times_of_runs_that_shared_their_device_are_left_out(folder: Path) -> No
         start = {"arm": "lora", "phase": "final", "alone": True}
         (folder / "lora" / f"final{seed}.json").write_text(json.dumps(start))
     assert by_name(read_comparison([folder]))["lora"].train_time == 10.0
+
+
+def start(folder: Path, name: str, **record: Any) -> None:
+    """Write how a final run was started and what its launcher measured."""
+    (folder / "lora" / f"{name}.json").write_text(json.dumps({"arm": "lora", "phase": "final"} | record))
+
+
+def test_costs_of_a_busy_machine_are_marked(folder: Path) -> None:
+    for seed in SEEDS:
+        start(folder, f"final{seed}", alone=True, busy=True, other_cpus=1.5)
+    comparison = read_comparison([folder])
+    arm = by_name(comparison)["lora"]
+    assert (arm.train_time, arm.other_cpus) == (10.0, 1.5)
+    (note,) = [note for note in comparison.notes if "busy" in note]
+    assert note.startswith("times of lora (1.5 CPUs) were measured on a busy machine")
+    (costs,) = [section for section in sections(comparison) if section.title == "Costs"]
+    (row,) = [row for row in costs.rows if row[0] == "lora"]
+    assert row[3:] == ("1,024", "10.0*", "20.0*", "50.0*", "10.0*")
+    assert any(line.startswith("*: measured on a busy machine") for line in costs.lines)
+
+
+def test_costs_come_from_quiet_runs_where_there_are_any(folder: Path) -> None:
+    rewrite(folder, "lora/final0", train_seconds=63.0)
+    rewrite(folder, "lora/final1", train_seconds=5.0)
+    start(folder, "final0", alone=True, busy=True, other_cpus=1.5)
+    start(folder, "final1", alone=True, busy=False, other_cpus=0.1)
+    arm = by_name(read_comparison([folder]))["lora"]
+    assert (arm.train_time, arm.other_cpus) == (5.0, None)
+
+
+def test_the_note_on_missing_costs_names_arms_and_columns(folder: Path) -> None:
+    start(folder, "final0", alone=True)
+    rewrite(folder, "lora/final0", peak_memory_bytes=None)
+    notes = [note for note in read_comparison([folder]).notes if note.startswith("missing costs")]
+    whole = "peak memory, MiB, training, s, whole run, s, clips/s, inference, ms/clip"
+    assert [note.split(". ")[0] for note in notes] == [
+        f"missing costs of full, head_only: {whole}",
+        "missing costs of lora: peak memory, MiB",
+    ]

@@ -20,7 +20,7 @@ from peft_audio.comparison.plan import at_once
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
-from peft_audio.processes import child_environment, end_processes
+from peft_audio.processes import child_environment, cpu_seconds, end_processes, family_cpu_seconds
 from peft_audio.runs.folder import beside
 
 REPORTS = """
@@ -35,6 +35,7 @@ SCRIPTS = {
     "broken": "print('reading clips'); raise SystemExit('out of memory')",
     "wild": "import sys; print('error: x'); sys.exit(4)",
     "endless": "import time; time.sleep(600)",
+    "calm": REPORTS + "import time; time.sleep(2)",
 }
 
 
@@ -74,6 +75,47 @@ def test_cpus_that_this_process_may_not_use_are_not_counted(tmp_path: Path, monk
     (record,) = run([job(tmp_path, "good")], at_once=1)
     assert record["threads"] == 1
     assert at_once(CompareRecipe(), costs_count=False) == 1
+
+
+def test_threads_that_the_user_asks_for_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "cpu_count", lambda: 8)
+    shares = {None: (8, 4), "1": (1, 1), "6": (6, 4), "64": (8, 4), "3,2": (3, 3), "many": (8, 4), "0": (8, 4)}
+    for asked, (alone, side_by_side) in shares.items():
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if asked is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert (launching.threads_of_run(1), launching.threads_of_run(2)) == (alone, side_by_side), asked
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (record,) = run([job(tmp_path, "good")])
+    assert record["threads"] == 1
+
+
+def test_a_busy_machine_is_measured_and_own_work_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 CPUs, others keep 1.5 busy: too much for a run of 4 threads, nothing for one of 2."""
+    began = time.monotonic()
+
+    def busy_seconds(own: float = 0.8) -> float:
+        return (time.monotonic() - began) * (1.5 + own)
+
+    monkeypatch.setattr(launching, "LOAD_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(launching, "cpu_seconds", busy_seconds)
+    monkeypatch.setattr(launching, "family_cpu_seconds", lambda pid: busy_seconds() * 0.8 / 2.3)
+    monkeypatch.setattr(launching, "usable_cpu_times", lambda: [()] * 4)
+    for threads, busy in ((4, True), (2, False)):
+        monkeypatch.setattr(launching, "threads_of_run", lambda at_once, threads=threads: threads)
+        began = time.monotonic()
+        (record,) = run([job(tmp_path, "calm", f"threads{threads}")])
+        assert record["other_cpus"] == pytest.approx(1.5, abs=0.3) and record["busy"] is busy
+
+
+def test_cpu_time_of_a_process_includes_its_children() -> None:
+    work = "import time\nwhile time.process_time() < 0.6: pass\n"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}]); print(1, flush=True); input()"
+    before = cpu_seconds()
+    child = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout and child.stdout.readline() == b"1\n"
+    assert 0.6 <= family_cpu_seconds(child.pid) <= cpu_seconds() - before + 0.1
+    child.communicate(b"\n")
 
 
 def test_what_failed_is_recorded_with_its_last_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
