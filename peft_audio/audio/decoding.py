@@ -141,7 +141,8 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
         sound, reason = None, "Format not recognised"
     with sound or nullcontext():
         if sound and sound.frames < UNKNOWN_FRAMES:
-            info = AudioInfo(sound.frames, sound.samplerate, sound.channels)
+            codec = sound.format if sound.format == "MP3" else f"{sound.format} {sound.subtype}"
+            info = AudioInfo(sound.frames, sound.samplerate, sound.channels, codec=codec)
         else:
             # FLAC written to a pipe has no length, and libsndfile fails at its end.
             info, sound = pyav.read_info(source, "it does not say how long it is" if sound else reason), None

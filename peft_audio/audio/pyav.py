@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -41,13 +41,15 @@ class AudioInfo:
     """What a recording's header says: frames (samples a channel), sampling rate in hertz, channels.
 
     WebM and WMA round their lengths: by up to 50 ms. `cut_off` is told of WAV, AIFF, AU and OGG: the file ends before
-    its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error.
+    its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error. `codec`
+    names the format and the coding of the samples, such as "WAV PCM_16"; it does not count in comparisons.
     """
 
     num_frames: int
     sampling_rate: int
     channels: int
     cut_off: bool = False
+    codec: str = field(default="", compare=False)
 
 
 def read_blocks(source: Path | bytes, info: AudioInfo, first: int, end: int, size: int) -> Iterator[np.ndarray]:
@@ -111,7 +113,8 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
             ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
             seconds = (max(ends, default=0) - (head.pts or 0)) * stream.time_base
         frames = max(head.samples, round(seconds * head.sample_rate))
-        return AudioInfo(frames, head.sample_rate, head.layout.nb_channels)
+        codec = stream.codec_context.name.upper()
+        return AudioInfo(frames, head.sample_rate, head.layout.nb_channels, codec=codec)
 
 
 @contextmanager

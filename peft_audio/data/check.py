@@ -18,10 +18,11 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
+from peft_audio.data.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
 from peft_audio.data.sources import find_clips, refuse_later_settings
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.errors import UserError
-from peft_audio.text import listed, printable
+from peft_audio.text import listed, printable, several
 
 # A frame of wav2vec 2.0 and its kin: a shorter clip is filled up with zeros.
 SHORTEST_SECONDS = 0.025
@@ -62,7 +63,8 @@ class Check:
         largest_class_accuracy: What always saying the largest training class gets right of the test; None without one.
         interval: Width of the 95% interval (Wilson) that the test allows at an accuracy of 0.8, if its clips are
             independent; None without a test.
-        notes: What was decided about the source.
+        shortcuts: Properties of the files, and how well each tells the classes apart.
+        notes: What was decided about the source, and what tells the classes apart in their content.
         findings: The faults, those that spoil first.
     """
 
@@ -75,6 +77,7 @@ class Check:
     channels: dict[int, int]
     largest_class_accuracy: float | None
     interval: float | None
+    shortcuts: tuple[Shortcut, ...]
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -113,6 +116,10 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
     findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
+    shortcuts = find_shortcuts(good)
+    findings += [
+        Finding(describe(cue), False, cue.examples) for cue in shortcuts if cue.warns and cue.kind == "artefact"
+    ]
     seconds = good["num_frames"] / good["sampling_rate"]
     test = good[good["split"] == "test"]
     largest = good["label"][good["split"] == "train"].value_counts()
@@ -128,7 +135,8 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         if len(test) and len(largest)
         else None,
         interval=_interval(len(test)) if len(test) else None,
-        notes=(*collection.notes, *_ignored(collection)),
+        shortcuts=tuple(shortcuts),
+        notes=(*collection.notes, *_ignored(collection), *_shortcut_notes(shortcuts, len(good))),
         findings=tuple(sorted(findings, key=lambda finding: not finding.spoils)),
     )
 
@@ -136,6 +144,14 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
 def _ignored(collection: ClipTable) -> list[str]:
     files = collection.ignored
     return [f"not recordings by their names, and ignored: {listed(files)}"] if files else []
+
+
+def _shortcut_notes(shortcuts: list[Shortcut], clips: int) -> Iterable[str]:
+    for cue in shortcuts:
+        if cue.warns and cue.kind == "content":
+            yield f"{describe(cue)} {'; '.join(cue.examples)}"
+    if shortcuts and clips > MOST_CLIPS:
+        yield f"tested {shortcuts[0].clips} of {clips} clips, drawn at random, for properties that give the class away"
 
 
 def _by_split(clips: pd.DataFrame) -> dict[str, int]:
@@ -253,7 +269,9 @@ def print_check(found: Check, console: Console) -> None:
         if len(finding.files) > MOST_SHOWN:
             console.print(f"    and {len(finding.files) - MOST_SHOWN} more; --json lists all", highlight=False)
     verdict = "some of this would spoil a comparison" if found.spoiled else "nothing here would spoil a comparison"
-    console.print(verdict)
+    if found.findings and not found.spoiled:
+        verdict = f"no broken clip and no leak, but {several(len(found.findings), 'warning')} above"
+    console.print(verdict, highlight=False)
 
 
 def to_json(found: Check) -> dict[str, Any]:

@@ -22,7 +22,12 @@ FULL_SCALE = 0.999
 # Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
 ABSURD_PEAK = 1e10
 SLACK_SECONDS = 0.1
+# One step of 16 bits, with slack for rounding: digital silence with and without dither.
+DIGITAL_SILENCE = 1.01 / 32_768
+# Samples pass zero one by one; a shorter run is no pause.
+SHORTEST_SILENCE_SECONDS = 0.02
 CHUNK_CLIPS = 512
+SILENCES = ("leading_silence_seconds", "trailing_silence_seconds", "silence_seconds")
 # Decoding leaves Python's lock, so threads are enough and share the memory.
 JOBS = cpu_count()
 
@@ -44,7 +49,9 @@ def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, 
         reason in words, such as "is silent"; empty without a fault), `num_frames` and `sampling_rate` (of the clip, as
         the file has them), `channels`, `peak` (of the mix to mono, without its mean), `loud` (whether any channel is
         not silent), `clipped` (share of samples at full scale), `cut_off` (the header, or the end that was asked for,
-        promises more than the file holds) and `sha256` of the file. Rows count from 0.
+        promises more than the file holds), `codec`, `leading_silence_seconds`, `trailing_silence_seconds` and
+        `silence_seconds` (digital silence, runs of at least 20 ms), `rms` (of the mix to mono, without its mean) and
+        `sha256` of the file. Rows count from 0.
     """
     clips = collection.clips.reset_index(drop=True)
 
@@ -84,10 +91,12 @@ def scan_clip(
         The columns that `scan` adds.
     """
     facts: dict[str, Any] = {"fault": "", "error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0}
-    facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": ""}
+    facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": "", "codec": "", "rms": 0.0}
+    facts |= dict.fromkeys(SILENCES, 0.0)
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
+        facts["codec"] = info.codec
         facts["sha256"] = _sha256(source)
         seconds = None if np.isnan(end) else end - start
         blocks = _checked(read_blocks(source, start, seconds), facts)
@@ -99,6 +108,7 @@ def scan_clip(
         for _ in blocks:
             pass
         facts["clipped"] /= facts["num_frames"] * info.channels
+        facts["rms"] = float(np.sqrt(facts["rms"] / facts["num_frames"]))
         if facts["peak"] < SILENT_PEAK:
             reason = ", because its channels cancel each other in mono" if facts["loud"] else ""
             raise AudioError(f"is silent{reason}", "silent")
@@ -116,13 +126,34 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
             raise AudioError("holds samples that are NaN or infinite", "NaN or infinite samples")
         if (largest := np.abs(block).max()) > ABSURD_PEAK:
             raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
+        _count_silence(block, facts)
         facts["num_frames"] += len(block)
         facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
         # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
         facts["loud"] |= bool((np.ptp(block, axis=0) > 2 * SILENT_PEAK).any())
         mono = block.mean(axis=1)
-        facts["peak"] = max(facts["peak"], float(np.abs(mono - mono.mean()).max()))
+        mono = mono - mono.mean()
+        facts["peak"] = max(facts["peak"], float(np.abs(mono).max()))
+        facts["rms"] += float(np.square(mono, dtype=np.float64).sum())
         yield block
+
+
+def _count_silence(block: np.ndarray, facts: dict[str, Any]) -> None:
+    """Add the digital silence of a block: samples of zero, or repeated to the bit, in all channels."""
+    rate, first = facts["sampling_rate"], facts["num_frames"]
+    silent = (np.abs(block) <= DIGITAL_SILENCE).all(axis=1)
+    silent[1:] |= (block[1:] == block[:-1]).all(axis=1)
+    edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    long = ends - starts >= SHORTEST_SILENCE_SECONDS * rate
+    starts, seconds = starts[long], (ends - starts)[long] / rate
+    facts["silence_seconds"] += float(seconds.sum())
+    at_start = float(seconds[0]) if len(seconds) and starts[0] == 0 else 0.0
+    at_end = float(seconds[-1]) if len(seconds) and ends[long][-1] == len(block) else 0.0
+    whole = len(block) / rate
+    if facts["leading_silence_seconds"] == first / rate:
+        facts["leading_silence_seconds"] += at_start
+    facts["trailing_silence_seconds"] = facts["trailing_silence_seconds"] + whole if at_end == whole else at_end
 
 
 def _sha256(source: Path | bytes) -> str:
