@@ -39,6 +39,8 @@ class DataConfig:
         shuffle_buffer: Clips among which a streamed one is drawn; 1000 as in datasets.
         audio_column: Column with the recordings, of a manifest (path when not given) or a Hub dataset (its only audio
             column when not given).
+        audio_folder: Folder with the recordings of a manifest, whose paths are then relative to it; the manifest's
+            own folder when not given. A path that is not there is looked for by its name in all folders below.
         label_column: Column with the labels, of a manifest (label when not given) or a Hub dataset (its only class
             label column when not given).
         group_column: Column of a manifest or a Hub dataset with groups that a split must not divide: speakers,
@@ -80,6 +82,7 @@ class DataConfig:
     streaming: bool = setting(False, "training", sources=ON_HUB)
     shuffle_buffer: int = setting(1000, "training", sources=ON_HUB, takes="count")
     audio_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
+    audio_folder: str | None = setting(None, "splits", sources=("manifest",))
     label_column: str | None = setting(None, "splits", sources=WITH_COLUMNS)
     group_column: str | None = setting(None, "splits", sources=("manifest", "hub"))
     group_pattern: str | None = setting(None, "splits", sources=NOT_STREAMED)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
+# What may divide the words of a label; before a word it may be a sign, and between digits it makes another number.
+BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W\d_])|(?<=[^\W\d_])[\s_-]+(?=[^\W_])")
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {split: split for split in SPLITS} | {"training": "train", "valid": "validation", "val": "validation"}
 SPLIT_NAMES |= {"dev": "validation", "eval": "validation", "testing": "test"}
@@ -143,9 +145,10 @@ def written_seconds(seconds: float) -> str:
 
 
 def similar_labels(labels: Sequence[str]) -> list[str]:
-    """A note on labels that differ in nothing but case and spaces."""
+    """Return a note on labels that differ in case, spaces, hyphens and underscores alone."""
     by_letters: dict[str, list[str]] = {}
     for label in labels:
-        by_letters.setdefault(re.sub(r"[\s_-]+", "", label).casefold(), []).append(label)
+        by_letters.setdefault(BETWEEN_WORDS.sub("", label).casefold(), []).append(label)
     alike = [" and ".join(map(repr, names)) for names in by_letters.values() if len(names) > 1]
-    return [f"labels that differ by case or spaces alone are classes of their own: {listed(alike)}"] if alike else []
+    what = "labels that differ in case, spaces, hyphens or underscores alone are classes of their own"
+    return [f"{what}: {listed(alike)}"] if alike else []

@@ -18,11 +18,14 @@ from peft_audio.config.fields import SourceKind, changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
-from peft_audio.data.manifest import MANIFEST_SUFFIXES, from_manifest
+from peft_audio.data.manifest import from_manifest
 from peft_audio.data.splitting import take_splits
+from peft_audio.data.tables import MANIFEST_SUFFIXES
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
 
+SERVED: dict[SourceKind, str] = {"manifest": "manifests", "hub": "datasets on the Hub"}
+SAVE_AS = dict.fromkeys((".xlsx", ".xls", ".ods"), ".csv") | {".txt": ".tsv", ".tab": ".tsv", ".json": ".jsonl"}
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits"
 
 
@@ -46,9 +49,10 @@ def find_clips(cfg: DataConfig) -> ClipTable:
         collection = from_hub(cfg)
     else:
         what = "is no table of these kinds" if place.is_file() else "does not exist"
+        save_as = f" Save this table as {SAVE_AS[place.suffix.lower()]}." if place.suffix.lower() in SAVE_AS else ""
         raise UserError(
             f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
-            f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset."
+            f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset.{save_as}"
         )
     collection = grouped(collection, cfg)
     if cfg.splits_file is None:
@@ -93,9 +97,10 @@ def _refuse_unread(cfg: DataConfig, kind: SourceKind) -> None:
         kinds = settings_of(cfg)[name].source_kinds
         fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
         if kind not in kinds:
+            served = [words for word, words in SERVED.items() if word in kinds]
             raise UserError(
                 f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
-                f"{'manifests and ' if 'manifest' in kinds else ''}datasets on the Hub.{fix or ' Leave it out.'}"
+                f"{' and '.join(served)}.{fix or ' Leave it out.'}"
             )
 
 

@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, name_splits
-from peft_audio.data.manifest import as_text, read_table
+from peft_audio.data.tables import as_text, read_table
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
 from peft_audio.tasks.task import Task
@@ -63,7 +63,7 @@ def take_splits(clips: pd.DataFrame, file: str) -> tuple[pd.DataFrame, str]:
     Raises:
         UserError: It has no such columns, names clips that are not there, or leaves no split to train on.
     """
-    table = read_table(expanded(file), "data.splits_file")
+    table, _ = read_table(expanded(file), "data.splits_file")
     missing = [column for column in ("id", "split") if column not in table]
     if missing:
         raise UserError(f"--data.splits_file: {file} has no column {missing[0]!r}; it needs id and split.")

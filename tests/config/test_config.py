@@ -124,6 +124,7 @@ REFUSED = {
 }
 TAKES_ANY_TEXT = {
     "data.audio_column",
+    "data.audio_folder",
     "data.config_name",
     "data.group_column",
     "data.label_column",

@@ -107,16 +107,16 @@ def without(section: Any, kind: SourceKind) -> set[str]:
 def test_settings_of_other_sources_are_as_before() -> None:
     on_hub = {"revision", "config_name", "split_names", "streaming", "shuffle_buffer"}
     columns = {"audio_column", "label_column", "group_column"}
-    assert without(DataConfig, "bundled") == without(DataConfig, "folder") == on_hub | columns
+    assert without(DataConfig, "bundled") == without(DataConfig, "folder") == on_hub | columns | {"audio_folder"}
     assert without(DataConfig, "manifest") == on_hub
-    assert without(DataConfig, "hub") == set()
+    assert without(DataConfig, "hub") == {"audio_folder"}
 
 
 def test_settings_that_a_stream_has_no_use_for_are_as_before() -> None:
     # data.hop_seconds needs data.window_seconds, which was in the list.
     assert without(DataConfig, "stream") == {
         *("group_column", "group_pattern", "splits_file", "fold", "max_train_clips", "window_seconds"),
-        *("validate_on_test", "hop_seconds"),
+        *("validate_on_test", "hop_seconds", "audio_folder"),
     }
     assert without(TrainConfig, "stream") == {"evaluate_train", "class_weights", "batch_seconds", "auto_micro_batch"}
     assert without(SECTIONS["prefix_cache"], "stream") == {"views"}

@@ -16,6 +16,7 @@ from helpers.tones import write_tone
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig
+from peft_audio.data.clip_table import similar_labels
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.sampler import Draw
@@ -73,7 +74,7 @@ def test_columns_may_have_other_names(folder: Path, tmp_path: Path) -> None:
     rows = [{"file": str(folder / row["path"]), "kind": row["label"], "who": i} for i, row in enumerate(ROWS)]
     file = write(tmp_path / "table.jsonl", rows)
     message = refusal(file)
-    assert message.startswith("--data.audio_column: ") and "file, kind, who" in message
+    assert message.startswith("--data.audio_column and --data.label_column: ") and "file, kind, who" in message
     named = {"audio_column": "file", "label_column": "kind", "group_column": "who"}
     splits = load(file, **named)
     assert sorted(row["group"] for row in splits.table().to_pylist()) == [str(i) for i in range(8)]
@@ -190,6 +191,7 @@ def test_parts_far_into_a_recording_have_ids_and_hashes_of_their_own() -> None:
 
 def from_table(table: pd.DataFrame) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "day.wav").touch()
         table.to_csv(Path(folder) / "table.csv", index=False)
         return from_manifest(Path(folder) / "table.csv", DataConfig()).clips
 
@@ -203,3 +205,183 @@ def test_other_cuts_of_the_same_files_have_another_hash(tmp_path: Path) -> None:
             rows.append({"path": f"{i}.wav", "label": "ab"[i % 2], "start_seconds": 0, "end_seconds": end})
         hashes.add(load(write(tmp_path / f"{number}.jsonl", rows)).dataset_sha256())
     assert len(hashes) == 2
+
+
+def tones(root: Path, count: int = 12, seconds: float = 0.3) -> Path:
+    """Write `count` short tones 0.wav, 1.wav, ..."""
+    for i in range(count):
+        write_tone(root / f"{i}.wav", 200 + 50 * i, seconds, seed=i)
+    return root
+
+
+def spans(clips: pd.DataFrame) -> list[tuple[float, float]]:
+    return [(round(a, 6), round(b, 6)) for a, b in zip(clips["start_seconds"], clips["end_seconds"], strict=True)]
+
+
+RAVEN = "Begin Time (s),End Time (s),File Offset (s)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "wanted"),
+    [
+        ("start,end", (0.5, 1.5), (0.5, 1.5)),
+        ("Begin Time (s),End Time (s)", (0.5, 1.5), (0.5, 1.5)),
+        ("start_ms,end_ms", (500, 1500), (0.5, 1.5)),
+        ("onset,offset", (0.5, 1.5), (0.5, 1.5)),
+        ("onset,duration", (0.5, 1.0), (0.5, 1.5)),
+        ("offset,duration", (0.5, 1.0), (0.5, 1.5)),
+        # Raven counts the begin over all files that were open.
+        (RAVEN, (100.5, 101.5, 0.5), (0.5, 1.5)),
+        ("start_time", (0.5,), (0.5, np.nan)),
+    ],
+)
+def test_times_of_other_tools_are_parts_of_recordings(
+    tmp_path: Path, columns: str, values: tuple[float, ...], wanted: tuple[float, float]
+) -> None:
+    tones(tmp_path, 2, 2.0)
+    rows = [{"path": f"{i}.wav", "label": "ab"[i]} | dict(zip(columns.split(","), values, strict=True)) for i in (0, 1)]
+    table = from_manifest(write(tmp_path / "table.jsonl", rows), DataConfig())
+    assert np.array_equal(spans(table.clips), [wanted] * 2, equal_nan=True)
+    assert table.notes == (
+        f"columns {', '.join(columns.split(','))}: read as the part".replace("columns start_time", "column start_time")
+        + " of the recording that a row means",
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "reason"),
+    [
+        # As in UrbanSound8K, whose files are cut from longer originals.
+        (
+            "start,end",
+            (70.2, 72.2),
+            "they lie outside of the files (0.wav has 2.0 s, and its row means 70.2 to 72.2 s)",
+        ),
+        ("start,end", (8000, 16000), "they lie outside of the files"),
+        ("start,end", ("2020-01-01", "2020-01-02"), "columns start, end must be numbers of seconds"),
+        ("start_sample,end_sample", (8000, 16000), "must be in seconds"),
+        ("offset", (0.5,), "no column says the start"),
+    ],
+)
+def test_times_that_cannot_be_used_are_named(
+    tmp_path: Path, columns: str, values: tuple[Any, ...], reason: str
+) -> None:
+    tones(tmp_path, 2, 2.0)
+    rows = [{"path": f"{i}.wav", "label": "ab"[i]} | dict(zip(columns.split(","), values, strict=True)) for i in (0, 1)]
+    table = from_manifest(write(tmp_path / "table.jsonl", rows), DataConfig())
+    assert np.array_equal(spans(table.clips), [(0.0, np.nan)] * 2, equal_nan=True)
+    (note,) = table.notes
+    assert columns.replace(",", ", ") in note and "not used" in note and reason in note
+
+
+def test_segments_of_other_tools_stay_on_one_side(tmp_path: Path) -> None:
+    tones(tmp_path, 12, 1.0)
+    rows = [
+        {"Begin File": f"{'./' * part}{i}.wav", "Begin Time (s)": part / 2, "End Time (s)": part / 2 + 0.5}
+        | {"Species": "ab"[part], "Selection": 2 * i + part, "View": view}
+        for i in range(12)
+        for part in (0, 1)
+        for view in ("Waveform 1", "Spectrogram 1")
+    ]
+    file = tmp_path / "selections.tsv"
+    pd.DataFrame(rows).to_csv(file, sep="\t", index=False)
+    assert "Add --data.audio_column 'Begin File' --data.label_column Species." in refusal(file)
+    splits = load(file, audio_column="Begin File", label_column="Species")
+    sides = {split: {Path(row["path"]).name for row in splits[split]} for split in ("train", "validation", "test")}
+    assert sum(map(len, sides.values())) == 12 and all(sides.values())
+    assert sum(len(splits[split]) for split in sides) == 24
+    assert "24 rows that differ in View alone are left out" in splits.notes
+
+
+def test_a_table_without_header_loses_no_clip(tmp_path: Path) -> None:
+    tones(tmp_path)
+    lines = "".join(f"{i}.wav,{'ab'[i % 2]}\n" for i in range(12))
+    (tmp_path / "names.csv").write_text(lines)
+    (tmp_path / "track.tsv").write_text("0.5\t1.5\ta\n1.5\t2.5\tb\n")
+    for settings in ({}, {"audio_column": "0.wav", "label_column": "a"}):
+        message = refusal(tmp_path / "names.csv", **settings)
+        assert "the first line" in message and "names a recording (0.wav)" in message and "path,label" in message
+    message = refusal(tmp_path / "track.tsv")
+    assert "the first line" in message and "holds numbers (0.5, 1.5, a)" in message and "start_seconds" in message
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", "\t"), ("csv", ";"), ("tsv", ","), ("csv", "|")])
+def test_other_separators_are_read(folder: Path, suffix: str, separator: str) -> None:
+    pd.DataFrame(ROWS).to_csv(folder / f"other.{suffix}", index=False, sep=separator)
+    splits = load(folder / f"other.{suffix}")
+    assert splits.dataset_sha256() == load(folder / "clips.csv").dataset_sha256()
+    assert any("is divided by" in note for note in splits.notes)
+
+
+def test_names_are_found_as_people_write_them(tmp_path: Path) -> None:
+    tones(tmp_path / "audio" / "fold1", 3), tones(tmp_path / "audio" / "fold2", 6)
+    (tmp_path / "meta").mkdir()
+    for i in range(3):
+        (tmp_path / "audio" / "fold2" / f"{i}.wav").unlink()
+    for form, fix, settings in (
+        ("audio\\fold{fold}\\{i}.wav", "read with / for \\", {}),
+        ("audio/fold{fold}/{i}", "found with an extension", {}),
+        ("audio\\fold{fold}\\{i}", "read with / for \\ and found with an extension", {}),
+        ("audio/fold{fold}/{i}.WAV", "found in other letter case", {}),
+        ("fold{fold}/{i}.wav", "", {"audio_folder": "audio"}),
+        ("{i}.wav", "found by their names below", {"audio_folder": "audio"}),
+        ("{i}", "found by their names below", {"audio_folder": "audio"}),
+        ("C:\\sounds\\fold{fold}\\{i}.wav", "found by their names below", {"audio_folder": "."}),
+        ("/home/me/fold{fold}/{i}.wav", "found by their names below", {"audio_folder": "audio"}),
+    ):
+        rows = [{"path": form.format(fold=1 + i // 3, i=i), "label": "ab"[i % 2]} for i in range(6)]
+        file = write(tmp_path / "table.jsonl", rows)
+        folder = {name: str(tmp_path / value) for name, value in settings.items()}
+        table = from_manifest(file, DataConfig(source=str(file), **folder))
+        assert [Path(path).name for path in table.clips["path"]] == [f"{i}.wav" for i in range(6)]
+        assert all(Path(path).is_file() for path in table.clips["path"]), form
+        assert list(table.clips["id"]) == [row["path"] for row in rows]
+        assert [note for note in table.notes if fix in note] or (not fix and not table.notes), (form, table.notes)
+
+
+def test_missing_recordings_are_explained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tones(tmp_path / "sounds" / "deep")
+    monkeypatch.chdir(tmp_path)
+    for form, cause in (
+        ("{}.wav", "add --data.audio_folder sounds/deep"),
+        ("D:\\recordings\\{}.wav", "add --data.audio_folder sounds/deep"),
+        ("sounds/deep/{}.wav", "relative to the current folder: add --data.audio_folder ."),
+        ("../sounds/deep/{}.mp3", "has the same names with .wav"),
+        ("https://example.org/{}.wav", "download the recordings"),
+        ("none/x{}.wav", "relative to the table's folder"),
+    ):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        rows = [{"path": form.format(i), "label": "ab"[i % 2]} for i in range(12)]
+        message = refusal(write(tmp_path / "tables" / "table.jsonl", rows))
+        assert "none of the 12 recordings" in message and cause in message, message
+    rows = [{"path": f"{i}.wav", "label": "ab"[i % 2]} for i in range(13)]
+    file = write(tmp_path / "sounds" / "deep" / "table.jsonl", rows)
+    assert "1 of 13 clips cannot be used" in refusal(file) and "12.wav does not exist" in refusal(file)
+    assert "must be a folder" in refusal(file, audio_folder=str(tmp_path / "absent"))
+
+
+LABELS: list[list[Any]] = [[1, 2], [1.0, 2.0], [0.5, 1.5], [True, False], [1, None], ["1.0", "2.0"], ["01", "1.10"]]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=str)
+def test_labels_are_the_same_in_every_format(tmp_path: Path, labels: list[Any]) -> None:
+    tones(tmp_path, 4)
+    values = [labels[i % 2] for i in range(4)] if None not in labels else [1.0, 2.0, 1.0, 2.0]
+    table = pd.DataFrame({"path": [f"{i}.wav" for i in range(4)], "label": values})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    table.to_csv(tmp_path / "table.tsv", index=False, sep="\t")
+    table.to_json(tmp_path / "table.jsonl", orient="records", lines=True)
+    table.to_parquet(tmp_path / "table.parquet")
+    table.astype({"label": object}).to_json(tmp_path / "object.jsonl", orient="records", lines=True)
+    (tmp_path / "excel.csv").write_text(table.to_csv(index=False).replace("True", "TRUE").replace("False", "FALSE"))
+    found = {file.name: from_manifest(file, DataConfig()).labels for file in tmp_path.glob("*.[cjpt]s*[vlt]")}
+    found |= {"parquet": from_manifest(tmp_path / "table.parquet", DataConfig()).labels}
+    wanted = {"True": ("False", "True"), "0.5": ("0.5", "1.5"), "01": ("01", "1.10")}.get(str(labels[0]), ("1", "2"))
+    assert set(found.values()) == {wanted} and len(found) == 6, found
+
+
+def test_signs_do_not_make_labels_similar() -> None:
+    for labels in (["-1", "1"], ["A", "A-"], ["1-2", "12"], ["1 2", "12"], ["dog", "_dog"]):
+        assert not similar_labels(labels), labels
+    for labels in (["Dog", "dog"], ["fire engine", "fire_engine"], ["a-1", "A1"], ["7-up", "7up"]):
+        assert similar_labels(labels), labels

@@ -1,0 +1,176 @@
+"""Find the files of the recordings that a table names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from peft_audio.data.tables import is_recording
+from peft_audio.errors import UserError
+from peft_audio.files import expanded
+from peft_audio.text import listed, several
+
+# Files that are looked at to find out where recordings are that are not where the table says.
+MOST_SEARCHED = 100_000
+MOST_EXPLAINED = 50
+
+
+def find_files(cells: Sequence[str], folder: Path, searched: bool, table: Path) -> tuple[list[str], list[str]]:
+    """Find the file of each recording.
+
+    A name that is not there as written is looked up with slashes for backslashes, with the extension of the only
+    recording of that name, and in other letter case.
+
+    Args:
+        cells: Paths relative to the folder, or absolute ones.
+        folder: Folder that relative paths start from.
+        searched: Look below the folder as well, for the only file that ends in the most of the path.
+        table: File with the names, for messages.
+
+    Returns:
+        Paths, those of files that are missing as written, and notes on the others.
+
+    Raises:
+        UserError: None of the files exists.
+    """
+    names = dict.fromkeys(cells, "")
+    missing = []
+    for cell in names:
+        names[cell] = str(folder / expanded(cell))
+        if not os.path.lexists(names[cell]):
+            missing.append(cell)
+    if not missing:
+        return [names[cell] for cell in cells], []
+    how: Counter[str] = Counter()
+    folders: dict[str, dict[str, list[str]]] = {}
+    below = Below(folder) if searched else None
+    for cell in missing:
+        path, reason = _repaired(cell, folder, folders)
+        if not path and below:
+            path, reason = below.find(cell), f"found by their names below {folder}"
+        if path:
+            names[cell] = path
+            how[reason] += 1
+    notes = [f"{several(count, 'path')} of {table.name} {reason}" for reason, count in how.items()]
+    absent = [cell for cell in missing if not os.path.lexists(names[cell])]
+    if absent:
+        cause = _cause(absent, names, folder, searched)
+        if len(absent) == len(names):
+            raise UserError(
+                f"--data.source: {'none' if len(names) > 1 else 'not one'} of the {several(len(names), 'recording')} "
+                f"that {table} names exists: {listed([names[cell] for cell in absent])}. "
+                + (cause or "Paths are relative to the table's folder, or to --data.audio_folder.")
+            )
+        if cause:
+            notes.append(f"{len(absent)} of {several(len(names), 'recording')} do not exist. {cause}")
+    return [names[cell] for cell in cells], notes
+
+
+def _repaired(cell: str, folder: Path, folders: dict[str, dict[str, list[str]]]) -> tuple[str, str]:
+    """Return the file that a name must mean, and what had to be read differently; "" if there is none or several."""
+    reasons = []
+    slashes = cell.replace("\\", "/")
+    if slashes != cell:
+        reasons.append("read with / for \\")
+    path = folder / expanded(slashes)
+    if reasons and os.path.lexists(path):
+        return str(path), reasons[0]
+    if str(path.parent) not in folders:
+        folders[str(path.parent)] = _recordings_in(path.parent)
+    here = folders[str(path.parent)]
+    for key, reason in ((path.name, "found in other letter case"), (f"{path.name}.", "found with an extension")):
+        found = here.get(key.casefold(), []) if key == path.name or not is_recording(path.name) else []
+        exact = [name for name in found if name.startswith(path.name)] or found
+        if len(exact) == 1:
+            return str(path.parent / exact[0]), " and ".join([*reasons, reason])
+    return "", ""
+
+
+def _recordings_in(folder: Path) -> dict[str, list[str]]:
+    """Return the recordings of a folder by name, and by name without extension (up to the dot), in lower case."""
+    found: dict[str, list[str]] = {}
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError):
+        return found
+    for name in names:
+        if is_recording(name):
+            for key in (name, name[: -len(Path(name).suffix)] + "."):
+                found.setdefault(key.casefold(), []).append(name)
+    return found
+
+
+class Below:
+    """Recordings below a folder, by name.
+
+    Args:
+        folder: Where to look.
+        most: Files to look at; all if not given.
+    """
+
+    def __init__(self, folder: Path, most: int | None = None):
+        self.by_name: dict[str, list[str]] = {}
+        files = (f"{parent}/{name}" for parent, names in _walk(folder) for name in names)
+        for file in islice(files, most):
+            name = Path(file).name
+            if is_recording(name):
+                for key in (name, name[: -len(Path(name).suffix)]):
+                    self.by_name.setdefault(key, []).append(file)
+
+    def find(self, cell: str) -> str:
+        """Return the only file that shares the longest end with a path; "" if there is none, or several."""
+        wanted = PurePosixPath(cell.replace("\\", "/")).parts[::-1]
+        best, most = [""], 0
+        for file in self.by_name.get(wanted[0], []) if wanted else []:
+            have = Path(file).parts[::-1]
+            same = 1
+            while same < min(len(have), len(wanted)) and have[same] == wanted[same]:
+                same += 1
+            best = [file] if same > most else [*best, file] if same == most else best
+            most = max(same, most)
+        return best[0] if len(best) == 1 else ""
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, sorted(names)
+
+
+def _cause(absent: list[str], names: dict[str, str], folder: Path, searched: bool) -> str:
+    """Explain why recordings are missing; "" if nothing is known."""
+    some = absent[:MOST_EXPLAINED]
+    if all("://" in cell for cell in some):
+        return "They are addresses: download the recordings and name their files."
+    if not searched and all(os.path.lexists(expanded(cell)) for cell in some):
+        return "They are relative to the current folder: add --data.audio_folder ."
+    swapped = {cell: _other_extension(Path(names[cell])) for cell in some}
+    if all(swapped.values()):
+        return f"The folder has the same names with {listed(sorted(set(swapped.values())))}: correct the table."
+    if searched:
+        return "No file below --data.audio_folder has such a name, or several have it."
+    return _place(some, folder)
+
+
+def _place(cells: list[str], folder: Path) -> str:
+    """Tell where files of these names are, near the folder where they should be."""
+    for root in (folder, folder.resolve().parent):
+        below = Below(root, MOST_SEARCHED)
+        found = [file for cell in cells if (file := below.find(cell))]
+        if len(found) > len(cells) / 2:
+            parents = os.path.commonpath([Path(file).parent for file in found])
+            near = os.path.relpath(parents)
+            place = shlex.quote(parents if near.startswith("..") else near)
+            return f"Files of these names are in {place}: add --data.audio_folder {place}"
+    if any("\\" in cell or ":" in cell[:2] for cell in cells):
+        return "They look like paths of Windows: give the folder of the recordings with --data.audio_folder."
+    return ""
+
+
+def _other_extension(path: Path) -> str:
+    found = [name for name in _recordings_in(path.parent).get(f"{path.stem}.".casefold(), []) if name != path.name]
+    return Path(found[0]).suffix if found else ""
