@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from peft_audio.adapters.record import describe_adapter
 from peft_audio.adapters.save import write_adapter
+from peft_audio.adapters.trained_clips import write_trained_clips
 from peft_audio.config import Recipe
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
@@ -80,6 +81,8 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         save_predictions(run, evaluations)
         record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
         if accelerator.is_main_process:
-            write_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
+            written = write_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
+            if cfg.train.record_clips and not splits.stream:
+                write_trained_clips(written, [*splits.clip_hashes("train"), *splits.clip_hashes("validation")])
         accelerator.wait_for_everyone()
         return finish_run(run, model, trained, result, evaluations)

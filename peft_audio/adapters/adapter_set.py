@@ -343,7 +343,7 @@ class AdapterSet:
         trained = Trainable(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
         cut = find_cut(self._model, trained, masked=False, head_dropout=False)
         assert cut is not None, "no adapter changes the convolutions"
-        adapter = Adapter(_Switched(self, name, parts), extractor, record)
+        adapter = Adapter(_Switched(self, name, parts), extractor, record, folder)
         problems = check_answers(adapter, LOADING_TOLERANCE, count=1)
         if problems:
             raise UserError(f"{folder} does not answer as recorded ({problems[0]}); see: peft-audio verify {folder}")

@@ -63,6 +63,7 @@ WEIGHTS = "adapter_model.safetensors"
 WHOLE_CONFIG = "config.json"
 WHOLE_WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+TRAINED_CLIPS = "trained_clips.bin"
 # What a config may say where nothing of that rank is saved.
 LEAST_RANK = 64
 # PEFT's documents have 4 and 16 rounds for PiSSA, and 1 for LoftQ.

@@ -15,7 +15,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, WHOLE_CONFIG, WHOLE_WEIGHTS
+from peft_audio.adapters.files import (
+    ADAPTER_CONFIG,
+    PREPROCESSOR,
+    TRAINED_CLIPS,
+    WEIGHTS,
+    WHOLE_CONFIG,
+    WHOLE_WEIGHTS,
+)
 from peft_audio.adapters.record import RECORD
 from peft_audio.errors import UserError, first_line
 from peft_audio.files import expanded, file_sha256, sha256
@@ -46,7 +53,7 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
             raise UserError(f"--revision: got {revision}, but {where} is not on the Hub. Leave it out.")
         return folder
     with _told_in_words(str(where), revision):
-        files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES]
+        files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES, TRAINED_CLIPS]
         return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
 
 

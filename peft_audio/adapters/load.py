@@ -48,11 +48,19 @@ from peft_audio.tasks.task import Task
 
 @dataclass(frozen=True)
 class Adapter:
-    """A loaded adapter: the model in eval mode, how to feed it, and its record."""
+    """A loaded adapter.
+
+    Attributes:
+        model: The model in eval mode.
+        extractor: Feature extractor.
+        record: Contents of `peft_audio.json`.
+        folder: Folder that it was loaded from; None if it was not.
+    """
 
     model: Any
     extractor: Any
     record: AdapterRecord
+    folder: Path | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -146,7 +154,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     record = read_record(folder)
     extractor = read_extractor(folder, record)
     if record.whole:
-        return Adapter(_load_whole(folder, record, base), extractor, record)
+        return Adapter(_load_whole(folder, record, base), extractor, record, folder)
     shapes = check_peft_files(folder)
     model = load_base(folder, record, base)[0]
     # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
@@ -163,7 +171,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     if wanted != shapes.keys():
         wrong = sorted(wanted ^ shapes.keys())
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
-    return Adapter(model.eval(), extractor, record)
+    return Adapter(model.eval(), extractor, record, folder)
 
 
 def check_peft_files(folder: Path) -> dict[str, tuple[int, ...]]:

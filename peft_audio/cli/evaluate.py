@@ -18,8 +18,9 @@ def add_commands(commands: Any) -> None:
         description="Accuracy with its interval, each class, what is confused with what, and whether the probabilities "
         "can be believed. Recordings are heard as the evaluation of the adapter's own run hears them. Exit code 1 if "
         "some cannot be used; they are listed and left out.",
-        epilog="Behind SOURCE it takes the recipes' --data.* settings as well, such as --data.group_pattern or "
-        "--data.splits_file; with those of a run and --split test, the figures are those of its report. "
+        epilog="An adapter in the folder of its run brings the splits of that run, used where SOURCE holds the same "
+        "clips; --data.splits_file divides in another way. Clips that the adapter was trained or validated on are "
+        "scored apart from the others. Behind SOURCE it takes the recipes' --data.* settings as well. "
         "--data.window_seconds, hop_seconds and max_eval_seconds must be those of the run, and need not be given. "
         "--data.max_seconds, on_bad_clip and max_bad_share are ignored: clips that cannot be used never stop it. "
         "Settings that affect only what a run trains on, such as --data.max_train_clips, must be left out.",
@@ -29,7 +30,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
-        help="which clips (default: the source's own test split, or all of a source without splits)",
+        help="which clips (default: the test split of the source or of the adapter's run, else all of it)",
     )
     evaluate.add_argument("--revision", help="of an adapter on the Hub: branch, tag or commit")
     evaluate.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
@@ -62,7 +63,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(about | found.as_json(), indent=2, ensure_ascii=False))
     else:
-        print_scores(found.scores, found.notes, found.unseen, found.skipped, Console())
+        print_scores(found.scores, found.notes, found.unseen, found.skipped, Console(), found.parts)
     return int(bool(found.skipped))
 
 

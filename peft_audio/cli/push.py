@@ -25,6 +25,11 @@ def add_commands(commands: Any) -> None:
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.add_argument("--license", default="", metavar="NAME", help="for the card, such as apache-2.0")
     push.add_argument("--comparison", type=Path, metavar="DIR", help="what recipes/compare.py wrote, for the card")
+    push.add_argument(
+        "--without-trained-clips",
+        action="store_true",
+        help="leave out trained_clips.bin, the hashes of the clips that it was trained on",
+    )
     push.add_argument("--dry-run", action="store_true", help="say which files and how many bytes, and send nothing")
     push.set_defaults(run=run_push)
 
@@ -42,6 +47,7 @@ def run_push(options: argparse.Namespace) -> int:
         comparison=options.comparison,
         license=options.license,
         dry_run=options.dry_run,
+        trained_clips=not options.without_trained_clips,
     )
     for name, size in done.files:
         print(f"{size:>12,} bytes  {name}")

@@ -340,6 +340,8 @@ class TrainConfig:
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
         verify_adapter: Keep the saved adapter (or model) only if a fresh process loads a copy and computes the same
             logits. Turn it off for runs that only choose settings: it takes seconds, and nobody will load those.
+        record_clips: Write hashes of the training and validation clips into trained_clips.bin of the adapter, so that
+            peft-audio evaluate can report the scores of new clips apart. Not written where training clips are streamed.
         log_with: Trackers that get every step and epoch beside metrics.jsonl: tensorboard, wandb, trackio. Each is an
             extra of this package. One that fails is reported once and never stops a run.
     """
@@ -378,6 +380,7 @@ class TrainConfig:
     evaluate_train: bool = setting(False, "evaluation", "per_run", sources=NOT_STREAMED)
     evaluate_test: bool = setting(True, "evaluation", "per_run", "decided_by_comparison")
     verify_adapter: bool = setting(True, "output", "decided_by_comparison")
+    record_clips: bool = setting(True, "output", "per_run")
     log_with: list[Literal["tensorboard", "wandb", "trackio"]] = setting([], "output", "decided_by_comparison")
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_audio.config import DataConfig
 from peft_audio.errors import UserError
+from peft_audio.files import sha256 as hash_of
 from peft_audio.tasks import task_of
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
@@ -96,13 +98,18 @@ def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
     return replace(collection, clips=collection.clips.assign(group=groups), names=None)
 
 
-def check_labels(labels: Sequence[str], source: str) -> None:
-    """Refuse what no classifier can be made of.
+def check_labels(labels: Sequence[str], source: str, least: int = 2) -> None:
+    """Refuse a source with too few labels.
+
+    Args:
+        labels: Label names of the source.
+        source: Name of the source, for the message.
+        least: Number of labels without which it is refused.
 
     Raises:
-        UserError: There is one class, or none.
+        UserError: There are fewer.
     """
-    if len(labels) < 2:
+    if len(labels) < least:
         what = f"one class, {labels[0]!r}" if labels else "no clips"
         raise UserError(
             f"--data.source: {source} has {what}; a classifier needs two or more. "
@@ -137,6 +144,22 @@ def name_splits(names: Iterable[str], flag: str, given: Mapping[str, str] | None
         if len(same) > 1:
             raise UserError(f"--{flag}: {' and '.join(same)} both mean the {split} split; leave one, or rename it.")
     return found
+
+
+def clip_hash(sha256: str, start_seconds: float, end_seconds: float | None) -> str:
+    """Hash the file and the part of it that a clip is: equal for equal clips, whatever their names.
+
+    Args:
+        sha256: hash of the file, in hex.
+        start_seconds: start of the clip.
+        end_seconds: end of the clip; None or NaN for the end of the recording.
+
+    Returns:
+        The first 8 bytes of a SHA-256, as 16 hexadecimal digits.
+    """
+    end = "" if end_seconds is None or math.isnan(end_seconds) else written_seconds(end_seconds)
+    part = (sha256, written_seconds(start_seconds), end)
+    return hash_of(["\t".join(part).encode()])[:16]
 
 
 def written_seconds(seconds: float) -> str:

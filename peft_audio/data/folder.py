@@ -9,7 +9,6 @@ from peft_audio.audio.decoding import AUDIO_SUFFIXES
 from peft_audio.data.clip_table import (
     SPLIT_NAMES,
     ClipTable,
-    check_labels,
     make_clips,
     name_splits,
     similar_labels,
@@ -52,7 +51,6 @@ def from_folder(root: Path) -> ClipTable:
             f"--data.source: found no recordings in {root}; expected one subfolder a class with files of type "
             f"{', '.join(sorted(AUDIO_SUFFIXES))}."
         )
-    check_labels(labels, str(root))
     depth = 3 if given else 2
     deeper = sorted(
         {label for name, label in zip(columns["id"], columns["label"], strict=True) if name.count("/") >= depth}

@@ -32,7 +32,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, make_clips, name_splits
+from peft_audio.data.clip_table import SPLITS, ClipTable, make_clips, name_splits
 from peft_audio.errors import UserError
 from peft_audio.files import atomic_file, sha256
 from peft_audio.text import listed
@@ -100,7 +100,6 @@ def from_hub(cfg: DataConfig) -> ClipTable:
     table["stored"] = np.arange(len(table))
     features = next(iter(parts.values())).features
     labels = _labels(table, features[columns.label])
-    check_labels(labels, cfg.source)
     audio = [_renamed(part.select_columns([columns.audio]), {columns.audio: "audio"}) for part in parts.values()]
     return ClipTable(table, labels, concatenate_datasets(audio), tuple(notes), (), commit, tuple(names))
 

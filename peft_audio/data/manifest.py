@@ -15,7 +15,6 @@ import pandas as pd
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import (
     ClipTable,
-    check_labels,
     make_clips,
     name_splits,
     similar_labels,
@@ -80,7 +79,6 @@ def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
     ]
     task = task_of()
     labels = task.label_names(list(text["label"]))
-    check_labels(labels, str(file))
     clips: dict[str, Any] = {"id": ids, "path": found, "label": list(text["label"])}
     clips |= {"split": [splits.get(split, "") for split in given]}
     notes += similar_labels(labels)

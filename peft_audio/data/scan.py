@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, read_blocks, read_info
-from peft_audio.data.clip_table import ClipTable, recording_of
+from peft_audio.data.clip_table import ClipTable, clip_hash, recording_of
 from peft_audio.files import file_sha256, sha256
 
 FULL_SCALE = 0.999
@@ -51,7 +51,7 @@ def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, 
         not silent), `clipped` (share of samples at full scale), `cut_off` (the header, or the end that was asked for,
         promises more than the file holds), `codec`, `leading_silence_seconds`, `trailing_silence_seconds` and
         `silence_seconds` (digital silence, runs of at least 20 ms), `rms` (of the mix to mono, without its mean) and
-        `sha256` of the file. Rows count from 0.
+        `sha256` of the file and `clip_hash` of the clip. Rows count from 0.
     """
     clips = collection.clips.reset_index(drop=True)
 
@@ -91,13 +91,14 @@ def scan_clip(
         The columns that `scan` adds.
     """
     facts: dict[str, Any] = {"fault": "", "error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0}
-    facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": "", "codec": "", "rms": 0.0}
-    facts |= dict.fromkeys(SILENCES, 0.0)
+    facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": "", "clip_hash": ""}
+    facts |= {"codec": "", "rms": 0.0} | dict.fromkeys(SILENCES, 0.0)
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
         facts["codec"] = info.codec
         facts["sha256"] = _sha256(source)
+        facts["clip_hash"] = clip_hash(facts["sha256"], start, end)
         seconds = None if np.isnan(end) else end - start
         blocks = _checked(read_blocks(source, start, seconds), facts)
         first = next(blocks, None)

@@ -29,8 +29,12 @@ SAVE_AS = dict.fromkeys((".xlsx", ".xls", ".ods"), ".csv") | {".txt": ".tsv", ".
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits"
 
 
-def find_clips(cfg: DataConfig) -> ClipTable:
-    """What the source holds, grouped and, with `data.splits_file`, divided; nothing is decoded.
+def find_clips(cfg: DataConfig, least_labels: int = 2) -> ClipTable:
+    """Find the clips of a source, grouped and, with `data.splits_file`, divided; nothing is decoded.
+
+    Args:
+        cfg: The source, and how to read it.
+        least_labels: Number of labels without which it is refused; a classifier that is trained needs 2.
 
     Raises:
         UserError: It is not there, or there is nothing to classify in it.
@@ -54,13 +58,14 @@ def find_clips(cfg: DataConfig) -> ClipTable:
             f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
             f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset.{save_as}"
         )
+    check_labels(collection.labels, cfg.source, least_labels)
     collection = grouped(collection, cfg)
     if cfg.splits_file is None:
         return collection
     clips, note = take_splits(collection.clips, cfg.splits_file)
     kept = set(collection.task.label_names(list(clips["label"])))
     labels = tuple(label for label in collection.labels if label in kept)
-    check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}")
+    check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}", least_labels)
     return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
 
 

@@ -40,6 +40,7 @@ ROWS = pa.schema(
         "num_frames": pa.int64(),
         "sampling_rate": pa.int32(),
         "sha256": pa.string(),
+        "clip_hash": pa.string(),
     }
 )
 
@@ -51,7 +52,7 @@ class Splits:
     A row has `id` (unique), `recording` (its id; a recording may be cut into several windows), `path` or `stored` (see
     `clip_table.recording_of`), `label` (a number), `group` ("" if not known), `start_seconds` and `end_seconds` (None
     for the recording's end), `num_frames` of the clip and `sampling_rate` in hertz as the file has them, `sha256` of
-    the file.
+    the file, `clip_hash` of the recording, or of the part of a file that the source names.
 
     Attributes:
         train: What is trained on; no rows if it is streamed.
@@ -86,12 +87,17 @@ class Splits:
         """`id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
         return recordings_of(self[split], self.labels, self.task)
 
+    def clip_hashes(self, split: str) -> list[str]:
+        """Return the clip hash of each recording of a split, in the order of `recordings`."""
+        rows = self[split].select_columns(["recording", "clip_hash"]).to_pandas()
+        return list(rows.drop_duplicates("recording")["clip_hash"])
+
     def table(self) -> pa.Table:
-        """Every recording's id, label, group and split, as the run saves them."""
+        """Return the id, label, group, split and clip hash of every recording, as the run saves them."""
         # What is validated on the test stands there once: the splits can be taken for another run.
         names = [split for split in SPLITS if split != "validation" or self.validation is not self.test]
-        parts = [self.recordings(split).assign(split=split) for split in names]
-        text = pa.schema(dict.fromkeys(("id", "label", "group", "split"), pa.string()))
+        parts = [self.recordings(split).assign(split=split, clip_hash=self.clip_hashes(split)) for split in names]
+        text = pa.schema(dict.fromkeys(("id", "label", "group", "split", "clip_hash"), pa.string()))
         return pa.Table.from_pandas(pd.concat(parts), text, preserve_index=False)
 
     def dataset_sha256(self) -> str:

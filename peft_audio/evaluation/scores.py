@@ -204,6 +204,7 @@ def print_scores(
     unseen: Sequence[str],
     skipped: Sequence[tuple[str, str]],
     console: Console,
+    parts: Mapping[str, Scores],
 ) -> None:
     """Print scores as tables.
 
@@ -213,6 +214,7 @@ def print_scores(
         unseen: labels that do not occur.
         skipped: clips that were left out, with the reason.
         console: console that prints.
+        parts: scores of parts of the recordings by the name of the part, such as those that were trained on.
     """
 
     def say(line: str) -> None:
@@ -223,6 +225,8 @@ def print_scores(
     if unseen:
         say(f"labels of the adapter that do not occur: {', '.join(unseen)}")
     console.print(_summary(scores))
+    if parts:
+        console.print(_parts(parts))
     console.print(_classes(scores, unseen))
     if len(scores.labels) <= MOST_LABELS_IN_MATRIX:
         console.print(_matrix(scores))
@@ -245,6 +249,16 @@ def _summary(scores: Scores) -> Table:
     table.add_row("negative log-likelihood", f"{scores.negative_log_likelihood:.3f}")
     table.add_row("Brier score", f"{scores.brier_score:.3f} (0 is best, 2 worst)")
     table.add_row("expected calibration error", f"{scores.expected_calibration_error:.3f}")
+    return table
+
+
+def _parts(parts: Mapping[str, Scores]) -> Table:
+    table = Table()
+    for name in ("clips", "recordings", "accuracy", "95% interval", "macro-F1"):
+        table.add_column(name, justify="left" if name == "clips" else "right")
+    for name, part in parts.items():
+        span = f"{part.accuracy_low:.3f} to {part.accuracy_high:.3f}"
+        table.add_row(name, f"{part.recordings:,}", f"{part.accuracy:.3f}", span, f"{part.macro_f1:.3f}")
     return table
 
 

@@ -1,14 +1,16 @@
-"""What an adapter is worth on recordings with labels: heard as its own run's evaluation would hear them."""
+"""Evaluate an adapter on recordings with labels, read as in the evaluation of its own run."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset
 from rich.console import Console
@@ -30,6 +32,7 @@ from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
 from peft_audio.evaluation.scores import Scores, score
+from peft_audio.inference.own_run import OwnRun, Seen, own_run, read_as_in_run, seen_clips
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 from peft_audio.training.tracking import progress_bar
@@ -37,22 +40,29 @@ from peft_audio.training.tracking import progress_bar
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an adapter said of recordings, and how good that is.
+    """What an adapter answered on recordings with labels, and how good that is.
 
     Attributes:
-        scores: How good it is.
-        evaluation: What was said, in the order of `recordings`.
+        scores: Scores on all recordings.
+        seen_scores: Scores on the recordings that it was trained or validated on; None if there are none, or that is
+            not recorded.
+        unseen_scores: Scores on the other recordings; None if there are none, or that is not recorded.
+        seen: Which recordings those are; None if that is not recorded.
+        evaluation: Logits, in the order of `recordings`.
         recordings: `id`, `label` (text) and `group` of each.
         split: Which part of the source: train, validation, test or all.
-        labels: Of the adapter, in the order of the logits.
+        labels: Labels of the adapter, in the order of the logits.
         unseen: Labels of the adapter that do not occur.
         skipped: Clips that cannot be used, with the reason.
-        notes: What was decided, to be told.
+        notes: What was decided, for people.
         revision: The commit of a Hub dataset.
-        task: what the adapter answers.
+        task: What the adapter answers.
     """
 
     scores: Scores
+    seen_scores: Scores | None
+    unseen_scores: Scores | None
+    seen: Seen | None
     evaluation: Evaluation
     recordings: pd.DataFrame
     split: str
@@ -63,72 +73,120 @@ class Judgement:
     revision: str | None
     task: Task
 
+    @property
+    def parts(self) -> dict[str, Scores]:
+        """Return the scores of the seen and of the unseen recordings, by the name of the part, if there are both."""
+        if self.seen_scores is None or self.unseen_scores is None:
+            return {}
+        return {"trained or validated on": self.seen_scores, "new": self.unseen_scores}
+
     def as_json(self) -> dict[str, Any]:
-        """All but the single recordings, as plain values."""
+        """Return all but the single recordings, as plain values."""
         told = {name: getattr(self, name) for name in ("split", "unseen", "skipped", "notes", "revision")}
+        parts = {"seen_clips": self.seen_scores, "unseen_clips": self.unseen_scores}
+        told |= {name: None if part is None else asdict(part) for name, part in parts.items()}
+        told |= {"seen_known_from": self.seen.source if self.seen else None}
+        told |= {"seen_false_alarms": self.seen.false_alarms if self.seen else None}
         return told | asdict(self.scores)
 
 
 def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None, batch_size: int = 16) -> Judgement:
-    """Hold what an adapter says against the labels of a source.
+    """Compare the answers of an adapter with the labels of a source.
+
+    An adapter in the folder of its run is evaluated with the splits of that run, where the source holds the same clips.
 
     Args:
-        adapter: What `load_adapter` gives.
-        cfg: The source, and how it is divided. What it says of how recordings are heard must be what the adapter's
-            record says. Of unusable clips, none stops it; they are left out. `max_seconds`, `on_bad_clip` and
-            `max_bad_share` are ignored, as are settings that affect cost alone.
-        split: train, validation, test, or all; when not given, the source's own test split, or all of a source that is
-            not divided.
+        adapter: What `load_adapter` returns.
+        cfg: The source, and how it is divided. The length that is read of each recording must be what the adapter's
+            record says. Clips that cannot be used are left out. `max_seconds`, `on_bad_clip` and `max_bad_share` are
+            ignored, as are settings that affect cost alone.
+        split: train, validation, test, or all; when not given, the test split of the source or of the adapter's run, or
+            all of a source that is not divided.
         batch_size: Clips that run through the model at once, at most.
 
     Raises:
         UserError: The source cannot be used, has labels that the adapter does not know, or has no such split.
     """
     _refuse_others(cfg, adapter.record.crop)
-    cfg = pin_revision(cfg, None)
-    collection = find_clips(cfg)
-    unknown = sorted(set(collection.labels) - set(adapter.labels))
-    if unknown:
-        raise UserError(
-            f"--data.source: {cfg.source} has labels that the adapter does not know: {listed(unknown, 10)}. It knows "
-            f"{listed(adapter.labels, 20)}. Rename them, or leave those clips out."
-        )
+    run = own_run(adapter.folder, adapter.record)
+    cfg = pin_revision(read_as_in_run(cfg, run), None)
+    collection = find_clips(cfg, least_labels=1)
+    _refuse_unknown_labels(collection.labels, adapter.labels, cfg.source)
     clips = scan(collection, quiet=not sys.stderr.isatty())
     bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
         raise UserError(f"--data.source: none of the {len(clips)} clips of {cfg.source} can be used; peft-audio check.")
-    chosen, name, note = _choose(good, cfg, split)
+    chosen, name, notes = _choose(good, cfg, split, run)
     crop = adapter.record.crop
     windows = cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds"))
     rows = to_rows(windows, adapter.labels, name, adapter.task)
     evaluation = _hear(adapter, rows, collection, batch_size)
     recordings = recordings_of(rows, adapter.labels, adapter.task)
-    scores = score(
-        adapter.task,
-        evaluation.logits,
-        evaluation.labels,
-        adapter.labels,
-        evaluation.metrics,
-        list(recordings["group"]),
-    )
-    notes = [*collection.notes, note]
+    seen = seen_clips(chosen.set_index("id", drop=False).loc[list(recordings["id"])], adapter.folder, run)
+
+    def scores(which: np.ndarray) -> Scores | None:
+        logits, targets = evaluation.logits[which], evaluation.labels[which]
+        if not len(targets):
+            return None
+        metrics = adapter.task.measure(logits, targets)
+        return score(adapter.task, logits, targets, adapter.labels, metrics, list(recordings["group"][which]))
+
+    whole = scores(np.ones(len(recordings), bool))
+    assert whole is not None
     long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
     if long:
         notes.append(f"{long} are longer than the {crop['evaluation_seconds']:g} s that the adapter hears of them")
+    notes += _notes_on_seen(seen, name)
     occur = set(chosen["label"])
     where = bad["path"].where(bad["path"] != "", bad["id"])
     return Judgement(
-        scores=scores,
+        scores=whole,
+        seen_scores=scores(seen.clips) if seen else None,
+        unseen_scores=scores(~seen.clips) if seen else None,
+        seen=seen,
         evaluation=evaluation,
         recordings=recordings,
         split=name,
         labels=adapter.labels,
         unseen=tuple(label for label in adapter.labels if label not in occur),
         skipped=tuple(zip(where, bad["error"], strict=True)),
-        notes=tuple(notes),
+        notes=(*collection.notes, *notes),
         revision=collection.revision,
         task=adapter.task,
     )
+
+
+def _refuse_unknown_labels(labels: Sequence[str], known: Sequence[str], source: str) -> None:
+    unknown = [label for label in labels if label not in known]
+    if not unknown:
+        return
+    # Labels that differ by case alone are the closest.
+    by_case = {name.casefold(): name for name in known}
+    meant = []
+    for label in unknown:
+        near = get_close_matches(label.casefold(), list(by_case), 1)
+        meant.append(f"{label} (did you mean {by_case[near[0]]}?)" if near else label)
+    raise UserError(
+        f"--data.source: {source} has labels that the adapter does not know: {listed(meant, 10)}. It knows "
+        f"{listed(known, 20)}. Rename them, or leave those clips out."
+    )
+
+
+def _notes_on_seen(seen: Seen | None, split: str) -> list[str]:
+    """Describe how many clips the adapter was trained or validated on."""
+    if seen is None:
+        advice = "" if split == "test" else ": give --split test with the --data settings of its run"
+        return [
+            f"the adapter does not record which clips it was trained on; if some are among these, the scores are too "
+            f"high{advice}"
+        ]
+    count, total = int(seen.clips.sum()), len(seen.clips)
+    rate = f" (about {seen.false_alarms:.0%} of new clips are taken for these)" if seen.false_alarms else ""
+    if not count:
+        return [f"none of these clips is among those that the adapter was trained or validated on{rate}"]
+    what = f"{count} of these {total} clips" if count < total else f"all of these {total} clips"
+    text = f"the adapter was trained or validated on {what}{rate}: their scores do not hold for new recordings"
+    return [text if split in ("train", "validation") else f"warning: {text}"]
 
 
 def _refuse_others(cfg: DataConfig, crop: dict[str, float]) -> None:
@@ -146,26 +204,59 @@ def _refuse_others(cfg: DataConfig, crop: dict[str, float]) -> None:
             )
 
 
-def _choose(clips: pd.DataFrame, cfg: DataConfig, split: str | None) -> tuple[pd.DataFrame, str, str]:
-    """The clips of a split, its name, and in words which they are."""
+def _choose(
+    clips: pd.DataFrame, cfg: DataConfig, split: str | None, run: OwnRun | None
+) -> tuple[pd.DataFrame, str, list[str]]:
+    """Return the clips of a split, its name, and notes on which they are."""
+    notes: list[str] = []
+    if run is not None and cfg.splits_file is None:
+        made = run.divide(clips)
+        if (made["split"] != "").any():
+            return _choose_of_run(made, cfg, split, run)
+        notes.append(
+            f"{cfg.source} is another collection than that of the run in {run.folder}: none of its {len(clips)} clips "
+            "is in the splits of the run"
+        )
     own = set(clips["split"]) - {""}
     divided = bool(own) or cfg.fold is not None
     split = split or ("test" if divided else "all")
     if split == "all":
-        note = f"all {len(clips)} clips of {cfg.source}"
-        if not divided:
-            note += ", which has no splits of its own. If the adapter learned from it, some of them are no test: give "
-            note += "--split test then, with the --data settings of its run"
-        return clips, split, note
-    made = split not in own or cfg.fold is not None
-    if made:
+        undivided = "" if divided else ", which has no splits of its own"
+        return clips, split, [*notes, f"all {len(clips)} clips of {cfg.source}{undivided}"]
+    made_here = split not in own or cfg.fold is not None
+    if made_here:
         clips = divide(clips, cfg)
+    whose = (
+        "made as a run with these settings makes it" if made_here else f"as {cfg.splits_file or 'the source'} has it"
+    )
+    chosen = _of_split(clips, split, cfg.source)
+    return chosen, split, [*notes, f"the {split} split of {cfg.source}, {whose}: {len(chosen)} clips"]
+
+
+def _choose_of_run(
+    clips: pd.DataFrame, cfg: DataConfig, split: str | None, run: OwnRun
+) -> tuple[pd.DataFrame, str, list[str]]:
+    """Return the clips that are in a split of the adapter's own run."""
+    notes = [f"{text}; the splits of the run are used" for text in run.contradictions(cfg)]
+    known = int((clips["split"] != "").sum())
+    if not run.hashed:
+        notes.append(f"{run.folder / 'splits.parquet'} holds no hashes: its clips were found by their names")
+    if known < len(clips):
+        notes.append(f"{known} of {len(clips)} clips of {cfg.source} are in the splits of the run in {run.folder}")
+    split = split or ("test" if run.holds_whole("test", clips) else "all")
+    if split == "all":
+        return clips, split, [*notes, f"all {len(clips)} clips of {cfg.source}"]
+    chosen = _of_split(clips, split, cfg.source)
+    whose = f"as the run in {run.folder} divided it"
+    return chosen, split, [*notes, f"the {split} split of {cfg.source}, {whose}: {len(chosen)} clips"]
+
+
+def _of_split(clips: pd.DataFrame, split: str, source: str) -> pd.DataFrame:
     chosen = clips[clips["split"] == split]
     if chosen.empty:
         has = listed([name for name in SPLITS if (clips["split"] == name).any()])
-        raise UserError(f"--split: got {split}, but {cfg.source} has no such clips that can be used; it has {has}.")
-    whose = "made as a run with these settings makes it" if made else f"as {cfg.splits_file or 'the source'} has it"
-    return chosen, split, f"the {split} split of {cfg.source}, {whose}: {len(chosen)} clips"
+        raise UserError(f"--split: got {split}, but {source} has no such clips that can be used; it has {has}.")
+    return chosen
 
 
 def _hear(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_size: int) -> Evaluation:

@@ -13,15 +13,15 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
-from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, read_object
+from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, TRAINED_CLIPS, read_object
 from peft_audio.adapters.hub import ADAPTER_FILES, WHOLE_FILES, is_hub_id
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import BUNDLED_ENCODER, identify_base, load_classifier, pin_base
 from peft_audio.errors import UserError, first_line
-from peft_audio.files import read_json
 from peft_audio.publish.model_card import model_card
+from peft_audio.runs.finished import made_adapter
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def push_adapter(
     comparison: Path | None = None,
     license: str = "",
     dry_run: bool = False,
+    trained_clips: bool = True,
 ) -> Pushed:
     """Push an adapter, or a whole model, to the Hub in one commit, after it has reproduced its recorded logits.
 
@@ -61,6 +62,7 @@ def push_adapter(
         comparison: Folder with `comparison.md`; its tables are added to the card.
         license: Hub id of the licence.
         dry_run: Send nothing and do not contact the repository.
+        trained_clips: Send `trained_clips.bin`, the hashes of the clips that it was trained on, where it has them.
 
     Raises:
         UserError: It was not made by this package, is broken, its base is not on the Hub, or the Hub refuses it.
@@ -75,7 +77,7 @@ def push_adapter(
     with tempfile.TemporaryDirectory(prefix="peft_audio_push_") as temporary:
         staged = Path(temporary)
         card = model_card(record, repository, run, comparison, license)
-        _stage(folder, staged, record, card)
+        _stage(folder, staged, record, card, trained_clips)
         files = tuple((path.name, path.stat().st_size) for path in sorted(staged.iterdir()))
         if dry_run:
             return Pushed(files)
@@ -116,18 +118,17 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
 
 def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
     """Return the folder of the run that made an adapter, if the adapter is in it."""
-    run = folder.resolve().parent
-    if not (run / "report.json").is_file():
-        return None
-    report = read_json(run / "report.json")
-    if report.get("strategy") != record.strategy or any(report.get(name) != v for name, v in record.metrics.items()):
-        raise UserError(f"{folder} stands in the folder of another run, {run}; move it to a place of its own first.")
+    run = made_adapter(folder, record)
+    if run is None and (folder.resolve().parent / "report.json").is_file():
+        where = folder.resolve().parent
+        raise UserError(f"{folder} stands in the folder of another run, {where}; move it to a place of its own first.")
     return run
 
 
-def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str) -> None:
+def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str, trained_clips: bool) -> None:
     """Copy the files to push; they contain no path of this machine."""
-    for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES)):
+    clips = [TRAINED_CLIPS] if trained_clips and (folder / TRAINED_CLIPS).exists() else []
+    for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES), *clips):
         source = folder / name
         if source.is_symlink() or not source.is_file():
             raise UserError(f"{source} is not a file; an adapter is sent whole or not at all. Save it again.")
@@ -145,6 +146,8 @@ def _send(
     staged: Path, repository: str, private: bool, record: AdapterRecord, files: tuple[tuple[str, int], ...]
 ) -> Pushed:
     api = HfApi()
+    # The hashes of an adapter that was pushed there before are not those of this one.
+    stale = {TRAINED_CLIPS} - {name for name, _ in files}
     with _refused_in_words(repository):
         _check_repository(api, repository, private, record)
         api.create_repo(repository, private=private, exist_ok=True)
@@ -153,7 +156,7 @@ def _send(
             folder_path=staged,
             allow_patterns=[name for name, _ in files],
             # Files of a whole model beside those of an adapter would be loaded instead of it, and the other way round.
-            delete_patterns=list(ADAPTER_FILES if record.whole else WHOLE_FILES),
+            delete_patterns=[*(ADAPTER_FILES if record.whole else WHOLE_FILES), *stale],
             commit_message=f"{record.strategy}, trained with peft-audio {record.versions['peft-audio']}",
         )
     return Pushed(files, done.commit_url, done.oid)

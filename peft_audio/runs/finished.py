@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from peft_audio.adapters.record import AdapterRecord
 from peft_audio.config import dotted, settings_per_run
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
@@ -112,6 +113,14 @@ def read_run(folder: Path) -> Finished:
     control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
     other_cpus = start.get("other_cpus") if start.get("busy") else None
     return Finished(folder, arm, final, report, settings, start.get("alone", False), control, other_cpus)
+
+
+def made_adapter(folder: Path, record: AdapterRecord) -> Path | None:
+    """Return the folder of the run that made an adapter, if the adapter is in it; None if another run is there."""
+    run = folder.resolve().parent
+    report = read_json(run / "report.json")
+    fits = report.get("strategy") == record.strategy and all(report.get(k) == v for k, v in record.metrics.items())
+    return run if fits else None
 
 
 def named(runs: Sequence[Finished]) -> list[Finished]:

@@ -59,7 +59,7 @@ def test_what_a_resumed_run_may_change_is_as_before() -> None:
     assert set(free_settings()) == {
         *("train.output_dir", "train.overwrite", "train.resume", "train.log_with", "train.verify_adapter"),
         *("train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.keep_checkpoints"),
-        *("data.num_workers", "prefix_cache.folder", "prefix_cache.max_gigabytes"),
+        *("train.record_clips", "data.num_workers", "prefix_cache.folder", "prefix_cache.max_gigabytes"),
     }
 
 
@@ -72,6 +72,7 @@ def test_what_may_differ_between_runs_of_one_arm_is_as_before() -> None:
     # No figure depends on when checkpoints are written: runs that differ in that alone are of one arm.
     added = {
         *("train.resume", "train.checkpoint_every_steps", "train.checkpoint_every_minutes", "train.keep_checkpoints"),
+        "train.record_clips",
     }
     assert set(settings_per_run()) == before | added
 

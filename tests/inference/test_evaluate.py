@@ -74,10 +74,15 @@ def test_figures_are_those_of_the_adapters_own_run(
     monkeypatch.undo()
     assert main(call) == 1
     out = capsys.readouterr().out
-    assert "all 30 clips" in out and "--split test" in out and "broken.wav is not audio" in out
+    assert (
+        "all 30 clips" in out
+        and "does not record which clips" in out
+        and "--split test" in out
+        and "broken.wav is not audio" in out
+    )
     assert main([*call, "--split", "train", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["recordings"] == len(splits.recordings("train")) and told["notes"][-1].startswith("the train split")
+    assert told["recordings"] == len(splits.recordings("train")) and told["notes"][-2].startswith("the train split")
     check_settings(call, found["negative_log_likelihood"], capsys)
     (source / "low").rename(source / "deep")
     assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err

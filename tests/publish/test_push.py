@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from sklearn.metrics import confusion_matrix
 from peft_audio.adapters.hub import ADAPTER_FILES, COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
+from peft_audio.adapters.trained_clips import write_trained_clips
 from peft_audio.cli import main
 from peft_audio.config import DataConfig, to_yaml
 from peft_audio.publish.model_card import model_card
@@ -110,6 +112,8 @@ print(json.dumps(found))
 def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     made = describe(tiny_base, PRODUCTS["full"])
     model = save_adapter(tmp_path / "run", made.model, made.trained, made.extractor, made.record, verify=False)
+    adapter_dir = Path(shutil.copytree(adapter_dir, tmp_path / "adapter"))
+    write_trained_clips(adapter_dir, ["0123456789abcdef"])
     push = ["push", str(adapter_dir), NAME]
     from_hub = [*push, "--base-id", BASE]
     other = ["push", str(adapter_dir), "me/more", "--base-id", BASE]
@@ -121,15 +125,17 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     for i, label in enumerate("abcabc"):
         write_tone(tmp_path / "tones" / label / f"{i}.wav", 300 * (1 + i))
     named = [["export", NAME, str(tmp_path / "onnx"), "--onnx"], ["evaluate", NAME, str(tmp_path / "tones")]]
-    commands += [from_hub, from_hub, *named, *more, "forget the token", other]
+    commands += [from_hub, from_hub, *named, *more, [*from_hub, "--dry-run", "--without-trained-clips"]]
+    commands += ["forget the token", other]
     hub.drops = 6
     done = python(hub, tmp_path, "-c", COMMANDS, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 0, 0, 2, 0, 2, 2], answers
-    listed, local, name, missing, dropped, _, exported, evaluated, public, _, foreign, locked = answers
+    assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 0, 0, 2, 0, 2, 0, 2], answers
+    listed, local, name, missing, dropped, _, exported, evaluated, public, _, foreign, without, locked = answers
     assert "got the recorded logits" in exported[1] and "of 6 recordings" in evaluated[1]
-    assert listed[0] == 0 and set(re.findall(r"bytes  (\S+)", listed[1])) == SENT
+    assert listed[0] == 0 and set(re.findall(r"bytes  (\S+)", listed[1])) == SENT | {"trained_clips.bin"}
+    assert set(re.findall(r"bytes  (\S+)", without[1])) == SENT
     assert "is a folder of this machine, which nobody else has" in local[2]
     assert "ORG/NAME: got pitch" in name[2] and "org/other cannot be loaded" in missing[2]
     assert f"{NAME}: the files were not sent" in dropped[2] and "hf auth login" in locked[2]
@@ -138,7 +144,7 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     # The whole model took the adapter's place; nothing of that is left beside it.
     *_, adapter, model = hub.models[NAME].commits.values()
     assert len(hub.models[NAME].commits) == 3 and "me/more" not in hub.models
-    assert {path.name for path in adapter.iterdir()} == SENT | {".gitattributes"}
+    assert {path.name for path in adapter.iterdir()} == SENT | {".gitattributes", "trained_clips.bin"}
     assert {path.name for path in model.iterdir()} == {*WHOLE_FILES, *COMMON_FILES, ".gitattributes"}
     card = ModelCard((model / "README.md").read_text(encoding="utf-8"))
     assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")

@@ -1,0 +1,153 @@
+"""Adapters that know their own run: its splits are used, and clips that they were trained on are scored apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.tones import write_tone
+
+from peft_audio import DataConfig, HeadOnlyRecipe, ModelConfig, TrainConfig, fine_tune
+from peft_audio.adapters.trained_clips import (
+    encode_trained_clips,
+    read_trained_clips,
+    write_trained_clips,
+)
+from peft_audio.cli import main
+from peft_audio.errors import UserError
+
+PATTERN = r"^(s\d+)_"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 8 speakers with 6 clips each, divided by speaker; `clips` beside it is its source."""
+    root = tmp_path_factory.mktemp("grouped")
+    for i in range(48):
+        label = ("low", "high")[i % 2]
+        write_tone(root / "clips" / label / f"s{i // 6}_{i}.wav", 300 + 900 * (i % 2), 0.3 + 0.01 * i, seed=i)
+    data = DataConfig(source=str(root / "clips"), group_pattern=PATTERN, test_share=0.3)
+    train = TrainConfig(
+        output_dir=str(root / "run"), epochs=1, batch_size=8, mixed_precision="no", verify_adapter=False
+    )
+    fine_tune(HeadOnlyRecipe(data=data, model=ModelConfig(name=str(tiny_base)), train=train))
+    return root / "run"
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], adapter: Path, source: Path, *flags: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["evaluate", str(adapter), str(source), *flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_splits_of_the_run_are_used_without_its_flags(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads((run / "report.json").read_text())
+    for flags in ([], ["--split", "test"], ["--split", "test", "--data.group_pattern", "_(.)"]):
+        found = evaluated(capsys, run / "adapter", run.parent / "clips", *flags)
+        assert (found["split"], found["recordings"]) == ("test", report["test_clips"])
+        assert found["accuracy"] == pytest.approx(report["test_accuracy"])
+        assert found["seen_clips"] is None and found["unseen_clips"]["recordings"] == report["test_clips"]
+        told = "\n".join(found["notes"])
+        assert f"as the run in {run} divided it" in told and "none of these clips is among those" in told
+        contradicted = f"--data.group_pattern: got '_(.)', but the run used {PATTERN!r}; the splits of the run are used"
+        assert (contradicted in told) == ("--data.group_pattern" in flags)
+        assert found["groups"] > 1
+
+
+def test_an_adapter_elsewhere_scores_its_training_clips_apart(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The split that is made without groups holds clips that were trained on; renamed copies count as well."""
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    source = Path(shutil.copytree(run.parent / "clips", tmp_path / "renamed"))
+    for path in sorted(source.rglob("*.wav")):
+        path.rename(path.with_name(f"x{path.name}"))
+    found = evaluated(
+        capsys, adapter, source, "--split", "test", "--data.test_share", "0.4", "--out", str(tmp_path / "o")
+    )
+    chosen = pd.read_parquet(tmp_path / "o" / "predictions.parquet")["id"]
+    made = pd.read_parquet(run / "splits.parquet").set_index("id")["split"]
+    learned = sum(made[name.replace("/x", "/")] != "test" for name in chosen)
+    assert 0 < learned < len(chosen)
+    assert found["seen_known_from"] == "trained_clips.bin" and found["seen_false_alarms"] == 0
+    assert found["seen_clips"]["recordings"] == learned
+    assert found["unseen_clips"]["recordings"] == len(chosen) - learned == found["recordings"] - learned
+    both = (found[name]["accuracy"] * found[name]["recordings"] for name in ("seen_clips", "unseen_clips"))
+    assert sum(both) == pytest.approx(found["accuracy"] * found["recordings"])
+    told = f"warning: the adapter was trained or validated on {learned} of these {len(chosen)} clips"
+    assert any(note.startswith(told) for note in found["notes"])
+    assert main(["evaluate", str(adapter), str(source), "--split", "test"]) == 0
+    assert "trained or validated on" in capsys.readouterr().out
+
+
+def test_other_and_mixed_collections_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(8):
+        write_tone(tmp_path / "new" / ("low", "high")[i % 2] / f"n{i}.wav", 300 + 900 * (i % 2), 0.4, seed=500 + i)
+    found = evaluated(capsys, run / "adapter", tmp_path / "new")
+    assert found["recordings"] == 8 and found["seen_clips"] is None
+    assert any("new is another collection than that of the run in" in note for note in found["notes"])
+    made = pd.read_parquet(run / "splits.parquet")
+    some = made[made["split"] != "test"]["id"].iloc[::8]
+    for name in some:
+        shutil.copy(run.parent / "clips" / name, tmp_path / "new" / name)
+    found = evaluated(capsys, run / "adapter", tmp_path / "new")
+    assert (found["split"], found["recordings"]) == ("all", 8 + len(some))
+    assert (found["seen_clips"]["recordings"], found["unseen_clips"]["recordings"]) == (len(some), 8)
+    assert any(note.startswith(f"{len(some)} of {8 + len(some)} clips of") for note in found["notes"])
+
+
+def test_segments_of_a_trained_recording_are_known(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of a recording that was trained on as a whole; the adapter has no run beside it."""
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    made = pd.read_parquet(run / "splits.parquet")
+    rows = pd.concat([made[made["split"] == "train"].head(3), made[made["split"] == "test"].head(3)])
+    paths = [str(run.parent / "clips" / name) for name in rows["id"]]
+    table = pd.DataFrame({"path": paths, "label": rows["label"], "start_seconds": 0.0, "end_seconds": 0.2})
+    table.to_csv(tmp_path / "parts.csv", index=False)
+    found = evaluated(capsys, adapter, tmp_path / "parts.csv")
+    assert (found["seen_clips"]["recordings"], found["unseen_clips"]["recordings"]) == (3, 3)
+
+
+def test_one_label_and_unknown_labels(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run.parent / "clips" / "low", tmp_path / "only" / "low")
+    found = evaluated(capsys, run / "adapter", tmp_path / "only", "--split", "all")
+    assert found["unseen"] == ["high"] and found["recordings"] == 24
+    (tmp_path / "only" / "low").rename(tmp_path / "only" / "Lows")
+    assert main(["evaluate", str(run / "adapter"), str(tmp_path / "only")]) == 2
+    assert "Lows (did you mean low?)" in capsys.readouterr().err
+
+
+def clip_hashes(first: int, count: int) -> list[str]:
+    return [hashlib.sha256(str(i).encode()).hexdigest()[:16] for i in range(first, first + count)]
+
+
+def test_lists_are_exact_and_filters_take_one_clip_in_a_hundred_for_another(tmp_path: Path) -> None:
+    known, others = clip_hashes(0, 20_000), clip_hashes(1_000_000, 50_000)
+    write_trained_clips(tmp_path, known)
+    exact = read_trained_clips(tmp_path)
+    assert exact is not None and exact.clips == 20_000 and exact.false_alarms == 0
+    assert exact.holds(known).all() and not exact.holds(others).any()
+    packed = encode_trained_clips(known, largest_list=1000)
+    assert len(packed) < 25_000 < (tmp_path / "trained_clips.bin").stat().st_size
+    (tmp_path / "trained_clips.bin").write_bytes(packed)
+    bloom = read_trained_clips(tmp_path)
+    assert bloom is not None and bloom.clips == 20_000 and bloom.holds(known).all()
+    assert 0.008 < bloom.holds(others).mean() < 0.012 and bloom.false_alarms == 0.01
+    # 64,000 clips are the most that a list of 512 kB holds.
+    assert len(encode_trained_clips(clip_hashes(0, 64_100))) < 100_000
+    for damaged in (packed[:-1], b"other" + packed, packed[:10]):
+        (tmp_path / "trained_clips.bin").write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            read_trained_clips(tmp_path)
+    newer = packed[:8] + np.uint32(2).tobytes() + packed[12:]
+    (tmp_path / "trained_clips.bin").write_bytes(newer)
+    with pytest.raises(UserError, match="format version 2, expected 1 or less"):
+        read_trained_clips(tmp_path)
