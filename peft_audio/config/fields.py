@@ -11,7 +11,7 @@ from peft_audio.errors import require
 
 # In the order of a run: a stage can change only what comes after it.
 Stage = Literal["splits", "input", "encoder", "training", "evaluation", "cost", "output"]
-Mark = Literal["per_run", "decided_by_comparison", "equal_between_arms", "show_on_card"]
+Mark = Literal["per_run", "decided_by_comparison", "equal_between_arms", "show_on_card", "divides"]
 SourceKind = Literal["bundled", "folder", "manifest", "hub", "stream"]
 # "stream" is a Hub dataset with `data.streaming`.
 ALL_SOURCES: tuple[SourceKind, ...] = ("bundled", "folder", "manifest", "hub", "stream")
@@ -50,6 +50,7 @@ class Setting:
         marks: "per_run": it can differ between the runs of one arm of a comparison. "decided_by_comparison": a
             comparison sets it for each run, so its shared settings and its arms leave it out. "equal_between_arms":
             arms that differ in it are not ranked. "show_on_card": model cards list its value.
+            "divides": the split of a clip can depend on it.
         source_kinds: The kinds of source that it applies to.
         takes: The range of its values, one of `RANGES`; None where the type says all.
     """
@@ -63,6 +64,16 @@ class Setting:
     def changes_figures(self) -> bool:
         """Whether a figure of the report can depend on it, apart from costs."""
         return self.stage not in ("cost", "output")
+
+    @property
+    def divides(self) -> bool:
+        """Whether the split of a clip can depend on it."""
+        return "divides" in self.marks
+
+    @property
+    def names_parts(self) -> bool:
+        """Whether it names parts of some kinds of source, such as columns, to read them."""
+        return self.stage == "splits" and not self.divides and self.source_kinds != ALL_SOURCES
 
 
 def setting(

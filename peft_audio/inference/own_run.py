@@ -15,16 +15,11 @@ import yaml
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.adapters.trained_clips import FALSE_ALARMS, read_trained_clips
 from peft_audio.config import DataConfig, dotted
-from peft_audio.config.fields import changed_fields
+from peft_audio.config.fields import changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, clip_hash
 from peft_audio.data.manifest import MANIFEST_SUFFIXES
 from peft_audio.files import expanded
 from peft_audio.runs.finished import made_adapter
-
-# Settings by which a source is read, whichever clips are meant.
-READING = ("revision", "config_name", "split_names", "audio_column", "label_column")
-# Settings that decide which split a clip is in.
-DIVIDING = ("group_column", "group_pattern", "fold", "num_folds", "split_seed", "validation_share", "test_share")
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,8 @@ class OwnRun:
 
     def contradictions(self, cfg: DataConfig) -> list[str]:
         """Describe each given setting by which the run would have divided its clips in another way."""
-        given = {name: value for name, value in changed_fields(cfg).items() if name in DIVIDING}
+        changed = changed_fields(cfg)
+        given = {name: changed[name] for name, about in settings_of(cfg).items() if name in changed and about.divides}
         made = {name: self.settings.get(f"data.{name}") for name in given}
         return [
             f"--data.{name}: got {value!r}, but the run used {made[name] if made[name] is not None else 'none'!r}"
@@ -102,7 +98,11 @@ def read_as_in_run(cfg: DataConfig, run: OwnRun | None) -> DataConfig:
     """Return the settings with the columns and names by which the run read the same source, where none are given."""
     if run is None or not _same_source(cfg.source, str(run.settings.get("data.source", ""))):
         return cfg
-    made = {name: run.settings.get(f"data.{name}") for name in READING if name not in changed_fields(cfg)}
+    made = {
+        name: run.settings.get(f"data.{name}")
+        for name, about in settings_of(cfg).items()
+        if about.names_parts and name not in changed_fields(cfg)
+    }
     return replace(cfg, **{name: value for name, value in made.items() if value is not None})
 
 
