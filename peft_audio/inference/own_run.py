@@ -17,7 +17,7 @@ from peft_audio.adapters.trained_clips import FALSE_ALARMS, read_trained_clips
 from peft_audio.config import DataConfig, dotted
 from peft_audio.config.fields import changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, clip_hash
-from peft_audio.data.manifest import MANIFEST_SUFFIXES
+from peft_audio.data.tables import MANIFEST_SUFFIXES
 from peft_audio.files import expanded
 from peft_audio.runs.finished import made_adapter
 
