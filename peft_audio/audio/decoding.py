@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import platform
 import re
 import stat
+import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
 from peft_audio.audio import pyav
-from peft_audio.audio.pyav import PYAV_SUFFIXES, AudioError, AudioInfo, open_bytes
+from peft_audio.audio.pyav import PYAV_SUFFIXES, AudioError, AudioInfo, Recording, open_bytes
 
 AUDIO_SUFFIXES = PYAV_SUFFIXES | {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
 LOWEST_RATE, HIGHEST_RATE, ALLOWED_RATES = 4_000, 192_000, "4,000 to 192,000 Hz"
@@ -27,6 +33,52 @@ ONE_READ_SECONDS = 3600.0  # soundfile seeks between reads, where MP3 and Opus t
 LARGEST_OGG_PAGE = 65_307
 # Who writes to a pipe cannot know the size, and leaves about the largest that fits (sox: 0x7FFFF000 bytes).
 UNKNOWN_BYTES, UNKNOWN_FRAMES = 0x7FFF0000, 2**62
+WAV_FORMATS = ("WAV", "WAVEX")
+
+
+class _QuietStderr:
+    """Discard what C code prints to `stderr` while MP3 is decoded.
+
+    libmpg123 prints about damaged frames without naming the file, and libsndfile has no setting for it. Only the
+    variable `stderr` of the C library is exchanged: file descriptor 2, which Python writes to, stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.variable: Any = None
+        name = {"Linux": "stderr", "Darwin": "__stderrp"}.get(platform.system())
+        # In other C libraries the variable is constant.
+        if name and (name != "stderr" or platform.libc_ver()[0] == "glibc"):
+            library = ctypes.CDLL(None)
+            library.fopen.restype = ctypes.c_void_p
+            self.discard = library.fopen(os.devnull.encode(), b"w")
+            self.variable = ctypes.c_void_p.in_dll(library, name)
+            self.usual = self.variable.value
+            # Another thread may hold the lock while a process forks.
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.variable.value = self.usual
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self.variable is None:
+            yield
+            return
+        with self.lock:
+            self.users += 1
+            self.variable.value = self.discard
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.variable.value = self.usual
+
+
+quiet_mpg123 = _QuietStderr()
 
 
 def read_info(source: Path | bytes) -> AudioInfo:
@@ -41,7 +93,9 @@ def read_info(source: Path | bytes) -> AudioInfo:
     with _opened(source) as (sound, info):
         if info.num_frames < 1:
             raise AudioError("holds no samples", "empty")
-        return replace(info, cut_off=sound is not None and _is_cut_off(sound, source))
+        if sound is None:
+            return info
+        return replace(info, cut_off=_is_cut_off(sound, source), unfinished=_is_unfinished(sound))
 
 
 def read_blocks(
@@ -92,6 +146,8 @@ def load_audio(
     if rate == sampling_rate:
         return waveform
     resampled = soxr.resample(waveform, rate, sampling_rate)
+    if not np.isfinite(resampled).all():  # sums of samples of a damaged file
+        raise AudioError("holds samples that are NaN or infinite once resampled", "NaN or infinite samples")
     return resampled if resampled.size else waveform[:1]  # a few samples can be shortened to none
 
 
@@ -129,8 +185,13 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
         _check_there(source)
     elif not source:
         raise AudioError("is empty (0 bytes)", "empty")
+    file = open_bytes(source) if isinstance(source, bytes) else None
     try:
-        sound = soundfile.SoundFile(open_bytes(source) if isinstance(source, bytes) else source)
+        with quiet_mpg123():
+            sound = soundfile.SoundFile(file or source)
+            if sound.frames == 0 and sound.format in WAV_FORMATS and (patched := _with_length(source)):
+                sound.close()
+                sound, file = soundfile.SoundFile(patched), patched
     except soundfile.LibsndfileError as error:
         sound, reason = None, error.error_string.rstrip(".")
         if "possibly a pipe" in reason:  # what libsndfile says of some files that are there, but no sound
@@ -139,7 +200,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
         # Any file called .au passes for samples without a header.
         sound.close()
         sound, reason = None, "Format not recognised"
-    with sound or nullcontext():
+    with file or nullcontext(), sound or nullcontext():
         if sound and sound.frames < UNKNOWN_FRAMES:
             codec = sound.format if sound.format == "MP3" else f"{sound.format} {sound.subtype}"
             info = AudioInfo(sound.frames, sound.samplerate, sound.channels, codec=codec)
@@ -165,11 +226,14 @@ def _check_there(source: Path) -> None:
 
 
 def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: int) -> Iterator[np.ndarray]:
+    quiet = quiet_mpg123 if sound.format == "MP3" else nullcontext
     try:
-        sound.seek(first)
+        with quiet():
+            sound.seek(first)
         while first < end:
             asked = min(size, end - first)
-            block = sound.read(asked, dtype="float32", always_2d=True)
+            with quiet():
+                block = sound.read(asked, dtype="float32", always_2d=True)
             if len(block):
                 yield block
             if len(block) < asked:
@@ -177,6 +241,50 @@ def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: in
             first += asked
     except soundfile.LibsndfileError as error:
         raise AudioError(f"cannot be decoded ({error.error_string})") from error
+    except ValueError as error:  # seeking a damaged file ended behind its last frame
+        raise AudioError("cannot be decoded (its frames do not add up to its length)") from error
+
+
+def _with_length(source: Path | bytes) -> Recording | None:
+    """Return a WAV file as if its header gave the largest length, if it gives 0 and samples follow; otherwise None."""
+    file = open_bytes(source)
+    last = file.seek(0, io.SEEK_END)
+    at = 12
+    while at + 8 < last:
+        file.seek(at)
+        name, size = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            if size == 0 and not _are_chunks(file, at + 8, last):
+                file.patch = at + 4, b"\xff" * 4
+                file.seek(0)
+                return file
+            break
+        at += 8 + size + size % 2
+    file.close()
+    return None
+
+
+def _are_chunks(file: Recording, at: int, last: int) -> bool:
+    """Return whether the rest of a WAV file is whole chunks, such as a title: then it holds no samples."""
+    while at + 8 <= last:
+        file.seek(at)
+        name, size = struct.unpack("<4sI", file.read(8))
+        if not all(32 <= byte < 127 for byte in name):
+            return False
+        at += 8 + size + size % 2
+    return at in (last, last + 1)
+
+
+def _is_unfinished(sound: soundfile.SoundFile) -> bool:
+    """Return whether a WAV header says a length that no writer knew."""
+    promised = _promised_bytes(sound)
+    return sound.format in WAV_FORMATS and promised is not None and promised >= UNKNOWN_BYTES
+
+
+def _promised_bytes(sound: soundfile.SoundFile) -> int | None:
+    """Return the bytes of sound that a header promises where the file has fewer, by libsndfile's notes."""
+    found = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
@@ -188,8 +296,8 @@ def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
         last = tail.rfind(b"OggS")
         # The flag of a stream's last page (RFC 3533, section 6).
         return last >= 0 and len(tail) > last + 5 and not tail[last + 5] & 4
-    promised = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
-    return promised is not None and int(promised[1]) < UNKNOWN_BYTES
+    promised = _promised_bytes(sound)
+    return promised is not None and promised < UNKNOWN_BYTES
 
 
 def _is_length_guessed(source: Path | bytes, kind: str) -> bool:

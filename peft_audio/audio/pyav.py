@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,12 +43,15 @@ class AudioInfo:
     WebM and WMA round their lengths: by up to 50 ms. `cut_off` is told of WAV, AIFF, AU and OGG: the file ends before
     its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error. `codec`
     names the format and the coding of the samples, such as "WAV PCM_16"; it does not count in comparisons.
+    `unfinished`: a WAV header without the length of its sound, as programs leave it that write to a pipe or crash; the
+    file is read to its end.
     """
 
     num_frames: int
     sampling_rate: int
     channels: int
     cut_off: bool = False
+    unfinished: bool = False
     codec: str = field(default="", compare=False)
 
 
@@ -144,24 +147,42 @@ def _as_float(frame: Any) -> np.ndarray:
     samples = frame.to_ndarray()
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # damaged doubles become infinite, which callers refuse
+            return samples.astype(np.float32, copy=False)
     middle = 128 if samples.dtype == np.uint8 else 0
     return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
 
 
-class _Recording(io.BufferedReader):
-    """Where a damaged header has a decoder seek before the beginning, the decoder must be told, not Python."""
+class Recording(io.BufferedReader):
+    """A file in which seeking before the beginning returns -1, as decoders of damaged headers expect.
+
+    Attributes:
+        patch: Bytes that are read in place of the file's, and where they begin.
+    """
+
+    patch: tuple[int, bytes] = 0, b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Return the new position; -1 if there is none."""
         try:
             return super().seek(offset, whence)
         except (OSError, ValueError):
             return -1
 
+    def readinto(self, buffer: Any, /) -> int:
+        """Read into a buffer, and return the number of bytes."""
+        first = self.tell()
+        count = super().readinto(buffer)
+        at, content = self.patch
+        begin, end = max(at, first), min(at + len(content), first + count)
+        if begin < end:
+            memoryview(buffer).cast("B")[begin - first : end - first] = content[begin - at : end - at]
+        return count
 
-def open_bytes(source: Path | bytes) -> BinaryIO:
+
+def open_bytes(source: Path | bytes) -> Recording:
     """A file, or bytes as one."""
     try:
-        return _Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))
+        return Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error

@@ -177,6 +177,10 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
     heard = cfg.max_eval_seconds
     kinds = {
         "cut off: the file is shorter than its header or end_seconds says": (clips["cut_off"], lambda row: ""),
+        "with a WAV header that was never finished: read to the end of the file": (
+            clips["unfinished"],
+            lambda row: f": {row['num_frames'] / row['sampling_rate']:.1f} s",
+        ),
         "clipped": (clips["clipped"] > CLIPPED_SHARE, lambda row: f": {row['clipped']:.1%} of samples at full scale"),
         f"shorter than {SHORTEST_SECONDS:g} s, one frame of an encoder": (
             seconds < SHORTEST_SECONDS,

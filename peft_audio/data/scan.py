@@ -49,7 +49,8 @@ def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, 
         reason in words, such as "is silent"; empty without a fault), `num_frames` and `sampling_rate` (of the clip, as
         the file has them), `channels`, `peak` (of the mix to mono, without its mean), `loud` (whether any channel is
         not silent), `clipped` (share of samples at full scale), `cut_off` (the header, or the end that was asked for,
-        promises more than the file holds), `codec`, `leading_silence_seconds`, `trailing_silence_seconds` and
+        promises more than the file holds), `unfinished` (a WAV header without a length), `codec`,
+        `leading_silence_seconds`, `trailing_silence_seconds` and
         `silence_seconds` (digital silence, runs of at least 20 ms), `rms` (of the mix to mono, without its mean) and
         `sha256` of the file and `clip_hash` of the clip. Rows count from 0.
     """
@@ -92,11 +93,11 @@ def scan_clip(
     """
     facts: dict[str, Any] = {"fault": "", "error": "", "num_frames": 0, "sampling_rate": 0, "channels": 0}
     facts |= {"peak": 0.0, "clipped": 0.0, "loud": False, "cut_off": False, "sha256": "", "clip_hash": ""}
-    facts |= {"codec": "", "rms": 0.0} | dict.fromkeys(SILENCES, 0.0)
+    facts |= {"codec": "", "rms": 0.0, "unfinished": False} | dict.fromkeys(SILENCES, 0.0)
     try:
         info = read_info(source)
         facts |= {"sampling_rate": info.sampling_rate, "channels": info.channels, "cut_off": info.cut_off}
-        facts["codec"] = info.codec
+        facts |= {"codec": info.codec, "unfinished": info.unfinished}
         facts["sha256"] = _sha256(source)
         facts["clip_hash"] = clip_hash(facts["sha256"], start, end)
         seconds = None if np.isnan(end) else end - start

@@ -193,6 +193,7 @@ def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:
         "stand in more than one split, as exact copies": (copies["split"].transform("nunique") > 1).sum(),
         "stand in more than one class, as exact copies": (copies["label"].transform("nunique") > 1).sum(),
         "are cut off: shorter than the header or end_seconds says": clips["cut_off"].sum(),
+        "have a WAV header that was never finished: read to the end of the file": clips["unfinished"].sum(),
     }
     if cfg.window_seconds is None:
         long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -17,6 +20,7 @@ import soxr
 from helpers.sound_files import FFMPEG_FORMATS, FORMATS, RATE, add_sound, chirps, encoded, speech_like, written
 from scipy.io import wavfile
 
+from peft_audio.audio import pyav
 from peft_audio.audio.decoding import (
     AUDIO_SUFFIXES,
     PYAV_SUFFIXES,
@@ -233,7 +237,74 @@ def test_format_that_hides_its_missing_end_is_told_by_its_header(tmp_path: Path,
 def test_size_that_a_writer_to_a_pipe_leaves_is_no_cut(tmp_path: Path, size: int) -> None:
     content = bytearray(written(tmp_path / "clip.wav", speech_like(), subtype="PCM_16").read_bytes())
     content[4:8] = content[40:44] = size.to_bytes(4, "little")
-    assert read_info(bytes(content)) == AudioInfo(RATE, RATE, 1, cut_off=False)
+    assert read_info(bytes(content)) == AudioInfo(RATE, RATE, 1, cut_off=False, unfinished=True)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "kind"), [("PCM_16", "WAV"), ("PCM_24", "WAVEX"), ("FLOAT", "WAV"), ("ULAW", "WAV")]
+)
+@pytest.mark.parametrize("riff", [0, 36])
+def test_wav_whose_header_was_never_finished_is_read_to_its_end(
+    tmp_path: Path, subtype: str, kind: str, riff: int
+) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, speech_like(), RATE, subtype=subtype, format=kind)
+    whole, content = load_audio(path, RATE), bytearray(path.read_bytes())
+    content[4:8] = riff.to_bytes(4, "little")
+    size = content.index(b"data") + 4
+    content[size : size + 4] = bytes(4)
+    path.write_bytes(content)
+    for source in (path, bytes(content)):
+        assert read_info(source) == AudioInfo(len(whole), RATE, 1, unfinished=True)
+        np.testing.assert_array_equal(load_audio(source, RATE), whole)
+        np.testing.assert_array_equal(load_audio(source, RATE, 0.3, 0.25), load_audio(source, RATE)[4800:8800])
+    assert scan_clip(path)["unfinished"] and not scan_clip(path)["fault"]
+    # No samples, and a title behind them.
+    title = b"LIST" + (4).to_bytes(4, "little") + b"INFO"
+    for end in (b"", title, title * 2):
+        with pytest.raises(AudioError, match="holds no samples"):
+            read_info(bytes(content[: size + 4]) + end)
+
+
+def quiet_or_refused(source: Path) -> None:
+    """Read a file in several ways with all warnings as errors."""
+    ways = (
+        read_info,
+        scan_clip,
+        lambda given: load_audio(given, RATE),
+        lambda given: load_audio(given, RATE, 0.1, 0.2),
+    )
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        for way in ways:
+            with contextlib.suppress(AudioError):
+                way(source)
+
+
+def test_damaged_recordings_end_in_words_and_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libmpg123 prints "Note: Illegal Audio-MPEG-Header" and other lines about these."""
+    soundfile.write(tmp_path / "clip.mp3", speech_like(), RATE)
+    damaged = bytearray((tmp_path / "clip.mp3").read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 600] = b"\xaa" * 600
+    (tmp_path / "hole.mp3").write_bytes(damaged)
+    files = [*(Path(__file__).parent / "damaged").glob("*.mp3"), tmp_path / "hole.mp3"]
+    assert len(files) == 3
+    for file in files:
+        quiet_or_refused(file)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(scan_clip, files * 4))
+    assert capfd.readouterr() == ("", "")
+    # What else prints to the same place is still shown.
+    library = ctypes.CDLL(None)
+    library.perror(b"shown")
+    assert "shown" in capfd.readouterr().err
+
+
+def test_doubles_that_float32_cannot_hold_are_refused_without_a_warning() -> None:
+    for value in (1e300, 1e-300):
+        frame = av.AudioFrame.from_ndarray(np.full((1, 480), value), format="dblp", layout="mono")
+        with np.errstate(all="raise"):
+            assert np.isfinite(pyav._as_float(frame)).all() == (value < 1)
 
 
 @pytest.mark.parametrize(
