@@ -46,7 +46,8 @@ class DataConfig:
         group_column: Column of a manifest or a Hub dataset with groups that a split must not divide: speakers,
             artists, source recordings. The column group of a manifest is used by default.
         group_pattern: Regular expression for the group in a clip's file name; its first parenthesis is the group, or
-            all that it matches. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1.
+            all that it matches. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1. A pattern with "/" is searched in
+            the path below the source: in rain/anna/3.wav, "([^/]+)/[^/]+$" finds the folder anna.
         splits_file: Divide as an earlier run did: its splits.parquet, or a table (.csv, .tsv, .jsonl, .parquet) with
             the columns id and split. Clips that it does not name are left out.
         fold: Hold out this fold, from 0, for the test and the next one for validation. Folds keep groups whole; with

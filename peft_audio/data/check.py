@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
+from peft_audio.data.groups import GroupCounts, Suspicion, count_groups, suspect_column, suspect_groups
 from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
@@ -63,6 +64,7 @@ class Check:
         largest_class_accuracy: What always saying the largest training class gets right of the test; None without one.
         interval: Width of the 95% interval (Wilson) that the test allows at an accuracy of 0.8, if its clips are
             independent; None without a test.
+        groups: Groups of each split and class; None where no clip has a group.
         shortcuts: Properties of the files, and how well each tells the classes apart.
         notes: What was decided about the source, and what tells the classes apart in their content.
         findings: The faults, those that spoil first.
@@ -77,6 +79,7 @@ class Check:
     channels: dict[int, int]
     largest_class_accuracy: float | None
     interval: float | None
+    groups: GroupCounts | None
     shortcuts: tuple[Shortcut, ...]
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -116,6 +119,9 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
     findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
+    groups = count_groups(good)
+    if groups is None:
+        findings += _suspected(good, collection, cfg)
     shortcuts = find_shortcuts(good)
     findings += [
         Finding(describe(cue), False, cue.examples) for cue in shortcuts if cue.warns and cue.kind == "artefact"
@@ -135,6 +141,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         if len(test) and len(largest)
         else None,
         interval=_interval(len(test)) if len(test) else None,
+        groups=groups,
         shortcuts=tuple(shortcuts),
         notes=(*collection.notes, *_ignored(collection), *_shortcut_notes(shortcuts, len(good))),
         findings=tuple(sorted(findings, key=lambda finding: not finding.spoils)),
@@ -239,6 +246,39 @@ def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
         yield Finding("groups that stand in several splits", True, files)
 
 
+def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
+    """Look for groups that are not declared, and count what the splits put on several sides."""
+    labels = list(clips["label"])
+    suspicion: Suspicion | None = None
+    if collection.others is not None:
+        suspicion = suspect_column(collection.others.loc[list(clips["id"])], labels)
+    suspicion = suspicion or suspect_groups(list(clips["id"]), labels)
+    if suspicion is None:
+        return
+    clips = clips.assign(group=list(suspicion.groups))
+    sizes = clips["group"].value_counts()
+    leaking = leaking_groups(clips)
+    divided = bool((clips["split"] != "").any())
+    if divided and not leaking:
+        return
+    shown = [str(group) for group in sizes.index if group in leaking or not divided]
+    sides = f"{len(leaking)} of them stand on several sides of the splits, with" if divided else "They have"
+    what = (
+        f"{suspicion.where}: clips share {len(sizes)} values, such as {listed(shown[:2])}, which may be speakers or "
+        f"recordings. {sides} {int(sizes[shown].sum())} of {len(clips)} clips. If they are, keep each on one side with "
+        f"{suspicion.flag}"
+    )
+    if cfg.splits_file is None:
+        try:
+            divide(clips.assign(split=collection.clips["split"].reindex(clips["number"]).to_numpy()), cfg)
+        except UserError as error:
+            what += f". The clips cannot be divided so: {error}"
+    where = {group: f" ({', '.join(splits)})" for group, splits in leaking.items()}
+    yield Finding(
+        what, False, tuple(f"{group}: {several(sizes[group], 'clip')}{where.get(group, '')}" for group in shown)
+    )
+
+
 def print_check(found: Check, console: Console) -> None:
     """Show what was found as tables."""
     for note in found.notes:
@@ -257,6 +297,15 @@ def print_check(found: Check, console: Console) -> None:
         rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in found.sampling_rates.items())
         channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
         console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
+    if found.groups is not None:
+        each = list(found.groups.by_class.values())
+        sides = ", ".join(f"{split} {count}" for split, count in found.groups.by_split.items())
+        console.print(
+            f"groups: {found.groups.groups}{f' ({sides})' if sides else ''}, {min(each)} to {max(each)} of each class; "
+            f"{found.groups.statement}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if found.interval is not None:
         console.print(
             f"test: an accuracy of {EXAMPLE_ACCURACY} is known to ± {found.interval / 2:.3f} at best (95%, clips "

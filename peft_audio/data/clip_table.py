@@ -43,6 +43,7 @@ class ClipTable:
         revision: The commit of a Hub dataset.
         names: Each clip's file name, where it is not that of `path`; "" if it has none.
         task: what the label text of a clip means.
+        others: Columns of a manifest that are not used, as text; its index has the ids of the clips.
     """
 
     clips: pd.DataFrame
@@ -53,6 +54,7 @@ class ClipTable:
     revision: str | None = None
     names: tuple[str, ...] | None = None
     task: Task = field(default_factory=task_of)
+    others: pd.DataFrame | None = None
 
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
@@ -78,7 +80,10 @@ def recording_of(row: Any, stored: Dataset | None) -> Path | bytes:
 
 
 def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
-    """The collection with each clip's group taken from its file name, where `data.group_pattern` is given.
+    """Take each clip's group from its name, where `data.group_pattern` is given.
+
+    The pattern is searched in the file name. A pattern with "/" that no file name matches is searched in the id, which
+    has the folders below the source.
 
     Raises:
         UserError: The pattern does not match some names.
@@ -88,6 +93,9 @@ def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
     pattern = re.compile(cfg.group_pattern)
     names = [Path(path).name for path in collection.clips["path"]] if collection.names is None else collection.names
     found = [pattern.search(name) for name in names]
+    if "/" in cfg.group_pattern and not any(found):
+        names = list(collection.clips["id"])
+        found = [pattern.search(name) for name in names]
     groups = [(match[1 if match.re.groups else 0] or "") if match else "" for match in found]
     missed = [name for name, group in zip(names, groups, strict=True) if not group]
     if missed:

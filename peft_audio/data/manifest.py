@@ -88,7 +88,8 @@ def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
         clips["group"] = list(text["path"].groupby(places).transform("first"))
         notes.append("parts of one recording stay on one side of the splits")
     clips |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
-    return ClipTable(make_clips(clips), labels, notes=tuple(notes), task=task)
+    others = table.drop(columns=list(columns.values())).map(as_text).set_axis(ids)
+    return ClipTable(make_clips(clips), labels, notes=tuple(notes), task=task, others=others)
 
 
 def _columns(table: pd.DataFrame, file: Path, cfg: DataConfig) -> dict[str, str]:

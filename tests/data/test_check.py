@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,12 +70,14 @@ def test_gtzans_faults_are_found(music: Path, capsys: pytest.CaptureFixture[str]
     assert Path(unreadable.split(" ")[0]).name == "jazz.00002.flac"
     (copies,) = found.pop("near copies (rate, level or format differ) in different splits")
     assert "jazz.00000.flac (jazz, train)" in copies and "jazz.00006.mp3 (jazz, test)" in copies
-    assert not found, "and nothing else"
+    ((suspected, groups),) = found.items()
+    assert "--data.group_column artist" in suspected and groups == ("The Leaks: 2 clips (train, test)",)
 
     assert main(["check", str(music), "--json", "--data.group_column", "artist"]) == 1
     said = json.loads(capsys.readouterr().out)
-    groups = [finding for finding in said["findings"] if "groups" in finding["what"]]
-    assert groups == [
+    leaking = [finding for finding in said["findings"] if "groups" in finding["what"]]
+    assert said["groups"]["on_several_sides"] == 1
+    assert leaking == [
         {"what": "groups that stand in several splits", "spoils": True, "files": ["The Leaks: train, test"]}
     ]
 
@@ -205,3 +208,31 @@ def test_two_hundred_different_clips_have_no_copies(tmp_path: Path) -> None:
     for i in range(200):
         write_digit(tmp_path / DIGITS[i]["label"] / f"{i}.flac", i)
     assert not [what for what in findings(check(DataConfig(source=str(tmp_path)))) if "copies" in what]
+
+
+def test_undeclared_groups_are_suspected_and_the_flag_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(40):
+        speaker = ("ann", "bob", "cleo", "dan", "eve")[i // 2 % 5]
+        write_digit(tmp_path / "names" / "ab"[i % 2] / f"{speaker}-{i}.flac", i)
+        write_digit(tmp_path / "folders" / "ab"[i % 2] / speaker / f"{i}.flac", i)
+    for source, places in (("names", "file names"), ("folders", "folders")):
+        assert main(["check", str(tmp_path / source), "--json"]) == 0
+        (finding,) = json.loads(capsys.readouterr().out)["findings"]
+        words = (
+            f"{places}: clips share 5 values, such as ann, bob, which may be speakers or recordings. 5 of them stand"
+        )
+        assert finding["what"].startswith(words) and not finding["spoils"]
+        assert finding["files"][0] == "ann: 8 clips (train, validation, test)"
+        flags = shlex.split(finding["what"].rpartition(" with ")[2])
+        assert main(["check", str(tmp_path / source), *flags]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "groups: 5 (train 3, validation 1, test 1), 5 to 5 of each class; no group stands on two sides" in said
+    assert main(["check", str(tmp_path / "names"), "--json", "--data.group_pattern", "^([^-]+)"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert groups == {
+        "groups": 5,
+        "by_split": {"train": 3, "validation": 1, "test": 1},
+        "by_class": {"a": 5, "b": 5},
+        "on_several_sides": 0,
+        "statement": "no group stands on two sides",
+    }

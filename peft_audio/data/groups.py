@@ -1,0 +1,257 @@
+"""Count groups per split and class, and suspect groups that nobody has declared.
+
+A group is what clips share beside their class: a speaker, an artist, a source recording. A random split puts its clips
+on both sides, which makes results look better than they are. Data sets write the group into file names, folders or
+columns of a table; `suspect_groups` reads names and labels only.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from peft_audio.data.clip_table import SPLIT_NAMES, SPLITS
+from peft_audio.data.splitting import leaking_groups
+
+SEPARATORS = "-_. ,;+~@#=()[]"
+UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+FEWEST_GROUPS = 3  # one for each split
+FEWEST_CLIPS = 10
+SHARED = 0.3  # of the clips share their value with another clip
+MOST_GROUPS = 0.8  # of the clips; with more groups nearly each clip has its own
+MOST_IN_ONE = 0.8  # of the clips; a value that nearly all have is a tag
+LIKE_CLASS = 0.9  # of the clips have the usual value of their class, so the value is another name of the class
+DENSE = 0.6  # of the numbers from 0 or 1 on are used, so they count clips
+MOST_OPTIONAL_FIELDS = 2  # of file names; names that differ by more are titles
+CLIPS_PER_NUMBER = 4  # of a class; so many clips with one number are not counted by it
+# Columns that hold groups in published tables, those that matter most first.
+GROUP_COLUMNS = (
+    *("speaker", "spk", "actor", "singer", "artist", "subject", "patient", "participant", "person", "client"),
+    *("uploader", "user", "author", "owner", "donor", "recordist", "animal", "individual", "recording", "record"),
+    *("source", "fsid", "video", "youtube", "song", "album", "track", "session", "device", "microphone", "site"),
+    *("location", "station", "place", "city", "fold"),
+)
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A property of names that may be a group.
+
+    Attributes:
+        where: Place of the value, such as "file names".
+        flag: The setting that declares it, such as `--data.group_pattern '^([^_]+)_'`.
+        groups: The value of each clip.
+    """
+
+    where: str
+    flag: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """Numbers of groups.
+
+    Attributes:
+        groups: Number of groups.
+        by_split: Groups of each split; a group on two sides counts in both.
+        by_class: Groups of each class.
+        on_several_sides: Groups with clips in several splits.
+        statement: The result in words.
+    """
+
+    groups: int
+    by_split: dict[str, int]
+    by_class: dict[str, int]
+    on_several_sides: int
+    statement: str
+
+
+def count_groups(clips: pd.DataFrame) -> GroupCounts | None:
+    """Count groups per split and class.
+
+    Args:
+        clips: With `label`, `group` ("" where unknown) and `split`.
+
+    Returns:
+        None where no clip has a group.
+    """
+    known = clips[clips["group"] != ""]
+    if known.empty:
+        return None
+    leaking = len(leaking_groups(known))
+    total = int(known["group"].nunique())
+    by_split = {split: int(known["group"][known["split"] == split].nunique()) for split in SPLITS}
+    statement = "no group stands on two sides" if not leaking else f"{leaking} of {total} groups stand on several sides"
+    if not (known["split"] != "").any():
+        by_split, statement = {}, "the clips are not divided"
+    if total == len(clips):
+        statement += "; each clip is a group of its own"
+    return GroupCounts(
+        total,
+        {split: count for split, count in by_split.items() if count},
+        {str(label): int(count) for label, count in known.groupby("label")["group"].nunique().items()},
+        leaking,
+        statement,
+    )
+
+
+def suspect_groups(names: Sequence[str], labels: Sequence[str]) -> Suspicion | None:
+    """Look for groups in file names and in folders.
+
+    Args:
+        names: Path of each clip relative to the source, with "/" between folders.
+        labels: Class of each clip.
+
+    Returns:
+        The most likely group, with a pattern that was tried on all names; None without a suspicion.
+    """
+    if len(names) < FEWEST_CLIPS:
+        return None
+    files = [PurePosixPath(name).name for name in names]
+    stems = [PurePosixPath(name).stem for name in names]
+    for pattern, values in [*_from_folders(names, labels), *_from_stems(stems, labels)]:
+        # A pattern without "/" is searched in file names, like --data.group_pattern does.
+        matches = [re.search(pattern, name) for name in (names if "/" in pattern else files)]
+        if [match[1] if match else None for match in matches] == list(values):
+            where = "folders" if "/" in pattern else "file names"
+            return Suspicion(where, f"--data.group_pattern {shlex.quote(pattern)}", tuple(values))
+    return None
+
+
+def suspect_column(table: pd.DataFrame, labels: Sequence[str]) -> Suspicion | None:
+    """Look for a column that holds groups.
+
+    Args:
+        table: Columns of a manifest that have no other meaning, all cells as text.
+        labels: Class of each row.
+
+    Returns:
+        The column that matters most of those with a telling name; None without one.
+    """
+    by_word = {}
+    for column in map(str, table.columns):
+        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())
+        words += ["".join(words), *(word.removesuffix("id") for word in words)]
+        known = [GROUP_COLUMNS.index(word) for word in words if word in GROUP_COLUMNS]
+        values = table[column].tolist()
+        if known and all(values) and _is_shared(values, labels):
+            flag = f"--data.group_column {shlex.quote(column)}"
+            by_word[min(known)] = Suspicion(f"column {column!r} of the table", flag, tuple(values))
+    return by_word[min(by_word)] if by_word else None
+
+
+def _from_folders(names: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Propose the folders that lie between the class and the file."""
+    parts = [PurePosixPath(name).parts for name in names]
+    for depth in range(1, min(map(len, parts))):
+        values = [path[-1 - depth] for path in parts]
+        split_like = sum(value.lower() in SPLIT_NAMES for value in values) > len(values) / 2
+        if not split_like and _is_shared(values, labels) and not _are_shards(values, [path[-1] for path in parts]):
+            yield "([^/]+)" + depth * "/[^/]+" + "$", values
+
+
+def _are_shards(folders: Sequence[str], files: Sequence[str]) -> bool:
+    """Return whether numbered files continue from folder to folder, which divides a large collection only."""
+    numbers = [re.findall(r"\d+", PurePosixPath(file).stem) for file in files]
+    if not all(numbers) or not all(re.search(r"\d", folder) for folder in folders):
+        return False
+    table = pd.DataFrame({"folder": folders, "number": [int(digits[-1]) for digits in numbers]})
+    if table["number"].duplicated().any():
+        return False
+    ends = table.groupby("folder")["number"].agg(["min", "max"]).sort_values("min")
+    return bool((ends["min"].to_numpy()[1:] > ends["max"].to_numpy()[:-1]).all())
+
+
+def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Propose fields of the file names: names and ids first, then small numbers; in each, the leftmost first."""
+    uuids = [re.search(UUID, stem) for stem in stems]
+    if all(uuids):
+        values = [match[0] for match in uuids if match]
+        if _is_shared(values, labels):
+            yield f"({UUID})", values
+        return
+    fields = [[field for field in re.split(f"[{re.escape(SEPARATORS)}]+", stem) if field] for stem in stems]
+    shortest, longest = min(map(len, fields)), max(map(len, fields))
+    if not shortest or longest - shortest > MOST_OPTIONAL_FIELDS:
+        return  # free text
+    counted: list[tuple[str, list[str]]] = []
+    columns = [[row[i] for row in fields] for i in range(shortest)]
+    varying = [i for i, values in enumerate(columns) if len(set(values)) > 1 and not _names_class(values, labels)]
+    for i in varying:
+        for ending, values in _parts(columns[i]):
+            if not _is_shared(values, labels):
+                continue
+            numbers = _as_numbers(values)
+            pattern = _pattern(stems, i, ending)
+            if numbers is None:
+                yield pattern, values
+                continue
+            pairs = Counter(zip(labels, values, strict=True))
+            if sum(count for count in pairs.values() if count > 1) < SHARED * len(values):
+                continue  # each class counts its own clips
+            counts_clips = min(numbers) in (0, 1) and len(set(numbers)) >= DENSE * (max(numbers) - min(numbers) + 1)
+            is_last = not ending and i == varying[-1] and longest == shortest
+            if not counts_clips:
+                yield pattern, values
+            elif not is_last or len(values) / len(pairs) >= CLIPS_PER_NUMBER:
+                counted.append((pattern, values))
+    # The last number of a name counts clips more often than the others do.
+    yield from counted
+
+
+def _parts(values: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Give the leading letters or digits of a field of all names, then the field: what follows, and the values."""
+    for kind, ending in ((r"[^\W\d_]+", r"\d"), (r"\d+", r"[^\W\d_]")):
+        heads = [re.match(f"({kind}){ending}", value) for value in values]
+        if all(heads):
+            leading = [head[1] for head in heads if head]
+            if len(set(leading)) > 1:
+                yield f"({kind}){ending}", leading
+    yield "", values
+
+
+def _pattern(stems: Sequence[str], field: int, part: str) -> str:
+    used = [character for character in SEPARATORS if any(character in stem for stem in stems)]
+    # "-" first, where it stands for itself in a character class.
+    characters = "".join("\\" + c if c in "[]" else c for c in used)
+    separator = re.escape(used[0]) if len(used) == 1 and used[0] != "-" else f"[{characters}]"
+    if used == ["-"]:
+        separator = "-"
+    doubled = any(a in used and b in used for stem in stems for a, b in pairwise(stem))
+    before = f"[^{characters}]+{separator}{'+' if doubled else ''}"
+    group = part or f"([^{characters}{'' if '.' in used else '.'}]+)"
+    return "^" + (before if field == 1 else f"(?:{before}){{{field}}}" if field else "") + group
+
+
+def _as_numbers(values: Sequence[str]) -> list[int] | None:
+    """Read values as numbers, or single letters as their places in the alphabet."""
+    if all(value.isdecimal() for value in values):
+        return [int(value) for value in values]
+    if all(re.fullmatch("[a-zA-Z]", value) for value in values):
+        return [ord(value.lower()) - ord("a") for value in values]
+    return None
+
+
+def _is_shared(values: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return whether values are shared by clips like groups are, and say more than the class."""
+    counts = Counter(values)
+    shared = sum(count for count in counts.values() if count > 1)
+    if not FEWEST_GROUPS <= len(counts) <= MOST_GROUPS * len(values):
+        return False
+    if shared < SHARED * len(values) or max(counts.values()) > MOST_IN_ONE * len(values):
+        return False
+    return not _names_class(values, labels)
+
+
+def _names_class(values: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return whether nearly all clips of each class have one value."""
+    usual = pd.Series(list(values)).groupby(list(labels)).agg(lambda column: column.value_counts().iloc[0])
+    return bool(usual.sum() >= LIKE_CLASS * len(values))
