@@ -32,6 +32,9 @@ CLIPPED_SHARE = 1e-3
 # The interval of an accuracy is widest at 0.5; 0.8 is where results that are worth comparing begin.
 EXAMPLE_ACCURACY = 0.8
 MOST_SHOWN = 5
+# Choices: from there on, accuracy says more of the largest class than of the others.
+LARGEST_SHARE = 0.7
+LARGEST_TO_SMALLEST = 10
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
     findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
+    findings += _unbalanced(good, cfg)
     groups = count_groups(good)
     if groups is None:
         findings += _suspected(good, collection, cfg)
@@ -244,6 +248,42 @@ def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
     if leaking:
         files = tuple(f"{group}: {', '.join(splits)}" for group, splits in leaking.items())
         yield Finding("groups that stand in several splits", True, files)
+
+
+def _unbalanced(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
+    """Find classes that are too small to be tested, and one that outweighs the others."""
+    counts = clips["label"].value_counts()
+    if len(counts) < 2:
+        return
+    splits = clips[clips["split"] != ""]
+    sides = 2 if cfg.validate_on_test else 3
+    needed = cfg.num_folds if cfg.fold is not None else sides
+    few = counts[counts < needed] if splits.empty else counts[:0]
+    if len(few):
+        yield Finding(
+            f"classes with fewer clips than can be tested: each needs {needed}, for training, validation and test. "
+            "Add clips, or leave the class out with a table of the other clips as --data.splits_file",
+            True,
+            tuple(f"{label}: {several(count, 'clip')}" for label, count in few.items()),
+        )
+    tested = splits["label"][splits["split"] == "test"].value_counts()
+    single = sorted(tested.index[tested == 1])
+    if single:
+        yield Finding(
+            "classes with one test clip, whose recall can only be 0 or 1. Test more of them: add clips, raise "
+            "--data.test_share, or test every clip once with --data.fold 0 to 4",
+            False,
+            tuple(f"{label}: 1 of {several(counts[label], 'clip')}" for label in single),
+        )
+    largest, smallest = counts.index[0], counts.index[-1]
+    share = counts.iloc[0] / counts.sum()
+    if share >= LARGEST_SHARE or counts.iloc[0] >= LARGEST_TO_SMALLEST * counts.iloc[-1]:
+        yield Finding(
+            f"unbalanced classes: {largest!r} has {share:.0%} of the clips, so always answering it has that accuracy. "
+            "Compare macro-F1 or balanced accuracy, not accuracy, and train with --train.class_weights balanced",
+            False,
+            (f"{largest}: {several(counts.iloc[0], 'clip')}", f"{smallest}: {several(counts.iloc[-1], 'clip')}"),
+        )
 
 
 def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:

@@ -160,6 +160,7 @@ def test_what_is_odd_only_warns(tmp_path: Path) -> None:
         "shorter than 0.025 s": ["blip.wav"],
         "longer than 30 s": ["long.wav"],
         "exact copies": ["0.flac"],
+        "classes with one test clip": ["a", "b"],
     }
     (copies,) = said["exact copies"]
     assert "0.flac (a, train) = " in copies and "copy.flac (b, train)" in copies
@@ -236,3 +237,36 @@ def test_undeclared_groups_are_suspected_and_the_flag_works(tmp_path: Path, caps
         "on_several_sides": 0,
         "statement": "no group stands on two sides",
     }
+
+
+def test_balance_is_checked_with_flags_that_help(tmp_path: Path) -> None:
+    for i in range(42):
+        label = "hungry" if i < 36 else "tired" if i < 41 else "burping"
+        write_digit(tmp_path / label / f"{i}.flac", i)
+    found = findings(check(DataConfig(source=str(tmp_path))))
+    (few,) = [what for what in found if "fewer clips than can be tested" in what]
+    assert "each needs 3" in few and "--data.splits_file" in few and found[few] == ("burping: 1 clip",)
+    (largest,) = [what for what in found if "unbalanced" in what]
+    assert "'hungry' has 86% of the clips" in largest and "--train.class_weights balanced" in largest
+    assert found[largest] == ("hungry: 36 clips", "burping: 1 clip")
+
+    # The advice as given: a table of the other clips.
+    clips = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.flac") if path.parent.name != "burping"]
+    splits = [
+        {"id": str(clip), "split": ("train", "train", "val", "test")[i % 4]} for i, clip in enumerate(sorted(clips))
+    ]
+    pd.DataFrame(splits).to_csv(tmp_path / "kept.csv", index=False)
+    found = findings(check(DataConfig(source=str(tmp_path), splits_file=str(tmp_path / "kept.csv"))))
+    (single,) = [what for what in found if "one test clip" in what]
+    assert found[single] == ("tired: 1 of 5 clips",) and "--data.test_share" in single
+    assert not [what for what in found if "fewer clips than can be tested" in what]
+
+
+def test_a_long_tail_is_unbalanced_and_sixty_to_forty_is_not(tmp_path: Path) -> None:
+    for folder, counts in (("tail", (30, 12, 10, 3)), ("even", (15, 10))):
+        digits = iter(range(60))
+        for label, count in zip("abcd", counts, strict=False):
+            for _ in range(count):
+                write_digit(tmp_path / folder / label / f"{(number := next(digits))}.flac", number)
+    whats = {name: list(findings(check(DataConfig(source=str(tmp_path / name))))) for name in ("tail", "even")}
+    assert [what for what in whats["tail"] if "'a' has 55% of the clips" in what] and whats["even"] == []
