@@ -1,4 +1,4 @@
-"""What libsndfile does not read, FFmpeg does: M4A, AAC, MP4, WebM, WMA, through PyAV, which is an extra."""
+"""Read what libsndfile does not, such as M4A, WebM and WMA, with FFmpeg through PyAV, which is an extra."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-PYAV_SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mp4"}  # what libsndfile cannot read
+# What libsndfile cannot read, or not always.
+PYAV_SUFFIXES = {".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".3g2", ".webm", ".mka", ".wma", ".amr", ".caf"}
+PYAV_SUFFIXES |= {".tta", ".wv"}
 RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
 # FFmpeg ends its list of eight channels without a null, which PyAV counts to: it would read memory that is not there.
 MOST_CHANNELS = 7
-NEEDS_PYAV = "M4A, AAC, MP4, WebM and WMA need PyAV: pip install 'peft-audio[formats]'"
+NEEDS_PYAV = "M4A, AAC, MP4, 3GP, AMR, WebM, WMA and others need PyAV: pip install 'peft-audio[formats]'"
 
 
 Fault = Literal["empty", "silent", "NaN or infinite samples", "unreadable"]
@@ -82,7 +84,8 @@ def _samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.n
         frames = container.decode(stream)
         head = next(frames)
         origin, at = head.pts or 0, 0  # what is decoded first is sample 0, whatever the container calls its time
-        if first > RUN_IN_SECONDS * rate:
+        # AMR predicts from seconds of what it decoded before: it is decoded from the start.
+        if first > RUN_IN_SECONDS * rate and not stream.codec_context.name.startswith("amr"):
             container.seek(origin + int((first / rate - RUN_IN_SECONDS) / stream.time_base), stream=stream)
             frames = container.decode(stream)
             if (head := next(frames, None)) is None:

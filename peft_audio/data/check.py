@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
+from peft_audio.data.folder import ignored_note
 from peft_audio.data.groups import GroupCounts, Suspicion, count_groups, suspect_column, suspect_groups
 from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
@@ -153,8 +154,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
 
 
 def _ignored(collection: ClipTable) -> list[str]:
-    files = collection.ignored
-    return [f"not recordings by their names, and ignored: {listed(files)}"] if files else []
+    return [ignored_note(collection.ignored)] if collection.ignored else []
 
 
 def _shortcut_notes(shortcuts: list[Shortcut], clips: int) -> Iterable[str]:

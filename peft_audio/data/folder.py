@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from peft_audio.audio.decoding import AUDIO_SUFFIXES
@@ -15,7 +17,7 @@ from peft_audio.data.clip_table import (
     tidy,
 )
 from peft_audio.errors import UserError
-from peft_audio.text import listed
+from peft_audio.text import listed, several
 
 
 def from_folder(root: Path) -> ClipTable:
@@ -47,8 +49,9 @@ def from_folder(root: Path) -> ClipTable:
         columns["split"] += [splits[folder.name] if given else ""] * len(clips)
     labels = tuple(sorted(set(columns["label"])))
     if not labels:
+        there = f"it has {types_of(names)}, but" if names else "it has no files;"
         raise UserError(
-            f"--data.source: found no recordings in {root}; expected one subfolder a class with files of type "
+            f"--data.source: found no recordings in {root}: {there} expected one subfolder a class with files of type "
             f"{', '.join(sorted(AUDIO_SUFFIXES))}."
         )
     depth = 3 if given else 2
@@ -119,6 +122,18 @@ def names_below(folder: Path, setting: str = "") -> list[str]:
     return sorted(files)
 
 
+def types_of(names: Iterable[str]) -> str:
+    """Count files by extension, such as "12 .txt, 3 .dss", the most frequent first."""
+    counts = Counter(Path(name).suffix.lower() or "without extension" for name in names)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return listed([f"{count} {suffix}" for suffix, count in ranked], 8)
+
+
+def ignored_note(names: Sequence[str]) -> str:
+    """Say which files are no recordings by their names."""
+    return f"{several(len(names), 'file')} ignored, no recordings by their names: {types_of(names)} ({listed(names)})"
+
+
 def _is_audio(name: str) -> bool:
     return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
@@ -147,15 +162,18 @@ def _refuse_loose(folder: Path, names: list[str]) -> None:
 
 def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     """The recordings below each class folder, of the files below `folder`; the label is the class folder's name."""
+    others = [name for name in names if not _is_audio(name)]
     names = [name for name in names if _is_audio(name)]
     _refuse_loose(folder, [name for name in names if "/" not in name])
     classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     folders = [name.partition("/")[0] for name in names]
     barren = sorted(classes - set(folders))
     if names and barren:
+        inside = [name for name in others if name.partition("/")[0] in barren]
+        only = f" (only {types_of(inside)})" if inside else ""
         raise UserError(
-            f"--data.source: no recordings in {listed([str(folder / name) for name in barren])}; "
-            "add some, or move the folder away."
+            f"--data.source: no recordings in {listed([str(folder / name) for name in barren])}{only}; "
+            f"add {'recordings of another type' if inside else 'some'}, or move the folder away."
         )
     labels = {name: tidy(name) for name in set(folders)}
     return names, [labels[name] for name in folders]

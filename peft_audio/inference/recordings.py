@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from peft_audio.audio.decoding import AUDIO_SUFFIXES
-from peft_audio.data.folder import names_below
+from peft_audio.data.folder import names_below, types_of
 from peft_audio.errors import UserError
 
 KINDS = ", ".join(sorted(AUDIO_SUFFIXES))
@@ -51,9 +51,11 @@ def _is_there(path: Path, folder: bool = False) -> bool:
 
 def _inside(folder: Path) -> list[str]:
     # What looks like audio but cannot be decoded is reported, not passed over.
-    inside = [str(folder / name) for name in names_below(folder) if _is_recording(name)]
+    names = names_below(folder)
+    inside = [str(folder / name) for name in names if _is_recording(name)]
     if not inside:
-        raise UserError(f"{folder}: no recordings ({KINDS}) in this folder.")
+        there = f"only {types_of(names)}" if names else "no files"
+        raise UserError(f"{folder}: no recordings in this folder, {there}; types that can be read: {KINDS}.")
     return inside
 
 

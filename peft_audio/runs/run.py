@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 
 from peft_audio.config import BaselineRecipe, Recipe, dotted, to_yaml
 from peft_audio.data.clip_table import SPLITS
+from peft_audio.data.folder import ignored_note
 from peft_audio.data.splits import Splits
 from peft_audio.encoders.loading import Base, versions
 from peft_audio.evaluation.run_split import Evaluation
@@ -27,7 +28,7 @@ from peft_audio.runs.folder import (
     take_up,
 )
 from peft_audio.runs.predictions import predictions_table
-from peft_audio.text import listed, printable, several
+from peft_audio.text import printable, several
 from peft_audio.training.checkpointing import Checkpoint, Checkpoints, read_checkpoint
 from peft_audio.training.tracking import Log, start_log
 
@@ -140,7 +141,7 @@ def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
         count = several(len(splits.skipped), "clip")
         print(f"skipped {count} that cannot be used, listed in {SKIPPED}; {printable(f'{name} {reason}')}")
     if splits.ignored:
-        print(f"ignored {several(len(splits.ignored), 'file')}, no recordings by their names: {listed(splits.ignored)}")
+        print(ignored_note(splits.ignored))
     if isinstance(cfg, Recipe) and not cfg.model.pretrained:
         print("the encoder's weights are random, a control; the run saves a whole model")
     if isinstance(cfg, Recipe) and cfg.model.quantization != "none":

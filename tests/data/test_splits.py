@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers.sound_files import chirps, encoded
 from helpers.tones import write_tone
 
 from peft_audio.audio.decoding import load_audio
 from peft_audio.config import DataConfig
 from peft_audio.data import splits as data
 from peft_audio.data.clip_table import SPLITS, recording_of
+from peft_audio.data.folder import ignored_note
 from peft_audio.data.sources import BUNDLED
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.errors import UserError
@@ -343,6 +345,31 @@ def test_other_containers_need_their_reader(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "av", None)
     message = refusal(root)
     assert "voice.M4A" in message and "pip install 'peft-audio[formats]'" in message
+
+
+def test_files_of_other_types_are_counted_and_named(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{i}.dss").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    assert f"found no recordings in {tmp_path}: it has 3 .dss, 1 .txt, but expected" in refusal(tmp_path)
+    make_clips(tmp_path, {"b": 6, "c": 6})
+    assert f"no recordings in {tmp_path / 'a'} (only 3 .dss, 1 .txt); add recordings of another type" in refusal(
+        tmp_path
+    )
+    make_clips(tmp_path, {"a": 6})
+    note = "4 files ignored, no recordings by their names: 3 .dss, 1 .txt (a/0.dss, a/1.dss, a/2.dss and 1 more)"
+    assert ignored_note(load(tmp_path).ignored) == note
+
+
+def test_recordings_of_telephones_are_read(tmp_path: Path) -> None:
+    for i in range(6):
+        for label in "ab":
+            (tmp_path / label).mkdir(exist_ok=True)
+            suffix, codec = [("3gp", "aac"), ("amr", "libopencore_amrnb"), ("caf", "alac")][i % 3]
+            encoded(tmp_path / label / f"{i}.{suffix}", chirps(1.0 + i / 10, 8_000, 1), 8_000, codec)
+    splits = load(tmp_path)
+    assert sum(len(splits[split]) for split in SPLITS) == 12 and not splits.ignored and not splits.skipped
 
 
 @pytest.mark.parametrize(

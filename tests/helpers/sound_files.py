@@ -40,6 +40,15 @@ FFMPEG_FORMATS = [
     ("clip.aac", "aac", 22_050, 1, 0),
     ("clip.webm", "libopus", 48_000, 1, 48),
     ("clip.wma", "wmav2", 44_100, 2, 45),
+    ("clip.3gp", "aac", 16_000, 1, 0),
+    ("clip.3g2", "aac", 16_000, 1, 0),
+    ("clip.m4b", "aac", 44_100, 2, 0),
+    ("clip.mov", "aac", 44_100, 2, 0),
+    ("clip.mka", "flac", 16_000, 1, 16),
+    ("clip.caf", "pcm_s16be", 16_000, 1, 0),
+    ("clip.wv", "wavpack", 16_000, 1, 0),
+    ("clip.tta", "tta", 16_000, 1, 0),
+    ("clip.amr", "libopencore_amrnb", 8_000, 1, 0),
 ]
 
 
