@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +66,8 @@ class Splits:
         revision: The commit of a Hub dataset.
         stream: The training clips, if they are streamed.
         task: what a clip's label is a target of.
+        train_counts: Number of recordings of each label in the whole training split, before `data.max_train_clips`
+            draws some of them; empty if they are streamed.
     """
 
     train: Dataset
@@ -79,6 +81,7 @@ class Splits:
     revision: str | None = None
     stream: Stream | None = None
     task: Task = field(default_factory=task_of)
+    train_counts: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Dataset:
         return getattr(self, split)
@@ -147,12 +150,13 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     if not stream and not (clips["split"] == "train").any():
         raise UserError(f"--data.source: {cfg.source} has no train clips; add some.")
     notes += _warnings(clips, cfg)
+    counts = dict(clips["label"][clips["split"] == "train"].value_counts().astype(int))
     if cfg.max_train_clips is not None:
         clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
     # At this point the table of clips is there twice; a collection of many is held once from here on.
     collection = replace(collection, clips=collection.clips.iloc[:0])
     splits = _to_splits(cut_windows(clips, cfg.window_seconds, cfg.hop_seconds), collection, cfg)
-    return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream)
+    return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream, train_counts=counts)
 
 
 def _scanned(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from peft_audio.data.splitting import divide
 from peft_audio.data.windows import cut_windows
 from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
+from peft_audio.evaluation.chance import AgainstChance, compare_with_chance, learned_nothing_line
 from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
 from peft_audio.evaluation.scores import Scores, score
 from peft_audio.inference.own_run import OwnRun, Seen, own_run, read_as_in_run, seen_clips
@@ -48,6 +49,8 @@ class Judgement:
             not recorded.
         unseen_scores: Scores on the other recordings; None if there are none, or that is not recorded.
         seen: Which recordings those are; None if that is not recorded.
+        chance: Comparison with guessing, on the unseen recordings where there are some of both kinds; None where fewer
+            than two classes occur.
         evaluation: Logits, in the order of `recordings`.
         recordings: `id`, `label` (text) and `group` of each.
         split: Which part of the source: train, validation, test or all.
@@ -63,6 +66,7 @@ class Judgement:
     seen_scores: Scores | None
     unseen_scores: Scores | None
     seen: Seen | None
+    chance: AgainstChance | None
     evaluation: Evaluation
     recordings: pd.DataFrame
     split: str
@@ -85,6 +89,7 @@ class Judgement:
         told = {name: getattr(self, name) for name in ("split", "unseen", "skipped", "notes", "revision")}
         parts = {"seen_clips": self.seen_scores, "unseen_clips": self.unseen_scores}
         told |= {name: None if part is None else asdict(part) for name, part in parts.items()}
+        told |= {"chance": None if self.chance is None else self.chance.as_json()}
         told |= {"seen_known_from": self.seen.source if self.seen else None}
         told |= {"seen_false_alarms": self.seen.false_alarms if self.seen else None}
         return told | asdict(self.scores)
@@ -131,6 +136,17 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         metrics = adapter.task.measure(logits, targets)
         return score(adapter.task, logits, targets, adapter.labels, metrics, list(recordings["group"][which]))
 
+    new = ~seen.clips if seen and not seen.clips.all() else np.ones(len(recordings), bool)
+    chance = compare_with_chance(
+        adapter.task,
+        evaluation.logits[new],
+        evaluation.labels[new],
+        adapter.labels,
+        list(recordings["group"][new]),
+    )
+    if chance is not None and chance.learned_nothing:
+        kind = "" if new.all() else "new"
+        notes.append(f"warning: {learned_nothing_line(chance, kind)}")
     whole = scores(np.ones(len(recordings), bool))
     assert whole is not None
     long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
@@ -144,6 +160,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         seen_scores=scores(seen.clips) if seen else None,
         unseen_scores=scores(~seen.clips) if seen else None,
         seen=seen,
+        chance=chance,
         evaluation=evaluation,
         recordings=recordings,
         split=name,

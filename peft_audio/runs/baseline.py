@@ -27,7 +27,7 @@ from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge
 from peft_audio.runs.folder import on_first, open_folder
 from peft_audio.runs.process_state import restored_process_state
-from peft_audio.runs.report import RunReport, measured, read_report, table_of_metrics, write_report
+from peft_audio.runs.report import RunReport, measured, print_chance, read_report, table_of_metrics, write_report
 from peft_audio.runs.run import Run, save_predictions, save_skipped, start_run
 from peft_audio.training.hardware import PATIENT, peak_memory_bytes
 
@@ -95,8 +95,10 @@ def fit_baseline(splits: Splits, cfg: BaselineRecipe) -> Fitted:
     """
     began = time.perf_counter()
     if cfg.baseline.kind == "majority":
-        # It says the most frequent class; its probabilities are the classes' shares, so that its loss is finite.
-        model = DummyClassifier(strategy="prior").fit(np.zeros((len(splits.train), 1)), splits.train["label"])
+        # It answers the most frequent class; its probabilities are the classes' shares, so that its loss is finite.
+        # Fewer training clips are drawn evenly over the classes, so the shares are those of the whole split.
+        targets = np.repeat(np.arange(len(splits.labels)), [splits.train_counts[label] for label in splits.labels])
+        model = DummyClassifier(strategy="prior").fit(np.zeros((len(targets), 1)), targets)
         return Fitted(model, lambda split: np.zeros((len(splits[split]), 1)), 0, time.perf_counter() - began)
     # Above what the slowest clips hold, the bands would tell apart where clips come from.
     highest = min(RATE, int(np.min(splits.train["sampling_rate"]))) / 2
@@ -177,5 +179,7 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
     table.add_row("fitting", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     console = Console()
     console.print(table)
+    if kind != "majority":  # its answers are constant by design
+        print_chance(report, console)
     console.print(f"report: {run.folder / 'report.json'}", highlight=False, soft_wrap=True, markup=False)
     return report

@@ -23,6 +23,7 @@ from peft_audio.data.splits import Splits
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier, versions
 from peft_audio.errors import UserError
+from peft_audio.evaluation.chance import AgainstChance, compare_with_chance, learned_nothing_line
 from peft_audio.evaluation.run_split import Evaluation
 from peft_audio.files import read_json, write_atomically
 from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
@@ -47,6 +48,9 @@ class RunReport:
     `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
     out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
     `prefix_seconds` what that took, an earlier run if it was `prefix_reused`; `prefix_bytes` is what was kept.
+    `chance` compares the test clips (the validation clips where the test split was not read) with guessing, as
+    `evaluation.chance.AgainstChance` holds it, with the name of the split; its `learned_nothing` is true where answers
+    are constant or not shown to be better. It is None where fewer than two classes occur.
     `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's peak
     allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
     `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
@@ -99,6 +103,7 @@ class RunReport:
     split_sha256: str
     base_sha256: str
     encoder_drift: float | None
+    chance: dict[str, Any] | None
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
 
@@ -226,6 +231,7 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
         "validation_clips": len(splits.recordings("validation")),
         "test_clips": len(splits.recordings("test")),
         "skipped_clips": skipped,
+        "chance": _chance(run, evaluations),
         "validation_is_test": run.cfg.data.validate_on_test,
         "dataset_revision": splits.revision,
         "dataset_sha256": splits.dataset_sha256(),
@@ -233,6 +239,14 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
         "base_sha256": run.base.sha256,
         "versions": versions(),
     }
+
+
+def _chance(run: Run, evaluations: dict[str, Evaluation]) -> dict[str, Any] | None:
+    """Compare the answers on the last split that was read with guessing."""
+    split = "test" if "test" in evaluations else "validation"
+    read, groups = evaluations[split], list(run.splits.recordings(split)["group"])
+    found = compare_with_chance(run.splits.task, read.logits, read.labels, run.splits.labels, groups)
+    return None if found is None else {"split": split} | found.as_json()
 
 
 def write_report(run: Run, report: RunReport) -> None:
@@ -269,9 +283,18 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     table.add_row(product.name, f"{report.adapter_bytes / 1000:,.0f} kB")
     console = Console()
     console.print(table)
+    print_chance(report, console)
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
     console.print(f"try it:  {printable(command)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_chance(report: RunReport, console: Console) -> None:
+    """Print a line where the run learned nothing."""
+    if report.chance is not None and report.chance["learned_nothing"]:
+        known = {field.name: report.chance[field.name] for field in fields(AgainstChance)}
+        line = learned_nothing_line(AgainstChance(**known), report.chance["split"])
+        console.print(printable(f"warning: {line}"), highlight=False, soft_wrap=True, markup=False)
 
 
 def table_of_metrics(report: RunReport) -> Table:

@@ -125,6 +125,21 @@ def test_one_label_and_unknown_labels(run: Path, tmp_path: Path, capsys: pytest.
     assert "Lows (did you mean low?)" in capsys.readouterr().err
 
 
+def test_an_adapter_no_better_than_guessing_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that have nothing to do with the sound."""
+    for i in range(16):
+        write_tone(
+            tmp_path / "swapped" / ("low", "high")[i % 2] / f"{i}.wav", 300 + 900 * (i // 2 % 2), 0.4, seed=700 + i
+        )
+    found = evaluated(capsys, run / "adapter", tmp_path / "swapped")
+    assert found["chance"]["learned_nothing"] and found["chance"]["balanced_accuracy"] == 0.5
+    assert any(note.startswith("warning: It is not better than guessing on 16 clips") for note in found["notes"])
+    found = evaluated(capsys, run / "adapter", run.parent / "clips")
+    assert not found["chance"]["learned_nothing"]
+
+
 def clip_hashes(first: int, count: int) -> list[str]:
     return [hashlib.sha256(str(i).encode()).hexdigest()[:16] for i in range(first, first + count)]
 

@@ -104,6 +104,18 @@ def test_majority_is_what_scikit_learn_says(tmp_path: Path) -> None:
     assert (report.strategy, report.trainable_parameters) == ("majority", 0)
 
 
+def test_majority_is_that_of_the_whole_training_split(tmp_path: Path) -> None:
+    """Fewer training clips are drawn evenly over the classes: their majority would be the first class by name."""
+    for i in range(20):
+        write_tone(tmp_path / "data" / ("rare" if i < 5 else "usual") / f"{i}.wav", 300, seed=i)
+    flags = ["--data.source", str(tmp_path / "data"), "--baseline.kind", "majority"]
+    whole = run(tmp_path / "whole", *flags)
+    few = run(tmp_path / "few", *flags, "--data.max_train_clips", "4")
+    assert few.train_clips == 4 and few.test_accuracy == whole.test_accuracy == 0.75
+    assert few.test_loss == whole.test_loss
+    assert few.chance is not None and few.chance["only_label"] == "usual" and few.chance["learned_nothing"]
+
+
 @pytest.mark.slow
 def test_two_processes_and_windows(tmp_path: Path) -> None:
     """Against the definition: the mean of the probabilities of a recording's windows."""
