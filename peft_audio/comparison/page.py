@@ -13,7 +13,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape as escape_markup
-from rich.table import Table
+from rich.table import Column, Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
 from peft_audio.comparison.results import MEASURED_COSTS, Arm, Comparison, Score
@@ -308,7 +308,8 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
             console.print(f"- {bullet}", highlight=False, markup=False, soft_wrap=True)
         shown = [i for i, name in enumerate(section.header) if name not in TOO_WIDE]
         if section.rows:
-            table = Table(*(section.header[i] for i in shown), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            columns = [Column(section.header[i], overflow="fold") for i in shown]
+            table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for row in section.rows:
                 table.add_row(*(escape_markup(row[i]) for i in shown))
             console.print(table)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
+from rich.box import HEAVY_HEAD, Box
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
@@ -18,8 +20,8 @@ from peft_audio.text import printable
 
 # As in Guo et al. (ICML 2017).
 BINS = 15
-# With more labels, the confusion matrix does not fit into a terminal.
-MOST_LABELS_IN_MATRIX = 12
+# With more labels, the most frequent confusions are listed instead of the confusion matrix.
+MOST_LABELS_IN_MATRIX = 20
 MOST_SHOWN = 10
 
 
@@ -228,10 +230,10 @@ def print_scores(
     if parts:
         console.print(_parts(parts))
     console.print(_classes(scores, unseen))
-    if len(scores.labels) <= MOST_LABELS_IN_MATRIX:
-        console.print(_matrix(scores))
-    else:
-        console.print(_confusions(scores))
+    matrix, legend = _matrix(scores, console)
+    console.print(matrix or _confusions(scores))
+    for line in legend:
+        say(line)
     console.print(_bins(scores))
     for name, reason in skipped:
         say(f"skipped: {name} {reason}")
@@ -265,7 +267,8 @@ def _parts(parts: Mapping[str, Scores]) -> Table:
 def _classes(scores: Scores, unseen: Sequence[str]) -> Table:
     table = Table()
     for name in ("class", "precision", "recall", "F1", "recordings"):
-        table.add_column(name, justify="left" if name == "class" else "right")
+        justify: JustifyMethod = "left" if name == "class" else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold")
     for one, column in zip(scores.classes, zip(*scores.confusion, strict=True), strict=True):
         # A label that neither is there nor was said has no scores.
         if one.label not in unseen or sum(column):
@@ -274,22 +277,38 @@ def _classes(scores: Scores, unseen: Sequence[str]) -> Table:
     return table
 
 
-def _matrix(scores: Scores) -> Table:
-    table = Table(title="what is (rows), and what it was called", title_justify="left")
-    table.add_column("")
-    for label in scores.labels:
-        table.add_column(escape(printable(label)), justify="right")
-    for i, (label, row) in enumerate(zip(scores.labels, scores.confusion, strict=True)):
-        cells = ["·" if not count else f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(row)]
-        table.add_row(escape(printable(label)), *cells)
-    return table
+def _matrix(scores: Scores, console: Console) -> tuple[Table | None, list[str]]:
+    """Tabulate the confusion matrix, with numbers for labels that are too wide.
+
+    Returns:
+        The table, None if it does not fit the width of the console in any way; and lines that explain its numbers.
+    """
+    labels = [printable(label) for label in scores.labels]
+    numbers = list(map(str, range(1, len(labels) + 1)))
+    legend = [f"{number:>{len(numbers[-1])}} = {label}" for number, label in zip(numbers, labels, strict=True)]
+    ways: list[tuple[list[str], list[str], Box | None, list[str]]]
+    ways = [(labels, labels, HEAVY_HEAD, []), (legend, numbers, HEAVY_HEAD, []), (legend, numbers, None, [])]
+    ways += [(numbers, numbers, HEAVY_HEAD, legend), (numbers, numbers, None, legend)]
+    for rows, columns, box, below in ways if len(labels) <= MOST_LABELS_IN_MATRIX else ():
+        title = "true label (rows) and predicted label (columns)"
+        table = Table(title=title, title_justify="left", box=box, padding=(0, 1) if box else (0, 1, 0, 0))
+        table.add_column("", no_wrap=True)
+        for column in columns:
+            table.add_column(escape(column), justify="right", no_wrap=True)
+        for i, (label, row) in enumerate(zip(rows, scores.confusion, strict=True)):
+            cells = ["·" if not count else f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(row)]
+            table.add_row(escape(label), *cells)
+        if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
+            return table, below
+    return None, []
 
 
 def _confusions(scores: Scores) -> Table:
     found = confusions(scores.labels, scores.confusion)
     table = Table(title=f"the most frequent confusions, of {len(found)}", title_justify="left")
     for name in ("is", "was called", "recordings"):
-        table.add_column(name, justify="right" if name == "recordings" else "left")
+        right = name == "recordings"
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for label, said, count in found[:MOST_SHOWN]:
         table.add_row(escape(printable(label)), escape(printable(said)), str(count))
     return table

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from peft_audio.comparison.page import rate_text, to_html, to_json, to_markdown, write_comparison
+from peft_audio.comparison.page import print_comparison, rate_text, to_html, to_json, to_markdown, write_comparison
 from peft_audio.comparison.plots import COSTS, draw_comparison, place, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import Difference, Interval
@@ -293,3 +295,11 @@ def test_placed_names_avoid_what_is_taken() -> None:
 
 def test_a_rate_reads_as_people_write_it() -> None:
     assert [rate_text(rate) for rate in (3e-4, 1e-3, 1.5e-5, 1.0)] == ["3e-4", "1e-3", "1.5e-5", "1e0"]
+
+
+@pytest.mark.parametrize("arms", [ARMS, many(12)], ids=["short", "long"])
+def test_tables_on_screen_fit_80_columns_and_shorten_no_name(arms: tuple[Arm, ...]) -> None:
+    file = io.StringIO()
+    print_comparison(compared(arms, notes=()), [Path("a/comparison.md")], Console(file=file, width=80))
+    rows = [line for line in file.getvalue().splitlines() if line.startswith(" ")]
+    assert len(rows) > 20 and max(map(len, rows)) <= 80 and "…" not in file.getvalue()

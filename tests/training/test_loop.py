@@ -31,7 +31,7 @@ from peft_audio.strategies import FullRecipe, HeadOnlyRecipe, LoraConfig, LoraRe
 from peft_audio.strategies.base import Trainable
 from peft_audio.training import loop as training
 from peft_audio.training.hardware import make_accelerator
-from peft_audio.training.loop import Result, train
+from peft_audio.training.loop import Result, _epoch_line, train
 from peft_audio.training.optimizer import make_optimizer, make_schedule, shrink
 from peft_audio.training.state import Best
 from peft_audio.training.tracking import Log
@@ -485,3 +485,12 @@ def test_the_trained_model_is_handed_back_without_mixed_precision(set_up: Any) -
     assert (in_float32 - before).abs().max() > 1e-3, "nothing was trained"
     assert exact.dtype == torch.float64
     torch.testing.assert_close(in_float32.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 30, 1_000])
+def test_the_line_of_an_epoch_fits_80_columns(epochs: int) -> None:
+    metrics = {"train_loss": 1.3694, "validation_loss": 0.7821, "validation_accuracy": 0.7071}
+    summary = metrics | {"epoch": epochs, "validation_macro_f1": 0.7004}
+    line = f"epoch {epochs}/{epochs}  train loss 1.369  val. loss 0.782  accuracy 0.707  macro-F1 0.700"
+    assert _epoch_line(summary, epochs, "") == line and len(line) <= 80
+    assert _epoch_line(summary, epochs, "patience") == f"{line}\ntraining ends here: patience"
