@@ -264,7 +264,7 @@ def _tell_epoch(progress: Progress, accelerator: Accelerator, line: str) -> None
 def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
     """Return the losses and validation metrics of an epoch in at most 80 columns, and below them why training ends."""
     line = (
-        f"epoch {summary['epoch']:>{len(str(epochs))}}/{epochs}  train loss {summary['train_loss']:.3f}  "
+        f"epoch {summary['epoch']:>{len(str(epochs))}}/{epochs}  loss {summary['train_loss']:.3f}  "
         f"val. loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
         f"macro-F1 {summary['validation_macro_f1']:.3f}"
     )

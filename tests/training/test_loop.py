@@ -491,6 +491,6 @@ def test_the_trained_model_is_handed_back_without_mixed_precision(set_up: Any) -
 def test_the_line_of_an_epoch_fits_80_columns(epochs: int) -> None:
     metrics = {"train_loss": 1.3694, "validation_loss": 0.7821, "validation_accuracy": 0.7071}
     summary = metrics | {"epoch": epochs, "validation_macro_f1": 0.7004}
-    line = f"epoch {epochs}/{epochs}  train loss 1.369  val. loss 0.782  accuracy 0.707  macro-F1 0.700"
+    line = f"epoch {epochs}/{epochs}  loss 1.369  val. loss 0.782  accuracy 0.707  macro-F1 0.700"
     assert _epoch_line(summary, epochs, "") == line and len(line) <= 80
     assert _epoch_line(summary, epochs, "patience") == f"{line}\ntraining ends here: patience"
