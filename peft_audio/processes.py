@@ -127,6 +127,9 @@ def child_environment(gpu: str | None, threads: int | None = None) -> dict[str, 
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
     clean |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    if not clean.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        # A thread that spins while another one waits for a CPU makes a step ten times as long on a busy machine.
+        clean["OMP_WAIT_POLICY"] = "passive"
     return clean | {"CUDA_VISIBLE_DEVICES": gpu or ""} | ({"ACCELERATE_USE_CPU": "true"} if gpu is None else {})
 
 

@@ -11,63 +11,74 @@ Starts the recipes as a user would, tries learning rates on validation, runs fre
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from itertools import count
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 
 from rich.console import Console
 
 from peft_audio.comparison.collect import note_jobs, read_comparison, with_commits
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
 from peft_audio.comparison.page import print_comparison, write_comparison
-from peft_audio.comparison.plan import at_once, time_steps
+from peft_audio.comparison.plan import fit, measure, plan, print_plan, runs_at_once, steps_for_seconds, unranked
+from peft_audio.comparison.progress import watching
 from peft_audio.comparison.results import Comparison
-from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.comparison.settings import CompareRecipe
-from peft_audio.comparison.tuning import check_arms, final_jobs, steps_for_seconds, tune
+from peft_audio.comparison.tuning import check_arms, final_jobs, tune
 from peft_audio.config import parse_config
 from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
-from peft_audio.files import expanded, read_json
-from peft_audio.text import printable
+from peft_audio.files import expanded
 from peft_audio.training.hardware import resolve
 
 AGAIN = "The same command goes on from there."
 
 
 def main(cfg: CompareRecipe) -> Comparison:
-    """Timing where the budget is a time, tuning on validation, fresh seeds, and what they say together."""
+    """Time the arms if that is needed, tune on validation, run fresh seeds and compare the results."""
     console = Console()
-    cfg = with_commits(cfg)
-    cfg = resolve(cfg, cfg.has_one_encoder())
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    reasons = unranked(cfg)
+    if cfg.minutes is None and reasons:
+        say(f"note: nothing will be ranked; {'; '.join(reasons)}")
+    # With `minutes`, the first line says whether the result can be ranked.
+    with redirect_stdout(sys.stderr) if cfg.minutes is not None else nullcontext():
+        cfg = with_commits(cfg)
+        cfg = resolve(cfg, cfg.has_one_encoder())
     check_arms(cfg)
-    if cfg.seeds < MIN_SEEDS or cfg.trials == 1:
-        needed = f"that takes seeds of {MIN_SEEDS} or more and trials of 2 or more"
-        console.print(f"note: nothing will be ranked; {needed}", highlight=False)
-    done: list[Job] = []
-
-    def run(jobs: Sequence[Job], costs_count: bool) -> None:
-        if not jobs:
-            return
-        missing = [job for job in jobs if not (finished(job) or diverged(job))]
-        keep_finished(cfg, missing)
-        done.extend(job for job in jobs if job not in done)
-        note_jobs(cfg, done)
-        if not missing:
-            console.print(f"{jobs[0].phase}: all {len(jobs)} runs are there")
-            return
-        console.print(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
-        run_jobs(missing, at_once(cfg, costs_count), teller(console, len(missing)))
-
     steps: dict[str, int] = {}
-    if cfg.train_seconds is not None:
-        time_steps(cfg, teller(console, len(cfg.arms)))
-        steps = steps_for_seconds(cfg)
-    chosen = tune(cfg, run, steps)
-    finals = final_jobs(cfg, chosen, steps)
-    # The first seed of each arm says what it costs, alone on the device; the others may share it.
-    run([job for job in finals if job.flags["train.seed"] == 0], True)
-    run([job for job in finals if job.flags["train.seed"] != 0], False)
+    if cfg.minutes is not None or cfg.train_seconds is not None:
+        print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)
+        timing = measure(cfg)
+        cfg, cut = fit(cfg, timing)
+        steps = steps_for_seconds(cfg, timing)
+        if cfg.minutes is not None:
+            print_plan(plan(cfg, timing, cut), cfg.minutes, console)
+    at_once = {costs_count: runs_at_once(cfg, costs_count) for costs_count in (True, False)}
+    with watching(cfg, at_once, console) as watch:
+        done: list[Job] = []
+
+        def run(jobs: Sequence[Job], costs_count: bool) -> None:
+            if not jobs:
+                return
+            missing = [job for job in jobs if not (finished(job) or diverged(job))]
+            keep_finished(cfg, missing)
+            done.extend(job for job in jobs if job not in done)
+            note_jobs(cfg, done)
+            watch.begin(jobs, missing)
+            if not missing:
+                say(f"{jobs[0].phase}: all {len(jobs)} runs are there")
+                return
+            say(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
+            run_jobs(missing, at_once[costs_count], watch.tell)
+
+        chosen = tune(cfg, run, steps)
+        watch.leave_out({*cfg.arms} - {cell.arm for cell in chosen})
+        finals = final_jobs(cfg, chosen, steps)
+        # The first seed of each arm says what it costs, alone on the device; the others may share it.
+        run([job for job in finals if job.flags["train.seed"] == 0], True)
+        run([job for job in finals if job.flags["train.seed"] != 0], False)
     comparison = read_comparison([expanded(cfg.output_dir)])
     written = write_comparison(comparison, expanded(cfg.output_dir))
     print_comparison(comparison, written, console)
@@ -87,23 +98,6 @@ def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
             f"--output_dir: {cfg.output_dir} holds {len(other)} finished runs with other settings, such as {made} in "
             f"{folder.name}; give another, or --overwrite true to make them again."
         )
-
-
-def teller(console: Console, total: int) -> Callable[[Job, dict[str, Any]], None]:
-    """Says how each run ended, and about how long the others will take."""
-    began, ended = time.monotonic(), count(1)
-
-    def tell(job: Job, record: dict[str, Any]) -> None:
-        done = next(ended)
-        left = (time.monotonic() - began) / done * (total - done) / 60
-        report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
-        last = record.get("last_lines", "").splitlines()[-1:] or ["no word"]
-        failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
-        said = f"validation {report['validation_accuracy']:.3f}" if report else failed
-        line = f"[{done}/{total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
-        console.print(f"{printable(line)}; {left:.0f} min left)", highlight=False, markup=False, soft_wrap=True)
-
-    return tell
 
 
 def conclude(cfg: CompareRecipe) -> int:

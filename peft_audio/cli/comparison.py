@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ def add_commands(commands: Any) -> None:
     """Add `plan` and `report`."""
     plan = commands.add_parser(
         "plan",
-        help="say what a comparison will cost before it is run",
-        description="Makes a few real steps of every arm, alone on the device, and reckons parameters, bytes, memory "
-        "and time of all runs. The timed runs stay in the comparison's folder.",
+        help="estimate what a comparison will cost before it is run",
+        description="Times a few steps of every arm, in about a minute, and estimates parameters, bytes, memory and "
+        "the time of all runs. With --minutes 10 it proposes what fits into ten minutes. The timing stays in the "
+        "comparison's folder, so that compare does not repeat it.",
         epilog="It takes the settings of recipes/compare.py, such as --config FILE or --data.source FOLDER; "
         "python recipes/compare.py --help explains them.",
     )
-    plan.add_argument("--json", action="store_true", help="the figures of each arm, as JSON")
+    plan.add_argument("--json", action="store_true", help="print the figures as JSON")
     plan.set_defaults(run=run_plan)
 
     report = commands.add_parser(
@@ -37,27 +39,35 @@ def add_commands(commands: Any) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Say what a comparison will cost."""
+    """Estimate what a comparison will cost."""
     from rich.console import Console
 
+    from peft_audio.comparison.collect import with_commits
     from peft_audio.comparison.jobs import alone_in
-    from peft_audio.comparison.plan import plan, print_plan
+    from peft_audio.comparison.plan import fit, measure, plan, print_plan
     from peft_audio.comparison.settings import CompareRecipe
     from peft_audio.config import parse_config
     from peft_audio.files import expanded
+    from peft_audio.training.hardware import resolve
 
     cfg = parse_config(CompareRecipe, options.settings)
     try:
         with alone_in(expanded(cfg.output_dir)):
-            print(f"timing a few steps of {len(cfg.arms)} arms, one after the other", file=sys.stderr)
-            arms = plan(cfg, lambda job, record: print(f"timed {job.arm}: {record['seconds']:.0f} s", file=sys.stderr))
+            print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)
+            # The first line of the output says whether the result can be ranked.
+            with redirect_stdout(sys.stderr):
+                cfg = with_commits(cfg)
+                cfg = resolve(cfg, cfg.has_one_encoder())
+            timing = measure(cfg)
     except KeyboardInterrupt:
-        print("stopped; what was timed stays.", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
+    cfg, settings = fit(cfg, timing)
+    planned = plan(cfg, timing, settings)
     if options.json:
-        print(json.dumps([asdict(arm) for arm in arms], indent=2))
+        print(json.dumps(asdict(planned), indent=2))
     else:
-        print_plan(arms, Console())
+        print_plan(planned, cfg.minutes, Console())
     return 0
 
 

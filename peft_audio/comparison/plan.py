@@ -1,43 +1,81 @@
-"""What a comparison will cost, from a few real steps of each arm."""
+"""Estimate what a comparison will cost from a few timed steps of each arm, and cut it to fit into a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import heapq
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from joblib import cpu_count
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from peft_audio.comparison.jobs import Job, finished, run_jobs
+from peft_audio.comparison.jobs import in_words, threads_of_run, wait_and_measure
+from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.comparison.settings import CompareRecipe
-from peft_audio.comparison.tuning import check_arms, grid_of, timing_jobs
+from peft_audio.comparison.timing import ArmTiming, Measured, Request
+from peft_audio.comparison.tuning import Cell, cells, check_arms, first_rate, grid_of, is_tuned, make_job
 from peft_audio.errors import UserError
-from peft_audio.files import read_json
-from peft_audio.runs.folder import beside
+from peft_audio.files import expanded, read_json, write_atomically
+from peft_audio.processes import child_environment, end_processes, python_command, visible_gpus
+from peft_audio.text import several
 
 # Of a CPU's cores, as many tune side by side: each run holds the encoder and its libraries in memory.
 MOST_AT_ONCE = 4
+# Time that the timed steps of all arms may take, in seconds, and the largest share of `minutes`. A plan is to be there
+# within a minute, and the command starts and ends in some seconds of it.
+LIMIT_SECONDS = 45.0
+LIMIT_SHARE = 0.25
+TIMING = "timing.json"
+# A comparison is not cut below these before it loses arms; choices.
+LEAST_CLIPS_PER_CLASS = 10
+LEAST_EPOCHS = 2
+LEAST_RATES = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured costs and the conditions under which they were measured.
+
+    Attributes:
+        measured: costs of the arms, by their parts.
+        devices: number of GPUs, or 1 for the CPU.
+        shared: number of runs side by side whose costs do not count.
+        seconds: time that measuring took.
+        other_cpus: mean number of CPUs that other programs kept busy meanwhile; None if nobody measured it.
+        busy: whether they left fewer CPUs than threads.
+    """
+
+    measured: Measured
+    devices: int
+    shared: int
+    seconds: float
+    other_cpus: float | None
+    busy: bool
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """What one arm will cost.
+    """Estimated costs of one arm.
 
     Attributes:
-        name: Of the arm.
-        num_trainable_params: What trains.
-        file_size: Bytes of the saved weights.
-        accelerator_memory_max: Peak memory of the timed steps, bytes; longer clips later on may need more.
-        train_time: Seconds in training steps of one run that has the device to itself.
-        total_time: Seconds of one final run, from start to report.
-        tuning_time: Seconds of one tuning run, likewise; a little high, because those do not verify what they save.
-        runs: Tuning runs at least, tuning runs at most, final runs.
-        seconds: Of all of them at least and at most, one after the other.
+        name: name of the arm.
+        num_trainable_params: number of trained parameters.
+        file_size: size of the saved weights, bytes.
+        accelerator_memory_max: peak memory of the timed steps, bytes; longer clips later on may need more.
+        train_time: seconds in training steps of one run that has the device to itself.
+        total_time: seconds of one final run, from start to report.
+        tuning_time: seconds of one tuning run that has the device to itself.
+        runs: number of tuning runs at least, tuning runs at most, final runs.
+        seconds: time of all of them at least and at most, one after the other.
     """
 
     name: str
@@ -51,56 +89,289 @@ class ArmPlan:
     seconds: tuple[float, float]
 
 
-def plan(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> list[ArmPlan]:
-    """Time a few steps of every arm, alone on the device, and reckon what the comparison will cost.
+@dataclass(frozen=True)
+class Plan:
+    """Estimated costs of a comparison.
+
+    Attributes:
+        arms: costs of each arm.
+        seconds: time of the whole comparison at least and at most; runs side by side count once.
+        at_once: largest number of runs side by side.
+        unranked: reasons why the result cannot be ranked; empty if it can.
+        settings: settings that were cut to fit into `minutes`, by dotted name.
+        fits: whether the comparison fits into `minutes`; None without it.
+        other_cpus: mean number of CPUs that other programs kept busy during the timing, if it was too many.
+    """
+
+    arms: tuple[ArmPlan, ...]
+    seconds: tuple[float, float]
+    at_once: int
+    unranked: tuple[str, ...]
+    settings: dict[str, Any]
+    fits: bool | None
+    other_cpus: float | None
+
+
+def plan(cfg: CompareRecipe, timing: Timing, settings: dict[str, Any] | None = None) -> Plan:
+    """Estimate what a comparison will cost.
 
     Args:
-        cfg: The comparison. Its folder gets the timed runs, which it will not have to make again.
-        tell: Is called with each timed run as it ends.
+        cfg: comparison.
+        timing: measured costs of its arms.
+        settings: settings that were cut to get this comparison.
+    """
+    seconds = (duration(cfg, timing, least=True), duration(cfg, timing))
+    fits = None if cfg.minutes is None else seconds[1] + timing.seconds <= 60 * cfg.minutes
+    return Plan(
+        arms=tuple(_arm_plan(cfg, timing, name) for name in cfg.arms),
+        seconds=seconds,
+        at_once=cfg.jobs or timing.shared,
+        unranked=unranked(cfg),
+        settings=settings or {},
+        fits=fits,
+        other_cpus=timing.other_cpus if timing.busy else None,
+    )
+
+
+def runs_at_once(cfg: CompareRecipe, costs_count: bool) -> int:
+    """Return the number of runs side by side.
+
+    There is one for each GPU. Without GPUs, runs share the CPUs if their costs do not count.
+    """
+    if cfg.jobs is not None:
+        return cfg.jobs
+    gpus = len(visible_gpus())
+    return gpus or (1 if costs_count else min(MOST_AT_ONCE, cpu_count()))
+
+
+def unranked(cfg: CompareRecipe) -> tuple[str, ...]:
+    """Return the reasons why the result of a comparison cannot be ranked."""
+    found = []
+    if cfg.seeds < MIN_SEEDS:
+        found.append(f"{several(cfg.seeds, 'seed')}, must be {MIN_SEEDS} or more (--seeds {MIN_SEEDS})")
+    if cfg.trials < LEAST_RATES:
+        found.append(f"{several(cfg.trials, 'learning rate')}, must be {LEAST_RATES} or more (--trials {LEAST_RATES})")
+    return tuple(found)
+
+
+def measure(cfg: CompareRecipe) -> Timing:
+    """Time a few steps of every arm in one process, or read what was measured before for the same settings.
 
     Raises:
-        UserError: An arm's settings are wrong, or its timed steps failed.
+        UserError: An arm's settings are wrong, or it cannot be timed.
     """
     check_arms(cfg)
-    return [_arm_plan(cfg, job) for job in time_steps(cfg, tell)]
+    folder = expanded(cfg.output_dir)
+    jobs = {
+        name: make_job(cfg, Cell(name, 0 if cfg.folds else None), "final", 0, first_rate(cfg, name))
+        for name in cfg.arms
+    }
+    about = json.loads(json.dumps({name: job.flags | {"recipe": job.recipe} for name, job in jobs.items()}))
+    stored = _stored(folder / TIMING, about)
+    if stored:
+        return stored
+    gpus, shared = visible_gpus(), runs_at_once(cfg, costs_count=False)
+    limit = LIMIT_SECONDS if cfg.minutes is None else min(LIMIT_SECONDS, LIMIT_SHARE * 60 * cfg.minutes)
+    first = next((name for name in (cfg.reference, *cfg.arms) if is_tuned(cfg, Cell(name, None))), cfg.arms[0])
+    request = Request(
+        arms={name: (job.recipe, job.arguments()) for name, job in jobs.items()},
+        first=first,
+        shared_threads=threads_of_run(shared),
+        limit_seconds=limit,
+        spawned=time.time(),
+    )
+    began = time.perf_counter()
+    measured, load = _timed(request, child_environment(gpus[0] if gpus else None, threads_of_run(1)), folder)
+    timing = {
+        "measured": measured,
+        "devices": max(1, len(gpus)),
+        "shared": shared,
+        "seconds": time.perf_counter() - began,
+        "other_cpus": load["other_cpus"],
+        "busy": bool(load["busy"]),
+    }
+    write_atomically(folder / TIMING, json.dumps({"about": about} | timing, indent=1) + "\n")
+    return _from_json(timing)
 
 
-def time_steps(cfg: CompareRecipe, tell: Callable[[Job, dict[str, Any]], None]) -> list[Job]:
-    """Make the timing runs that are missing, each with the device to itself; all of them.
+def _timed(request: Request, environment: dict[str, str], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Time the arms in a fresh process; return what it measured, and how busy the machine was."""
+    asked, written, log = (folder / name for name in ("timing-request.json", "timing-result.json", "timing.log"))
+    folder.mkdir(parents=True, exist_ok=True)
+    written.unlink(missing_ok=True)
+    write_atomically(asked, json.dumps(asdict(request)))
+    command = python_command(["-m", "peft_audio.comparison.timing", str(asked), str(written)])
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            load = wait_and_measure(child, threads_of_run(1))
+        except BaseException:
+            end_processes([child.pid])
+            raise
+    if child.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise UserError(f"the arms cannot be timed: {lines[-1] if lines else f'exit code {child.returncode}'}")
+    measured = read_json(written)
+    for path in (asked, written):
+        path.unlink()
+    return measured, load
+
+
+def _stored(path: Path, about: dict[str, Any]) -> Timing | None:
+    """Read an earlier timing, if it is of these arms with the same settings."""
+    stored = read_json(path)
+    of_arms = stored.get("about", {})
+    if not about or any(of_arms.get(name) != facts for name, facts in about.items()):
+        return None
+    return _from_json(stored)
+
+
+def _from_json(stored: dict[str, Any]) -> Timing:
+    measured = dict(stored["measured"])
+    measured["arms"] = {name: ArmTiming(**arm) for name, arm in measured["arms"].items()}
+    rest = {field.name: stored[field.name] for field in fields(Timing) if field.name != "measured"}
+    return Timing(Measured(**measured), **rest)
+
+
+def share_of_clips(cfg: CompareRecipe, timing: Timing) -> float:
+    """Return the share of the timed training clips that the comparison trains on."""
+    most = cfg.data.max_train_clips
+    return 1.0 if most is None else min(1.0, most / timing.measured.recordings)
+
+
+def steps_and_epochs(cfg: CompareRecipe, timing: Timing, arm: str) -> tuple[int, int]:
+    """Count the optimizer steps of a run, and the epochs that they make."""
+    of_arm = timing.measured.arms[arm]
+    per_epoch = max(1, math.ceil(of_arm.steps_per_epoch * share_of_clips(cfg, timing)))
+    if cfg.train_seconds is not None:
+        steps = steps_for_seconds(cfg, timing)[arm]
+    else:
+        steps = min(per_epoch * cfg.train.epochs, cfg.train.max_steps or sys.maxsize)
+    return steps, math.ceil(steps / per_epoch)
+
+
+def steps_for_seconds(cfg: CompareRecipe, timing: Timing) -> dict[str, int]:
+    """Count the optimizer steps of each arm that fit into `cfg.train_seconds`.
+
+    The time to fill the feature cache counts in full in each run.
 
     Raises:
-        UserError: One failed.
+        UserError: An arm needs all of the time for its feature cache.
     """
-    jobs = timing_jobs(cfg)
-    run_jobs([job for job in jobs if not finished(job)], None, tell)
-    for job in jobs:
-        if not finished(job):
-            said = read_json(beside(job.folder, ".json")).get("last_lines", "they did not end")
-            raise UserError(f"arm {job.arm}: its few timed steps failed: {said}")
-    return jobs
+    steps = {}
+    for name in cfg.arms:
+        of_arm = timing.measured.arms[name]
+        if cfg.train_seconds is None or not of_arm.step_seconds:
+            continue
+        once = _fill_seconds(cfg, timing, name)
+        if cfg.train_seconds <= once:
+            raise UserError(
+                f"--train_seconds: got {cfg.train_seconds:g}, must be more than {once:.1f}, which arm {name} needs "
+                "before its first step. Raise it, or try --prefix_cache.use never."
+            )
+        steps[name] = max(1, round((cfg.train_seconds - once) / of_arm.step_seconds))
+    return steps
 
 
-def at_once(cfg: CompareRecipe, costs_count: bool) -> int | None:
-    """How many runs side by side: on a CPU, runs whose costs do not count may share it."""
-    shared = None if costs_count or torch.cuda.is_available() else min(MOST_AT_ONCE, cpu_count())
-    return cfg.jobs or shared
+def _clips(cfg: CompareRecipe, timing: Timing, split: str) -> float:
+    count = timing.measured.clips[split]
+    return count * share_of_clips(cfg, timing) if split == "train" else count
 
 
-def _arm_plan(cfg: CompareRecipe, job: Job) -> ArmPlan:
-    report, record = read_json(job.folder / "report.json"), read_json(beside(job.folder, ".json"))
-    folds = cfg.folds or 1
-    trials = [0, 0]
-    if job.recipe != "baseline":
-        least = len(grid_of(cfg, cfg.all_arms()[job.arm]))
-        trials = [least, least + cfg.extra_trials] if least > 1 else [0, 0]
-    least_runs, most_runs = (count * cfg.tuning_seeds * folds for count in trials)
-    final_runs = folds * (1 if job.recipe == "baseline" else cfg.seeds)
-    train, tuning, final = _seconds(cfg, job, report, record)
+def _fill_seconds(cfg: CompareRecipe, timing: Timing, arm: str) -> float:
+    """Return the time to fill the feature cache of an arm."""
+    of_arm = timing.measured.arms[arm]
+    clips = _clips(cfg, timing, "validation") + (_clips(cfg, timing, "train") if of_arm.caches_training else 0)
+    return of_arm.fill_seconds * clips
+
+
+def run_seconds(cfg: CompareRecipe, timing: Timing, arm: str, final: bool, shared: bool = False) -> float:
+    """Estimate the time of one run that finds the feature cache filled.
+
+    Args:
+        cfg: comparison.
+        timing: measured costs.
+        arm: name of the arm.
+        final: whether it is a final run, which evaluates more clips and verifies its adapter.
+        shared: whether other runs share the CPUs.
+    """
+    measured, of_arm = timing.measured, timing.measured.arms[arm]
+    network = is_tuned(cfg, Cell(arm, None))
+    evaluated = _clips(cfg, timing, "validation")
+    if final:
+        evaluated += _clips(cfg, timing, "test")
+        evaluated += _clips(cfg, timing, "train") if cfg.train.evaluate_train else 0
+    scaled = evaluated * of_arm.evaluation_seconds
+    fixed = measured.start_seconds + measured.scan_seconds + of_arm.fixed_seconds
+    if network:
+        steps, epochs = steps_and_epochs(cfg, timing, arm)
+        scaled += steps * of_arm.step_seconds + epochs * _clips(cfg, timing, "validation") * of_arm.validation_seconds
+        fixed += measured.first_seconds + (measured.verify_seconds if final else 0.0)
+    else:
+        scaled += of_arm.fit_seconds * _clips(cfg, timing, "train")
+    return fixed + scaled * (of_arm.slowdown if shared else 1.0)
+
+
+def duration(cfg: CompareRecipe, timing: Timing, least: bool = False) -> float:
+    """Estimate the time of a whole comparison, with runs side by side as `compare` starts them.
+
+    Args:
+        cfg: comparison.
+        timing: measured costs of its arms.
+        least: leave out the extra trials, which only happen while a best rate is at the edge.
+    """
+    every, filled = cells(cfg), set[str]()
+    tuned = [cell for cell in every if is_tuned(cfg, cell)]
+    others = [cell for cell in every if not is_tuned(cfg, cell)]
+    total = timing.measured.start_seconds  # of the comparison itself
+
+    def phase(runs: Sequence[Cell], final: bool, costs_count: bool) -> float:
+        count = cfg.jobs or (timing.devices if costs_count else timing.shared)
+        seconds = []
+        for cell in runs:
+            spent = run_seconds(cfg, timing, cell.arm, final, shared=count > timing.devices)
+            cached = timing.measured.arms[cell.arm].cached
+            if cached and cached not in filled:
+                filled.add(cached)
+                spent += _fill_seconds(cfg, timing, cell.arm)
+            seconds.append(spent)
+        return makespan(seconds, count)
+
+    if cfg.trials > 1:
+        rates = {cell: len(grid_of(cfg, cfg.all_arms()[cell.arm])) for cell in tuned}
+        total += phase([cell for cell in tuned for _ in range(rates[cell] * cfg.tuning_seeds)], False, False)
+        for _ in range(0 if least else cfg.extra_trials):
+            total += phase([cell for cell in tuned for _ in range(cfg.tuning_seeds)], False, False)
+    total += phase([*tuned, *others], True, True)
+    return total + phase([cell for _ in range(cfg.seeds - 1) for cell in tuned], True, False)
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """Return when the last of several runs ends, if each starts as soon as one of `at_once` places is free."""
+    places = [0.0] * at_once
+    for spent in seconds:
+        heapq.heapreplace(places, places[0] + spent)
+    return max(places)
+
+
+def _arm_plan(cfg: CompareRecipe, timing: Timing, name: str) -> ArmPlan:
+    of_arm, folds = timing.measured.arms[name], cfg.folds or 1
+    tuned = is_tuned(cfg, Cell(name, None))
+    least = len(grid_of(cfg, cfg.all_arms()[name])) if tuned and cfg.trials > 1 else 0
+    most = least + cfg.extra_trials if least else 0
+    least_runs, most_runs = (count * cfg.tuning_seeds * folds for count in (least, most))
+    final_runs = folds * (cfg.seeds if tuned else 1)
+    tuning, final = (run_seconds(cfg, timing, name, final) for final in (False, True))
+    if tuned:
+        steps, _ = steps_and_epochs(cfg, timing, name)
+        train = steps * of_arm.step_seconds + _fill_seconds(cfg, timing, name)
+    else:
+        train = of_arm.fit_seconds * _clips(cfg, timing, "train")
     return ArmPlan(
-        name=job.arm,
-        num_trainable_params=report["trainable_parameters"],
-        file_size=report["adapter_bytes"],
-        accelerator_memory_max=report["peak_memory_bytes"],
+        name=name,
+        num_trainable_params=of_arm.trainable_parameters,
+        file_size=of_arm.adapter_bytes,
+        accelerator_memory_max=of_arm.peak_memory_bytes,
         train_time=train,
         total_time=final,
         tuning_time=tuning,
@@ -109,59 +380,168 @@ def _arm_plan(cfg: CompareRecipe, job: Job) -> ArmPlan:
     )
 
 
-def _seconds(
-    cfg: CompareRecipe, job: Job, report: dict[str, Any], record: dict[str, Any]
-) -> tuple[float, float, float]:
-    """Training alone, a tuning run and a final run."""
-    if job.recipe == "baseline":
-        return report["train_seconds"], record["seconds"], record["seconds"]
-    # A recording may be several windows.
-    clips = int((pd.read_parquet(job.folder / "splits.parquet", columns=["split"])["split"] == "train").sum())
-    epochs = cfg.train.epochs
+def fit(cfg: CompareRecipe, timing: Timing) -> tuple[CompareRecipe, dict[str, Any]]:
+    """Cut a comparison so that it fits into `cfg.minutes`.
+
+    The order of the cuts is: extra trials, training clips, epochs, the dearest arms. Learning rates and final seeds
+    that a ranking needs are cut last. What was cut first is then restored as far as the time allows.
+
+    Args:
+        cfg: comparison.
+        timing: measured costs of its arms; the time that they took counts.
+
+    Returns:
+        The cut comparison, and the settings that were changed, by dotted name.
+    """
+    if cfg.minutes is None:
+        return cfg, {}
+    left = 60 * cfg.minutes - timing.seconds
+    cuts = [
+        _fewer_trials(cfg),
+        _fewer_clips(cfg, timing),
+        _fewer_epochs(cfg),
+        _fewer_arms(cfg, timing),
+        [{"seeds": seeds} for seeds in range(min(cfg.seeds, MIN_SEEDS) - 1, 0, -1)],
+        [{"trials": 1}] if cfg.trials > 1 and not _has_own_rates(cfg) else [],
+    ]
+    choices: list[list[dict[str, Any]]] = [[{}, *each] for each in cuts]
+    chosen = [0] * len(choices)
+
+    def settings() -> dict[str, Any]:
+        return {name: value for i, each in enumerate(choices) for name, value in each[chosen[i]].items()}
+
+    def fits() -> bool:
+        return duration(with_settings(cfg, settings()), timing) <= left
+
+    last = 0
+    for last, each in enumerate(choices):
+        while not fits() and chosen[last] < len(each) - 1:
+            chosen[last] += 1
+        if fits():
+            break
+    for i in reversed(range(last)) if fits() else ():
+        while chosen[i]:
+            chosen[i] -= 1
+            if not fits():
+                chosen[i] += 1
+                break
+    return with_settings(cfg, settings()), settings()
+
+
+def _fewer_trials(cfg: CompareRecipe) -> list[dict[str, Any]]:
+    """List smaller numbers of extra trials, then what else a ranking does not need: rates, tuning seeds and seeds."""
+    found: list[dict[str, Any]] = [{"extra_trials": count} for count in range(cfg.extra_trials - 1, -1, -1)]
+    more: dict[str, Any] = {"extra_trials": 0} if cfg.extra_trials else {}
+    for name, least in (("tuning_seeds", 1), ("trials", LEAST_RATES), ("seeds", MIN_SEEDS)):
+        if name == "trials" and _has_own_rates(cfg):
+            continue
+        for count in range(getattr(cfg, name) - 1, least - 1, -1):
+            more = more | {name: count}
+            found.append(more)
+    return found
+
+
+def _has_own_rates(cfg: CompareRecipe) -> bool:
+    """Return whether an arm brings its own learning rates, so that their number cannot be cut for all arms."""
+    return any(cfg.all_arms()[name].learning_rates for name in cfg.arms)
+
+
+def _fewer_clips(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
+    """List smaller numbers of training clips, each about a tenth below the one before."""
+    clips = min(timing.measured.recordings, cfg.data.max_train_clips or sys.maxsize)
+    least = LEAST_CLIPS_PER_CLASS * timing.measured.classes
+    found = []
+    while clips > least:
+        clips = max(least, int(0.9 * clips))
+        found.append({"data.max_train_clips": clips})
+    return found
+
+
+def _fewer_epochs(cfg: CompareRecipe) -> list[dict[str, Any]]:
+    """List smaller budgets of training, in the unit that the comparison uses."""
     if cfg.train_seconds is not None:
-        train = cfg.train_seconds
-        epochs = max(1, round(train * report["samples_per_second"] / clips))
-    else:
-        made = clips * epochs
-        if cfg.train.max_steps is not None:
-            made = min(made, cfg.train.max_steps * cfg.train.batch_size)
-            epochs = -(-made // clips)
-        train = made / report["samples_per_second"]
-    # The timed run validated after each of its epochs; what ran once before them is there for all that follow.
-    timed_epochs = -(-report["steps"] * cfg.train.batch_size // clips)
-    fixed = record["seconds"] - report["train_seconds"] - report["validation_seconds"]
-    fixed -= 0.0 if report["prefix_reused"] else report["prefix_seconds"]
-    tuning = fixed + train + epochs * report["validation_seconds"] / timed_epochs
-    heard = report["test_clips"] + (report["train_clips"] if cfg.train.evaluate_train else 0)
-    return train + report["prefix_seconds"], tuning, tuning + heard * report["inference_seconds"]
+        return [{"train_seconds": round(cfg.train_seconds * 0.8**power, 1)} for power in range(1, 8)]
+    if cfg.train.max_steps is not None:
+        return [{"train.max_steps": max(1, round(cfg.train.max_steps * 0.8**power))} for power in range(1, 8)]
+    return [{"train.epochs": epochs} for epochs in range(cfg.train.epochs - 1, LEAST_EPOCHS - 1, -1)]
 
 
-def print_plan(arms: list[ArmPlan], console: Console) -> None:
-    """A row an arm, and the total."""
-    title = "What the comparison will cost, from a few steps of each arm"
+def _fewer_arms(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
+    """List smaller sets of arms: the dearest one goes first; the reference, one other arm and the majority stay."""
+    controls = {name for name in cfg.arms if cfg.all_arms()[name].control}
+    costs = {name: _arm_plan(cfg, timing, name).seconds[1] for name in cfg.arms}
+    competing = sorted({*cfg.arms} - controls - {cfg.reference}, key=lambda name: -costs[name])
+    droppable = [*competing[:-1], *(name for name in controls if name != "majority")]
+    found, arms = [], list(cfg.arms)
+    for name in sorted(droppable, key=lambda name: -costs[name]):
+        arms = [arm for arm in arms if arm != name]
+        found.append({"arms": arms})
+    return found
+
+
+def with_settings(cfg: CompareRecipe, settings: dict[str, Any]) -> CompareRecipe:
+    """Replace settings of a comparison by dotted name."""
+    for name, value in settings.items():
+        section, _, field = name.rpartition(".")
+        changed = {field: value} if not section else {section: replace(getattr(cfg, section), **{field: value})}
+        cfg = replace(cfg, **changed)
+    return cfg
+
+
+def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
+    """Print whether the result can be ranked, what was cut, a row per arm, and the total."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    say(verdict(planned))
+    if planned.settings:
+        say(f"to fit into {minutes:g} minutes: {as_flags(planned.settings)}")
+    if planned.fits is False:
+        say(f"nothing more can be cut: the comparison takes longer than {minutes:g} minutes")
+    title = "Estimated costs, from a few steps of each arm"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns = ("arm", "trained", "saved", "peak memory", "a run", "tuning runs", "final runs", "in all")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name in ("arm", "trained"))
-    for arm in arms:
+    for name in ("arm", "trained", "saved, kB", "memory, MiB", "a run, s", "tuning runs", "final runs", "in all, min"):
+        table.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
+    for arm in planned.arms:
         least, most, final = arm.runs
         table.add_row(
             arm.name,
             f"{arm.num_trainable_params:,}",
-            f"{arm.file_size / 1000:,.0f} kB",
-            f"{arm.accelerator_memory_max / 2**20:,.0f} MiB",
-            f"{arm.total_time:.0f} s",
+            f"{arm.file_size / 1000:,.0f}",
+            f"{arm.accelerator_memory_max / 2**20:,.0f}",
+            f"{arm.total_time:.0f}",
             f"{least}" if least == most else f"{least} to {most}",
             f"{final}",
             _minutes(arm.seconds),
         )
     console.print(table)
-    runs = [sum(arm.runs[0] + arm.runs[2] for arm in arms), sum(arm.runs[1] + arm.runs[2] for arm in arms)]
-    total = (sum(arm.seconds[0] for arm in arms), sum(arm.seconds[1] for arm in arms))
+    runs = [sum(arm.runs[i] + arm.runs[2] for arm in planned.arms) for i in (0, 1)]
     count = f"{runs[0]}" if runs[0] == runs[1] else f"{runs[0]} to {runs[1]}"
-    console.print(f"{count} runs, {_minutes(total)} one after the other, if nothing else keeps the machine busy")
+    side = f", up to {planned.at_once} runs side by side" if planned.at_once > 1 else ", one run after the other"
+    say(f"{count} runs, {_minutes(planned.seconds)} min in all{side}")
+    if planned.other_cpus is not None:
+        say(
+            f"warning: other programs kept {planned.other_cpus:.1f} CPUs busy during the timing; the comparison is "
+            "faster on a quiet machine"
+        )
+
+
+def verdict(planned: Plan) -> str:
+    """Say whether the result of a comparison can be ranked."""
+    if planned.unranked:
+        return f"The result cannot be ranked: {'; '.join(planned.unranked)}."
+    return "The result can be ranked."
+
+
+def as_flags(settings: dict[str, Any]) -> str:
+    """Write settings as flags of the command line."""
+    return " ".join(
+        f'--{name} "[{", ".join(value)}]"' if isinstance(value, list) else f"--{name} {in_words(value)}"
+        for name, value in settings.items()
+    )
 
 
 def _minutes(seconds: tuple[float, float]) -> str:
     low, high = (f"{value / 60:.0f}" if value >= 570 else f"{value / 60:.1f}" for value in seconds)
-    return f"{low} min" if low == high else f"{low} to {high} min"
+    return low if low == high else f"{low} to {high}"

@@ -106,6 +106,10 @@ class CompareRecipe:
             anew, and the test clips of all are pooled.
         train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
             timed first, and train.epochs and the schedule are stretched over as many steps as fit.
+        minutes: Cut the comparison so that it takes at most this many minutes, as far as a few timed steps of each arm
+            tell. Cuts are made in this order: extra trials, training clips (10 per class remain), epochs (2 remain),
+            the dearest arms; 2 learning rates and 5 seeds, which a ranking needs, last. The same command makes the
+            same cuts again.
         jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4), except for the
             first seed of each arm, which is alone while its costs are measured. Given, it holds for all; above 1 on a
             CPU, no times are reported.
@@ -130,6 +134,7 @@ class CompareRecipe:
     seeds: int = 5
     folds: int | None = None
     train_seconds: float | None = None
+    minutes: float | None = None
     jobs: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -158,6 +163,8 @@ class CompareRecipe:
         require(usable, "folds", self.folds, "3 or more: test, validation and the rest", "Try 5.")
         usable = self.train_seconds is None or positive(self.train_seconds)
         require(usable, "train_seconds", self.train_seconds, "a number of seconds above 0", "Leave it out.")
+        usable = self.minutes is None or positive(self.minutes)
+        require(usable, "minutes", self.minutes, "a number of minutes above 0", "Try 10.")
         require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "1 or more", "Leave it out.")
         self._check_shared()
 

@@ -11,7 +11,7 @@ from typing import Any
 from peft_audio.comparison.jobs import Job, finished
 from peft_audio.comparison.settings import RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config import read_config
-from peft_audio.errors import UserError, require
+from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json
 from peft_audio.runs.folder import beside
 from peft_audio.tasks import task_of
@@ -69,7 +69,6 @@ def next_rate(trials: Trials) -> float:
 
 # Tuning seeds start here, so that no final seed is among them.
 FIRST_TUNING_SEED = 1000
-TIMED_STEPS = 12
 
 Run = Callable[[Sequence[Job], bool], None]
 
@@ -115,7 +114,7 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
     Args:
         cfg: The comparison.
         cell: Arm and fold.
-        phase: "timing", "tuning" or "final".
+        phase: "tuning" or "final".
         seed: `train.seed`.
         rate: Peak learning rate; None for a recipe that has none.
         **more: Settings of this run, with __ for the dot.
@@ -204,44 +203,12 @@ def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict
     ]
 
 
-def timing_jobs(cfg: CompareRecipe) -> list[Job]:
-    """A few steps of every arm, to see what they cost."""
-    fold = 0 if cfg.folds else None
-    jobs = []
-    for name in cfg.arms:
-        more: dict[str, Any] = {}
-        if cfg.all_arms()[name].recipe != "baseline":
-            more = {"train__max_steps": TIMED_STEPS}
-            # So few steps would not pay for it; the runs that follow take it over.
-            more |= {"prefix_cache__use": "always"} if cfg.prefix_cache.use == "auto" else {}
-        jobs.append(make_job(cfg, Cell(name, fold), "timing", FIRST_TUNING_SEED, first_rate(cfg, name), **more))
-    return jobs
-
-
 def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, Any]:
     """Settings that stretch or shorten an arm's training to its steps, where the budget is a time."""
     if cell.arm not in steps:
         return {}
     # Epochs beyond any need: the steps end it.
     return {"train__max_steps": steps[cell.arm], "train__epochs": max(cfg.train.epochs, steps[cell.arm])}
-
-
-def steps_for_seconds(cfg: CompareRecipe) -> dict[str, int]:
-    """How many optimizer steps of each arm fit into `cfg.train_seconds`, by what its timing run measured.
-
-    What an arm runs once for each clip, before its steps, counts in full in each of its runs.
-    """
-    steps = {}
-    for job in timing_jobs(cfg):
-        if job.recipe != "baseline":
-            report = read_json(job.folder / "report.json")
-            once = report.get("prefix_seconds", 0.0)
-            words = f"more than {once:.1f}, which arm {job.arm} needs before its first step"
-            fix = "Raise it, or try --prefix_cache.use never."
-            require((cfg.train_seconds or 0) > once, "train_seconds", cfg.train_seconds, words, fix)
-            left = (cfg.train_seconds or 0) - once
-            steps[job.arm] = max(1, round(left * report["steps"] / report["train_seconds"]))
-    return steps
 
 
 def scores_of(

@@ -129,6 +129,7 @@ REFUSED = {
     "folds": ["2", "true"],
     "train_seconds": ["0", "nan"],
     "jobs": ["0"],
+    "minutes": ["0", "-1", "nan", "soon"],
 }
 
 

@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from peft_audio.comparison.jobs import Job, finished
-from peft_audio.comparison.plan import _arm_plan
 from peft_audio.comparison.settings import ArmConfig, CompareRecipe
-from peft_audio.comparison.tuning import Cell, check_arms, final_jobs, steps_for_seconds, timing_jobs, tune
+from peft_audio.comparison.tuning import Cell, check_arms, final_jobs, tune
 from peft_audio.config import TrainConfig
 from peft_audio.errors import UserError
 from peft_audio.runs.folder import beside
@@ -120,36 +118,3 @@ def test_arms_may_not_bring_more_trials_than_others(tmp_path: Path) -> None:
     cfg = settings(tmp_path, arms=["lora", "mine"], own_arms=own, reference="lora")
     with pytest.raises(UserError, match=r"different numbers of learning rates \(lora 3, mine 4\)"):
         check_arms(cfg)
-
-
-def test_a_budget_in_seconds_becomes_steps_by_what_was_timed(tmp_path: Path) -> None:
-    cfg = settings(tmp_path, train_seconds=60.0)
-    for job, seconds in zip(timing_jobs(cfg), (6.0, 12.0, 1.0), strict=True):
-        write(job, report_of(job) | {"steps": 12, "train_seconds": seconds})
-    steps = steps_for_seconds(cfg)
-    assert steps == {"lora": 120, "full": 60}
-    run, _ = recorder()
-    jobs = final_jobs(cfg, tune(cfg, run, steps), steps)
-    assert {job.arm: job.flags.get("train.max_steps") for job in jobs} == {"lora": 120, "full": 60, "log_mel": None}
-
-
-def test_a_plan_adds_up(tmp_path: Path) -> None:
-    """12 steps (two epochs) took 10 of 30 s; wanted are 8 epochs of 100 clips, at 20 clips and 50 clips a second.
-
-    What ran once took 3 s; it counts in the training time of every run, and passes in none of those to come.
-    """
-    cfg = settings(tmp_path, arms=["lora"], reference="lora", seeds=5, extra_trials=1)
-    (job,) = timing_jobs(cfg)
-    measured = {"steps": 12, "train_seconds": 10.0, "samples_per_second": 20.0, "inference_seconds": 0.02}
-    measured |= {"validation_seconds": 2.0, "prefix_seconds": 3.0, "prefix_reused": False}
-    clips = {"train_clips": 100, "validation_clips": 50, "test_clips": 60}
-    costs = {"trainable_parameters": 1, "adapter_bytes": 4, "peak_memory_bytes": 2**30}
-    write(job, report_of(job) | measured | clips | costs)
-    pd.DataFrame({"split": ["train"] * 100 + ["test"] * 60}).to_parquet(job.folder / "splits.parquet")
-    arm = _arm_plan(cfg, job)
-    tuning = (30 - 10 - 2 - 3) + 800 / 20 + 8 * 1
-    assert arm.train_time == pytest.approx(43)
-    assert arm.tuning_time == pytest.approx(tuning)
-    assert arm.total_time == pytest.approx(tuning + (60 + 100) * 0.02)
-    assert arm.runs == (3, 4, 5)
-    assert arm.seconds == pytest.approx((3 * tuning + 5 * arm.total_time, 4 * tuning + 5 * arm.total_time))
