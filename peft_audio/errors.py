@@ -144,9 +144,22 @@ def require_package(flag: str, value: str, package: str) -> None:
     require(installed, flag, value, f"left out while {package} is not installed", f"Try pip install {package}.")
 
 
-# What huggingface_hub speaks to the Hub with, by version.
+# Packages that huggingface_hub talks to the Hub with, by version.
 CONNECTIONS = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 LONGEST = 400
+
+
+class EncoderError(UserError):
+    """Report an encoder that cannot be used.
+
+    Args:
+        problem: Message without the flag that named the encoder. `--model.name` is put before it; commands with another
+            flag put theirs before `problem`.
+    """
+
+    def __init__(self, problem: str):
+        super().__init__(f"--model.name: {problem}")
+        self.problem = readable(problem.strip())
 
 
 def in_one_line(error: BaseException, longest: int = 1_000) -> str:
@@ -154,57 +167,69 @@ def in_one_line(error: BaseException, longest: int = 1_000) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, shortened to a line; its type where it says nothing."""
-    from huggingface_hub.errors import HfHubHTTPError
+def library_problem(error: BaseException) -> str:
+    """Describe in a clause what a library or the Hub reported.
 
-    if isinstance(error, HfHubHTTPError):
-        # The first line is "404 Client Error."; what is not found, and how to log in, comes behind it.
-        return in_one_line(error, LONGEST)
+    Libraries raise a lost connection or an answer of the Hub as errors of other kinds, so the causes are searched.
+    """
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    chain = list(_chain(error))
+    answer = next((each for each in chain if isinstance(each, HfHubHTTPError)), None)
+    if answer is not None:
+        text = in_one_line(answer, LONGEST)
+        if isinstance(answer, RevisionNotFoundError):
+            return f"it has no such revision on the Hub ({text})"
+        status = getattr(answer.response, "status_code", None)
+        if isinstance(answer, RepositoryNotFoundError) or status in (401, 403):
+            return f"check the name, or log in with `hf auth login` as someone who has access ({text})"
+        return text
+    if any(isinstance(each, LocalTokenNotFoundError) for each in chain):
+        return f"log in with `hf auth login` ({_first_line(error)})"
+    lost = any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)
+    if lost or any(isinstance(each, LocalEntryNotFoundError) for each in chain):
+        # Libraries then report files that do not exist.
+        return f"the Hub was not reached, or broke off ({_first_line(chain[-1])}); files fetched so far are kept"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, with the second if the first is a heading."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    # The reason comes behind a heading.
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def unloadable(name: str, error: Exception) -> UserError:
-    """What kept a base from being loaded, for the user.
+    """Translate the error of a library that could not load an encoder.
 
     Args:
-        name: Of the base, as it was given.
-        error: What was raised.
+        name: Encoder, as it was given.
+        error: Error of the library; a `UserError` is returned as it is.
     """
     if isinstance(error, UserError):
         return error
-    chain = list(_chain(error))
-    why = first_line(error)
-    if _connection_lost(chain):
-        # transformers then speaks of files that are not there.
-        why = f"the Hub was not reached, or broke off ({first_line(chain[-1])}); what has arrived is kept"
-    elif "Can't load the model for" in why and not Path(name).is_dir():
-        # All that transformers says where a download broke off, too.
-        why = "its weights are not on the Hub, or were not fetched to their end; start again: what has arrived is kept"
+    problem = library_problem(error)
+    if "Can't load the model for" in problem and not Path(name).is_dir():
+        # transformers reports an interrupted download with these words too.
+        problem = "its weights are not on the Hub, or were not fetched completely; repeat the command to resume"
     elif "weights_only" in str(error):
-        # What torch says of a pickle ends in advice to run it.
-        why = "its weights are a pickle of more than weights"
-    return UserError(
-        f"--model.name: {name} cannot be loaded: {why.rstrip('.')}. "
+        # torch advises to run the pickle.
+        problem = "its weights are a pickle of more than weights"
+    return EncoderError(
+        f"{name} cannot be loaded: {problem.rstrip('.')}. "
         f"Give a folder made by save_pretrained, a Hub id (needs a connection) or wav2vec2-nano."
     )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and what it came from."""
-    at: BaseException | None = error
-    while at is not None:
-        yield at
-        at = at.__cause__ or at.__context__
-
-
-def _connection_lost(chain: list[BaseException]) -> bool:
-    """Whether the Hub gave no answer, or none to its end."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
-        return True
-    answered = any(isinstance(each, HfHubHTTPError) for each in chain)
-    return not answered and any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)
+    """Yield an exception and its causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

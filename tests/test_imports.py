@@ -97,7 +97,7 @@ def test_only_plots_import_matplotlib() -> None:
         ("", "peft_audio", HEAVY),
         ("", "peft_audio.config", HEAVY),
         ("", "peft_audio.audio.decoding", HEAVY),
-        ("", "peft_audio.encoders.family", HEAVY),
+        ("", "peft_audio.encoders.family, peft_audio.strategies, peft_audio.tasks", HEAVY),
         # What `peft-audio predict` imports: labelling a clip needs nothing that collections and training need. Older
         # versions of transformers import scikit-learn themselves.
         (

@@ -39,7 +39,7 @@ from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS, Cut
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import Base, classifier_settings, quiet_loading
-from peft_audio.errors import UserError, first_line
+from peft_audio.errors import UserError, library_problem
 from peft_audio.feature_cache.cut import find_cut
 from peft_audio.strategies.base import PEFT_PREFIX, Trainable
 from peft_audio.strategies.bias_only import mark_biases
@@ -108,7 +108,7 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
             stored = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
             wrapping = _wrapping(config, folder, model, wrappings)
     except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
-        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
+        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({library_problem(error)}).") from error
     with _as_trained(model, record):
         own = {name: weight.shape for name, weight in model.named_parameters()}
         whole = set(_whole_names(config, record, model))

@@ -33,7 +33,7 @@ from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS
 from peft_audio.encoders.loading import identify_base, load_with_absent, pin_base, quiet_loading
-from peft_audio.errors import UserError, first_line
+from peft_audio.errors import EncoderError, UserError, library_problem
 from peft_audio.files import expanded
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
@@ -99,8 +99,11 @@ def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
         count = len(record.labels) if record else _classes(shapes)
         labels = record.labels if record else [str(i) for i in range(count or 2)]
         model, absent = load_with_absent(where, labels, any_family=record is None)
+    except EncoderError as error:
+        yield Finding("base", "broken", f"--base: {error.problem}", "say where it is with --base")
+        return
     except UserError as error:
-        yield Finding("base", "broken", str(error).replace("--model.name", "--base"), "say where it is with --base")
+        yield Finding("base", "broken", str(error), "say where it is with --base")
         return
     encoder = f"{model.base_model_prefix}."
     lost = sorted(name for name in absent if name.startswith(encoder))
@@ -213,7 +216,7 @@ def _keys(adapter: ReadAdapter, model: Any, fresh: set[str]) -> Iterator[Finding
         refuse_excessive_rank(adapter.folder, adapter.settings or {}, shapes)
         wanted = _wanted(adapter.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))
     except Exception as error:  # PEFT raises many kinds of exceptions at unexpected settings
-        yield Finding("keys", "broken", f"PEFT cannot put it on this base: {first_line(error)}", AGAIN)
+        yield Finding("keys", "broken", f"PEFT cannot put it on this base: {library_problem(error)}", AGAIN)
         return
     missing = sorted(wanted.keys() - shapes.keys() - fresh)
     # PEFT also loads weights of the base if a file holds them under their names.

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from peft_audio.adapters.files import (
@@ -24,7 +17,7 @@ from peft_audio.adapters.files import (
     WHOLE_WEIGHTS,
 )
 from peft_audio.adapters.record import RECORD
-from peft_audio.errors import UserError, first_line
+from peft_audio.errors import UserError, library_problem
 from peft_audio.files import expanded, file_sha256, sha256
 
 # All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
@@ -52,9 +45,14 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise UserError(f"--revision: got {revision}, but {where} is not on the Hub. Leave it out.")
         return folder
-    with _told_in_words(str(where), revision):
-        files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES, TRAINED_CLIPS]
+    files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES, TRAINED_CLIPS]
+    try:
         return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
+    except Exception as error:  # the kinds differ between versions of huggingface_hub
+        version = "" if revision is None else f" at --revision {revision}"
+        raise UserError(
+            f"{where}{version} is not a local folder, and the Hub did not return it: {library_problem(error)}."
+        ) from error
 
 
 def hash_adapter(folder: Path) -> str:
@@ -70,23 +68,3 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return name.count("/") == 1
-
-
-@contextmanager
-def _told_in_words(name: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except RevisionNotFoundError as error:
-        raise UserError(f"--revision: {name} has no revision {revision}; leave it out, or see its page.") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{name} is no folder here and no model on the Hub that you may read; check the name, or log in with "
-            "`hf auth login` if it is private."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{name} is no folder here, was not fetched from the Hub before, and the Hub cannot be asked (no "
-            "connection, or HF_HUB_OFFLINE is set)."
-        ) from error
-    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
-        raise UserError(f"{name} is no folder here, and the Hub does not give it: {first_line(error)}") from error

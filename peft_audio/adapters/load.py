@@ -39,7 +39,7 @@ from peft_audio.encoders.loading import (
     quiet_loading,
     use_exact_float32,
 )
-from peft_audio.errors import UserError, first_line
+from peft_audio.errors import EncoderError, UserError, library_problem
 from peft_audio.files import is_folder
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
@@ -165,7 +165,7 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     except KeyError as error:
         raise UserError(f"{folder}/{WEIGHTS}: weight {error.args[0]} is missing; get the adapter again.") from error
     except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
-        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({first_line(error)}).") from error
+        raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({library_problem(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
     wanted = wanted_shapes(model, biases, record.layer_weighted_sum).keys()
     if wanted != shapes.keys():
@@ -219,8 +219,8 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
         raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; take that out.")
     try:
         model = load_tuned(folder, record.labels, record.layer_weighted_sum)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--model.name: ")) from error
+    except EncoderError as error:
+        raise UserError(error.problem) from error
     _same_minimum(folder, record, model)
     return model
 
@@ -245,7 +245,7 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
         found = record.family.describe_input(extractor, record.minimum_samples)
     except Exception as error:  # as many kinds as there are ways to damage it
-        raise UserError(f"{folder}: its preprocessor cannot be loaded ({first_line(error)}).") from error
+        raise UserError(f"{folder}: its preprocessor cannot be loaded ({library_problem(error)}).") from error
     for name, recorded in record.input.items():
         value = found.get(name)
         if value != recorded:
@@ -284,8 +284,8 @@ def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[An
     try:
         model = load_classifier(config, record.labels)
         found = identify_base(config, model)
-    except UserError as error:
-        raise UserError(str(error).replace("--model.name", "--base")) from error
+    except EncoderError as error:
+        raise UserError(f"--base: {error.problem}") from error
     if found.sha256 != record.base.sha256:
         raise UserError(
             f"{folder}: the base {config.name} is not the one the adapter was trained on "
@@ -333,4 +333,4 @@ def move_to(model: Any, device: str) -> Any:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         where = "cpu, or cuda where there is one"
-        raise UserError(f"--device: got {device}, must be {where} ({first_line(error)}).") from error
+        raise UserError(f"--device: got {device}, must be {where} ({library_problem(error)}).") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peft_audio.adapters.record import AdapterRecord
-from peft_audio.errors import first_line
+from peft_audio.errors import library_problem
 
 if TYPE_CHECKING:
     from peft_audio.adapters.load import Adapter
@@ -53,7 +53,7 @@ def check_answers(adapter: Adapter, tolerance: float, count: int | None = None) 
     try:
         measured = measure_probes(adapter, count)
     except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
-        return [f"gives no answer: {first_line(error)}"]
+        return [f"gives no answer: {library_problem(error)}"]
     return compare_probes(adapter.record, measured, tolerance)
 
 

@@ -29,11 +29,10 @@ from datasets import (
 )
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable, make_clips, name_splits
-from peft_audio.errors import UserError
+from peft_audio.errors import UserError, library_problem
 from peft_audio.files import atomic_file, sha256
 from peft_audio.text import listed
 
@@ -133,25 +132,13 @@ def resolve_commit(cfg: DataConfig) -> str:
     """
     if cfg.revision is not None and COMMIT.fullmatch(cfg.revision):
         return cfg.revision
+    revision = "" if cfg.revision is None else f" at --data.revision {cfg.revision}"
     try:
         commit = HfApi().dataset_info(cfg.source, revision=cfg.revision).sha
-    except RevisionNotFoundError as error:
-        raise UserError(f"--data.revision: {cfg.source} has no revision {cfg.revision}; leave it out.") from error
-    except RepositoryNotFoundError as error:
+    except Exception as error:  # the kinds differ between versions of huggingface_hub
         raise UserError(
-            f"--data.source: {cfg.source} is no folder here and no dataset on the Hub that you may read; check the "
-            "name, or log in with `hf auth login` if it is private."
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise UserError(
-            f"--data.source: {cfg.source} is no folder here, and the Hub may not be asked (HF_HUB_OFFLINE is set); "
-            "give a folder, or a commit that was downloaded before as --data.revision."
-        ) from error
-    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--data.source: {cfg.source} is no folder here, and cannot be reached on the Hub ({reason}); check the "
-            "name and the connection."
+            f"--data.source: {cfg.source}{revision} is not a local folder, and the Hub did not return it: "
+            f"{library_problem(error)}. Give a folder, or correct the name."
         ) from error
     assert commit is not None
     return commit
@@ -168,7 +155,7 @@ def _told_in_words(cfg: DataConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # datasets raises a dozen kinds, of its own and others
-        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
+        reason = " ".join(f"{library_problem(error)} {error.__cause__ or ''}".split())[:500]
         advice = "see its page on the Hub"
         if "Config name is missing" in reason or "BuilderConfig" in reason:
             advice = "choose one with --data.config_name"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -71,8 +71,7 @@ def accept_features(family: ConvTransformerFamily, model: Any, cut: Cut) -> Call
     """
     plain = _plain(model)
     encoder, state = getattr(plain, family.encoder), SimpleNamespace(replaying=False)
-    transformer, config = encoder.encoder, model.config
-    shortest = family.minimum_samples(config)
+    shortest = family.minimum_samples(model.config)
     usual: dict[nn.Module, Any] = {}
 
     def replace(module: nn.Module, answer: Callable[..., Any]) -> None:
@@ -102,19 +101,8 @@ def accept_features(family: ConvTransformerFamily, model: Any, cut: Cut) -> Call
         plain.register_forward_pre_hook(begin, with_kwargs=True),
         plain.register_forward_hook(end, always_call=True),
     ]
-    if cut.pooled:
-        replace(encoder, _as_output)
-    else:
-        replace(encoder.feature_extractor, lambda features: features.transpose(1, 2))
-        if cut.place != "convolutions":
-            both = family.projection_returns_both
-            replace(encoder.feature_projection, lambda hidden: (hidden, hidden) if both else hidden)
-        if cut.place == "layers":
-            replace(transformer.pos_conv_embed, lambda hidden: hidden.new_zeros(()))
-            if not config.do_stable_layer_norm:
-                replace(transformer.layer_norm, lambda hidden: hidden)
-            for layer in encoder.get_submodule(family.layers)[: cut.layers]:
-                replace(layer, partial(family.skip_layer, layer))
+    for module, answer in _replayed(family, encoder, cut):
+        replace(module, answer)
 
     def undo() -> None:
         for hook in hooks:
@@ -126,6 +114,24 @@ def accept_features(family: ConvTransformerFamily, model: Any, cut: Cut) -> Call
                 module.forward = forward
 
     return undo
+
+
+def _replayed(family: ConvTransformerFamily, encoder: Any, cut: Cut) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Yield the modules of a prefix, each with the function that passes features on in its place."""
+    if cut.pooled:
+        yield encoder, _as_output
+        return
+    yield encoder.feature_extractor, lambda features: features.transpose(1, 2)
+    if cut.place == "convolutions":
+        return
+    both = family.projection_returns_both
+    yield encoder.feature_projection, lambda hidden: (hidden, hidden) if both else hidden
+    if cut.place == "layers":
+        yield encoder.encoder.pos_conv_embed, lambda hidden: hidden.new_zeros(())
+        if not encoder.config.do_stable_layer_norm:
+            yield encoder.encoder.layer_norm, lambda hidden: hidden
+        for layer in encoder.get_submodule(family.layers)[: cut.layers]:
+            yield layer, partial(family.skip_layer, layer)
 
 
 def _plain(model: Any) -> Any:

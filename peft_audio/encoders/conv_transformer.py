@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, Arithmetic, Cut, EncoderFamily
-from peft_audio.errors import UserError
+from peft_audio.errors import EncoderError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +47,8 @@ class ConvTransformerFamily(EncoderFamily):
             UserError: The encoder has one.
         """
         if getattr(config, "conv_pos_batch_norm", False):
-            raise UserError(
-                "--model.name: this encoder has a batch norm before its positional convolution (conv_pos_batch_norm), "
+            raise EncoderError(
+                "this encoder has a batch norm before its positional convolution (conv_pos_batch_norm), "
                 "which lets padding change a clip's answer; give one without, for example facebook/hubert-base-ls960."
             )
 

@@ -9,7 +9,7 @@ from peft_audio.encoders.hubert import HUBERT
 from peft_audio.encoders.unispeech_sat import UNISPEECH_SAT
 from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.encoders.wavlm import WAVLM
-from peft_audio.errors import UserError
+from peft_audio.errors import EncoderError
 
 FAMILIES: dict[str, EncoderFamily] = {
     "hubert": HUBERT,
@@ -27,8 +27,8 @@ def family_named(model_type: str) -> EncoderFamily:
     """
     if model_type not in FAMILIES:
         known = "; ".join(f"{name} ({family.examples})" for name, family in sorted(FAMILIES.items()))
-        raise UserError(
-            f"--model.name: encoders of type {model_type!r} are not supported; known types: {known}. "
+        raise EncoderError(
+            f"encoders of type {model_type!r} are not supported; known types: {known}. "
             "Give one of those, for example facebook/wav2vec2-base."
         )
     return FAMILIES[model_type]

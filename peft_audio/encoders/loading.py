@@ -26,7 +26,7 @@ from transformers.utils import logging
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, encoder_of, family_of
-from peft_audio.errors import UserError, unloadable
+from peft_audio.errors import EncoderError, UserError, unloadable
 from peft_audio.files import expanded, is_folder, sha256
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -65,10 +65,10 @@ def resolve_base(name: str) -> str:
     folder = expanded(name)
     if is_folder(folder):
         if not (folder / "config.json").is_file():
-            raise UserError(f"--model.name: {name} has no config.json; give a folder made by save_pretrained.")
+            raise EncoderError(f"{name} has no config.json; give a folder made by save_pretrained.")
         return str(folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"--model.name: no folder {name}; give an existing folder, a Hub id or {BUNDLED_ENCODER}.")
+        raise EncoderError(f"no folder {name}; give an existing folder, a Hub id or {BUNDLED_ENCODER}.")
     return name
 
 
@@ -150,13 +150,13 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     config, family = model.config, family_of(model.config)
     absent = {key for key in absent if not key.startswith((*family.head, LAYER_WEIGHTS))}
     if absent:
-        raise UserError(
-            f"--model.name: {cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
+        raise EncoderError(
+            f"{cfg.name} lacks {len(absent)} weights of its own encoder (or has them in another shape), "
             f"{min(absent)} first; they would stay random, so give a complete checkpoint."
         )
     spoilt = [name for name, value in encoder_of(model).named_parameters() if not value.isfinite().all()]
     if spoilt:
-        raise UserError(f"--model.name: {cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
+        raise EncoderError(f"{cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
     for name in family.head:
         # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
         module = getattr(model, name)
@@ -226,9 +226,9 @@ def _refuse_foreign_kernels(cfg: ModelConfig, config: Any) -> None:
     """A config.json can make transformers fetch a kernel, which is code, or hold the weights in fewer bits."""
     if config._attn_implementation not in (None, "eager", "sdpa"):
         asked = config._attn_implementation
-        raise UserError(f"--model.name: {cfg.name}/config.json asks for the attention {asked}; take that out of it.")
+        raise EncoderError(f"{cfg.name}/config.json asks for the attention {asked}; take that out of it.")
     if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"--model.name: {cfg.name} is stored quantised; give the encoder as it was before that.")
+        raise EncoderError(f"{cfg.name} is stored quantised; give the encoder as it was before that.")
 
 
 def _with_weights(cfg: ModelConfig, base: str, commit: str | None, config: Any) -> tuple[Any, Any]:

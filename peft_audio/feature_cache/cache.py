@@ -94,33 +94,39 @@ def cache_frozen_prefix(
         return refuse(reason)
     wanted, reason = find_wanted(loaders, cfg)
     model.to(accelerator.device).eval()
-    compute = partial(run_frozen, model, cut, accelerator)
-    reader, missing, problem = None, list[Missing](), ""
-    # One of a machine's processes fills; which one would otherwise be chance.
+
+    def open_and_fill() -> tuple[Reader | None, bool, str]:
+        compute = partial(run_frozen, model, cut, accelerator)
+        store = _open(model, cut, loaders, cfg, accelerator)
+        with filling(store, tell):
+            missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
+            problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+            if missing and not accelerator.is_local_main_process:
+                problem = problem or "the first process of this machine did not fill it"
+            if problem:
+                return None, False, problem
+            tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+            if missing:
+                parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
+                batches = in_batches(missing, cfg.train, parts, loaders)
+                features = computed(compute, batches, len(missing), accelerator)
+                write_features(store, features, time.perf_counter())
+            return Reader(store, read_table(store)), bool(missing), ""
+
+    # The first process of each machine fills the cache, and the others read it.
     with _local_main_process_first(accelerator):
         try:
-            store = _open(model, cut, loaders, cfg, accelerator)
-            with filling(store, tell):
-                missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
-                problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
-                if not problem:
-                    tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
-                    if missing:
-                        parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-                        batches = in_batches(missing, cfg.train, parts, loaders)
-                        features = computed(compute, batches, len(missing), accelerator)
-                        write_features(store, features, time.perf_counter())
-                    reader = Reader(store, read_table(store))
-        except (OSError, NotImplementedError) as error:  # the latter of locks, where the disk knows none
-            # Training does without what only makes it faster.
+            reader, filled, problem = open_and_fill()
+        except (OSError, NotImplementedError) as error:  # the latter from locks on file systems without them
+            # Training continues without the cache, which only saves time.
             where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
-            problem = f"{where}: {getattr(error, 'strerror', None) or error}"
+            reader, filled, problem = None, False, f"{where}: {getattr(error, 'strerror', None) or error}"
     # Either all processes use the cache or none: they must make the same collective calls.
     problems = [each for each in gather_object([problem]) if each]
     if problems or reader is None:
         return refuse(problems[0])
-    prefix = _outcome(cut, reason, reader, wanted, bool(missing))
-    tell(f"prefix cache: {'filled in' if missing else 'which took them'} {prefix.seconds:.1f} s")
+    prefix = _outcome(cut, reason, reader, wanted, filled)
+    tell(f"prefix cache: {'filled in' if filled else 'which took them'} {prefix.seconds:.1f} s")
     family_of(model.config).accept_features(model, cut)
     kept: dict[str, Any] = {
         split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in wanted.items()

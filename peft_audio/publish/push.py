@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from peft_audio.adapters.files import ADAPTER_CONFIG, PREPROCESSOR, TRAINED_CLIPS, read_object
 from peft_audio.adapters.hub import ADAPTER_FILES, WHOLE_FILES, is_hub_id
@@ -19,7 +17,7 @@ from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import BUNDLED_ENCODER, identify_base, load_classifier, pin_base
-from peft_audio.errors import UserError, first_line
+from peft_audio.errors import UserError, library_problem
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import made_adapter
 
@@ -148,7 +146,7 @@ def _send(
     api = HfApi()
     # The hashes of an adapter that was pushed there before are not those of this one.
     stale = {TRAINED_CLIPS} - {name for name, _ in files}
-    with _refused_in_words(repository):
+    try:
         _check_repository(api, repository, private, record)
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.upload_folder(
@@ -159,6 +157,13 @@ def _send(
             delete_patterns=[*(ADAPTER_FILES if record.whole else WHOLE_FILES), *stale],
             commit_message=f"{record.strategy}, trained with peft-audio {record.versions['peft-audio']}",
         )
+    except UserError:
+        raise
+    except Exception as error:  # the kinds differ between versions of huggingface_hub
+        raise UserError(
+            f"{repository}: no file was sent, because a push is a single commit: {library_problem(error)}. "
+            "Correct that if it is not the connection, and repeat the command."
+        ) from error
     return Pushed(files, done.commit_url, done.oid)
 
 
@@ -174,22 +179,3 @@ def _check_repository(api: HfApi, repository: str, private: bool, record: Adapte
     other = names & set(ADAPTER_FILES if record.whole else WHOLE_FILES)
     if other and RECORD not in names:
         raise UserError(f"{repository} holds a model that peft-audio did not push ({min(other)}); give another name.")
-
-
-@contextmanager
-def _refused_in_words(repository: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the connection's own kinds differ between versions of huggingface_hub
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-            advice = "log in as somebody who may write there (hf auth login)"
-        elif status is None or status >= 500:
-            advice = "the same command can be given again"
-        else:
-            advice = "mend that first"
-        raise UserError(
-            f"{repository}: the files were not sent, for a push is one commit or none ({first_line(error)}); {advice}."
-        ) from error

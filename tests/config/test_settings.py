@@ -128,7 +128,7 @@ def test_check_and_evaluate_take_splits_and_input() -> None:
         name for name, about in settings_of(DataConfig).items() if about.stage not in ("splits", "input", "cost")
     }
     # shuffle_buffer was ignored; it needs streaming, which was refused.
-    assert refused == {"streaming", "validate_on_test", "max_train_clips", "shuffle_buffer"}
+    assert refused == {"streaming", "max_train_clips", "shuffle_buffer"}
 
 
 def test_augmentation_before_the_encoder_is_in_the_key_of_the_cache() -> None:
@@ -177,7 +177,7 @@ def test_no_list_of_settings_is_kept_by_hand() -> None:
     assert hand_kept_lists() == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_train_clips", 5), ("shuffle_buffer", 2), ("validate_on_test", True)])
+@pytest.mark.parametrize(("name", "value"), [("max_train_clips", 5), ("shuffle_buffer", 2)])
 def test_check_refuses_settings_of_training(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--data.{name}: got {value}, must be left out: nothing is trained here"):
         check(DataConfig(**{name: value}))

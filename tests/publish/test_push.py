@@ -78,7 +78,7 @@ def test_an_adapter_is_pushed_fetched_used_and_verified(
     assert there.returncode == 0, there.stderr
     assert json.loads(there.stdout) == json.loads(here)
     stranger = python(hub, tmp_path / "c", *predict, token="")
-    assert stranger.returncode == 2 and "no model on the Hub that you may read" in stranger.stderr
+    assert stranger.returncode == 2 and "hf auth login" in stranger.stderr
     # What the card shows to somebody without this package.
     (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     shown = python(hub, tmp_path / "d", "-c", snippet + "\nimport sys\nassert 'peft_audio' not in sys.modules")
@@ -138,7 +138,7 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     assert set(re.findall(r"bytes  (\S+)", without[1])) == SENT
     assert "is a folder of this machine, which nobody else has" in local[2]
     assert "ORG/NAME: got pitch" in name[2] and "org/other cannot be loaded" in missing[2]
-    assert f"{NAME}: the files were not sent" in dropped[2] and "hf auth login" in locked[2]
+    assert f"{NAME}: no file was sent" in dropped[2] and "hf auth login" in locked[2]
     assert f"{NAME} exists and is public" in public[2]
     assert "org/tiny holds a model that peft-audio did not push (config.json)" in foreign[2]
     # The whole model took the adapter's place; nothing of that is left beside it.
