@@ -70,6 +70,7 @@ REFUSED = {
     "train.output_dir": [""],
     "train.overwrite": ["perhaps"],
     "train.resume": ["perhaps"],
+    "train.record_clips": ["perhaps"],
     "train.checkpoint_every_steps": ["0", "often"],
     "train.checkpoint_every_minutes": ["0", "-1", "nan"],
     "train.keep_checkpoints": ["0", "2.5"],
