@@ -117,7 +117,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     scanned["number"] = np.arange(len(scanned))
     scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
     good = scanned[scanned["fault"] == ""]
-    findings = list(_bad(scanned))
+    findings = [*_bad(scanned), *(Finding(doubt, False, collection.labels) for doubt in collection.doubts)]
     try:
         good = divide(good, cfg) if cfg.splits_file is None else good
     except UserError as error:

@@ -43,6 +43,7 @@ class ClipTable:
         revision: The commit of a Hub dataset.
         names: Each clip's file name, where it is not that of `path`; "" if it has none.
         task: what the label text of a clip means.
+        doubts: Warnings that the labels may not be those that are meant.
         others: Columns of a manifest that are not used, as text; its index has the ids of the clips.
     """
 
@@ -55,6 +56,7 @@ class ClipTable:
     names: tuple[str, ...] | None = None
     task: Task = field(default_factory=task_of)
     others: pd.DataFrame | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
@@ -119,10 +121,7 @@ def check_labels(labels: Sequence[str], source: str, least: int = 2) -> None:
     """
     if len(labels) < least:
         what = f"one class, {labels[0]!r}" if labels else "no clips"
-        raise UserError(
-            f"--data.source: {source} has {what}; a classifier needs two or more. "
-            "Add another class, or of a folder of folders, give the one above."
-        )
+        raise UserError(f"--data.source: {source} has {what}; a classifier needs two or more. Add another class.")
 
 
 def tidy(label: str) -> str:

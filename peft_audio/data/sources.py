@@ -18,6 +18,7 @@ from peft_audio.config.fields import SourceKind, changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
+from peft_audio.data.layouts import doubt_classes, explain_folder
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.splitting import take_splits
 from peft_audio.data.tables import MANIFEST_SUFFIXES
@@ -45,7 +46,7 @@ def find_clips(cfg: DataConfig, least_labels: int = 2) -> ClipTable:
         collection = _bundled()
     elif place.is_dir():
         _refuse_unread(cfg, "folder")
-        collection = from_folder(place)
+        collection = _from_folder(place, least_labels)
     elif place.suffix.lower() in MANIFEST_SUFFIXES:
         _refuse_unread(cfg, "manifest")
         collection = from_manifest(place, cfg)
@@ -67,6 +68,16 @@ def find_clips(cfg: DataConfig, least_labels: int = 2) -> ClipTable:
     labels = tuple(label for label in collection.labels if label in kept)
     check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}", least_labels)
     return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
+
+
+def _from_folder(root: Path, least_labels: int) -> ClipTable:
+    try:
+        collection = from_folder(root)
+        check_labels(collection.labels, str(root), least_labels)
+    except UserError as error:
+        hint = explain_folder(root)
+        raise UserError(f"{error} {hint}" if hint else str(error)) from error
+    return replace(collection, doubts=tuple(doubt_classes(root, collection)))
 
 
 def _is_on_hub(cfg: DataConfig) -> bool:

@@ -130,7 +130,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
     cfg = pin_revision(cfg, accelerator)
     collection = find_clips(cfg)
     stream = open_stream(cfg, collection.revision) if cfg.streaming else None
-    notes = list(collection.notes)
+    notes = [*collection.notes, *collection.doubts]
     clips, skipped = _usable(_scanned(collection, accelerator), cfg)
     if cfg.splits_file is None and not cfg.streaming:
         clips = divide(clips, cfg)

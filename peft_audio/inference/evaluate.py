@@ -167,7 +167,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         labels=adapter.labels,
         unseen=tuple(label for label in adapter.labels if label not in occur),
         skipped=tuple(zip(where, bad["error"], strict=True)),
-        notes=(*collection.notes, *notes),
+        notes=(*collection.notes, *collection.doubts, *notes),
         revision=collection.revision,
         task=adapter.task,
     )
