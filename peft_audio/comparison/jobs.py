@@ -1,4 +1,4 @@
-"""Runs as processes: each is what a user would start, on a device of its own where there are several."""
+"""Run the jobs of a comparison as processes, each as a user would start it, and measure the load meanwhile."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Job:
     """One run of a comparison.
 
     Attributes:
-        arm: Whose it is.
-        phase: "timing" makes a few steps to see what they cost, "tuning" tries a learning rate on validation, "final"
-            alone reads the test split.
-        recipe: Which recipe makes it.
-        flags: Its settings by name, without the folder.
-        folder: Of the run. Beside it stand `<folder>.json`, how it was started and how it ended, and `<folder>.log`.
+        arm: name of its arm.
+        phase: "tuning" tries a learning rate on validation; only "final" reads the test split. Records of version 0.1.0
+            also have "timing".
+        recipe: name of the recipe.
+        flags: settings by dotted name, without the folder.
+        folder: folder of the run. Beside it are `<folder>.json`, the record of its process, and `<folder>.log`.
     """
 
     arm: str
@@ -65,25 +65,25 @@ class Job:
     folder: Path
 
     def arguments(self) -> list[str]:
-        """The recipe's command line."""
-        # A run that was killed goes on; what does not fit is replaced.
+        """Return the command line of the recipe."""
+        # A run that was killed is resumed; a run with other settings is replaced.
         own = {"train.output_dir": str(self.folder), "train.overwrite": True, "train.resume": True}
         flags = self.flags | own
         return [part for name, value in flags.items() for part in (f"--{name}", in_words(value))]
 
 
 def in_words(value: Any) -> str:
-    """A setting as the command line takes it."""
+    """Write the value of a setting as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def finished(job: Job) -> bool:
-    """Whether the run is there already, with a report and the same settings."""
+    """Return whether the run has a report and was made with the same settings."""
     return _record(job).get("exit_code") == 0 and "strategy" in read_json(job.folder / "report.json")
 
 
 def other_settings(job: Job) -> str | None:
-    """What a finished run in this one's folder was told otherwise, in words; None where there is no such run."""
+    """Describe a setting in which a finished run in the folder differs; None if there is no such run."""
     record, asked = read_json(beside(job.folder, ".json")), json.loads(json.dumps(job.flags))
     made = record.get("flags", {})
     if record.get("exit_code") != 0 or made == asked:
@@ -100,19 +100,19 @@ def diverged(job: Job) -> bool:
 
 
 def _record(job: Job) -> dict[str, Any]:
-    """How the run was started and ended; nothing where that was with other settings."""
+    """Read the record of the run's process; empty if it was started with other settings."""
     record = read_json(beside(job.folder, ".json"))
     same = record.get("flags") == json.loads(json.dumps(job.flags)) and record.get("recipe") == job.recipe
     return record if same else {}
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict[str, Any]], None]) -> None:
-    """Run what is not finished yet.
+    """Start the runs that are not finished, and wait for them.
 
     Args:
-        jobs: The runs.
-        at_once: How many side by side; one for each GPU, or one on a CPU, when None.
-        tell: Is called with each job and the record of its process as it ends, or as it was where it ended before.
+        jobs: runs, in the order in which they start.
+        at_once: number of runs side by side; by default one for each GPU, or one on a CPU.
+        tell: callback that gets each job and the record of its process when the job ends.
     """
     gpus = visible_gpus()
     at_once = at_once or max(1, len(gpus))
@@ -140,7 +140,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
             for future in as_completed(futures):
                 tell(futures[future], future.result())
         except BaseException:
-            # Runs left to themselves would write into the folders that the next call uses.
+            # Otherwise these runs would write into folders that the next call uses.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             end_processes([child.pid for child in children])
@@ -190,14 +190,14 @@ def wait_and_measure(child: subprocess.Popen[bytes], threads: int) -> dict[str, 
 def _run(
     job: Job, where: dict[str, str], how: dict[str, Any], children: list[subprocess.Popen[bytes]], stop: threading.Event
 ) -> dict[str, Any]:
-    """Start one run and wait for it; gives the record of its process."""
+    """Start one run, wait for it and return the record of its process."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     record_file = beside(job.folder, ".json")
     command = [sys.executable, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
     record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
     began = time.perf_counter()
     with beside(job.folder, ".log").open("wb") as log:
-        # A session of its own: an interrupt at the terminal is for the comparison, which then ends its runs.
+        # In a session of its own, the child gets no interrupt from the terminal; the comparison ends it.
         child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
         if stop.is_set():
@@ -223,10 +223,10 @@ def _run(
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a comparison's folder, without runs that a killed comparison left, and end one's own when told to stop.
+    """Lock a comparison's folder, end runs that a killed comparison left, and turn SIGTERM into KeyboardInterrupt.
 
     Raises:
-        UserError: The folder cannot be made, or another comparison (or plan) holds it.
+        UserError: The folder cannot be created, or another comparison or plan uses it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -239,7 +239,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         why = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
     try:
-        # They would write into folders that are about to be used, and share the device.
+        # Such runs would write into folders that are used next, and share the device.
         for path in folder.glob("runs/*/*.json"):
             record = read_json(path)
             if "pid" in record and "exit_code" not in record and creation_time(record["pid"]) == record["created"]:

@@ -21,7 +21,6 @@ from rich.table import Table
 from peft_audio.comparison.jobs import in_words, threads_of_run, wait_and_measure
 from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.comparison.settings import CompareRecipe
-from peft_audio.comparison.timing import ArmTiming, Measured, Request
 from peft_audio.comparison.tuning import Cell, cells, check_arms, first_rate, grid_of, is_tuned, make_job
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_atomically
@@ -39,6 +38,86 @@ TIMING = "timing.json"
 LEAST_CLIPS_PER_CLASS = 10
 LEAST_EPOCHS = 2
 LEAST_RATES = 2
+
+
+@dataclass(frozen=True)
+class ArmTiming:
+    """What the parts of one arm's runs cost.
+
+    Attributes:
+        trainable_parameters: number of trained parameters; of fitted coefficients for a baseline.
+        adapter_bytes: size of the saved weights.
+        peak_memory_bytes: peak memory of the timed steps; longer clips later on can need more.
+        fixed_seconds: time of one run to load the encoder, prepare the strategy, warm up and save; it depends neither
+            on the number of clips nor on that of steps.
+        step_seconds: time of an optimizer step.
+        slowdown: time of a step with the threads of a run that shares the CPUs, over `step_seconds`.
+        validation_seconds: time per clip of the validation after each epoch.
+        evaluation_seconds: time per clip of the evaluation at the end.
+        fill_seconds: time per clip to fill the feature cache, which runs share.
+        cached: layers whose output is cached; empty if nothing is.
+        caches_training: whether training starts from cached features, not only validation.
+        steps_per_epoch: optimizer steps in which all training clips are seen once.
+        fit_seconds: time per training clip to fit a baseline.
+    """
+
+    trainable_parameters: int
+    adapter_bytes: int
+    peak_memory_bytes: int
+    fixed_seconds: float = 0.0
+    step_seconds: float = 0.0
+    slowdown: float = 1.0
+    validation_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    fill_seconds: float = 0.0
+    cached: str = ""
+    caches_training: bool = False
+    steps_per_epoch: int = 0
+    fit_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of a comparison cost, by their parts.
+
+    Attributes:
+        clips: number of clips of each split.
+        recordings: number of training recordings; differs from the clips if recordings are cut into windows.
+        classes: number of labels.
+        start_seconds: time from the start of a process until its libraries are imported.
+        first_seconds: further time of a run that only the first one in a process needs.
+        scan_seconds: time to find, decode and divide the recordings.
+        verify_seconds: time of the fresh process that verifies an adapter.
+        arms: costs of each arm, by name.
+    """
+
+    clips: dict[str, int]
+    recordings: int
+    classes: int
+    start_seconds: float
+    first_seconds: float
+    scan_seconds: float
+    verify_seconds: float
+    arms: dict[str, ArmTiming]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be timed.
+
+    Attributes:
+        arms: recipe and command line of a final run of each arm, by name.
+        first: arm that is timed first, and that the size of the sample follows.
+        shared_threads: threads of a run that shares the CPUs with others.
+        limit_seconds: time that all of it should take, from the start of the process.
+        spawned: `time.time()` when the process was started.
+    """
+
+    arms: dict[str, tuple[str, list[str]]]
+    first: str
+    shared_threads: int
+    limit_seconds: float
+    spawned: float
 
 
 @dataclass(frozen=True)
@@ -443,7 +522,8 @@ def _fewer_trials(cfg: CompareRecipe) -> list[dict[str, Any]]:
 
 def _has_own_rates(cfg: CompareRecipe) -> bool:
     """Return whether an arm brings its own learning rates, so that their number cannot be cut for all arms."""
-    return any(cfg.all_arms()[name].learning_rates for name in cfg.arms)
+    arms = (cfg.all_arms()[name] for name in cfg.arms)
+    return any(arm.learning_rates and not arm.control for arm in arms)
 
 
 def _fewer_clips(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:

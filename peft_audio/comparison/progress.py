@@ -19,6 +19,7 @@ from peft_audio.files import read_json
 from peft_audio.runs.folder import beside
 from peft_audio.text import printable
 
+METRICS = {"macro_f1": "macro-F1"}
 UNKNOWN = "time left: unknown"
 
 
@@ -64,6 +65,7 @@ class Watch:
         console: console that gets a line per run.
         bar: bar of the whole comparison; it is shown on terminals only.
         task: its only task.
+        metric: validation metric that lines show.
         at_once: number of runs side by side, for runs whose costs count and for others.
         left: number of runs that are left, by kind.
         took: seconds of the runs that ended, by kind.
@@ -73,6 +75,7 @@ class Watch:
     console: Console
     bar: Progress
     task: TaskID
+    metric: str
     at_once: dict[bool, int]
     left: Counter[Kind]
     took: dict[Kind, list[float]] = field(default_factory=dict)
@@ -104,7 +107,9 @@ class Watch:
         report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
         last = record.get("last_lines", "").splitlines()[-1:] or ["no word"]
         failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
-        said = f"validation {report['validation_accuracy']:.3f}" if report else failed
+        # The metric that chooses rates and epochs.
+        value = report.get(f"validation_{self.metric}")
+        said = failed if value is None else f"validation {METRICS.get(self.metric, self.metric)} {value:.3f}"
         line = f"[{self.done}/{self.total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
         self.console.print(f"{printable(line)}; {self.time_left()})", highlight=False, markup=False, soft_wrap=True)
         self._show()
@@ -164,4 +169,4 @@ def watching(cfg: CompareRecipe, at_once: dict[bool, int], console: Console) -> 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         left = expected_runs(cfg)
         task = bar.add_task("comparison", total=left.total(), left=UNKNOWN)
-        yield Watch(console, bar, task, at_once, left)
+        yield Watch(console, bar, task, cfg.train.best_metric, at_once, left)

@@ -1,4 +1,4 @@
-"""The runs that a comparison is made of: learning rates tried on validation, then fresh seeds."""
+"""List the runs of a comparison: learning rates tried on validation, then fresh seeds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from peft_audio.tasks import task_of
 
 # A rate's score on validation and the negative loss that settles ties; higher is better.
 Trials = Mapping[float, tuple[float, float]]
-# Of a rate at which a run did not end with a report: tried, and worse than all others.
+# Score of a rate at which a run ended without a report: worse than all others.
 DIVERGED_SCORE = (-math.inf, -math.inf)
 
 
 def mean_score(reports: Sequence[Mapping[str, Any]], metric: str) -> tuple[float, float]:
-    """The score of a rate: the mean over its runs of a metric on validation, and of the negative loss.
+    """Compute the score of a rate: the means over its runs of a validation metric and of the negative loss.
 
     Args:
-        reports: Of the runs.
+        reports: reports of the runs.
         metric: "accuracy", "macro_f1" or "loss".
     """
     task = task_of()
@@ -35,7 +35,7 @@ def mean_score(reports: Sequence[Mapping[str, Any]], metric: str) -> tuple[float
 
 
 def half_decade(rate: float, steps: int) -> float:
-    """The rate so many half decades away, on 1, 3, 10, 30 and so on: 3e-4 is followed by 1e-3.
+    """Return the rate N half decades away, on 1, 3, 10, 30 and so on: 3e-4 is followed by 1e-3.
 
     Half decades are as fine as validation splits of a few hundred clips can tell apart.
     """
@@ -43,22 +43,25 @@ def half_decade(rate: float, steps: int) -> float:
 
 
 def first_rates(default: float, count: int) -> list[float]:
-    """So many rates around a default: it, half a decade below, half a decade above, and so on, rising."""
+    """List N rates around a default in ascending order: the default, half a decade below, half a decade above, ..."""
     return sorted(half_decade(default, (-1) ** i * ((i + 1) // 2)) for i in range(count))
 
 
 def best_rate(trials: Trials) -> float:
-    """The rate with the highest score; the lower loss wins a tie, then the lower rate."""
+    """Return the rate with the highest score; the lower loss wins a tie, then the lower rate."""
     return max(sorted(trials), key=lambda rate: trials[rate])
 
 
 def at_edge(trials: Trials) -> bool:
-    """Whether the best rate is the lowest or the highest of several, so that a better one may lie further out."""
+    """Return whether the best rate is the lowest or the highest of several; a better one may be further out."""
     return len(trials) > 1 and best_rate(trials) in (min(trials), max(trials))
 
 
 def next_rate(trials: Trials) -> float:
-    """Half a decade beyond the edge that the best rate is at; inside, halfway from it to its better neighbour."""
+    """Return the rate to try next.
+
+    It is half a decade beyond the best rate if that is at the edge, else halfway to its better neighbour.
+    """
     tried, best = sorted(trials), best_rate(trials)
     if at_edge(trials) or len(tried) == 1:
         return half_decade(best, -1 if best == tried[0] and len(tried) > 1 else 1)
@@ -75,23 +78,23 @@ Run = Callable[[Sequence[Job], bool], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is tuned by itself: an arm, in each fold where there are folds."""
+    """Name what is tuned on its own: an arm, in each fold if there are folds."""
 
     arm: str
     fold: int | None
 
 
 def cells(cfg: CompareRecipe) -> list[Cell]:
-    """Every arm in every fold."""
+    """List every arm in every fold."""
     folds = list(range(cfg.folds)) if cfg.folds else [None]
     return [Cell(arm, fold) for fold in folds for arm in cfg.arms]
 
 
 def check_arms(cfg: CompareRecipe) -> None:
-    """Hold each arm's settings against its recipe, and their trials against each other's, before anything runs.
+    """Check before anything runs that recipes accept the settings of their arms, and that arms have equal trials.
 
     Raises:
-        UserError: A recipe does not take them, and the arm is named; or arms would be tried unequally often.
+        UserError: A recipe does not accept the settings of an arm, or arms have different numbers of rates.
     """
     arms = {name: cfg.all_arms()[name] for name in cfg.arms}
     counts = {
@@ -109,15 +112,15 @@ def check_arms(cfg: CompareRecipe) -> None:
 
 
 def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float | None, **more: Any) -> Job:
-    """One run of an arm.
+    """Describe one run of an arm.
 
     Args:
-        cfg: The comparison.
-        cell: Arm and fold.
+        cfg: comparison.
+        cell: arm and fold.
         phase: "tuning" or "final".
         seed: `train.seed`.
-        rate: Peak learning rate; None for a recipe that has none.
-        **more: Settings of this run, with __ for the dot.
+        rate: peak learning rate; None for a recipe that has none.
+        **more: settings of this run, with __ for the dot.
     """
     arm = cfg.all_arms()[cell.arm]
     flags = cfg.shared_settings(arm) | {"train.seed": seed, "train.evaluate_test": phase == "final"}
@@ -136,7 +139,7 @@ def make_job(cfg: CompareRecipe, cell: Cell, phase: str, seed: int, rate: float 
 
 
 def grid_of(cfg: CompareRecipe, arm: ArmConfig) -> list[float | None]:
-    """The rates that an arm is tried with first."""
+    """List the rates that an arm is tried with first."""
     if arm.recipe == "baseline":
         return [None]
     default = RECIPES[arm.recipe]().train.learning_rate
@@ -145,13 +148,13 @@ def grid_of(cfg: CompareRecipe, arm: ArmConfig) -> list[float | None]:
 
 
 def first_rate(cfg: CompareRecipe, name: str) -> float | None:
-    """The middle one of them."""
+    """Return the middle one of the rates that an arm is tried with first."""
     rates = grid_of(cfg, cfg.all_arms()[name])
     return rates[len(rates) // 2]
 
 
 def is_tuned(cfg: CompareRecipe, cell: Cell) -> bool:
-    """Whether there is anything to choose."""
+    """Return whether an arm has a learning rate to choose."""
     return cfg.all_arms()[cell.arm].recipe != "baseline"
 
 
@@ -159,9 +162,9 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
     """Try rates on validation, every cell equally often, and choose.
 
     Args:
-        cfg: The comparison.
-        run: Makes runs; told whether their costs count.
-        steps: Optimizer steps of each arm, where the budget is a time.
+        cfg: comparison.
+        run: function that makes runs; its second argument says whether their costs count.
+        steps: optimizer steps of each arm, if the budget is a time.
 
     Returns:
         The rate of each cell; cells whose trials all failed are left out.
@@ -185,15 +188,15 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
 
 
 def tuning_jobs(cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]) -> list[Job]:
-    """A run a rate and tuning seed."""
+    """List the tuning runs of a cell: one per rate and tuning seed."""
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + cfg.tuning_seeds)
     return [make_job(cfg, cell, "tuning", seed, rate, **budget(cfg, cell, steps)) for rate in rates for seed in seeds]
 
 
 def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict[str, int]) -> list[Job]:
-    """A run a seed of every cell, seeds outermost: what stops early has all arms with fewer seeds.
+    """List the final runs: one per seed and cell, ordered by seed, so that a stopped comparison has all arms.
 
-    A baseline draws nothing, so one seed says all.
+    A baseline draws nothing, so it has one seed.
     """
     return [
         make_job(cfg, cell, "final", seed, rate, **budget(cfg, cell, steps))
@@ -204,17 +207,17 @@ def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict
 
 
 def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, Any]:
-    """Settings that stretch or shorten an arm's training to its steps, where the budget is a time."""
+    """Return the settings that fit an arm's training to its steps, if the budget is a time."""
     if cell.arm not in steps:
         return {}
-    # Epochs beyond any need: the steps end it.
+    # There are always enough epochs: the steps end the training.
     return {"train__max_steps": steps[cell.arm], "train__epochs": max(cfg.train.epochs, steps[cell.arm])}
 
 
 def scores_of(
     cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], steps: dict[str, int]
 ) -> dict[float, tuple[float, float]]:
-    """The score of each rate over the tuning seeds; -inf where a run of it did not end."""
+    """Compute the score of each rate over the tuning seeds; -inf if one of its runs failed."""
     scores = {}
     for rate in rates:
         reports = [

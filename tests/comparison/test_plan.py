@@ -15,6 +15,9 @@ from rich.console import Console
 
 from peft_audio.comparison import plan as planning
 from peft_audio.comparison.plan import (
+    ArmTiming,
+    Measured,
+    Request,
     Timing,
     as_flags,
     duration,
@@ -28,7 +31,7 @@ from peft_audio.comparison.plan import (
     unranked,
 )
 from peft_audio.comparison.settings import ArmConfig, CompareRecipe
-from peft_audio.comparison.timing import ArmTiming, Measured, Request, affordable, time_arms
+from peft_audio.comparison.timing import affordable, time_arms
 from peft_audio.comparison.tuning import Cell, first_rate, make_job
 from peft_audio.config import DataConfig, ModelConfig, TrainConfig
 from peft_audio.errors import UserError

@@ -26,7 +26,7 @@ def settings(folder: Path, **changes: Any) -> CompareRecipe:
 def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
     """End a run with a report."""
     job.folder.mkdir(parents=True)
-    (job.folder / "report.json").write_text(json.dumps({"strategy": "x", "validation_accuracy": 0.8}))
+    (job.folder / "report.json").write_text(json.dumps({"strategy": "x", "validation_macro_f1": 0.8}))
     record = {"exit_code": 0, "seconds": seconds, "flags": job.flags, "recipe": job.recipe} | record
     beside(job.folder, ".json").write_text(json.dumps(record))
     watch.tell(job, record)
@@ -70,7 +70,7 @@ def test_a_pipe_gets_a_line_per_run_with_the_time_left(tmp_path: Path) -> None:
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 9
-    assert lines[0] == "[1/10] lora tuning-rate0.0003-seed1000: validation 0.800 (60 s; about 6 min left)"
+    assert lines[0] == "[1/10] lora tuning-rate0.0003-seed1000: validation macro-F1 0.800 (60 s; about 6 min left)"
     assert lines[4] == "[5/9] majority final-seed0: FAILED, error: no space left (2 s; about 4 min left)"
     assert lines[-1].endswith("(120 s; about 0 s left)")
 
