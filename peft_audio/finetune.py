@@ -79,7 +79,8 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         if cfg.train.evaluate_test:
             evaluations["test"] = evaluate(model, loaders.test, accelerator, loaders.task)
         save_predictions(run, evaluations)
-        record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, split_metrics(evaluations))
+        metrics = split_metrics(evaluations)
+        record = describe_adapter(cfg, base, splits.labels, extractor, trained.strategy, metrics, splits.train_audio)
         if accelerator.is_main_process:
             written = write_adapter(run.folder, model, trained, extractor, record, cfg.train.verify_adapter)
             if cfg.train.record_clips and not splits.stream:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from peft_audio.adapters.files import read_object
 from peft_audio.config import DataConfig, Recipe
+from peft_audio.data.training_audio import QUANTILES
 from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, family_named
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
@@ -42,6 +43,8 @@ class AdapterRecord:
         crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of the windows that long
             recordings are cut into, if they are.
         metrics: Of the run that made it.
+        training_audio: Quantiles of the length in seconds, level and sampling rate of the training clips, by name, see
+            `training_audio.audio_quantiles`; empty where they are not known.
         versions: Of the packages that made it.
         probes: For each probe clip its top label and the logit of each label, by name, once saved.
         exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
@@ -60,6 +63,7 @@ class AdapterRecord:
     crop: dict[str, float]
     metrics: dict[str, float]
     versions: dict[str, str]
+    training_audio: dict[str, dict[str, float]] = field(default_factory=dict)
     probes: tuple[dict[str, Any], ...] = ()
     exported: str = ""
     export_tolerance: float = 0.0
@@ -92,9 +96,15 @@ class AdapterRecord:
 
 
 def describe_adapter(
-    cfg: Recipe, base: Base, labels: Sequence[str], extractor: Any, strategy: str, metrics: dict[str, float]
+    cfg: Recipe,
+    base: Base,
+    labels: Sequence[str],
+    extractor: Any,
+    strategy: str,
+    metrics: dict[str, float],
+    training_audio: Mapping[str, Mapping[str, float]] | None = None,
 ) -> AdapterRecord:
-    """The record of a run's adapter, before its probes are measured."""
+    """Make the record of a run's adapter, before its probes are measured."""
     return AdapterRecord(
         labels=tuple(labels),
         base=base,
@@ -105,6 +115,7 @@ def describe_adapter(
         input=family_named(base.model_type).describe_input(extractor, base.minimum_samples),
         crop=_crop(cfg.data),
         metrics=metrics,
+        training_audio={name: dict(quantiles) for name, quantiles in (training_audio or {}).items()},
         versions=versions(),
     )
 
@@ -132,7 +143,9 @@ def read_record(folder: Path) -> AdapterRecord:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
     # Records of earlier versions do not say so.
-    stored = dict[str, Any]({"pretrained": True, "exported": "", "export_tolerance": 0.0}) | stored
+    stored = (
+        dict[str, Any]({"pretrained": True, "exported": "", "export_tolerance": 0.0, "training_audio": {}}) | stored
+    )
     if stored["exported"] == "onnx":
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
     try:
@@ -188,6 +201,10 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
         "export_tolerance must be a number": _is_number(record.export_tolerance),
         "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),
+        "training_audio must hold numbers": all(
+            set(quantiles) == set(QUANTILES) and all(_is_number(value) for value in quantiles.values())
+            for quantiles in record.training_audio.values()
+        ),
         "versions must be texts": all(isinstance(version, str) for version in record.versions.values()),
         "probes must hold numbers": all(_is_number(value) for value in answers),
         "probes are of other labels": all(

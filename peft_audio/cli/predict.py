@@ -81,6 +81,7 @@ def run_predict(options: argparse.Namespace) -> int:
     with options.quick():
         from peft_audio.adapters.hub import fetch_adapter
         from peft_audio.adapters.load import load_adapter
+        from peft_audio.data.training_audio import usual_seconds
         from peft_audio.inference.predict import answer, check_amounts, how_heard, in_order, predictions
         from peft_audio.inference.recordings import find_recordings
         from peft_audio.inference.writers import Shown, write_csv, write_json, write_text
@@ -92,14 +93,14 @@ def run_predict(options: argparse.Namespace) -> int:
         adapter = load_adapter(folder, options.base, options.device)
     hearing = how_heard(adapter, options.batch_size, options.window_seconds, options.hop_seconds, options.each_window)
     shown = Shown(adapter.labels, options.top_k, options.threshold, options.each_window)
-    tally = _Tally()
+    tally = _Tally(usual_seconds(adapter.record.training_audio, adapter.record.crop["training_seconds"]))
     if options.out:
         return _into_file(options, paths, folder, adapter, hearing, shown, tally)
     write = write_json if options.json else write_csv if options.csv else write_text
     # Where lines appear on the terminal, they show how far it is.
     with _bar(len(paths), not sys.stdout.isatty()) as bar:
         found = in_order(_advancing(answer(adapter, paths, hearing, options.workers), bar))
-        told = (one for each in found for one in predictions(each, adapter.labels, adapter.task, options.each_window))
+        told = (one for each in found for one in predictions(each, adapter.record, hearing))
         write(tally.counting(told, shown), sys.stdout, shown)
     return tally.report()
 
@@ -142,11 +143,7 @@ def _into_file(
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here.", file=sys.stderr)
             return 130
-        told = (
-            one
-            for each in kept.read(paths)
-            for one in predictions(each, adapter.labels, adapter.task, options.each_window)
-        )
+        told = (one for each in kept.read(paths) for one in predictions(each, adapter.record, hearing))
         suffix = options.out.suffix.lower()
         with whole_or_not(options.out, binary=suffix == ".parquet") as file:
             WRITERS[suffix](tally.counting(told, shown), file, shown)
@@ -156,13 +153,27 @@ def _into_file(
 
 @dataclass
 class _Tally:
-    """What is to be said at the end: recordings that could not be used, that were cut, that got no label."""
+    """Count recordings for the messages at the end: those that failed, were cut, got no label, or are unusual.
 
+    Attributes:
+        usual_seconds: Length of a typical training clip of the adapter; None where it is not recorded.
+        failed: Path and error of recordings that could not be used.
+        rows: Number of predictions.
+        cut: Number of recordings of which only the start was read.
+        unnamed: Number of predictions without a label.
+        seconds: Length that was read of those that were cut.
+        long: Whether one of them is longer than the training clips.
+        unusual: By what is far from the training clips, the number of recordings, the path of one of them and the text.
+    """
+
+    usual_seconds: float | None = None
     failed: list[tuple[str, str]] = field(default_factory=list)
     rows: int = 0
     cut: int = 0
     unnamed: int = 0
     seconds: float = 0.0
+    unusual: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    long: bool = False
 
     def counting(self, predictions: Iterable[Prediction], shown: Shown) -> Iterator[Prediction]:
         """Hand predictions on, and count them on the way."""
@@ -171,6 +182,15 @@ class _Tally:
                 self.failed.append((prediction.path, prediction.error))
             else:
                 self.rows += 1
+                for what, text in prediction.warnings.items():
+                    count, path, first = self.unusual.get(what, (0, prediction.path, text))
+                    # Windows of one recording count once.
+                    again = count > 0 and prediction.start_seconds not in (None, 0.0)
+                    self.unusual[what] = (count + (not again), path, first)
+                usual = self.usual_seconds
+                self.long |= (
+                    usual is not None and "seconds" in prediction.warnings and (prediction.seconds or 0) > usual
+                )
                 self.unnamed += shown.claimed(prediction) is None
                 if (prediction.seconds_used or 0) < (prediction.seconds or 0):
                     self.cut, self.seconds = self.cut + 1, prediction.seconds_used or 0
@@ -178,13 +198,23 @@ class _Tally:
 
     def report(self) -> int:
         """Say it on stderr, and give the exit code."""
-        from peft_audio.text import printable
+        from peft_audio.text import printable, several
 
         sys.stdout.flush()
         if self.cut:
+            usual = self.usual_seconds
+            windows = "--window-seconds S reads all of it, in windows; give S as long as the training clips"
+            if usual is not None:
+                windows = f"--window-seconds {usual:.3g} reads all of it, in windows as long as the training clips"
+            cut = f"{several(self.cut, 'recording')} longer than {self.seconds:g} s, of which only that much was read"
+            print(f"note: {cut}. {windows}.", file=sys.stderr)
+        for what, (count, path, text) in self.unusual.items():
+            fix = ""
+            if what == "seconds" and self.long and not self.cut:
+                fix = f" Windows as long as the training clips: --window-seconds {self.usual_seconds:.3g}."
             print(
-                f"note: {self.cut} recordings are longer than {self.seconds:g} s; only that much was heard. "
-                f"--window-seconds {self.seconds:g} hears all of it.",
+                f"warning: far from the training clips of the adapter: {several(count, 'recording')}, such as "
+                f"{printable(path)} ({text}).{fix}",
                 file=sys.stderr,
             )
         if self.unnamed:

@@ -20,6 +20,7 @@ from peft_audio.data.hub_dataset import Stream, open_stream
 from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
+from peft_audio.data.training_audio import audio_quantiles
 from peft_audio.data.windows import cut_windows
 from peft_audio.errors import UserError
 from peft_audio.files import sha256
@@ -68,6 +69,8 @@ class Splits:
         task: what a clip's label is a target of.
         train_counts: Number of recordings of each label in the whole training split, before `data.max_train_clips`
             draws some of them; empty if they are streamed.
+        train_audio: Quantiles of the length, level and sampling rate of the training clips, see `audio_quantiles`;
+            empty if they are streamed.
     """
 
     train: Dataset
@@ -82,6 +85,7 @@ class Splits:
     stream: Stream | None = None
     task: Task = field(default_factory=task_of)
     train_counts: Mapping[str, int] = field(default_factory=dict)
+    train_audio: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Dataset:
         return getattr(self, split)
@@ -155,8 +159,12 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
         clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
     # At this point the table of clips is there twice; a collection of many is held once from here on.
     collection = replace(collection, clips=collection.clips.iloc[:0])
-    splits = _to_splits(cut_windows(clips, cfg.window_seconds, cfg.hop_seconds), collection, cfg)
-    return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream, train_counts=counts)
+    rows = cut_windows(clips, cfg.window_seconds, cfg.hop_seconds)
+    train = rows[rows["split"] == "train"]
+    # The level is that of the scan, which decodes every clip once in any case.
+    audio = audio_quantiles(train["num_frames"] / train["sampling_rate"], train["rms"], train["sampling_rate"])
+    splits = _to_splits(rows, collection, cfg)
+    return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream, train_counts=counts, train_audio=audio)
 
 
 def _scanned(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:

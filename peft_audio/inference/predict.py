@@ -6,16 +6,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from peft_audio.adapters.load import Adapter
+from peft_audio.adapters.record import AdapterRecord
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, load_audio, read_info
 from peft_audio.data.folder import is_text
 from peft_audio.data.sampler import cut
+from peft_audio.data.training_audio import far_outside, level_dbfs
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import require
 from peft_audio.inference.recordings import find_recordings
@@ -79,6 +81,8 @@ class Answer:
         seconds: Length of the recording.
         error: Why it cannot be used; None if it was.
         windows: Start, end, and a probability for each label, of each window, or of all that was heard together.
+        sampling_rate: Of the file, in hertz.
+        level_dbfs: Of what was read; None where it is not known.
     """
 
     path: str
@@ -86,6 +90,8 @@ class Answer:
     seconds: float | None = None
     error: str | None = None
     windows: tuple[tuple[float, float, tuple[float, ...]], ...] = ()
+    sampling_rate: int | None = None
+    level_dbfs: float | None = None
 
 
 def check_amounts(batch_size: int, workers: int) -> None:
@@ -187,6 +193,8 @@ class _Sum:
     windows: list[tuple[float, float, tuple[float, ...]]] = field(default_factory=list)
     sound: bool = False
     error: str | None = None
+    samples: int = 0
+    squares: float = 0.0
 
     def add(self, span: Span, waveform: np.ndarray | str, rows: Iterator[np.ndarray], each_window: bool) -> None:
         """Take in what was said of one window: the next of `rows`, unless its `waveform` is why there is none."""
@@ -195,6 +203,8 @@ class _Sum:
             return
         row = next(rows)
         self.sound |= bool(np.ptp(waveform) > 2 * SILENT_PEAK)
+        self.samples += len(waveform)
+        self.squares += len(waveform) * float(np.var(waveform, dtype=np.float64))
         self.total, self.count, self.end = self.total + row, self.count + 1, max(self.end, span.end)
         if each_window:
             self.windows.append((span.start, span.end, tuple(self.task.mean_probabilities(row, 1).tolist())))
@@ -206,7 +216,8 @@ class _Sum:
             return Answer(told.path, told.stamp, error=error)
         mean = self.task.mean_probabilities(np.asarray(self.total), self.count)
         windows = tuple(self.windows) or ((0.0, self.end, tuple(mean.tolist())),)
-        return Answer(told.path, told.stamp, told.seconds, None, windows)
+        level = float(level_dbfs(np.sqrt(self.squares / self.samples)))
+        return replace(told, windows=windows, level_dbfs=round(level, 1))
 
 
 def _work(
@@ -227,6 +238,8 @@ def _work(
         for group in _groups(spans, hearing.batch_size, limit):
             if all(known(found[i].path, found[i].stamp) is not None for i in group):
                 continue
+            # Those that are known already have been looked up by their length alone.
+            found |= {i: _look(paths[i], lambda path, stamp: None) for i in group if found[i].sampling_rate is None}
             parts = [(i, span) for i in group for span in spans[i]]
             batches = _batches([span.seconds for _, span in parts], hearing.batch_size, limit)
             for number, rows in enumerate(batches, start=1):
@@ -269,7 +282,7 @@ def _look(path: str, known: Known) -> Answer:
         if not is_text(path):
             raise AudioError("has a name that is not valid UTF-8; rename it")
         info = read_info(Path(path))
-        return Answer(path, stamp, info.num_frames / info.sampling_rate)
+        return Answer(path, stamp, info.num_frames / info.sampling_rate, sampling_rate=info.sampling_rate)
     except (AudioError, OSError) as error:
         return Answer(path, stamp, error=_reason(error))
 
@@ -317,6 +330,8 @@ class Prediction:
         seconds: Length of the recording.
         seconds_used: How much of it, from its start, the prediction rests on; all of it where it is heard in windows.
         error: Why the recording cannot be used; None if it was.
+        warnings: In what the recording is far from the training clips, such as `seconds`, and a text on it; empty for
+            adapters that do not record this.
         start_seconds: Where the window begins, if each window was asked for; None otherwise.
         end_seconds: Where it ends.
     """
@@ -330,6 +345,7 @@ class Prediction:
     error: str | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def predict(
@@ -368,30 +384,32 @@ def predict(
     hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
     paths = find_recordings([sources] if isinstance(sources, (str, Path)) else sources)
     found = in_order(answer(adapter, paths, hearing, workers))
-    return [one for told in found for one in predictions(told, adapter.labels, adapter.task, each_window)]
+    return [one for told in found for one in predictions(told, adapter.record, hearing)]
 
 
-def predictions(told: Answer, labels: Sequence[str], task: Task, each_window: bool = False) -> list[Prediction]:
-    """An answer by names: one prediction, or one for each window.
+def predictions(told: Answer, record: AdapterRecord, hearing: Hearing) -> list[Prediction]:
+    """Convert an answer to one prediction, or to one for each window.
 
     Args:
         told: The answer.
-        labels: In the order of the logits.
-        task: decides on the labels.
-        each_window: Whether windows are told one by one.
+        record: Record of the adapter, with its labels.
+        hearing: How the recording was read.
     """
+    labels, task = record.labels, record.task
     # A name that is not text could be written nowhere.
     path = os.fsencode(told.path).decode("utf-8", "backslashreplace")
     if told.error is not None:
         return [Prediction(path, None, None, {}, None, None, told.error)]
     used, found = max(end for _, end, _ in told.windows), []
+    at_once = max(span.seconds for span in hearing.spans(told.seconds or used))
+    unusual = far_outside(record.training_audio, at_once, told.level_dbfs, told.sampling_rate, record.sampling_rate)
     for start, end, row in told.windows:
         values = np.array([row])
         (label,), probability = (
             task.decode(task.decide_by_probabilities(values), labels),
             float(task.confidence(values)[0]),
         )
-        span = (start, end) if each_window else (None, None)
+        span = (start, end) if hearing.each_window else (None, None)
         by_name = dict(zip(labels, row, strict=True))
-        found.append(Prediction(path, label, probability, by_name, told.seconds, used, None, *span))
+        found.append(Prediction(path, label, probability, by_name, told.seconds, used, None, span[0], span[1], unusual))
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from helpers.tones import write_tone
 
 from peft_audio import DataConfig, HeadOnlyRecipe, ModelConfig, TrainConfig, fine_tune
@@ -58,6 +59,14 @@ def test_splits_of_the_run_are_used_without_its_flags(run: Path, capsys: pytest.
         contradicted = f"--data.group_pattern: got '_(.)', but the run used {PATTERN!r}; the splits of the run are used"
         assert (contradicted in told) == ("--data.group_pattern" in flags)
         assert found["groups"] > 1
+
+
+def test_the_record_holds_quantiles_of_the_training_clips(run: Path) -> None:
+    made = pd.read_parquet(run / "splits.parquet")
+    files = [soundfile.info(run.parent / "clips" / name) for name in made["id"][made["split"] == "train"]]
+    found = json.loads((run / "adapter" / "peft_audio.json").read_text())["training_audio"]
+    assert found["seconds"]["q50"] == pytest.approx(np.median([file.duration for file in files]), rel=1e-3)
+    assert found["sampling_rate"]["q01"] == 16_000 and -12 < found["level_dbfs"]["q50"] < -8
 
 
 def test_an_adapter_elsewhere_scores_its_training_clips_apart(
