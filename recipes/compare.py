@@ -27,6 +27,7 @@ from peft_audio.comparison.tuning import check_arms, final_jobs, tune
 from peft_audio.config import parse_config
 from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
 from peft_audio.files import expanded
+from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.training.hardware import resolve
 
 AGAIN = "The same command goes on from there."
@@ -71,6 +72,8 @@ def main(cfg: CompareRecipe) -> Comparison:
                 say(f"{jobs[0].phase}: all {len(jobs)} runs are there")
                 return
             say(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
+            if jobs[0].phase == "tuning":
+                say(f"validation {METRIC_NAMES[cfg.train.best_metric]} decides on epochs and learning rates")
             run_jobs(missing, at_once[costs_count], watch.tell)
 
         chosen = tune(cfg, run, steps)

@@ -34,7 +34,12 @@ def add_commands(commands: Any) -> None:
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a comparison, or a folder of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first DIR)")
     report.add_argument("--reference", help="the arm that the others are held against (default: full)")
-    report.add_argument("--margin", type=float, help="the difference in accuracy that matters (default: 0.02)")
+    report.add_argument(
+        "--metric",
+        choices=("macro_f1", "accuracy", "balanced_accuracy"),
+        help="the test metric that ranks the arms (default: that of the comparison, or macro_f1)",
+    )
+    report.add_argument("--margin", type=float, help="the difference in the metric that matters (default: 0.02)")
     report.set_defaults(run=run_report)
 
 
@@ -81,7 +86,7 @@ def run_report(options: argparse.Namespace) -> int:
 
     if options.margin is not None and not 0 < options.margin < 1:
         raise UserError(f"--margin: got {options.margin}, must be between 0 and 1. Try 0.02, two points.")
-    comparison = read_comparison(options.folders, options.reference, options.margin)
+    comparison = read_comparison(options.folders, options.reference, options.margin, options.metric)
     written = write_comparison(comparison, options.out or options.folders[0])
     print_comparison(comparison, written, Console())
     return int(bool(comparison.broken_rules))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from peft_audio.comparison.results import Arm, Curve, Failure, Score, Trial
 from peft_audio.comparison.tuning import Trials, at_edge, best_rate, mean_score
-from peft_audio.evaluation.significance import seed_interval
+from peft_audio.evaluation.significance import Resampled, resample, seed_interval
 from peft_audio.runs.finished import Finished, epochs_of, predictions_of, training_seconds, whole_seconds
 from peft_audio.runs.predictions import Predictions, pooled
 
@@ -52,7 +55,9 @@ def make_arm(
     # Costs on a busy machine count only where there are no others.
     measured = [run for run in alone if run.other_cpus is None] or alone
     reports_of_costs = [run.report for run in measured]
-    costs = {cost: _median(report.get(key) for report in reports_of_costs) for cost, key in MEASURED.items()}
+    costs: dict[str, Any] = {
+        cost: _median(report.get(key) for report in reports_of_costs) for cost, key in MEASURED.items()
+    }
     costs["train_time"] = _median(training_seconds(report) for report in reports_of_costs)
     costs["total_time"] = _median(whole_seconds(report) for report in reports_of_costs)
     return Arm(
@@ -66,6 +71,10 @@ def make_arm(
         seeds=tuple(tables),
         test_accuracy=_score([float(row.mean()) for row in correctness(tables)]) if tables else None,
         test_macro_f1=_score([table.metric("macro_f1") for table in tables.values()]) if tables else None,
+        test_balanced_accuracy=_score([table.metric("balanced_accuracy") for table in tables.values()])
+        if tables
+        else None,
+        recalls=_recalls(tables),
         validation_accuracy=validation,
         train_accuracy=train,
         gap=gap,
@@ -82,6 +91,15 @@ def make_arm(
         other_cpus=_median(run.other_cpus for run in measured),
         **costs,
     )
+
+
+def _recalls(tables: Mapping[int, Predictions]) -> tuple[float, ...]:
+    """Compute the share of each class's clips that are labelled correctly, mean over seeds."""
+    if not tables:
+        return ()
+    # The balanced accuracy of the clips of one class is the recall of the class.
+    recalls = [table.metric("balanced_accuracy", table.of_labels()) for table in tables.values()]
+    return tuple(float(recall) for recall in np.mean(recalls, axis=0))
 
 
 def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finished]) -> Trial:
@@ -142,6 +160,45 @@ def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, Predi
         seed for seed in sorted({run.seed for run in runs}) if {run.fold for run in runs if run.seed == seed} == folds
     ]
     return {seed: pooled([predictions_of(run) for run in runs if run.seed == seed]) for seed in seeds}
+
+
+def resampled(tables: Mapping[int, Predictions], metric: str, groups: Sequence[str | None]) -> Resampled:
+    """Compute the scores of an arm on draws of its test clips.
+
+    Args:
+        tables: predictions on the test clips by seed.
+        metric: metric of the task.
+        groups: group of each clip; None where it is unknown.
+    """
+    task = next(iter(tables.values())).task
+    counts = [task.label_counts(table.logits, table.targets) for table in tables.values()]
+    return resample(counts, partial(task.metric_of_counts, metric), groups)
+
+
+def majority_answers(runs: Sequence[Finished]) -> Predictions | None:
+    """Make the predictions of the control that always answers the largest class, from the splits of finished runs.
+
+    The largest class is that of the training clips. With `data.max_train_clips`, which draws classes evenly, it is that
+    of the training and validation clips together. Splits that cannot be read leave the test clips.
+
+    Args:
+        runs: one run of each fold, on the clips of interest.
+    """
+    parts = []
+    for run in runs:
+        found = predictions_of(run)
+        try:
+            table = pd.read_parquet(run.folder / "splits.parquet", columns=["label", "split"])
+            kept = ("train",) if run.settings.get("data.max_train_clips") is None else ("train", "validation")
+            texts = table["label"][table["split"].isin(kept)].astype(str)
+        except (OSError, ValueError, KeyError):
+            texts = found.clips["label"]
+        counts = texts[texts.isin(found.labels)].value_counts()
+        largest = min(counts.index[counts == counts.max()]) if len(counts) else found.labels[0]
+        logits = np.zeros_like(found.logits)
+        logits[:, found.labels.index(largest)] = 1
+        parts.append(replace(found, logits=logits))
+    return pooled(parts) if parts else None
 
 
 def correctness(tables: Mapping[int, Predictions]) -> np.ndarray:

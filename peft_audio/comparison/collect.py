@@ -87,13 +87,16 @@ def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     write_atomically(folder / JOBS, json.dumps({"jobs": listed}, indent=1) + "\n")
 
 
-def read_comparison(folders: Sequence[Path], reference: str | None = None, margin: float | None = None) -> Comparison:
-    """What the runs in some folders say together.
+def read_comparison(
+    folders: Sequence[Path], reference: str | None = None, margin: float | None = None, metric: str | None = None
+) -> Comparison:
+    """Compare the runs in some folders.
 
     Args:
         folders: Of comparisons, whose own settings and lists of runs count, or of any runs; searched to the bottom.
         reference: The arm to hold the others against; the comparison's own when not given.
-        margin: The difference in accuracy that matters; likewise.
+        margin: The difference that matters; the comparison's own when not given.
+        metric: Metric that ranks the arms; the comparison's own when not given.
 
     Raises:
         UserError: There is nothing to compare in them, what is there is damaged, or two comparisons have arms of one
@@ -107,7 +110,7 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
         for inner in comparisons:
             jobs = _jobs(inner)
             settings[inner] = _settings(inner / SETTINGS, jobs)
-            question = _question(settings[inner])
+            question = _question(settings[inner], inner / SETTINGS)
             for job in jobs:
                 _take(job, inner, question.controls, found)
         reports = sorted(path.parent for path in folder.rglob("report.json"))
@@ -117,7 +120,12 @@ def read_comparison(folders: Sequence[Path], reference: str | None = None, margi
         for path in loose:
             _take_loose(path, folder, found)
     _check_names(settings)
-    question = replace(question, reference=reference or question.reference, margin=margin or question.margin)
+    question = replace(
+        question,
+        reference=reference or question.reference,
+        margin=margin or question.margin,
+        metric=metric or question.metric,
+    )
     return compare(named(found.runs), question, found.failures, found.diverged)
 
 
@@ -132,9 +140,12 @@ def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
     return read_config(CompareRecipe, ["--config", str(file), *more])
 
 
-def _question(cfg: CompareRecipe) -> Question:
+def _question(cfg: CompareRecipe, file: Path) -> Question:
     controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
-    return Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds)
+    # Comparisons of version 0.1.0 were ranked by accuracy and do not record a metric.
+    recorded = "metric" in plain_yaml(file.read_text(encoding="utf-8"))
+    metric = cfg.metric if recorded else "accuracy"
+    return Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds, metric)
 
 
 def _check_names(settings: dict[Path, CompareRecipe]) -> None:

@@ -8,14 +8,24 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from peft_audio.comparison.arms import by_seed, correctness, make_arm, trials_of
-from peft_audio.comparison.results import MEASURED_COSTS, Arm, Comparison, Failure, peft_result
+from peft_audio.comparison.arms import by_seed, majority_answers, make_arm, trials_of
+from peft_audio.comparison.controls import (
+    MAJORITY,
+    Tables,
+    differences,
+    log_mel_text,
+    majority_label,
+    sentences,
+    with_log_mel,
+    with_majority,
+)
+from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparison, Failure, peft_result
 from peft_audio.comparison.rules import Arms, broken_rules, hashes
 from peft_audio.comparison.tuning import DIVERGED_SCORE
 from peft_audio.errors import UserError
-from peft_audio.evaluation.significance import Difference, claim, holm, paired_difference, resolution
+from peft_audio.evaluation.significance import Difference, claim, holm, resolution
 from peft_audio.runs.finished import Finished, predictions_of
-from peft_audio.runs.predictions import Predictions
+from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.text import printable
 
 COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
@@ -27,10 +37,11 @@ class Question:
 
     Attributes:
         reference: name of the arm that the others are compared with.
-        margin: smallest difference in accuracy that matters.
+        margin: smallest difference in the metric that matters.
         order: names of the arms in the order of the settings; other arms follow.
         controls: names of the arms that are controls.
         seconds: training time of each run, if the budget is a time.
+        metric: test metric that ranks the arms, one of `METRICS`.
     """
 
     reference: str = "full"
@@ -38,6 +49,7 @@ class Question:
     order: tuple[str, ...] = ()
     controls: frozenset[str] = frozenset()
     seconds: float | None = None
+    metric: str = METRICS[0]
 
 
 def compare(
@@ -85,10 +97,15 @@ def compare(
         )
         for name in names
     ]
-    arms = with_differences(arms, finals, tables, question)
+    answers = majority_answers(_one_seed(finals, competing, tables, question))
+    pool: Tables = {**tables, **({} if answers is None else {MAJORITY: {0: answers}})}
+    arms = with_differences(arms, finals, pool, question)
     # A broken rule also forbids claims and Pareto fronts.
-    arms = [replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))
-    return _described(arms, finals, tables, broken, question, first)
+    if broken:
+        arms = [replace(arm, claim=None, p_holm=None) for arm in arms]
+    else:
+        arms = with_fronts(ranked(arms, question.metric), question.metric)
+    return _described(arms, finals, pool, broken, question, first)
 
 
 def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
@@ -103,64 +120,86 @@ def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
     return "no run read the test split; a comparison needs final runs (train.evaluate_test true)."
 
 
-def with_differences(
-    arms: Sequence[Arm], finals: Arms, tables: Mapping[str, Mapping[int, Predictions]], question: Question
-) -> list[Arm]:
-    """Add the difference between each arm and the reference, if both have the same data, splits and clips.
+def _one_seed(finals: Arms, competing: Arms, tables: Tables, question: Question) -> list[Finished]:
+    """Select the runs of one seed, of the reference if possible, whose clips the majority control answers."""
+    names = sorted(competing, key=lambda name: name != question.reference)
+    for name in names:
+        for seed in tables[name]:
+            return [run for run in finals[name] if run.seed == seed]
+    return []
 
-    The correction for several arms leaves controls out.
+
+def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question: Question) -> list[Arm]:
+    """Add the differences of arms to the controls and to the reference, and the claims that follow.
+
+    Two arms are paired if they have the same data, splits and clips. The correction for several arms leaves controls
+    out. An arm that is not better than the majority control makes no claim, and if the reference is not better, none
+    does.
+
+    Args:
+        arms: all arms.
+        finals: final runs of each arm.
+        tables: predictions on the test clips by arm and seed; the answers of the majority control under `MAJORITY`.
+        question: reference, margin and metric.
     """
-    reference = tables.get(question.reference)
-    if not reference:
+    scored = [name for name in [question.reference, *(arm.name for arm in arms)] if tables.get(name)]
+    if not scored:
         return list(arms)
-    clips = next(iter(reference.values())).clips
+    home = scored[0]
+    clips = next(iter(tables[home].values())).clips
     groups = [None if pd.isna(group) or group == "" else str(group) for group in clips["group"]]
-    base = next(arm for arm in arms if arm.name == question.reference)
-    found: dict[str, Difference] = {}
-    for arm in arms:
-        own = tables[arm.name]
-        same = hashes(finals[arm.name]) == hashes(finals[base.name]) and all(
-            table.clips[["id", "label"]].equals(clips[["id", "label"]])
-            for table in (*own.values(), *reference.values())
-        )
-        if own and same and arm is not base:
-            found[arm.name] = paired_difference(correctness(own), correctness(reference), groups)
-    held = [arm.name for arm in arms if arm.name in found and not arm.control]
-    corrected = dict(zip(held, holm([found[name].p_value for name in held]), strict=True)) if held else {}
+    paired = {
+        name
+        for name in scored
+        if hashes(finals[name]) == hashes(finals[home])
+        and all(table.clips[["id", "label"]].equals(clips[["id", "label"]]) for table in tables[name].values())
+    }
+    between = differences(tables, groups)
+    rivals = [arm.name for arm in arms if arm.name in paired and not arm.control]
+    if MAJORITY in tables and rivals:
+        arms = with_majority(arms, rivals, tables, question.metric, between)
+    for control in arms:
+        if control.control and control.strategy == "log_mel" and control.name in paired and rivals:
+            arms = with_log_mel(arms, rivals, control.name, question.metric, between)
+            break
+    if home != question.reference:
+        return list(arms)
+    base = next(arm for arm in arms if arm.name == home)
+    found = {name: between(name, home, question.metric) for name in paired if name != home}
+    held = [name for name in rivals if name != home]
+    corrected = dict(zip(held, holm([found[name].p_value for name in held]), strict=True))
     return [
         replace(
             arm,
             difference=found.get(arm.name),
             p_holm=corrected.get(arm.name),
-            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question.margin)
-            if arm.name in held
+            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question)
+            if arm.name in held and not (arm.useless or base.useless)
             else None,
         )
         for arm in arms
     ]
 
 
-def ranked(arms: Sequence[Arm]) -> list[Arm]:
-    """Add ranks by mean test accuracy; equal means share a rank."""
-    scores = sorted(
-        (arm.test_accuracy.interval.mean for arm in arms if arm.test_accuracy and not arm.control), reverse=True
-    )
-    return [
-        replace(arm, rank=1 + scores.index(arm.test_accuracy.interval.mean))
-        if arm.test_accuracy and not arm.control
-        else arm
-        for arm in arms
-    ]
+def ranked(arms: Sequence[Arm], metric: str) -> list[Arm]:
+    """Add ranks by the mean score on the test clips; equal means share a rank.
+
+    Controls, and arms that are not better than the majority control, have no rank.
+    """
+    means = {arm.name: _mean(arm, metric) for arm in arms if arm.score(metric) and not (arm.control or arm.useless)}
+    scores = sorted(means.values(), reverse=True)
+    return [replace(arm, rank=1 + scores.index(means[arm.name])) if arm.name in means else arm for arm in arms]
 
 
-def with_fronts(arms: Sequence[Arm]) -> list[Arm]:
-    """Add the costs for which the arm is on the Pareto front of cost and accuracy."""
+def with_fronts(arms: Sequence[Arm], metric: str) -> list[Arm]:
+    """Add the costs for which the arm is on the Pareto front of cost and score. Arms without a rank are left out."""
+    rivals = [arm for arm in arms if arm.rank is not None]
 
     def beaten(arm: Arm, cost: str) -> bool:
-        own, accuracy = getattr(arm, cost), _mean(arm)
-        others = [(getattr(other, cost), _mean(other)) for other in arms if not other.control and other is not arm]
+        own = getattr(arm, cost), _mean(arm, metric)
+        others = [(getattr(other, cost), _mean(other, metric)) for other in rivals if other is not arm]
         return any(
-            spent is not None and spent <= own and score >= accuracy and (spent, score) != (own, accuracy)
+            spent is not None and spent <= own[0] and score >= own[1] and (spent, score) != own
             for spent, score in others
         )
 
@@ -170,20 +209,27 @@ def with_fronts(arms: Sequence[Arm]) -> list[Arm]:
             front=tuple(
                 cost
                 for cost in COSTS
-                if not arm.control and arm.test_accuracy and getattr(arm, cost) is not None and not beaten(arm, cost)
+                if arm.rank is not None and getattr(arm, cost) is not None and not beaten(arm, cost)
             ),
         )
         for arm in arms
     ]
 
 
-def _mean(arm: Arm) -> float:
-    return arm.test_accuracy.interval.mean if arm.test_accuracy else -math.inf
+def _mean(arm: Arm, metric: str) -> float:
+    found = arm.score(metric)
+    return found.interval.mean if found else -math.inf
 
 
-def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, margin: float) -> str:
-    """Write the claim on an arm: its difference, its share of parameters and the difference that is resolved."""
-    sentence = claim(arm.name, reference.name, difference, margin, p_holm).rstrip(".")
+def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, question: Question) -> str:
+    """Write the claim on an arm: its difference, its share of parameters and the difference that is resolved.
+
+    If the arm is not better than the log_mel control, the first sentence is that.
+    """
+    sentence = claim(arm.name, reference.name, difference, question.margin, p_holm, METRIC_NAMES[question.metric])
+    sentence = sentence.rstrip(".")
+    if caution := log_mel_text(arm, question.metric):
+        sentence = f"{caution} {sentence}"
     if arm.num_trainable_params and reference.num_trainable_params:
         ratio = reference.num_trainable_params / arm.num_trainable_params
         share = f"1/{ratio:.0f}" if ratio >= 5 else f"{1 / ratio:.0%}"
@@ -194,18 +240,20 @@ def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, marg
 def _described(
     arms: Sequence[Arm],
     finals: Arms,
-    tables: Mapping[str, Mapping[int, Predictions]],
+    tables: Tables,
     broken: Sequence[str],
     question: Question,
     first: Finished,
 ) -> Comparison:
     every = [run for arm in finals.values() for run in arm]
     whole = [table for arm in tables.values() for table in arm.values()]
-    clips = (whole[0] if whole else predictions_of(first)).clips
+    answers = whole[0] if whole else predictions_of(first)
+    clips = answers.clips
     groups = clips["group"].replace("", None)
     held = [arm.difference for arm in arms if arm.difference and not arm.control]
     folds = {run.fold for run in every} - {None}
-    order = sorted(arms, key=lambda arm: (arm.control, arm.rank or 0, -_mean(arm)))
+    order = sorted(arms, key=lambda arm: (arm.control, arm.useless, arm.rank or 0, -_mean(arm, question.metric)))
+    majority = majority_label(tables)
     return Comparison(
         arms=tuple(order),
         reference=question.reference,
@@ -226,6 +274,11 @@ def _described(
         dataset_sha256=tuple(sorted({run.report["dataset_sha256"] for run in every})),
         split_sha256=tuple(sorted({run.report["split_sha256"] for run in every})),
         results=tuple(peft_result(run) for run in every),
+        metric=question.metric,
+        majority=majority,
+        on_controls=sentences(order, question.reference, majority, question.metric),
+        labels=tuple(map(printable, answers.labels)),
+        label_clips=tuple(int(count) for count in answers.of_labels().sum(axis=1)),
     )
 
 
@@ -247,6 +300,13 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
         spent = arm.train_time
         if spent and question.seconds and not arm.control and not 0.8 < spent / question.seconds < 1.25:
             yield f"{arm.name}: {question.seconds:g} s of training became {spent:.0f} s; the timed steps misled."
+    chosen_by = {run.settings.get("train.best_metric", question.metric) for run in runs if not run.control}
+    if chosen_by and chosen_by != {question.metric}:
+        selection = " or ".join(sorted(METRIC_NAMES.get(name, str(name)) for name in chosen_by))
+        yield (
+            f"learning rates and epochs were chosen by validation {selection} (train.best_metric); "
+            f"arms are ranked by test {METRIC_NAMES[question.metric]} (metric)."
+        )
     pretrained = [run for run in runs if not run.control]
     if len({run.report.get("base_sha256") for run in pretrained}) > 1:
         yield "the arms do not share one pretrained encoder."

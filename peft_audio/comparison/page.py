@@ -16,14 +16,17 @@ from rich.markup import escape as escape_markup
 from rich.table import Column, Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
-from peft_audio.comparison.results import MEASURED_COSTS, Arm, Comparison, Score
+from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparison, Score
 from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
+from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.text import markdown_table, marked, printable, without_secrets
 
 NOTHING = "–"
 COSTS = "Costs"
 BUSY = "*"  # marks times that were measured on a busy machine
+RECALLS = "Recall of each class, %"
+MOST_CLASSES = 50  # more classes make no table
 # Colour codes of terminals, and characters that a page cannot show.
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -60,8 +63,9 @@ def sections(comparison: Comparison) -> list[Section]:
     found = [
         Section("Not ranked: a rule is broken", comparison.broken_rules, warning=True),
         _scores(comparison),
-        Section("What this shows", tuple(arm.claim for arm in comparison.arms if arm.claim)),
+        Section("What this shows", (*comparison.on_controls, *(arm.claim for arm in comparison.arms if arm.claim))),
         _costs(comparison),
+        _recalls(comparison),
         Section("How to read this", _guide(comparison)),
         _conditions(comparison),
         _failures(comparison),
@@ -82,22 +86,33 @@ def _printable(section: Section) -> Section:
 
 
 def _scores(comparison: Comparison) -> Section:
-    header = ("rank", "arm", "seeds", "test accuracy, %", f"difference to {comparison.reference}, points", "Holm p")
-    arms = sorted(comparison.arms, key=lambda arm: arm.control)
+    metric = comparison.metric
+    header = (
+        "rank",
+        "arm",
+        "seeds",
+        f"test {METRIC_NAMES[metric]}, %",
+        f"difference to {comparison.reference}, points",
+        "Holm p",
+        *(f"{METRIC_NAMES[other]}, %" for other in METRICS if other != metric),
+        "gap, points",
+        "learning rate",
+    )
+    arms = sorted(comparison.arms, key=lambda arm: (arm.control, arm.useless))
+    rows = []
+    for arm in arms:
+        if arm.useless and not any(other.useless for other in arms[: arms.index(arm)]):
+            line = f"no better than always answering {comparison.majority}:"
+            rows.append(tuple(line if name == "arm" else "" for name in header))
+        rows.append(_score_row(comparison, arm))
     lines = []
     if any(arm.control for arm in arms):
-        lines.append("control: not ranked; shows the accuracy without pretrained weights or without a network.")
+        lines.append("control: not ranked; shows the score without pretrained weights or without a network.")
     if any(arm.at_edge for arm in arms):
         lines.append("edge: the lowest or the highest rate that was tried; a better one may lie beyond it.")
     if any(arm.gap is not None for arm in arms):
         lines.append("gap: training accuracy minus validation accuracy.")
-    return Section(
-        "Scores",
-        header=(*header, "macro-F1, %", "gap, points", "learning rate"),
-        rows=tuple(_score_row(comparison, arm) for arm in arms),
-        name_column=1,
-        lines=tuple(lines),
-    )
+    return Section("Scores", header=header, rows=tuple(rows), name_column=1, lines=tuple(lines))
 
 
 def _score_row(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
@@ -111,12 +126,28 @@ def _score_row(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
         "control" if arm.control else "not ranked" if comparison.broken_rules else rank,
         arm.name,
         str(len(arm.seeds)),
-        _score(arm.test_accuracy),
+        _score(arm.score(comparison.metric)),
         difference,
         _p_value(arm.p_holm),
-        _score(arm.test_macro_f1),
+        *(_score(arm.score(other)) for other in METRICS if other != comparison.metric),
         _hundredths(arm.gap, signed=True),
         rates + (" (edge)" if arm.at_edge else ""),
+    )
+
+
+def _recalls(comparison: Comparison) -> Section:
+    """Make the table of each class's recall, if there are few classes."""
+    arms = [arm for arm in comparison.arms if arm.recalls and not arm.control]
+    if not 0 < len(comparison.labels) <= MOST_CLASSES:
+        arms = []
+    return Section(
+        RECALLS,
+        header=("class", "test clips", *(arm.name for arm in arms)) if arms else (),
+        rows=tuple(
+            (label, f"{clips:,}", *(_hundredths(arm.recalls[i]) for arm in arms))
+            for i, (label, clips) in enumerate(zip(comparison.labels, comparison.label_clips, strict=True))
+            if arms
+        ),
     )
 
 
@@ -160,7 +191,13 @@ def _parameters(arm: Arm) -> str:
 def _guide(comparison: Comparison) -> tuple[str, ...]:
     """Explain the intervals, their scope, and the smallest difference that the split can resolve."""
     folds = "" if comparison.folds is None else f", each over all {comparison.folds} folds together"
-    found = [f"Accuracy and macro-F1 are means over seeds{folds}; the brackets hold the 95% interval of that mean."]
+    found = [
+        f"Scores are means over seeds{folds}; the brackets hold the 95% interval of that mean over other seeds. Equal "
+        "scores have no interval.",
+        f"Arms are ranked by {METRIC_NAMES[comparison.metric]}. An arm that is not better than always answering the "
+        "largest class has no rank and makes no claim.",
+        "Macro-F1 and balanced accuracy are means over classes: a small class counts as much as a large one.",
+    ]
     if any(arm.difference for arm in comparison.arms):
         found.append(
             f"Differences are to {comparison.reference}; their 95% intervals are over test clips and seeds, "
@@ -176,7 +213,7 @@ def _guide(comparison: Comparison) -> tuple[str, ...]:
         found.append("An arm with one seed is measured by that run; another seed may give another difference.")
     if comparison.groups is None:
         found.append(
-            "No groups are known. If a speaker or source is on both sides of the split, all accuracies are too high."
+            "No groups are known. If a speaker or source is on both sides of the split, all scores are too high."
         )
     found.append("Costs are of runs that had the device to themselves; clips/s are of training.")
     margin = f"a difference of {_hundredths(comparison.margin)} points counts as relevant"
@@ -198,7 +235,8 @@ def _conditions(comparison: Comparison) -> Section:
         ("each run", comparison.budget),
         ("margin", f"{_hundredths(comparison.margin)} points"),
         ("learning rates tried per arm", _rates_tried(comparison)),
-        ("chosen on validation by", f"{comparison.best_metric.replace('macro_f1', 'macro-F1')}"),
+        ("chosen on validation by", METRIC_NAMES.get(comparison.best_metric, comparison.best_metric)),
+        ("ranked on test by", METRIC_NAMES[comparison.metric]),
         ("change of frozen encoder weights, adapter off", _drift(comparison)),
         ("device", comparison.device),
         ("versions", ", ".join(f"{name} {version}" for name, version in comparison.versions.items())),
@@ -234,12 +272,17 @@ def _failures(comparison: Comparison) -> Section:
 
 
 def _score(score: Score | None) -> str:
-    return NOTHING if score is None else _with_interval(score.interval.mean, score.interval.low, score.interval.high)
+    if score is None:
+        return NOTHING
+    seeds = len(score.values)
+    equal = f" ({seeds} equal seeds)" if seeds > 1 and len(set(score.values)) == 1 else ""
+    return _with_interval(score.interval.mean, score.interval.low, score.interval.high) + equal
 
 
 def _with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
     bounds = [_hundredths(low, signed), _hundredths(high, signed)]
-    return _hundredths(mean, signed) + ("" if NOTHING in bounds else f" [{', '.join(bounds)}]")
+    # An interval without width, as earlier versions wrote it, is no interval.
+    return _hundredths(mean, signed) + ("" if NOTHING in bounds or low == high else f" [{', '.join(bounds)}]")
 
 
 def _hundredths(value: float | None, signed: bool = False) -> str:
@@ -265,9 +308,11 @@ def _figures(value: float | None, unit: float = 1.0, mark: str = "") -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}{mark}"
 
 
+# Columns of metrics that do not rank the arms.
+BESIDE = tuple(f"{METRIC_NAMES[metric]}, %" for metric in METRICS)
 # Sections left out in the terminal.
-OFF_SCREEN = ("Conditions", "How to read this")
-TOO_WIDE = ("seeds", "macro-F1, %", "gap, points", "inference, ms/clip")
+OFF_SCREEN = ("Conditions", "How to read this", RECALLS)
+TOO_WIDE = ("seeds", "gap, points", "inference, ms/clip")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -311,13 +356,18 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
             columns = [Column(section.header[i], overflow="fold") for i in shown]
             table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for row in section.rows:
-                table.add_row(*(escape_markup(row[i]) for i in shown))
+                table.add_row(*(escape_markup(_narrow(section.header[i], row[i])) for i in shown))
             console.print(table)
         lines = [line for line in section.lines if not line.startswith("gap")]
         for line in (*lines, *(f"{caption}\n{text}" for caption, text in section.outputs)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in written)
     console.print(f"\n{names} in {written[0].parent}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _narrow(name: str, cell: str) -> str:
+    """Leave the interval out of a cell of a metric that does not rank the arms."""
+    return cell.partition(" ")[0] if name in BESIDE else cell
 
 
 def to_json(comparison: Comparison) -> str:
@@ -343,7 +393,8 @@ def to_html(comparison: Comparison, svg: str) -> str:
     # Inside HTML, the XML declaration of an SVG file is an error.
     figure = svg[svg.index("<svg") :]
     description = (
-        "Test accuracy against trained parameters, training time and peak memory; learning rates; learning curves."
+        f"Test {METRIC_NAMES[comparison.metric]} against trained parameters, training time and peak memory; learning "
+        "rates; learning curves."
     )
     return render_html(
         "comparison.html",

@@ -1,4 +1,4 @@
-"""Draw a comparison as one figure: accuracy against costs, learning rates, learning curves."""
+"""Draw a comparison as one figure: the test score against costs, learning rates, learning curves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from peft_audio.comparison.results import Arm, Comparison, Trial
+from peft_audio.tasks.metrics import METRIC_NAMES
 
 # Labels are placed by our own search. adjustText 1.4 was tried instead: with its best settings 4 of 27 labels of nine
 # arms covered a mark (ours: none), and a figure took three times as long.
@@ -152,19 +153,20 @@ def finite(*values: float | None) -> bool:
     return all(value is not None and math.isfinite(value) for value in values)
 
 
-def accuracy(arm: Arm) -> tuple[float, float, float] | None:
-    """Return mean, low and high test accuracy in percent; without an interval, the mean three times."""
-    if arm.test_accuracy is None or not finite(arm.test_accuracy.interval.mean):
+def test_score(arm: Arm, metric: str) -> tuple[float, float, float] | None:
+    """Return mean, low and high test score in percent; without an interval, the mean three times."""
+    score = arm.score(metric)
+    if score is None or not finite(score.interval.mean):
         return None
-    found = arm.test_accuracy.interval
+    found = score.interval
     low, high = (found.low, found.high) if finite(found.low, found.high) else (found.mean, found.mean)
     return 100 * found.mean, 100 * low, 100 * high
 
 
-def accuracy_limits(arms: Sequence[Arm]) -> tuple[float, float]:
+def score_limits(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
     """Compute axis limits that include all intervals, controls near them, and better controls."""
-    scores = [found for arm in arms if not arm.control and (found := accuracy(arm))]
-    controls = [found[0] for arm in arms if arm.control and (found := accuracy(arm))]
+    scores = [found for arm in arms if not arm.control and (found := test_score(arm, metric))]
+    controls = [found[0] for arm in arms if arm.control and (found := test_score(arm, metric))]
     if not scores:
         return 0.0, 100.0
     low, high = max(0.0, min(score[1] for score in scores)), min(100.0, max(score[2] for score in scores))
@@ -181,44 +183,46 @@ def say(panel: Axes, text: str) -> None:
     panel.set_yticks([])
 
 
-def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, float]) -> None:
-    """Draw test accuracy against one cost.
+def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, float], metric: str) -> None:
+    """Draw the test score against one cost.
 
     Args:
         panel: Axes to draw on.
         arms: All arms of the comparison.
         cost: Key of `COSTS`.
-        limits: Limits of the accuracy axis, in percent.
+        limits: Limits of the axis of the score, in percent.
+        metric: Metric of the score.
     """
     words, unit = COSTS[cost]
-    panel.set_title(f"Test accuracy against {words.split(',')[0]}")
-    scored = [arm for arm in arms if not arm.control and accuracy(arm)]
+    name = METRIC_NAMES[metric]
+    panel.set_title(f"Test {name} against {words.split(',')[0]}")
+    scored = [arm for arm in arms if not arm.control and test_score(arm, metric)]
     shown = [arm for arm in scored if finite(getattr(arm, cost)) and getattr(arm, cost) > 0]
     if not shown:
         unknown = "nothing was trained" if cost == "num_trainable_params" else "no run is known to have run alone"
-        return say(panel, unknown if scored else "no arm has a test accuracy")
+        return say(panel, unknown if scored else "no arm has a test score")
     costs = np.array([getattr(arm, cost) / unit for arm in shown])
-    accuracies = np.array([accuracy(arm) for arm in shown])
+    scores = np.array([test_score(arm, metric) for arm in shown])
     missing = f" ({len(scored) - len(shown)} of {len(scored)} arms not measured)" if len(shown) < len(scored) else ""
     panel.set_xlabel(words + missing)
-    panel.set_ylabel("test accuracy, %")
+    panel.set_ylabel(f"test {name}, %")
     panel.set_ylim(*limits)
     panel.yaxis.set_major_locator(MaxNLocator(8))
     _cost_axis(panel, costs, cost == "num_trainable_params" or costs.max() > 10 * costs.min())
-    lines = _draw_controls(panel, arms)
+    lines = _draw_controls(panel, arms, metric)
     front = [i for i in np.argsort(costs, kind="stable") if cost in shown[i].front]
-    lines += _draw_front(panel, cost, costs[front], accuracies[front, 0])
+    lines += _draw_front(panel, cost, costs[front], scores[front, 0])
     looks = looks_of(arms)
-    for i, (arm, x, (mean, low, high)) in enumerate(zip(shown, costs, accuracies, strict=True)):
+    for i, (arm, x, (mean, low, high)) in enumerate(zip(shown, costs, scores, strict=True)):
         look = looks[arm.name]
         panel.plot([x, x], [low, high], color=look.colour, linewidth=1.4, alpha=0.7)
         fill = look.colour if i in front else "white"
         panel.plot(x, mean, look.marker, color=look.colour, markerfacecolor=fill, markersize=8.5, markeredgewidth=1.6)
-    points = np.column_stack([costs, accuracies[:, 0]])
+    points = np.column_stack([costs, scores[:, 0]])
     taken = [(_box(panel, point, point, 7), MARK) for point in points]
     taken += [
         (_box(panel, np.array([x, low]), np.array([x, high]), 3), BAR)
-        for x, (_, low, high) in zip(costs, accuracies, strict=True)
+        for x, (_, low, high) in zip(costs, scores, strict=True)
     ]
     taken += [(_box(panel, start, end, 2), LINE) for start, end in lines]
     taken += [(np.array(text.get_window_extent().extents), MARK) for text in panel.texts]
@@ -251,11 +255,11 @@ def _draw_front(panel: Axes, cost: str, costs: np.ndarray, means: np.ndarray) ->
     return list(pairwise(np.column_stack([x, y])))
 
 
-def _draw_controls(panel: Axes, arms: Sequence[Arm]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _draw_controls(panel: Axes, arms: Sequence[Arm], metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw controls as dashed lines with names, or as text if they are below the panel; return the segments."""
     left, right = panel.get_xlim()
     bottom, top = panel.get_ylim()
-    controls = sorted((found[0], short(arm.name)) for arm in arms if arm.control and (found := accuracy(arm)))
+    controls = sorted((found[0], short(arm.name)) for arm in arms if arm.control and (found := test_score(arm, metric)))
     inside = [(mean, name) for mean, name in controls if mean >= bottom]
     above, height = -math.inf, 0.045 * (top - bottom)
     for mean, name in inside:
@@ -335,13 +339,13 @@ STYLE = {
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
-    """Draw a comparison: accuracy against three costs above; learning rates and learning curves below.
+    """Draw a comparison: the test score against three costs above; learning rates and learning curves below.
 
     Returns:
         The figure, 1600 pixels wide; pyplot does not know it.
     """
     with style.context(["default", STYLE]):
-        arms = comparison.arms
+        arms, metric = comparison.arms, comparison.metric
         shown = _shown(arms)
         most = 7 if max((len(arm.name) for arm in shown), default=0) <= 16 else 5
         rows = math.ceil(len(shown) / most)
@@ -354,7 +358,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
         panels = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(3)]
         _head(figure, comparison)
         for panel, cost in zip(panels, COSTS, strict=False):
-            draw_cost(panel, arms, cost, accuracy_limits(arms))
+            draw_cost(panel, arms, cost, score_limits(arms, metric), metric)
         _draw_rates(panels[3], comparison)
         _draw_curves(panels[4], arms, "validation_accuracy")
         _draw_curves(panels[5], arms, "train_loss")
@@ -381,7 +385,7 @@ def _head(figure: Figure, comparison: Comparison) -> None:
         more = len(comparison.broken_rules) - 1
         words += f" Broken: {shorten(comparison.broken_rules[0], 100)}" + (f" ({more} more)" if more else "")
     else:
-        words += " No rival of a filled mark is both cheaper and as accurate (Pareto front)."
+        words += " No ranked rival of a filled mark is both cheaper and as good (Pareto front)."
     figure.text(0.055, 1 - 0.68 / height, words, color=GREY, va="center")
     if comparison.broken_rules:
         broken = "Not ranked: a rule is broken"
@@ -415,8 +419,8 @@ def _draw_rates(panel: Axes, comparison: Comparison) -> None:
         chosen = [trial for trial in arm.trials if trial.chosen]
         panel.plot(*_curve(chosen, scale), look.marker, color=look.colour, markersize=9 if len(folds) == 1 else 6)
     _rate_axis(panel, [trial.learning_rate for arm in tried for trial in arm.trials])
-    metric = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "loss": "loss, negated"}[comparison.best_metric]
-    panel.set_ylabel(f"validation {metric}")
+    unit = "negated" if comparison.best_metric == "loss" else "%"
+    panel.set_ylabel(f"validation {METRIC_NAMES[comparison.best_metric]}, {unit}")
     panel.set_xlabel("learning rate (filled: chosen)")
 
 
@@ -476,7 +480,7 @@ def _mean(runs: Sequence[Sequence[float]]) -> np.ndarray:
 
 def _shown(arms: Sequence[Arm]) -> list[Arm]:
     """Return the arms that the legend lists."""
-    return [arm for arm in arms if arm.trials or arm.curves or (accuracy(arm) and not arm.control)]
+    return [arm for arm in arms if arm.trials or arm.curves or (arm.test_accuracy and not arm.control)]
 
 
 def _legend(figure: Figure, arms: Sequence[Arm], columns: int) -> None:

@@ -17,9 +17,9 @@ from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import cells, grid_of, is_tuned
 from peft_audio.files import read_json
 from peft_audio.runs.folder import beside
+from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.text import printable
 
-METRICS = {"macro_f1": "macro-F1"}
 UNKNOWN = "time left: unknown"
 
 
@@ -65,7 +65,7 @@ class Watch:
         console: console that gets a line per run.
         bar: bar of the whole comparison; it is shown on terminals only.
         task: its only task.
-        metric: validation metric that lines show.
+        metric: validation metric that decides on epochs and learning rates, see `train.best_metric`.
         at_once: number of runs side by side, for runs whose costs count and for others.
         left: number of runs that are left, by kind.
         took: seconds of the runs that ended, by kind.
@@ -109,7 +109,7 @@ class Watch:
         failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
         # The metric that chooses rates and epochs.
         value = report.get(f"validation_{self.metric}")
-        said = failed if value is None else f"validation {METRICS.get(self.metric, self.metric)} {value:.3f}"
+        said = failed if value is None else f"validation {METRIC_NAMES[self.metric]} {value:.3f}"
         line = f"[{self.done}/{self.total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
         self.console.print(f"{printable(line)}; {self.time_left()})", highlight=False, markup=False, soft_wrap=True)
         self._show()

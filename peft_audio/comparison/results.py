@@ -19,6 +19,8 @@ MEASURED_COSTS = {
     "samples_per_second": "clips/s",
     "inference_seconds": "inference, ms/clip",
 }
+# Test metrics that can rank arms; the first one is the default.
+METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,24 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class ControlTest:
+    """Test of an arm against a control on the test clips.
+
+    Attributes:
+        difference: Difference to the control in `Comparison.metric`, over clips and seeds.
+        p_holm: Its p-value, corrected for the number of arms. Against the majority control, it also holds for the
+            balanced accuracy, see `docs/statistics.md`.
+        better: Whether the arm is better: the lower bound is above 0, and `p_holm` is at most 0.05.
+        constant: Whether the arm gives the control's answer for every clip with every seed.
+    """
+
+    difference: Difference
+    p_holm: float
+    better: bool
+    constant: bool = False
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way of training and its measurements.
 
@@ -100,7 +120,8 @@ class Arm:
         name: Name in the comparison.
         strategy: Strategy in its reports.
         control: Whether it is a control without pretrained weights or without a network. Controls are not ranked.
-        rank: Rank by test accuracy, 1 is best; None for controls, or if a rule is broken.
+        rank: Rank by `Comparison.metric` on the test clips, 1 is best; None for controls, for arms that are not better
+            than the majority control, or if a rule is broken.
         learning_rates: Chosen rates, distinct and ascending; empty without a choice.
         trials: All rates that were tried.
         at_edge: Whether a chosen rate is the lowest or the highest that was tried.
@@ -110,9 +131,10 @@ class Arm:
         validation_accuracy: Validation accuracy of the kept epochs.
         train_accuracy: Accuracy on the training clips without augmentation; None if it was not measured.
         gap: Mean of training minus validation accuracy; None without training accuracy.
-        difference: Difference to the reference in test accuracy, over clips and seeds; None for the reference itself.
+        difference: Difference to the reference in `Comparison.metric`, over clips and seeds; None for the reference.
         p_holm: Its p-value, corrected for the number of arms (Holm, 1979).
-        claim: One sentence that the interval supports.
+        claim: Sentences that the intervals support; None if the arm or the reference is not better than the majority
+            control.
         num_trainable_params: Number of trained parameters.
         num_total_params: Number of all parameters.
         file_size: Bytes of the saved weights.
@@ -123,11 +145,17 @@ class Arm:
         inference_seconds: Seconds per clip in evaluation.
         encoder_drift: Largest change of a frozen weight; a value other than 0 breaks a rule.
         front: Those of `num_trainable_params`, `train_time` and `accelerator_memory_max` for which the arm is on the
-            Pareto front: no cheaper arm has an equal or higher mean test accuracy.
+            Pareto front: no cheaper ranked arm has an equal or higher mean score.
         curves: Learning curves of the final runs.
         failures: Runs that failed.
         other_cpus: Mean number of CPUs that other programs kept busy during the runs that measured the costs; None if
             they left enough CPUs, or nobody measured it. Times are then too long.
+        test_balanced_accuracy: Balanced accuracy on the test clips.
+        recalls: Share of each class's test clips that are labelled correctly, mean over seeds, in the order of
+            `Comparison.labels`.
+        against_majority: Test against always answering the largest class; None for controls, and if the two cannot be
+            paired.
+        against_log_mel: Test against the log_mel control; None for controls, and without that control.
     """
 
     name: str
@@ -159,6 +187,20 @@ class Arm:
     curves: tuple[Curve, ...]
     failures: tuple[Failure, ...]
     other_cpus: float | None = None
+    test_balanced_accuracy: Score | None = None
+    recalls: tuple[float, ...] = ()
+    against_majority: ControlTest | None = None
+    against_log_mel: ControlTest | None = None
+
+    def score(self, metric: str) -> Score | None:
+        """Return the score on the test clips by a metric, one of `METRICS`."""
+        found: Score | None = getattr(self, f"test_{metric}")
+        return found
+
+    @property
+    def useless(self) -> bool:
+        """Return whether the arm was tested against the majority control and is not better."""
+        return self.against_majority is not None and not self.against_majority.better
 
 
 @dataclass(frozen=True)
@@ -166,9 +208,9 @@ class Comparison:
     """Results of all arms.
 
     Attributes:
-        arms: Arms by rank, then by mean test accuracy; controls last.
+        arms: Arms by rank, then those not better than the majority control, by mean score; controls last.
         reference: Name of the arm that the others are compared with.
-        margin: Smallest relevant difference in accuracy (0.02 is two points).
+        margin: Smallest relevant difference in the metric (0.02 is two points).
         broken_rules: One sentence per broken rule; empty if all rules hold. Arms are not ranked if a rule is broken.
         notes: Remarks on the table.
         source: Data source.
@@ -178,13 +220,18 @@ class Comparison:
         folds: Number of folds, each held out once; None without folds.
         budget: Training budget of each run, in words.
         best_metric: Validation metric that chose rates and epochs.
-        resolution: Largest half-width of the differences' intervals, in accuracy; None without differences.
+        resolution: Largest half-width of the differences' intervals; None without differences.
         conditional: Whether intervals hold for these test groups only.
         device: Device of the final runs.
         versions: Package versions of the first final run.
         dataset_sha256: Distinct hashes of the data.
         split_sha256: Distinct hashes of the splits.
         results: Final runs in the format of PEFT's method comparison, see `peft_result`.
+        metric: Test metric that ranks the arms, and of which differences are, one of `METRICS`.
+        majority: Label that the majority control answers, or several with folds; None if it is unknown.
+        on_controls: Sentences on the arms beside the controls.
+        labels: Label names.
+        label_clips: Number of test clips of each label.
     """
 
     arms: tuple[Arm, ...]
@@ -206,6 +253,11 @@ class Comparison:
     dataset_sha256: tuple[str, ...]
     split_sha256: tuple[str, ...]
     results: tuple[dict[str, Any], ...] = ()
+    metric: str = "macro_f1"
+    majority: str | None = None
+    on_controls: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    label_clips: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

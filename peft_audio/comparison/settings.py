@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from peft_audio.config.fields import changed_fields, positive
 from peft_audio.config.recipes import BaselineRecipe
@@ -93,7 +93,9 @@ class CompareRecipe:
             recipes/configs/compare_remedies.yaml describes remedies against overfitting; `peft-audio recipe
             compare_remedies` prints it.
         reference: The arm that the others are held against.
-        margin: The difference in accuracy that matters to you; claims are made against it. 0.02, two points, is a
+        metric: Test metric that ranks the arms and that claims are about. The best epoch and the best learning rate are
+            chosen on validation by train.best_metric. `peft-audio report --metric` ranks finished runs by another one.
+        margin: The difference in the metric that matters to you; claims are made against it. 0.02, two points, is a
             choice.
         trials: Learning rates that each arm is tried with on validation before any is extended. 1 takes the default
             rates as they are; nothing is ranked then, because what suits one arm may not suit another.
@@ -127,6 +129,7 @@ class CompareRecipe:
     )
     own_arms: dict[str, ArmConfig] = field(default_factory=dict)
     reference: str = "full"
+    metric: Literal["macro_f1", "accuracy", "balanced_accuracy"] = "macro_f1"
     margin: float = 0.02
     trials: int = 3
     extra_trials: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -161,8 +162,8 @@ def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tupl
 
     Recordings of one speaker tend to be correct or wrong together. With MIN_GROUPS groups or more, a bootstrap draws
     groups (`paired_difference` against a reference that is never correct). With fewer groups, or unknown ones, the
-    interval is Wilson's, which takes recordings as independent and is too narrow where they are not. If all recordings
-    are correct, or none is, a bootstrap has no spread, and Wilson's interval counts each group once.
+    interval is Wilson's, which takes recordings as independent and is too narrow where they are not. If all groups have
+    the same accuracy, a bootstrap has no spread, and Wilson's interval counts each group once.
 
     Args:
         correct: bool of shape (recordings,).
@@ -174,10 +175,10 @@ def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tupl
     names = set(groups)
     grouped = None not in names and len(names) >= MIN_GROUPS
     count = len(names) if grouped else len(correct)
-    if grouped and 0 < correct.sum() < len(correct):
+    if grouped:
         found = paired_difference(correct[None].astype(int), np.zeros((1, len(correct)), dtype=int), groups)
-        return max(0.0, found.low), min(1.0, found.high), "groups"
-    # With groups, all recordings are correct or none is.
+        if not math.isnan(found.low):
+            return max(0.0, found.low), min(1.0, found.high), "groups"
     wilson = binomtest(round(float(correct.mean()) * count), count).proportion_ci(method="wilson")
     return float(wilson.low), float(wilson.high), "groups" if grouped else "recordings"
 

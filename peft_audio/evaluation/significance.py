@@ -7,22 +7,26 @@ simulations.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.sparse import csr_array
 
 MIN_GROUPS = 8  # with fewer groups, the estimate of the spread between groups is too uncertain
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Metric = Callable[[Floats], Floats]
+STEP = 1e-3  # change of a weight in numeric derivatives
+NUMBERS_AT_ONCE = 2_000_000  # of one array, 16 MB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over seeds with its interval; both bounds are nan with one seed."""
+    """Mean over seeds with its interval; both bounds are nan with one seed, or if all seeds have the same score."""
 
     mean: float
     low: float
@@ -31,12 +35,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean accuracy of an arm minus mean accuracy of the reference.
+    """Mean score of an arm minus mean score of the reference.
 
     Attributes:
         estimate: measured difference; 0.01 is a point.
-        low: lower bound of the interval.
-        high: upper bound of the interval.
+        low: lower bound of the interval; nan if the difference is the same in every draw.
+        high: upper bound of the interval; nan in the same case.
         p_value: two-sided p-value of no difference; at most 1 - confidence if the interval excludes 0.
         clips: number of test clips.
         groups: number of groups (speakers) among them; None if the group of a clip is unknown.
@@ -69,10 +73,11 @@ class _Spread:
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Compute the mean score over seeds with Student's t interval, clipped to [0, 1].
 
-    The interval covers other seeds on the same test clips. It does not cover other clips.
+    The interval covers other seeds on the same test clips. It does not cover other clips. Seeds that all have the same
+    score show no spread, which is luck and not certainty: they have no interval.
 
     Args:
-        values: one score between 0 and 1 per seed. The bounds of one seed are nan.
+        values: one score between 0 and 1 per seed. The bounds of one seed, and of equal seeds, are nan.
         confidence: confidence of the interval, 0.95 for 95%.
 
     Raises:
@@ -85,7 +90,7 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         raise ValueError(f"Scores must be numbers between 0 and 1, got {list(values)}")
     _check_confidence(confidence)
     mean = float(scores.mean())
-    if scores.size == 1:
+    if np.all(scores == scores[0]):
         return Interval(mean, math.nan, math.nan)
     half = float(stats.t.ppf((1 + confidence) / 2, scores.size - 1) * stats.sem(scores))
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
@@ -134,21 +139,116 @@ def paired_difference(
     _check_confidence(confidence)
     if resamples < 99:
         raise ValueError(f"resamples: got {resamples}, must be 99 or more. 9999 is the default")
-    codes, count = _group_codes(groups, clips)
-    grouped = count is not None and count >= MIN_GROUPS
-    unit = codes if grouped else np.arange(clips)
+    unit, count = _units(groups, clips)
     sizes = np.bincount(unit)
     arm_sums, other_sums = _sums(arm, unit), _sums(other, unit)
+    # What each unit adds to a seed's accuracy beyond its share of the clips, times the clips squared: whole numbers,
+    # so that what is equal has no variance, down to the last bit.
+    adds = [sums * clips - sums.sum(1, keepdims=True) * sizes for sums in (arm_sums, other_sums)]
+    spread = _spread(adds, [sums.sum(1) for sums in (arm_sums, other_sums)], float(clips), _freedom(sizes))
+    rng = np.random.default_rng(seed)
+    drawn = _drawn_accuracies(arm_sums, other_sums, sizes, resamples, rng)
     estimate = float(arm.mean() - other.mean())
-    spread = _spread(arm_sums, other_sums, sizes)
-    draws = estimate + _deviations(arm_sums, other_sums, sizes, spread, resamples, np.random.default_rng(seed))
-    # These quantiles are the ones by which the interval and the p-value always agree on 0.
-    bounds = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="weibull")
-    low, high = np.clip(bounds, -1, 1)
-    beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    p_value = min(1.0, 2 * (float(beyond) + 1) / (resamples + 1))
     seeds = (len(arm), len(other))
-    return Difference(estimate, float(low), float(high), p_value, clips, count, not grouped, seeds, confidence)
+    return _difference(estimate, drawn, spread, len(sizes), rng, (clips, count, seeds, confidence))
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Scores of an arm's runs on resampled test clips.
+
+    Attributes:
+        scores: score of each seed on the test clips, of shape (seeds,).
+        drawn: score of each seed on each draw of test clips, of shape (resamples, seeds).
+        influence: derivative of each seed's score with respect to the weight of each unit, of shape (seeds, units).
+        unit: number of each clip's unit, of shape (clips,). A unit is a clip, or a whole group.
+        groups: number of groups; None if the group of a clip is unknown.
+        seed: seed of the draws.
+    """
+
+    scores: Floats
+    drawn: Floats
+    influence: Floats
+    unit: Ints
+    groups: int | None
+    seed: int
+
+
+def resample(
+    counts: npt.ArrayLike,
+    metric: Metric,
+    groups: Sequence[str | None] | None = None,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Resampled:
+    """Compute the scores of an arm on draws of test clips, for any metric of sums over clips.
+
+    Clips are drawn with replacement, or whole groups with MIN_GROUPS groups or more. The same clips, groups and seed
+    give the same draws, so that the scores of two arms are paired.
+
+    Args:
+        counts: what is summed over clips, of shape (seeds, clips, ...), such as `Task.label_counts` of each run.
+        metric: function that computes scores of shape (...) from sums of shape (..., ...).
+        groups: group (speaker) of each clip. None, or a None among them: unknown.
+        resamples: number of draws.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: There are fewer than two clips or no runs.
+    """
+    values = np.asarray(counts, dtype=np.float64)
+    if values.ndim < 3 or len(values) < 1 or values.shape[1] < 2:
+        raise ValueError(f"counts must have the shape (seeds, clips, ...), with two clips or more; got {values.shape}")
+    if resamples < 99:
+        raise ValueError(f"resamples: got {resamples}, must be 99 or more. 9999 is the default")
+    seeds, clips, *parts = values.shape
+    unit, count = _units(groups, clips)
+    units = int(unit.max()) + 1
+    # Sums of each unit, of shape (units, seeds * parts). Most of them are 0.
+    sums = np.zeros((units, seeds, *parts))
+    np.add.at(sums, unit, values.swapaxes(0, 1))
+    flat = csr_array(sums.reshape(units, -1))
+    rng = np.random.default_rng(seed)
+    drawn = []
+    rows = max(1, NUMBERS_AT_ONCE // max(units, sums[0].size))
+    for start in range(0, resamples, rows):
+        chosen = rng.integers(units, size=(min(rows, resamples - start), units))
+        chosen += np.arange(len(chosen))[:, None] * units
+        weights = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+        drawn.append(metric((weights @ flat).reshape(-1, seeds, *parts)))
+    whole = sums.sum(0)
+    slopes = [
+        (metric(whole + STEP * part) - metric(whole - STEP * part)) / (2 * STEP)
+        for part in np.array_split(sums, -(-units // rows))
+    ]
+    return Resampled(metric(whole), np.concatenate(drawn), np.concatenate(slopes).T, unit, count, seed)
+
+
+def resampled_difference(arm: Resampled, reference: Resampled, confidence: float = 0.95) -> Difference:
+    """Compute the difference in a metric between an arm and the reference, with an interval over clips and seeds.
+
+    The draws are those of `paired_difference`, which see. Where that takes what a clip adds to the accuracy, this takes
+    the infinitesimal jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 21).
+
+    Args:
+        arm: scores of the arm.
+        reference: scores of the reference on the same draws.
+        confidence: confidence of the interval.
+
+    Raises:
+        ValueError: The two were not resampled alike.
+    """
+    _check_confidence(confidence)
+    alike = np.array_equal(arm.unit, reference.unit) and len(arm.drawn) == len(reference.drawn)
+    if not alike or arm.seed != reference.seed:
+        raise ValueError("The arm and the reference must be resampled with the same clips, groups, resamples and seed")
+    sizes = np.bincount(arm.unit)
+    spread = _spread([arm.influence, reference.influence], [arm.scores, reference.scores], 1.0, _freedom(sizes))
+    estimate = float(arm.scores.mean() - reference.scores.mean())
+    drawn = arm.drawn.mean(1) - reference.drawn.mean(1) - estimate
+    rng = np.random.default_rng([arm.seed, 1])
+    seeds = (len(arm.scores), len(reference.scores))
+    return _difference(estimate, drawn, spread, len(sizes), rng, (len(arm.unit), arm.groups, seeds, confidence))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -167,18 +267,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def resolution(differences: Sequence[Difference]) -> float:
     """Return the smallest difference that this test split and these seeds resolve: half of the widest interval.
 
-    It is at least one clip, because arms that agree on every clip have an interval of width 0.
+    It is at least one clip, because arms that agree on every clip have no interval.
 
     Raises:
         ValueError: There are no differences.
     """
     if not differences:
         raise ValueError("resolution needs one difference or more")
-    return max(max((item.high - item.low) / 2, 1 / item.clips) for item in differences)
+    return max(max(1 / item.clips, (item.high - item.low) / 2) for item in differences)
 
 
 def claim(
-    name: str, reference_name: str, difference: Difference, margin: float, corrected_p: float | None = None
+    name: str,
+    reference_name: str,
+    difference: Difference,
+    margin: float,
+    corrected_p: float | None = None,
+    metric: str = "",
 ) -> str:
     """Write one sentence on the difference that the bounds of its interval support.
 
@@ -186,9 +291,10 @@ def claim(
         name: name of the arm in the sentence.
         reference_name: name of the reference in the sentence.
         difference: arm minus reference.
-        margin: smallest difference in accuracy that matters; 0.02 is two points.
+        margin: smallest difference that matters; 0.02 is two points.
         corrected_p: p-value from `holm`, if there are several arms. The sentence states where it contradicts the
             interval.
+        metric: name of the metric in the sentence; "" leaves it out.
 
     Raises:
         ValueError: The margin is not between 0 and 1.
@@ -196,8 +302,9 @@ def claim(
     if not 0 < margin < 1:
         raise ValueError(f"margin: got {margin}, must be between 0 and 1. Two points are 0.02")
     low, high = difference.low, difference.high
-    span = " to ".join(f"{round(100 * bound, 2) + 0.0:+.2f}" for bound in (low, high))
-    told = f"{100 * difference.confidence:.4g}% interval of the difference: {span} points"
+    if math.isnan(low):
+        return f"{name} and {reference_name} have equal answers: {interval_text(difference)}."
+    told = (f"{metric}; " if metric else "") + interval_text(difference)
     if corrected_p is not None and corrected_p > 1 - difference.confidence and not low <= 0 <= high:
         told += f"; not after Holm's correction, p = {corrected_p:.2g}"
     limits = []
@@ -207,6 +314,19 @@ def claim(
         limits.append("one seed")
     tail = f", conditional on {' and on '.join(limits)}" if limits else ""
     return f"{name} {_verdict(low, high, margin, reference_name)} ({told}){tail}."
+
+
+def points(difference: float) -> str:
+    """Format a difference of scores in points, with a sign."""
+    return f"{round(100 * difference, 2) + 0.0:+.2f} points"
+
+
+def interval_text(difference: Difference) -> str:
+    """Format the interval of a difference for sentences."""
+    if math.isnan(difference.low):
+        return f"the difference is {points(difference.estimate)} in every draw of clips, so it has no interval"
+    bounds = f"{points(difference.low).removesuffix(' points')} to {points(difference.high)}"
+    return f"{100 * difference.confidence:.4g}% interval of the difference: {bounds}"
 
 
 def _verdict(low: float, high: float, margin: float, reference: str) -> str:
@@ -258,31 +378,44 @@ def _sums(correct: Ints, unit: Ints) -> Floats:
     return np.stack([np.bincount(unit, weights=row) for row in correct]).astype(np.float64)
 
 
-def _spread(arm: Floats, reference: Floats, sizes: Ints) -> _Spread:
-    """Compute the variances of the difference from the sums of correct clips, of shape (seeds, units)."""
-    units, clips = len(sizes), float(sizes.sum())
+def _units(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints, int | None]:
+    """Return the number of each clip's unit of resampling, and the number of groups; None if a group is unknown."""
+    codes, count = _group_codes(groups, clips)
+    return codes if count is not None and count >= MIN_GROUPS else np.arange(clips), count
+
+
+def _freedom(sizes: Ints) -> float:
+    """Compute the degrees of freedom of the spread between units. Uneven groups count as fewer."""
+    # One degree is the least, or there would be no interval.
+    return max(float(sizes.sum()) ** 2 / float((sizes**2).sum()) - 1, 1)
+
+
+def _spread(adds: Sequence[Floats], totals: Sequence[Floats], clips: float, freedom: float) -> _Spread:
+    """Compute the variances of the difference.
+
+    Args:
+        adds: influence of each unit on each seed's score, times `clips` squared; of shape (seeds, units) for each arm.
+        totals: score of each seed times `clips`; of shape (seeds,) for each arm.
+        clips: scale of the two.
+        freedom: degrees of freedom of the spread between units.
+    """
+    units = adds[0].shape[1]
     scale = units / (units - 1) / clips**4
-    # What each unit adds to a seed's accuracy beyond its share of the clips, times the clips squared: whole numbers,
-    # so that what is equal has no variance, down to the last bit.
-    adds = [sums * clips - sums.sum(1, keepdims=True) * sizes for sums in (arm, reference)]
     of_units = scale * float(((adds[0].mean(0) - adds[1].mean(0)) ** 2).sum())
-    # Uneven groups count as fewer. One degree is the least, or there would be no interval.
-    chance, of_seeds, bottom = 0.0, 0.0, of_units**2 / max(clips**2 / float((sizes**2).sum()) - 1, 1)
-    for add, sums in zip(adds, (arm, reference), strict=True):
-        seeds = len(sums)
+    chance, of_seeds, bottom = 0.0, 0.0, of_units**2 / freedom
+    for add, total in zip(adds, totals, strict=True):
+        seeds = len(total)
         if seeds > 1:
             by_chance = scale * float(add.var(0, ddof=1).sum()) / seeds
             # Few seeds can agree by luck. Chance on single clips, better known, is the least by which they differ.
-            of_seed = max(float(sums.sum(1).var(ddof=1)) / clips**2 / seeds, by_chance)
+            of_seed = max(float(total.var(ddof=1)) / clips**2 / seeds, by_chance)
             chance, of_seeds, bottom = chance + by_chance, of_seeds + of_seed, bottom + of_seed**2 / (seeds - 1)
     shared = max(of_units - chance, 0.0)
     return _Spread(of_units, shared, of_seeds, (shared + of_seeds) ** 2 / bottom if bottom else math.inf)
 
 
-def _deviations(
-    arm: Floats, reference: Floats, sizes: Ints, spread: _Spread, resamples: int, rng: np.random.Generator
-) -> Floats:
-    """Draw deviations of the difference from its estimate."""
+def _drawn_accuracies(arm: Floats, reference: Floats, sizes: Ints, resamples: int, rng: np.random.Generator) -> Floats:
+    """Draw units and compute the deviations of the difference in accuracy from its estimate."""
     units, clips = len(sizes), sizes.sum()
     # Units alike in all that matters are drawn as one kind with its frequency: the same law, and far less to draw. They
     # are told by whole numbers, not by means, so that neither rounding nor the order of the clips matters.
@@ -290,9 +423,41 @@ def _deviations(
     kinds, frequency = np.unique(rows, axis=0, return_counts=True)
     counts: Any = rng.multinomial(units, frequency / units, size=resamples)
     gains = kinds[:, 0] / len(arm) - kinds[:, 1] / len(reference)
-    drawn = counts @ gains / (counts @ kinds[:, 2]) - float(frequency @ gains) / clips
+    drawn: Floats = counts @ gains / (counts @ kinds[:, 2]) - float(frequency @ gains) / clips
+    return drawn
+
+
+def _difference(
+    estimate: float,
+    drawn: Floats,
+    spread: _Spread,
+    units: int,
+    rng: np.random.Generator,
+    facts: tuple[int, int | None, tuple[int, int], float],
+) -> Difference:
+    """Compute the interval and the p-value.
+
+    Args:
+        estimate: difference on the test clips.
+        drawn: deviations from it in draws of the units, of shape (resamples,).
+        spread: variances of the difference.
+        units: number of units.
+        rng: source of the noise of the seeds.
+        facts: `clips`, `groups`, `seeds` and `confidence` of the result.
+    """
+    clips, groups, seeds, confidence = facts
     scale = math.sqrt(units / (units - 1) * spread.shared / spread.units) if spread.units else 0.0
-    noise = rng.standard_normal(resamples) * math.sqrt(spread.seeds)
-    if math.isinf(spread.freedom):
-        return scale * drawn + noise
-    return (scale * drawn + noise) / np.sqrt(rng.chisquare(spread.freedom, resamples) / spread.freedom)
+    noise = rng.standard_normal(len(drawn)) * math.sqrt(spread.seeds)
+    moved = scale * drawn + noise
+    if not math.isinf(spread.freedom):
+        moved = moved / np.sqrt(rng.chisquare(spread.freedom, len(drawn)) / spread.freedom)
+    draws = estimate + moved
+    # These quantiles are the ones by which the interval and the p-value always agree on 0.
+    bounds = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="weibull")
+    low, high = np.clip(bounds, -1, 1)
+    beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    p_value = min(1.0, 2 * (float(beyond) + 1) / (len(drawn) + 1))
+    if low == high:
+        low = high = math.nan
+    conditional = groups is None or groups < MIN_GROUPS
+    return Difference(estimate, float(low), float(high), p_value, clips, groups, conditional, seeds, confidence)

@@ -73,6 +73,11 @@ class Predictions:
         """Compute a metric of the clips, see `Task.metric`."""
         return self.task.metric(name, self.logits, self.targets, weights)
 
+    def of_labels(self) -> np.ndarray:
+        """Return clip weights that select the clips of each label; float64 of shape (labels, clips)."""
+        texts = self.clips["label"].to_numpy()
+        return np.stack([texts == label for label in self.labels]).astype(np.float64)
+
     def of_split(self, split: str) -> Predictions:
         """Select the clips of a split."""
         rows = (self.clips["split"] == split).to_numpy()

@@ -1,10 +1,16 @@
-"""Metrics of decided classes, vectorised over clip weights, and the same ones for the evaluate library."""
+"""Metrics of decided classes, vectorised over clip weights."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+
+# Names of metrics in tables and sentences.
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "loss": "loss",
+}
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -52,7 +58,17 @@ def balanced_accuracy(decisions: np.ndarray, targets: np.ndarray, weights: np.nd
         weights: of shape (..., clips).
     """
     true, _, both = _class_weights(decisions, targets, weights)
+    return mean_recall(true, both)
+
+
+def mean_recall(true: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Average recall over the classes that occur, see `mean_f1`."""
     return _ratio(_ratio(both, true).sum(axis=-1), np.count_nonzero(true, axis=-1), empty=np.nan)
+
+
+def share_correct(true: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """Compute the accuracy from class weights, see `mean_f1`."""
+    return _ratio(both.sum(axis=-1), true.sum(axis=-1), empty=np.nan)
 
 
 def _class_weights(
@@ -77,33 +93,3 @@ def _class_weights(
 def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:
     """Divide; `empty` where the divisor is 0."""
     return np.divide(above, below, out=np.full(np.shape(above), empty), where=np.asarray(below) != 0)
-
-
-def evaluate_metric(name: str) -> Any:
-    """Make an `evaluate.Metric` of class numbers that needs no download, for `evaluate.combine` and the like.
-
-    Args:
-        name: "accuracy", "macro_f1" or "balanced_accuracy".
-
-    Returns:
-        A metric with `compute(predictions=..., references=...)`, both int of shape (clips,).
-    """
-    import datasets
-    import evaluate
-
-    functions = {
-        "accuracy": lambda decisions, targets, weights: weighted_mean(decisions == targets, weights),
-        "macro_f1": macro_f1,
-        "balanced_accuracy": balanced_accuracy,
-    }
-    numbers = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-
-    class ClassMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(description=name, citation="", inputs_description="", features=numbers)
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            pair = np.asarray(predictions), np.asarray(references)
-            return {name: float(functions[name](*pair, np.ones(len(pair[0]))))}
-
-    return ClassMetric(keep_in_memory=True)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_audio.tasks.metrics import balanced_accuracy, macro_f1, weighted_mean
+from peft_audio.tasks.metrics import (
+    balanced_accuracy,
+    macro_f1,
+    mean_f1,
+    mean_recall,
+    share_correct,
+    weighted_mean,
+)
 from peft_audio.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -105,6 +112,19 @@ class SingleLabel(Task):
             function = {"macro_f1": macro_f1, "balanced_accuracy": balanced_accuracy}[name]
             value = function(self.decide(logits), targets, given)
         return float(value) if weights is None else value
+
+    def label_counts(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Count the labels of each clip, see `Task.label_counts`."""
+        classes = np.eye(logits.shape[1])
+        true, decided = classes[targets], classes[self.decide(logits)]
+        return np.stack([true, decided, true * decided], axis=1)
+
+    def metric_of_counts(self, name: str, counts: np.ndarray) -> np.ndarray:
+        """Compute "accuracy", "macro_f1" or "balanced_accuracy", see `Task.metric_of_counts`."""
+        true, decided, both = (counts[..., i, :] for i in range(3))
+        if name == "macro_f1":
+            return mean_f1(true, decided, both)
+        return {"accuracy": share_correct, "balanced_accuracy": mean_recall}[name](true, both)
 
     def _mean_loss(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Compute the loss of a report in the precision of the logits, as reports always did."""

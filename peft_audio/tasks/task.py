@@ -136,6 +136,30 @@ class Task(ABC):
             float64 of shape (...); a float without weights.
         """
 
+    @abstractmethod
+    def label_counts(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Count the labels of each clip, so that sums over clips give metrics.
+
+        Args:
+            logits: of shape (clips, labels).
+            targets: one per clip.
+
+        Returns:
+            float64 of shape (clips, 3, labels): 1 if the label is true, if it is decided on, and if it is both.
+        """
+
+    @abstractmethod
+    def metric_of_counts(self, name: str, counts: np.ndarray) -> np.ndarray:
+        """Compute a metric, other than the loss, from sums of `label_counts`.
+
+        Args:
+            name: see `metric`.
+            counts: of shape (..., 3, labels).
+
+        Returns:
+            float64 of shape (...).
+        """
+
     def measure(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Compute the metrics of a report."""
         return {name: self.metric(name, logits, targets) for name in self.metrics}

@@ -121,6 +121,7 @@ REFUSED = {
         "{x: {recipe: lora, control: perhaps}}",
     ],
     "reference": ["ia3"],
+    "metric": ["f1", "loss"],
     "margin": ["0", "1", "nan"],
     "trials": ["0", "some"],
     "extra_trials": ["-1"],

@@ -106,6 +106,7 @@ def compared(arms: tuple[Arm, ...] = ARMS, **changed: Any) -> Comparison:
         versions={"torch": "2.13.0"},
         dataset_sha256=("a1b2c3d4e5f6" + "0" * 52,),
         split_sha256=(),
+        metric="accuracy",
     )
     return replace(whole, **changed)
 

@@ -14,9 +14,11 @@ from peft_audio.comparison.jobs import Job
 from peft_audio.comparison.progress import Kind, Watch, expected_runs, watching
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import Cell, final_jobs, tuning_jobs
+from peft_audio.config import TrainConfig
 from peft_audio.runs.folder import beside
 
 RATES = (3e-4, 1e-3, 3e-3)
+REPORT = {"strategy": "x", "validation_accuracy": 0.7, "validation_macro_f1": 0.8, "validation_loss": 1.5}
 
 
 def settings(folder: Path, **changes: Any) -> CompareRecipe:
@@ -26,7 +28,7 @@ def settings(folder: Path, **changes: Any) -> CompareRecipe:
 def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
     """End a run with a report."""
     job.folder.mkdir(parents=True)
-    (job.folder / "report.json").write_text(json.dumps({"strategy": "x", "validation_macro_f1": 0.8}))
+    (job.folder / "report.json").write_text(json.dumps(REPORT))
     record = {"exit_code": 0, "seconds": seconds, "flags": job.flags, "recipe": job.recipe} | record
     beside(job.folder, ".json").write_text(json.dumps(record))
     watch.tell(job, record)
@@ -73,6 +75,16 @@ def test_a_pipe_gets_a_line_per_run_with_the_time_left(tmp_path: Path) -> None:
     assert lines[0] == "[1/10] lora tuning-rate0.0003-seed1000: validation macro-F1 0.800 (60 s; about 6 min left)"
     assert lines[4] == "[5/9] majority final-seed0: FAILED, error: no space left (2 s; about 4 min left)"
     assert lines[-1].endswith("(120 s; about 0 s left)")
+
+
+@pytest.mark.parametrize(("metric", "said"), [("accuracy", "accuracy 0.700"), ("loss", "loss 1.500")])
+def test_a_line_names_the_metric_that_decides(metric: Any, said: str, tmp_path: Path) -> None:
+    cfg = settings(tmp_path, train=TrainConfig(best_metric=metric))
+    console = Console(file=io.StringIO(), width=200)
+    with watching(cfg, {True: 1, False: 2}, console) as watch:
+        end(watch, tuning_jobs(cfg, Cell("lora", None), RATES, {})[0], 60.0)
+    assert isinstance(console.file, io.StringIO)
+    assert f"validation {said} (60 s" in console.file.getvalue()
 
 
 def test_runs_of_an_earlier_call_count_as_done(tmp_path: Path) -> None:

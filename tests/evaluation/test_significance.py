@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,20 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 from scipy.special import expit
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from peft_audio.evaluation.significance import Difference, claim, holm, paired_difference, resolution, seed_interval
+from peft_audio.evaluation.significance import (
+    Difference,
+    Resampled,
+    claim,
+    holm,
+    paired_difference,
+    resample,
+    resampled_difference,
+    resolution,
+    seed_interval,
+)
+from peft_audio.tasks import task_of
 
 Z = stats.norm.ppf(0.975)
 
@@ -30,11 +43,10 @@ def test_seed_interval_is_students(values: list[float], confidence: float) -> No
 
 def test_seed_interval_at_its_edges() -> None:
     assert seed_interval([0.99, 1.0, 0.98]).high == 1.0
-    same = seed_interval([0.5, 0.5, 0.5])
-    assert (same.low, same.high) == (0.5, 0.5)
-    one = seed_interval([0.5])
-    assert one.mean == 0.5
-    assert math.isnan(one.low) and math.isnan(one.high)
+    for values in ([0.5], [0.5, 0.5, 0.5]):  # an interval without width is no interval
+        found = seed_interval(values)
+        assert found.mean == 0.5
+        assert math.isnan(found.low) and math.isnan(found.high)
 
 
 def test_one_seed_without_groups_is_the_paired_bootstrap() -> None:
@@ -127,6 +139,99 @@ def test_interval_holds_the_difference_on_other_speakers() -> None:
     assert held >= stats.binom.ppf(0.001, 200, 0.95)
 
 
+def counts_of(decided: Any, true: Any, labels: int) -> Any:
+    """Counts of each run, of shape (seeds, clips, 3, labels)."""
+    task = task_of()
+    return np.stack([task.label_counts(np.eye(labels)[row], true) for row in decided])
+
+
+def drawn(decided: Any, true: Any, labels: int, metric: str, groups: Any = None, resamples: int = 9999) -> Resampled:
+    score = partial(task_of().metric_of_counts, metric)
+    return resample(counts_of(decided, true, labels), score, groups, resamples)
+
+
+def by_scikit_learn(metric: str, true: Any, decided: Any, weights: Any = None) -> float:
+    if metric == "macro_f1":
+        return float(f1_score(true, decided, average="macro", sample_weight=weights))
+    if metric == "accuracy":
+        return float(accuracy_score(true, decided, sample_weight=weights))
+    return float(balanced_accuracy_score(true, decided, sample_weight=weights))
+
+
+def unbalanced(rng: np.random.Generator, clips: int = 300) -> tuple[Any, Any, Any]:
+    """True classes of 70, 25 and 5 in a hundred, and decisions of one run of each of two arms."""
+    true = rng.choice(3, clips, p=[0.7, 0.25, 0.05])
+    decided = [np.where(rng.random(clips) < share, true, rng.integers(3, size=clips)) for share in (0.8, 0.6)]
+    return true, decided[0][None], decided[1][None]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "balanced_accuracy"])
+def test_one_seed_is_the_paired_bootstrap_of_any_metric(metric: str) -> None:
+    true, *arms = unbalanced(np.random.default_rng(0))
+    found = resampled_difference(*(drawn(arm, true, 3, metric) for arm in arms))
+
+    def statistic(true: Any, arm: Any, reference: Any) -> float:
+        return by_scikit_learn(metric, true, arm) - by_scikit_learn(metric, true, reference)
+
+    data = (true, arms[0][0], arms[1][0])
+    theirs = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=299,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.estimate == pytest.approx(statistic(*data))
+    assert (found.low, found.high) == pytest.approx(theirs, abs=0.2 * (theirs.high - theirs.low))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy"])
+def test_influence_is_the_derivative_by_the_weight_of_a_group(metric: str) -> None:
+    true, arm, _ = unbalanced(np.random.default_rng(3), 120)
+    group = np.arange(120) % 10
+    found = drawn(arm, true, 3, metric, [str(number) for number in group], resamples=99)
+    for unit in range(10):
+        weights = [np.where(group == unit, 1 + step, 1.0) for step in (1e-4, -1e-4)]
+        more, less = (by_scikit_learn(metric, true, arm[0], weight) for weight in weights)
+        assert found.influence[0, unit] == pytest.approx((more - less) / 2e-4, abs=1e-7)
+    assert found.scores == pytest.approx([by_scikit_learn(metric, true, arm[0])])
+
+
+@pytest.mark.parametrize("groups", [0, 12])
+def test_resampled_accuracy_is_that_of_paired_difference(groups: int) -> None:
+    rng = np.random.default_rng(groups)
+    true = rng.integers(2, size=240)
+    arms = [np.where(runs(rng, seeds, 1 + rng.normal(0, 1, 240)), true, 1 - true) for seeds in (5, 3)]
+    names = [str(clip % groups) for clip in range(240)] if groups else None
+    found = resampled_difference(*(drawn(arm, true, 2, "accuracy", names) for arm in arms))
+    theirs = paired_difference(*(arm == true for arm in arms), names)
+    width = theirs.high - theirs.low
+    assert found.estimate == pytest.approx(theirs.estimate)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.04 * width)
+    assert (found.groups, found.conditional, found.seeds, found.clips) == (
+        theirs.groups,
+        theirs.conditional,
+        (5, 3),
+        240,
+    )
+
+
+def test_macro_f1_of_one_method_under_two_names_is_seldom_called_different() -> None:
+    """Classes of 84 and 16 in a hundred; a quick version of benchmarks/validity/metric_coverage.py."""
+    rng = np.random.default_rng(0)
+    called, held = 0, 0
+    true = np.repeat([0, 1], [84, 16])
+    for _ in range(100):
+        effect = rng.normal(1, 1, 100)
+        arms = [np.where(runs(rng, 4, effect), true, 1 - true) for _ in range(2)]
+        found = resampled_difference(*(drawn(arm, true, 2, "macro_f1", resamples=499) for arm in arms))
+        called += found.p_value <= 0.05
+        held += found.low <= 0 <= found.high
+    assert called <= stats.binom.isf(0.001, 100, 0.05) and held >= stats.binom.ppf(0.001, 100, 0.95)
+
+
 def test_order_of_clips_and_seeds_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     arm, reference = rng.random((5, 200)) < 0.8, rng.random((3, 200)) < 0.7
@@ -146,7 +251,10 @@ def test_order_of_clips_and_seeds_does_not_matter() -> None:
 def test_identical_arms_do_not_differ() -> None:
     same = np.tile(np.random.default_rng(0).random(50) < 0.8, (3, 1))
     found = paired_difference(same, same)
-    assert (found.estimate, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    assert (found.estimate, found.p_value) == (0, 1) and math.isnan(found.low) and math.isnan(found.high)
+    assert claim("a", "b", found, 0.02) == (
+        "a and b have equal answers: the difference is +0.00 points in every draw of clips, so it has no interval."
+    )
     assert resolution([found]) == 1 / 50
     # The same runs under two names are still runs of two methods with few seeds.
     varied = np.random.default_rng(0).random((3, 50)) < 0.8
@@ -231,6 +339,12 @@ def test_resolution_is_half_of_the_widest() -> None:
         (lambda: paired_difference([[1, 0]], [[1, 0]], ["a"]), "2 clips and 1 groups"),
         (lambda: paired_difference([[1, 0]], [[1, 0]], confidence=95), "Try 0.95"),
         (lambda: paired_difference([[1, 0]], [[1, 0]], resamples=10), "must be 99 or more"),
+        (lambda: drawn([[1]], np.array([1]), 2, "accuracy"), "two clips or more"),
+        (lambda: drawn([[1, 1]], np.array([1, 0]), 2, "accuracy", resamples=10), "must be 99 or more"),
+        (
+            lambda: resampled_difference(*(drawn([[1] * n], np.ones(n, int), 2, "accuracy") for n in (2, 3))),
+            "resampled with the same clips",
+        ),
         (lambda: seed_interval([]), "one score a seed"),
         (lambda: seed_interval([0.5, math.nan]), "between 0 and 1"),
         (lambda: seed_interval([50.0]), "between 0 and 1"),

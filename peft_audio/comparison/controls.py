@@ -1,0 +1,156 @@
+"""Test arms against the controls of a comparison, and say what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from peft_audio.comparison.arms import correctness, resampled
+from peft_audio.comparison.results import Arm, ControlTest
+from peft_audio.evaluation.significance import (
+    Difference,
+    holm,
+    interval_text,
+    paired_difference,
+    resampled_difference,
+)
+from peft_audio.runs.predictions import Predictions
+from peft_audio.tasks.metrics import METRIC_NAMES
+from peft_audio.text import printable
+
+Tables = Mapping[str, Mapping[int, Predictions]]
+# Difference in a metric between two arms, by the names of the arm, the reference and the metric.
+Differences = Callable[[str, str, str], Difference]
+# Key of the majority control's answers among the tables of arms. No arm has this name.
+MAJORITY = ""
+
+
+def differences(tables: Tables, groups: Sequence[str | None]) -> Differences:
+    """Make a function that computes differences between arms, and resamples each arm once per metric.
+
+    Args:
+        tables: predictions on the same test clips, by arm and seed.
+        groups: group of each clip; None where it is unknown.
+    """
+
+    @cache
+    def draws(name: str, metric: str):  # type: ignore[no-untyped-def]
+        return resampled(tables[name], metric, groups)
+
+    def between(name: str, reference: str, metric: str) -> Difference:
+        if metric == "accuracy":
+            return paired_difference(correctness(tables[name]), correctness(tables[reference]), groups)
+        return resampled_difference(draws(name, metric), draws(reference, metric))
+
+    return between
+
+
+def against(names: Sequence[str], control: str, metrics: Sequence[str], between: Differences) -> dict[str, ControlTest]:
+    """Test arms against a control.
+
+    Args:
+        names: names of the arms.
+        control: name of the control.
+        metrics: metrics in which an arm must be better; the first one is reported.
+        between: see `differences`.
+    """
+    found = {name: [between(name, control, metric) for metric in metrics] for name in names}
+    # An arm that must be better in each of several metrics is tested by the largest p-value (intersection-union test).
+    corrected = holm([max(difference.p_value for difference in each) for each in found.values()])
+    return {
+        name: ControlTest(each[0], p, p <= 1 - each[0].confidence and all(difference.low > 0 for difference in each))
+        for (name, each), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def with_majority(
+    arms: Sequence[Arm], names: Sequence[str], tables: Tables, metric: str, between: Differences
+) -> list[Arm]:
+    """Add the tests against always answering the largest class.
+
+    Macro-F1 also rewards answers that are drawn at random, because they reach every class. So an arm must be better in
+    balanced accuracy, too.
+    """
+    metrics = ("macro_f1", "balanced_accuracy") if metric == "macro_f1" else (metric,)
+    tests = against(names, MAJORITY, metrics, between)
+    (answers,) = tables[MAJORITY].values()
+    constant = {name: all(table.decided == answers.decided for table in tables[name].values()) for name in names}
+    return [
+        replace(arm, against_majority=replace(tests[arm.name], constant=constant[arm.name]))
+        if arm.name in tests
+        else arm
+        for arm in arms
+    ]
+
+
+def with_log_mel(
+    arms: Sequence[Arm], names: Sequence[str], control: str, metric: str, between: Differences
+) -> list[Arm]:
+    """Add the tests against the log_mel control."""
+    tests = against(names, control, (metric,), between)
+    return [replace(arm, against_log_mel=tests.get(arm.name)) for arm in arms]
+
+
+def majority_label(tables: Tables) -> str | None:
+    """Name the label that the majority control answers; with folds, the labels."""
+    if MAJORITY not in tables:
+        return None
+    (answers,) = tables[MAJORITY].values()
+    return " or ".join(f"'{printable(label)}'" for label in np.unique(answers.decided))
+
+
+def useless_text(arm: Arm, majority: str, metric: str) -> str:
+    """Write why an arm is not better than the majority control."""
+    test = arm.against_majority
+    if test is None or test.better:
+        raise ValueError(f"{arm.name} was not tested, or is better")
+    start = f"{arm.name} is no better than always answering {majority}"
+    if test.constant:
+        return f"{start}: it gives this answer for every test clip."
+    return f"{start} ({METRIC_NAMES[metric]}; {_reason(test, metric)})."
+
+
+def log_mel_text(arm: Arm, metric: str) -> str | None:
+    """Write that an arm is not better than the log_mel control; None if it is, or if it was not tested."""
+    test = arm.against_log_mel
+    if test is None or test.better:
+        return None
+    return (
+        f"{arm.name} is no better than log_mel, a linear classifier on mean spectra without an encoder "
+        f"({METRIC_NAMES[metric]}; {_reason(test, '')})."
+    )
+
+
+def _reason(test: ControlTest, metric: str) -> str:
+    found = test.difference
+    if not found.low > 0:
+        return interval_text(found)
+    also = ", in balanced accuracy too," if metric == "macro_f1" else ""
+    return f"{interval_text(found)}; not better{also} after Holm's correction, p = {test.p_holm:.2g}"
+
+
+def sentences(arms: Sequence[Arm], reference: str, majority: str | None, metric: str) -> tuple[str, ...]:
+    """Write what the tests against the controls show.
+
+    Args:
+        arms: all arms, with their claims.
+        reference: name of the reference.
+        majority: label that the majority control answers.
+        metric: metric of the comparison.
+    """
+    found = []
+    tested = [arm for arm in arms if arm.against_majority is not None]
+    if majority is not None and tested:
+        useless = [arm for arm in tested if arm.useless]
+        found += [useless_text(arm, majority, metric) for arm in useless]
+        if any(arm.name == reference for arm in useless):
+            found.append(f"{reference} is the reference, so nothing is claimed about the other arms.")
+        if not useless:
+            all_of_them = "Every arm is" if len(tested) > 1 else f"{tested[0].name} is"
+            found.append(f"{all_of_them} better than always answering {majority} ({METRIC_NAMES[metric]}).")
+    # A claim begins with this sentence.
+    found += [text for arm in arms if not arm.claim and not arm.useless and (text := log_mel_text(arm, metric))]
+    return tuple(found)
