@@ -236,6 +236,8 @@ def unranked(cfg: CompareRecipe) -> tuple[str, ...]:
 def measure(cfg: CompareRecipe) -> Timing:
     """Time a few steps of every arm in one process, or read what was measured before for the same settings.
 
+    What was measured on a busy machine is measured again until the comparison begins.
+
     Raises:
         UserError: An arm's settings are wrong, or it cannot be timed.
     """
@@ -247,7 +249,8 @@ def measure(cfg: CompareRecipe) -> Timing:
     }
     about = json.loads(json.dumps({name: job.flags | {"recipe": job.recipe} for name, job in jobs.items()}))
     stored = _stored(folder / TIMING, about)
-    if stored:
+    # A comparison that has begun keeps its timing, so that the same command makes the same cuts.
+    if stored and (not stored.busy or (folder / "runs").exists()):
         return stored
     gpus, shared = visible_gpus(), runs_at_once(cfg, costs_count=False)
     limit = LIMIT_SECONDS if cfg.minutes is None else min(LIMIT_SECONDS, LIMIT_SHARE * 60 * cfg.minutes)

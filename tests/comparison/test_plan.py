@@ -235,12 +235,13 @@ def test_an_arm_that_cannot_be_timed_is_named(tiny: CompareRecipe, tmp_path: Pat
 
 
 def test_a_timing_is_kept_for_the_same_settings(tiny: CompareRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[list[str]] = []
+    load = {"other_cpus": 0.5, "busy": False}
 
     def timed(request: Request, environment: dict[str, str], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         calls.append([*request.arms])
         plain = json.loads(json.dumps(planning.asdict(MEASURED)))
-        return plain, {"other_cpus": 0.5, "busy": False}
+        return plain, load
 
     monkeypatch.setattr(planning, "_timed", timed)
     Path(tiny.output_dir).mkdir()
@@ -249,8 +250,15 @@ def test_a_timing_is_kept_for_the_same_settings(tiny: CompareRecipe, monkeypatch
     # Fewer arms, seeds and trials need no new timing, other settings do.
     fewer = replace(tiny, arms=["lora", "log_mel"], seeds=1, trials=2, minutes=10)
     assert measure(fewer) == first and len(calls) == 1
-    measure(replace(tiny, train=replace(tiny.train, batch_size=8)))
+    other = replace(tiny, train=replace(tiny.train, batch_size=8))
+    load["busy"] = True
+    measure(other)
     assert len(calls) == 2
+    # Measured on a busy machine: again, until the comparison begins.
+    measure(other)
+    assert len(calls) == 3
+    (Path(tiny.output_dir) / "runs").mkdir()
+    assert measure(other).busy and len(calls) == 3
 
 
 @pytest.mark.slow
