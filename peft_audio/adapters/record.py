@@ -15,9 +15,8 @@ from peft_audio.config import DataConfig, Recipe
 from peft_audio.data.training_audio import QUANTILES
 from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, family_named
-from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, resolve_base, versions
+from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, versions
 from peft_audio.errors import UserError
-from peft_audio.files import is_folder
 from peft_audio.pages.render import render_text
 from peft_audio.tasks import task_of
 from peft_audio.tasks.task import Task
@@ -88,6 +87,16 @@ class AdapterRecord:
     def task(self) -> Task:
         """Return the task that its logits answer."""
         return task_of()
+
+    @property
+    def base_is_local(self) -> bool:
+        """Return whether the base is a folder of the machine that trained it; what came from the Hub has a commit."""
+        return self.base.commit is None and self.base.name != BUNDLED_ENCODER
+
+    @property
+    def base_title(self) -> str:
+        """Return the name of the base for people, without the path of a local folder."""
+        return f"{Path(self.base.name).name} (a local folder)" if self.base_is_local else self.base.name
 
     @property
     def whole(self) -> bool:
@@ -227,24 +236,25 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
     """
     whole, place = record.whole, repository or "."
-    base = place if whole else resolve_base(record.base.name)
-    # What came from the Hub may have a namesake among the folders here.
-    local = record.base.commit is None and is_folder(base)
+    # The path of a folder here means nothing elsewhere, and can hold the name of its user.
+    in_folder = not whole and record.base.commit is None
+    base = json.dumps(place if whole else record.base.name)
+    if in_folder:
+        base = f'"PATH/TO/BASE"  # sha256 {record.base.sha256}'
+    places = [f"BASE = {base}"] + ([] if whole else [f"ADAPTER = {json.dumps(place)}"])
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
     labels = labels_as_code(record)
-    places = [("BASE", base if whole or not local else str(Path(base).resolve()))]
-    places += [] if whole else [("ADAPTER", place)]
     load = render_text(
         "load_model.py.txt" if whole else "load_adapter.py.txt",
         labels=labels,
         layer_weighted_sum=record.layer_weighted_sum,
-        revision=None if local else record.base.commit,
+        revision=record.base.commit,
     )
     return render_text(
         "adapter_readme.md",
         decision=record.task.decision_code("logits", "labels[int({})]"),
-        base_name=marked(record.base.name) + ("" if record.pretrained else " with random weights, a control"),
-        extractor=places[-1][0],
+        base_name=marked(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
+        extractor="BASE" if whole else "ADAPTER",
         inside="" if repository else ", from inside this folder",
         kind="model" if whole else f"{marked(record.strategy)} adapter",
         labels=labels,
@@ -253,7 +263,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         metrics=metrics_table(record),
         inputs=record.family.input_code(record.input),
         place=place,
-        places="\n".join(f"{name} = {json.dumps(value)}" for name, value in places),
+        places="\n".join(places),
         sampling_rate=record.sampling_rate,
         seconds=f"{record.crop['evaluation_seconds']:g}",
         sha256=record.base.sha256,

@@ -113,7 +113,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         "export_readme.md",
         merged=form.name == "merged",
         kind="fully trained model" if replace(record, exported="").whole else f"{marked(record.strategy)} adapter",
-        base_name=marked(record.base.name),
+        base_name=marked(record.base_title),
         metrics=metrics_table(record),
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,

@@ -150,7 +150,9 @@ def test_the_readme_loads_it_without_this_package(
     adapter = shutil.copytree(folder, tmp_path / "elsewhere")
     blocks = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1
-    assert blocks[0].startswith('BASE = "')
+    assert str(tiny_base.parent) not in (adapter / "README.md").read_text(encoding="utf-8")
+    base = made.record.base.sha256
+    assert blocks[0].startswith(f'BASE = "PATH/TO/BASE"  # sha256 {base}\n') or strategy == "full"
     np.savez(adapter / "clips.npz", *clips)
     more = """
 import json, sys
@@ -162,7 +164,8 @@ for clip in np.load("clips.npz").values():
 assert "peft_audio" not in sys.modules
 json.dump({"logits": answered, "names": model.config.id2label}, open("answers.json", "w"))
 """
-    (adapter / "snippet.py").write_text(blocks[0] + more, encoding="utf-8")
+    snippet = blocks[0].replace("PATH/TO/BASE", str(tiny_base))
+    (adapter / "snippet.py").write_text(snippet + more, encoding="utf-8")
     env = pretend_bf16_units(tmp_path) if bf16_units else None
     command = [sys.executable, "snippet.py"]
     child = subprocess.run(command, cwd=adapter, env=env, capture_output=True, text=True, check=False)
