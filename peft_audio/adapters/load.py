@@ -44,6 +44,7 @@ from peft_audio.files import is_folder
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
 from peft_audio.tasks.task import Task
+from peft_audio.text import printable
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Adapter:
     extractor: Any
     record: AdapterRecord
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        record, where = self.record, f", {self.folder}" if self.folder else ""
+        labels = ", ".join(self.labels[:3]) + (", ..." if len(self.labels) > 3 else "")
+        kind = "model" if record.whole else "adapter"
+        text = f"{record.strategy} {kind} for {record.base.name}, {len(self.labels)} labels: {labels}{where}"
+        return f"<Adapter: {printable(text)}>"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from peft_audio.data.folder import is_text
 from peft_audio.data.sampler import cut
 from peft_audio.data.training_audio import far_outside, level_dbfs
 from peft_audio.data.windows import window_starts
-from peft_audio.errors import require
-from peft_audio.inference.recordings import find_recordings
+from peft_audio.errors import UserError, require
+from peft_audio.inference.recordings import Waveform, as_waveforms, find_recordings
 from peft_audio.tasks.task import Task
+from peft_audio.text import listed
 
 # Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
 # the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
@@ -139,7 +140,7 @@ def in_order(answers: Iterable[dict[int, Answer]]) -> Iterator[Answer]:
 
 def answer(
     adapter: Adapter,
-    paths: Sequence[str],
+    recordings: Sequence[str | Waveform],
     hearing: Hearing,
     workers: int = WORKERS,
     known: Known = lambda path, stamp: None,
@@ -151,7 +152,7 @@ def answer(
 
     Args:
         adapter: What `load_adapter` gives.
-        paths: The recordings.
+        recordings: Paths, or waveforms.
         hearing: How they are heard.
         workers: Threads that decode ahead of the model, which holds so many batches in memory.
         known: Says which recordings need not be done; they are all the same where others need to be that are computed
@@ -163,9 +164,9 @@ def answer(
     limit = BATCH_SECONDS.get(next(adapter.model.parameters()).device.type, BATCH_SECONDS["cuda"])
     task = adapter.task
     with ThreadPoolExecutor(workers) as pool:
-        work = _work(pool, paths, hearing, limit, known)
+        work = _work(pool, recordings, hearing, limit, known)
         sums: dict[int, _Sum] = {}
-        for batch, waveforms in _ahead(pool, lambda batch: _decode(paths, batch, adapter), work, workers):
+        for batch, waveforms in _ahead(pool, lambda batch: _decode(recordings, batch, adapter), work, workers):
             heard = [waveform for waveform in waveforms if not isinstance(waveform, str)]
             rows = iter(task.probabilities(adapter.logits(heard)).astype(np.float64) if heard else ())
             for (i, span), waveform in zip(batch.parts, waveforms, strict=True):
@@ -222,15 +223,15 @@ class _Sum:
 
 def _work(
     pool: ThreadPoolExecutor,
-    paths: Sequence[str],
+    recordings: Sequence[str | Waveform],
     hearing: Hearing,
     limit: float,
     known: Known,
 ) -> Iterator[_Batch]:
     """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them."""
-    for at in range(0, len(paths), CHUNK_RECORDINGS):
-        numbers = range(at, min(at + CHUNK_RECORDINGS, len(paths)))
-        found = dict(zip(numbers, pool.map(lambda i: _look(paths[i], known), numbers), strict=True))
+    for at in range(0, len(recordings), CHUNK_RECORDINGS):
+        numbers = range(at, min(at + CHUNK_RECORDINGS, len(recordings)))
+        found = dict(zip(numbers, pool.map(lambda i: _look(recordings[i], known), numbers), strict=True))
         failed = {i: told for i, told in found.items() if told.error is not None}
         if failed:
             yield _Batch([], failed)
@@ -239,7 +240,9 @@ def _work(
             if all(known(found[i].path, found[i].stamp) is not None for i in group):
                 continue
             # Those that are known already have been looked up by their length alone.
-            found |= {i: _look(paths[i], lambda path, stamp: None) for i in group if found[i].sampling_rate is None}
+            found |= {
+                i: _look(recordings[i], lambda path, stamp: None) for i in group if found[i].sampling_rate is None
+            }
             parts = [(i, span) for i in group for span in spans[i]]
             batches = _batches([span.seconds for _, span in parts], hearing.batch_size, limit)
             for number, rows in enumerate(batches, start=1):
@@ -268,8 +271,14 @@ def _batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[li
     return [rows[at : at + batch_size] for rows in together for at in range(0, len(rows), batch_size)]
 
 
-def _look(path: str, known: Known) -> Answer:
+def _look(path: str | Waveform, known: Known) -> Answer:
     """How long a recording is, as is known or as its header says, or why it cannot be used."""
+    if isinstance(path, Waveform):
+        try:
+            info = read_info(path.content)
+        except AudioError as error:
+            return Answer(path.name, None, error=_reason(error))
+        return Answer(path.name, None, info.num_frames / info.sampling_rate, sampling_rate=info.sampling_rate)
     try:
         status = Path(path).stat()
         stamp = (status.st_size, status.st_mtime_ns)
@@ -287,12 +296,14 @@ def _look(path: str, known: Known) -> Answer:
         return Answer(path, stamp, error=_reason(error))
 
 
-def _decode(paths: Sequence[str], batch: _Batch, adapter: Adapter) -> list[np.ndarray | str]:
+def _decode(recordings: Sequence[str | Waveform], batch: _Batch, adapter: Adapter) -> list[np.ndarray | str]:
     """Each part's waveform, or why there is none."""
     found: list[np.ndarray | str] = []
     for i, span in batch.parts:
         try:
-            found.append(load_audio(Path(paths[i]), adapter.record.sampling_rate, span.start, span.seconds))
+            recording = recordings[i]
+            source = recording.content if isinstance(recording, Waveform) else Path(recording)
+            found.append(load_audio(source, adapter.record.sampling_rate, span.start, span.seconds))
         except (AudioError, OSError) as error:
             found.append(_reason(error))
     return found
@@ -350,12 +361,13 @@ class Prediction:
 
 def predict(
     adapter: Adapter,
-    sources: str | Path | Iterable[str | Path],
+    sources: str | Path | np.ndarray | Iterable[str | Path | np.ndarray],
     batch_size: int = 16,
     workers: int = WORKERS,
     window_seconds: float | None = None,
     hop_seconds: float | None = None,
     each_window: bool = False,
+    sampling_rate: int | None = None,
 ) -> list[Prediction]:
     """Label recordings.
 
@@ -366,12 +378,13 @@ def predict(
     Args:
         adapter: What `load_adapter` gives.
         sources: A recording, a folder or a pattern such as `clips/**/*.wav`, or several; folders are searched to any
-            depth.
+            depth. Or waveforms, each a mono array of shape (samples,): floats with full scale at 1, or int16.
         batch_size: Clips or windows that run through the model at once, or fewer where they are long (`BATCH_SECONDS`).
         workers: Threads that decode ahead of the model.
         window_seconds: Hear recordings in windows of this length instead of what the adapter was trained with.
         hop_seconds: From one window's start to the next one's; `window_seconds` when not given.
         each_window: One prediction for each window, instead of one for each recording.
+        sampling_rate: Of the waveforms, in hertz; files bring their own.
 
     Returns:
         One prediction a recording, in the order of `sources`, by name within a folder. A recording that cannot be
@@ -382,8 +395,20 @@ def predict(
     """
     check_amounts(batch_size, workers)
     hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
-    paths = find_recordings([sources] if isinstance(sources, (str, Path)) else sources)
-    found = in_order(answer(adapter, paths, hearing, workers))
+    several = [sources] if isinstance(sources, (str, Path, np.ndarray)) else list(sources)
+    arrays = [np.asarray(source) for source in several if hasattr(source, "__array__")]
+    paths = [source for source in several if isinstance(source, (str, Path))]
+    if len(arrays) < len(several) and len(paths) < len(several):
+        kinds = listed(sorted({type(source).__name__ for source in several}))
+        raise UserError(f"sources: got {kinds}, expected paths alone or arrays alone. Call predict for each kind.")
+    recordings: Sequence[str | Waveform]
+    if arrays:
+        recordings = as_waveforms(arrays, sampling_rate)
+    elif sampling_rate is not None:
+        raise UserError(f"sampling_rate: got {sampling_rate}, but files have their own. Leave it out.")
+    else:
+        recordings = find_recordings(paths)
+    found = in_order(answer(adapter, recordings, hearing, workers))
     return [one for told in found for one in predictions(told, adapter.record, hearing)]
 
 

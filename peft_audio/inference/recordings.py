@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
 
 from peft_audio.audio.decoding import AUDIO_SUFFIXES
 from peft_audio.data.folder import names_below, types_of
@@ -40,6 +44,45 @@ def find_recordings(sources: Iterable[str | Path], stdin: BinaryIO | None = None
         else:
             raise UserError(f"{source}: no such file or folder; give recordings, folders of them, or patterns.")
     return paths
+
+
+class Waveform(NamedTuple):
+    """An array as a recording: a name for messages, and the bytes of a WAV file of 32-bit floats."""
+
+    name: str
+    content: bytes
+
+
+def as_waveforms(arrays: Sequence[np.ndarray], sampling_rate: int | None) -> list[Waveform]:
+    """Convert arrays to recordings, named "array 0", "array 1" and so on.
+
+    Args:
+        arrays: Mono waveforms of shape (samples,): floats with full scale at 1, or int16.
+        sampling_rate: Of all of them, in hertz.
+
+    Raises:
+        UserError: There is no sampling rate, or an array has another shape or type.
+    """
+    if sampling_rate is None or int(sampling_rate) != sampling_rate or sampling_rate < 1:
+        got = "none" if sampling_rate is None else sampling_rate
+        raise UserError(
+            f"sampling_rate: got {got}, expected a whole number of hertz; arrays do not hold their rate. "
+            "Give it, such as sampling_rate=16000."
+        )
+    return [_as_waveform(f"array {i}", array, int(sampling_rate)) for i, array in enumerate(arrays)]
+
+
+def _as_waveform(name: str, array: np.ndarray, sampling_rate: int) -> Waveform:
+    if array.ndim != 1:
+        raise UserError(
+            f"{name}: got shape {array.shape}, expected (samples,); take the mean over the channels of a stereo array."
+        )
+    if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{name}: got {array.dtype}, expected floats with full scale at 1, or int16; convert it.")
+    samples = array / np.float32(2**15) if array.dtype == np.int16 else array
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(np.float32), sampling_rate, format="WAV", subtype="FLOAT")
+    return Waveform(name, file.getvalue())
 
 
 def _is_there(path: Path, folder: bool = False) -> bool:

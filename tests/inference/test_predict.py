@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,46 @@ def test_batches_are_of_one_length_and_bounded() -> None:
     padded = [len(batch) * max(seconds[number] for number in batch) for batch in batches]
     assert all(total <= BATCH_SECONDS["cpu"] or len(batch) == 1 for total, batch in zip(padded, batches, strict=True))
     assert [seconds[number] for batch in batches for number in batch] == sorted(seconds)
+
+
+def test_arrays_get_the_answers_of_their_files(adapter_dir: Path, clips: Path) -> None:
+    adapter = load_adapter(adapter_dir)
+    path = clips / "z.wav"
+    samples, rate = soundfile.read(path, dtype="float32")
+    (of_file,) = predict(adapter, path)
+    whole = (samples * 2**15).astype(np.int16)
+    found = predict(
+        adapter, [samples, samples.astype(np.float64), whole, torch.from_numpy(samples)], sampling_rate=rate
+    )
+    assert [one.path for one in found] == [f"array {i}" for i in range(4)]
+    for one in (*found, *predict(adapter, samples, sampling_rate=rate)):
+        assert one.probabilities == pytest.approx(of_file.probabilities, abs=1e-5) and one.seconds == of_file.seconds
+    silent, empty, nan = predict(adapter, [0 * samples, samples[:0], np.full(9000, np.nan)], sampling_rate=rate)
+    assert "silent" in (silent.error or "") and "no samples" in (empty.error or "") and "NaN" in (nan.error or "")
+
+
+@pytest.mark.parametrize(
+    ("sources", "rate", "message"),
+    [
+        ([np.zeros(400)], None, "sampling_rate: got none, expected a whole number of hertz"),
+        ([np.zeros(400)], 0, "sampling_rate: got 0"),
+        ([np.zeros((2, 400))], 16_000, r"array 0: got shape \(2, 400\), expected \(samples,\)"),
+        ([np.zeros(400, np.int64)], 16_000, "array 0: got int64, expected floats"),
+        ([np.zeros(400), "a.wav"], 16_000, "got ndarray, str, expected paths alone or arrays alone"),
+        ([0.5, 0.25], 16_000, "got float, expected paths alone or arrays alone"),
+        ("a.wav", 16_000, "sampling_rate: got 16000, but files have their own"),
+    ],
+)
+def test_arrays_are_refused_in_words(adapter_dir: Path, sources: Any, rate: int | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(load_adapter(adapter_dir), sources, sampling_rate=rate)
+
+
+def test_an_adapter_is_shown_in_one_line(adapter_dir: Path) -> None:
+    adapter = load_adapter(adapter_dir)
+    shown = repr(adapter)
+    assert shown.startswith("<Adapter: lora adapter for ") and "3 labels: a, b, c" in shown and "\n" not in shown
+    assert str(adapter_dir) in shown and shown == str(adapter)
 
 
 def test_long_recording_is_heard_from_its_start_and_said(
