@@ -6,7 +6,8 @@ import errno
 import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,26 @@ class EncoderError(UserError):
     """Report an encoder that cannot be used.
 
     Args:
-        problem: Message without the flag that named the encoder. `--model.name` is put before it; commands with another
-            flag put theirs before `problem`.
+        problem: Message without the flag that named the encoder.
+        given: What named the encoder, put before the message. `encoder_given_by` changes it.
     """
 
-    def __init__(self, problem: str):
-        super().__init__(f"--model.name: {problem}")
+    def __init__(self, problem: str, given: str = "--model.name"):
+        super().__init__(f"{given}: {problem}")
         self.problem = readable(problem.strip())
+
+
+class HubUnreachableError(EncoderError):
+    """Report an encoder for which the Hub gave no answer. A dry run of a push continues without it."""
+
+
+@contextmanager
+def encoder_given_by(given: str) -> Iterator[None]:
+    """Put another flag than `--model.name` before errors of an encoder, such as `--base-id`."""
+    try:
+        yield
+    except EncoderError as error:
+        raise type(error)(error.problem, given) from error
 
 
 def in_one_line(error: BaseException, longest: int = 1_000) -> str:
@@ -174,7 +188,6 @@ def library_problem(error: BaseException) -> str:
     """
     from huggingface_hub.errors import (
         HfHubHTTPError,
-        LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -192,11 +205,20 @@ def library_problem(error: BaseException) -> str:
         return text
     if any(isinstance(each, LocalTokenNotFoundError) for each in chain):
         return f"log in with `hf auth login` ({_first_line(error)})"
-    lost = any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)
-    if lost or any(isinstance(each, LocalEntryNotFoundError) for each in chain):
+    if _is_connection_lost(chain):
         # Libraries then report files that do not exist.
         return f"the Hub was not reached, or broke off ({_first_line(chain[-1])}); files fetched so far are kept"
     return _first_line(error)
+
+
+def _is_connection_lost(chain: Sequence[BaseException]) -> bool:
+    """Return whether the Hub gave no answer, by an exception and its causes."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if any(isinstance(each, HfHubHTTPError) for each in chain):
+        return False
+    lost = any(type(each).__module__.partition(".")[0] in CONNECTIONS for each in chain)
+    return lost or any(isinstance(each, LocalEntryNotFoundError) for each in chain)
 
 
 def _first_line(error: BaseException) -> str:
@@ -221,7 +243,8 @@ def unloadable(name: str, error: Exception) -> UserError:
     elif "weights_only" in str(error):
         # torch advises to run the pickle.
         problem = "its weights are a pickle of more than weights"
-    return EncoderError(
+    kind = HubUnreachableError if _is_connection_lost(list(_chain(error))) else EncoderError
+    return kind(
         f"{name} cannot be loaded: {problem.rstrip('.')}. "
         f"Give a folder made by save_pretrained, a Hub id (needs a connection) or wav2vec2-nano."
     )

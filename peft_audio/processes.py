@@ -106,6 +106,13 @@ def quick_imports() -> Iterator[None]:
             del sys.modules[name]
 
 
+def quiet_hub_retries() -> None:
+    """Hide what the Hub's client logs before each retry: the error in the end says why. HF_DEBUG shows it."""
+    if not os.environ.keys() & {"HF_DEBUG", "HF_HUB_VERBOSITY"}:
+        for name in ("utils._http", "file_download"):
+            logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
+
+
 def visible_gpus() -> list[str]:
     """List the GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES."""
     import torch  # the command reads RECIPES from here, and must start at once

@@ -39,7 +39,7 @@ from peft_audio.encoders.loading import (
     quiet_loading,
     use_exact_float32,
 )
-from peft_audio.errors import EncoderError, UserError, library_problem
+from peft_audio.errors import UserError, encoder_given_by, library_problem
 from peft_audio.files import is_folder
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
@@ -225,10 +225,8 @@ def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
     stored_shapes(folder / WHOLE_WEIGHTS)
     if (folder / ADAPTER_CONFIG).exists():
         raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; take that out.")
-    try:
+    with encoder_given_by(str(folder)):
         model = load_tuned(folder, record.labels, record.layer_weighted_sum)
-    except EncoderError as error:
-        raise UserError(error.problem) from error
     _same_minimum(folder, record, model)
     return model
 
@@ -289,11 +287,9 @@ def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[An
         UserError: It is not there, cannot be loaded, or is not the one that was recorded.
     """
     config = base_of(folder, record, base)
-    try:
+    with encoder_given_by("--base" if base else f"{folder}, its base"):
         model = load_classifier(config, record.labels)
         found = identify_base(config, model)
-    except EncoderError as error:
-        raise UserError(f"--base: {error.problem}") from error
     if found.sha256 != record.base.sha256:
         raise UserError(
             f"{folder}: the base {config.name} is not the one the adapter was trained on "

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from peft_audio import __version__
 from peft_audio.cli import bundled, cache, check, comparison, evaluate, export, predict, push, verify
 from peft_audio.errors import DEBUG, INTERRUPTED, failure, print_traceback_if_debugging
-from peft_audio.processes import quick_imports
+from peft_audio.processes import quick_imports, quiet_hub_retries
 
 TAKES_SETTINGS = ("check", "evaluate", "plan")
 LESS_MEMORY = "Lower --batch-size where the command has it, or cut long recordings."
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.quick = quick_imports if arguments is None else nullcontext
     if "debug" in options:
         os.environ[DEBUG] = "1"
+    quiet_hub_retries()
     try:
         code = options.run(options)
         sys.stdout.flush()

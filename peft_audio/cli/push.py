@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+from peft_audio.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
@@ -54,6 +57,10 @@ def run_push(options: argparse.Namespace) -> int:
     total = sum(size for _, size in done.files)
     if done.commit is None:
         print(f"{total:>12,} bytes for {options.repository}; nothing was sent")
+        for note in done.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if done.obstacle:
+            raise UserError(f"a push would be refused: {done.obstacle}")
         return 0
     print(f"{total:>12,} bytes at {done.url}")
     print(f"to use it:  peft-audio predict CLIP --adapter {options.repository} --revision {done.commit}")

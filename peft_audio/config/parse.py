@@ -28,6 +28,7 @@ from peft_audio.errors import (
     print_traceback_if_debugging,
     require,
 )
+from peft_audio.processes import quiet_hub_retries
 from peft_audio.text import as_told, without_secrets
 
 NO_CODE = "settings are values, and name no code"
@@ -145,6 +146,7 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
     one line and 128 plus its number, as in shells.
     """
     cfg = parse_config(recipe)
+    quiet_hub_retries()
     try:
         with _signals_told():
             main(cfg)

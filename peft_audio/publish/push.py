@@ -17,9 +17,11 @@ from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.loading import BUNDLED_ENCODER, identify_base, load_classifier, pin_base
-from peft_audio.errors import UserError, library_problem
+from peft_audio.errors import HubUnreachableError, UserError, encoder_given_by, library_problem
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import made_adapter
+
+UNKNOWN_COMMIT = "0" * 40  # of a base, in a dry run without the Hub
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,15 @@ class Pushed:
 
     Attributes:
         files: Name and bytes of each file.
+        notes: What a dry run could not compare without the Hub.
+        obstacle: Why a push would be refused, found by a dry run; "" if nothing is known.
         url: URL of the commit; None after a dry run.
         commit: Hash of the commit; None after a dry run.
     """
 
     files: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
+    obstacle: str = ""
     url: str | None = None
     commit: str | None = None
 
@@ -59,7 +65,7 @@ def push_adapter(
         private: Create a private repository. An existing one is not changed.
         comparison: Folder with `comparison.md`; its tables are added to the card.
         license: Hub id of the licence.
-        dry_run: Send nothing and do not contact the repository.
+        dry_run: Send nothing, do not contact the repository, and do without the Hub if it cannot be reached.
         trained_clips: Send `trained_clips.bin`, the hashes of the clips that it was trained on, where it has them.
 
     Raises:
@@ -67,8 +73,27 @@ def push_adapter(
     """
     if not is_hub_id(repository):
         raise UserError(f"ORG/NAME: got {repository}, must be two names of letters, digits, - _ and ., as org/digits.")
-    record = _with_base_on_hub(folder, read_record(folder), base_id)
-    problems = check_probes(folder, None if record.whole else base_id)
+    notes: list[str] = []
+    obstacle = ""
+    record = read_record(folder)
+    try:
+        record = _with_base_on_hub(folder, record, base_id)
+    except UserError as error:
+        if not dry_run:
+            raise
+        if isinstance(error, HubUnreachableError):
+            notes.append(f"the base was not compared with {base_id}, which a push does: {error}")
+            record = replace(record, base=replace(record.base, name=base_id or "", commit=UNKNOWN_COMMIT))
+        else:
+            obstacle = str(error)
+        base_id = None
+    try:
+        problems = check_probes(folder, None if record.whole else base_id)
+    except HubUnreachableError as error:
+        if not dry_run:
+            raise
+        problems = []
+        notes.append(f"the recorded answers were not compared, which a push does: {error}")
     if problems:
         raise UserError(f"{folder} does not give its recorded answers and is not sent: {problems[0]}")
     run = _run_of(folder, record)
@@ -78,7 +103,7 @@ def push_adapter(
         _stage(folder, staged, record, card, trained_clips)
         files = tuple((path.name, path.stat().st_size) for path in sorted(staged.iterdir()))
         if dry_run:
-            return Pushed(files)
+            return Pushed(files, tuple(notes), obstacle)
         return _send(staged, repository, private, record, files)
 
 
@@ -90,10 +115,12 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
         if not is_hub_id(base_id):
             raise UserError(f"--base-id: got {base_id}, must be the org/name of a base on the Hub.")
         cfg = ModelConfig(name=base_id)
-        commit = pin_base(cfg)[1]
+        with encoder_given_by("--base-id"):
+            commit = pin_base(cfg)[1]
         if commit is None:
             raise UserError(f"--base-id: {base_id} is a folder here; give the base's name on the Hub, from elsewhere.")
-        found = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
+        with encoder_given_by("--base-id"):
+            found = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
         if found != record.base.sha256:
             raise UserError(
                 f"--base-id: {base_id} has other weights ({found[:12]}) than {folder} was trained on "
@@ -164,7 +191,7 @@ def _send(
             f"{repository}: no file was sent, because a push is a single commit: {library_problem(error)}. "
             "Correct that if it is not the connection, and repeat the command."
         ) from error
-    return Pushed(files, done.commit_url, done.oid)
+    return Pushed(files, url=done.commit_url, commit=done.oid)
 
 
 def _check_repository(api: HfApi, repository: str, private: bool, record: AdapterRecord) -> None:

@@ -130,6 +130,7 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     hub.drops = 6
     done = python(hub, tmp_path, "-c", COMMANDS, json.dumps(commands))
     assert done.returncode == 0, done.stderr
+    assert "Retry" not in done.stderr and "thrown while requesting" not in done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
     assert [code for code, _, _ in answers] == [0, 2, 2, 2, 2, 0, 0, 0, 2, 0, 2, 0, 2], answers
     listed, local, name, missing, dropped, _, exported, evaluated, public, _, foreign, without, locked = answers
@@ -148,6 +149,25 @@ def test_what_cannot_be_sent_changes_nothing(adapter_dir: Path, hub: Hub, tiny_b
     assert {path.name for path in model.iterdir()} == {*WHOLE_FILES, *COMMON_FILES, ".gitattributes"}
     card = ModelCard((model / "README.md").read_text(encoding="utf-8"))
     assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
+
+
+def test_a_dry_run_lists_the_files_without_the_hub(adapter_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    push = ["push", str(adapter_dir), NAME]
+    assert main([*push, "--dry-run", "--base-id", BASE]) == 0
+    out, err = capsys.readouterr()
+    assert set(re.findall(r"bytes  (\S+)", out)) >= SENT and "nothing was sent" in out
+    assert (
+        "note: the base was not compared with org/tiny, which a push does: --base-id: org/tiny cannot be loaded" in err
+    )
+    # What a push would refuse is said below the list.
+    assert main([*push, "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert set(re.findall(r"bytes  (\S+)", out)) >= SENT
+    assert err.startswith("error: a push would be refused: ") and "--base-id org/name" in err
+    assert main([*push, "--base-id", BASE]) == 2
+    assert capsys.readouterr().err.startswith("error: --base-id: org/tiny cannot be loaded: the Hub was not reached")
+    assert main([*push, "--dry-run", "--base-id", BASE, "--comparison", "absent"]) == 2
+    assert "error: --comparison: absent" in capsys.readouterr().err
 
 
 LABELS = ("a", "b|c", "<i>`d`")
