@@ -53,6 +53,7 @@ def _shortened(line: str) -> str:
     return line if left_out <= 0 else f"{line[:1_000]} ... ({left_out:,} characters) ... {line[1_000 + left_out :]}"
 
 
+NEGATIVE = re.compile(r"(?<![^\s(\[])-(?=\.?\d)")
 # What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
 SPECIAL = re.compile(r"[\\`*|<&~$]|\](?=\()|(?<!\w)_|_(?!\w)")
 
@@ -74,6 +75,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers
     sides = ["---" if i < right else "---:" for i in range(len(header))]
     lines = [list(map(marked, header)), sides, *(list(map(marked, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_minus(text: str) -> str:
+    """Write the sign of negative numbers as a minus, for screens and pages; files and JSON keep the hyphen.
+
+    Hyphens in names, ranges, dates and exponents are not changed.
+    """
+    return NEGATIVE.sub("\u2212", text)
 
 
 def several(count: int, noun: str) -> str:

@@ -20,7 +20,7 @@ from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparis
 from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
 from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.text import markdown_table, marked, printable, without_secrets
+from peft_audio.text import markdown_table, marked, printable, with_minus, without_secrets
 
 NOTHING = "–"
 COSTS = "Costs"
@@ -77,7 +77,7 @@ def sections(comparison: Comparison) -> list[Section]:
 def _printable(section: Section) -> Section:
     return replace(
         section,
-        bullets=tuple(map(printable, section.bullets)),
+        bullets=tuple(with_minus(printable(bullet)) for bullet in section.bullets),
         header=tuple(map(printable, section.header)),
         rows=tuple(tuple(map(printable, row)) for row in section.rows),
         lines=tuple(map(printable, section.lines)),
@@ -291,7 +291,7 @@ def _hundredths(value: float | None, signed: bool = False) -> str:
         return NOTHING
     # Round first, so that zero has no sign.
     points = round(100 * value, 1) + 0.0
-    return (f"{points:+.1f}" if signed and points else f"{points:.1f}").replace("-", "−")
+    return with_minus(f"{points:+.1f}" if signed and points else f"{points:.1f}")
 
 
 def _p_value(value: float | None) -> str:

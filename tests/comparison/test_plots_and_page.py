@@ -22,6 +22,7 @@ from peft_audio.comparison.page import print_comparison, rate_text, to_html, to_
 from peft_audio.comparison.plots import COSTS, draw_comparison, place, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import Difference, Interval
+from peft_audio.text import with_minus
 
 NAN = float("nan")
 COSTLY = {"accelerator_memory_max": None, "train_time": None, "samples_per_second": None, "inference_seconds": None}
@@ -304,3 +305,17 @@ def test_tables_on_screen_fit_80_columns_and_shorten_no_name(arms: tuple[Arm, ..
     print_comparison(compared(arms, notes=()), [Path("a/comparison.md")], Console(file=file, width=80))
     rows = [line for line in file.getvalue().splitlines() if line.startswith(" ")]
     assert len(rows) > 20 and max(map(len, rows)) <= 80 and "…" not in file.getvalue()
+
+
+def test_negative_numbers_have_a_minus_in_text_and_a_hyphen_in_json() -> None:
+    claim = "head-only is at most 2 points worse than lora-8 (95% interval of the difference: -0.32 to -0.10 points)."
+    comparison = compared((replace(ARMS[0], claim=claim), *ARMS[1:]))
+    shown, file = claim.replace(" -", " \u2212"), io.StringIO()
+    print_comparison(comparison, [Path("a/comparison.md")], Console(file=file, width=80))
+    assert shown in to_markdown(comparison) and shown in to_html(comparison, "<svg/>") and shown in file.getvalue()
+    assert claim in to_json(comparison) and "\u2212" not in to_json(comparison)
+    for text, wanted in (
+        ("[-5.0, +1] (-3) -.5", "[\u22125.0, +1] (\u22123) \u2212.5"),
+        ("1e-3, 2024-01-02, lora-8, 3-5, --fold, -x, a -, x=-1", None),
+    ):
+        assert with_minus(text) == (wanted or text)
