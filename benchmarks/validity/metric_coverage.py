@@ -7,7 +7,8 @@ clip and of its speaker, both of these for this method, and the quality of the s
 wrong decision is the usual mistake of the method on this clip (7 times of 10), or another class in proportion to its
 size. Rare classes are harder. Each scenario is simulated twice: with an arm that is three points worse in every class,
 for coverage, and with one method under two names and other seeds, for false positives. The truth is an average over
-endless seeds, on endless clips of other speakers, or of the same speakers where there are fewer than 8.
+endless seeds, on endless clips of other speakers, or of the same speakers where there are fewer than 8. The last three
+columns are of accuracy, macro-F1 and balanced accuracy.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ SCENARIOS = (
     Scenario("97/3", (0.97, 0.03), 200, 0, 5),
     Scenario("10 long-tailed", TAIL, 150, 0, 5),
     Scenario("10 long-tailed", TAIL, 300, 0, 5),
-    Scenario("10 long-tailed", TAIL, 1000, 0, 5),
     Scenario("10 equal", (0.1,) * 10, 300, 20, 5),
     Scenario("84/16", TWO, 300, 4, 5),
     Scenario("84/16", TWO, 300, 10, 5),
@@ -81,9 +81,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a scenario's name")
     options = parser.parse_args()
     scenarios = [at for at in SCENARIOS if options.only in at.name]
-    names = ("accuracy", "macro-F1", "balanced")
-    header = ["classes", "clips", "smallest class", "speakers", "seeds"]
-    header += [f"{words}: {name}" for words in ("holds", "width", "same method") for name in names]
+    header = ("classes", "clips", "smallest class", "speakers", "seeds", "holds the truth", "width", "same method")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     with ProcessPoolExecutor(options.jobs) as pool:
         for row in pool.map(partial(table_row, options.simulations, options.resamples), scenarios):
@@ -106,9 +104,9 @@ def table_row(simulations: int, resamples: int, at: Scenario) -> str:
             found = difference(same[0], same[1], len(at.shares), same[2], metric, resamples)
             called[i] += found.p_value <= 0.05
     columns = [at.name, f"{at.clips}", f"{np.mean(smallest):.0f}", f"{at.groups or 'none'}", f"{at.seeds}"]
-    columns += [f"{share / simulations:.1%}" for share in held]
-    columns += [f"{width / simulations:.1f}" for width in widths]
-    columns += [f"{share / simulations:.1%}" for share in called]
+    columns += [" / ".join(f"{share / simulations:.1%}" for share in held)]
+    columns += [" / ".join(f"{width / simulations:.1f}" for width in widths)]
+    columns += [" / ".join(f"{share / simulations:.1%}" for share in called)]
     return f"| {' | '.join(columns)} |"
 
 

@@ -159,3 +159,6 @@ def test_interval_knows_of_groups() -> None:
     assert unit == "groups" and low < 0.65 and high > 0.9
     low, high, unit = accuracy_interval(np.ones(300, dtype=bool), [str(i // 30) for i in range(300)])
     assert (high, unit) == (1.0, "groups") and low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-4)
+    # Groups that are all as good have no spread to draw from: Wilson's formula for 8 of 10.
+    low, high, unit = accuracy_interval(np.arange(300) % 5 > 0, [str(i // 30) for i in range(300)])
+    assert unit == "groups" and (low, high) == pytest.approx((0.490, 0.943), abs=1e-3)
