@@ -179,6 +179,7 @@ class Plan:
         unranked: reasons why the result cannot be ranked; empty if it can.
         settings: settings that were cut to fit into `minutes`, by dotted name.
         fits: whether the comparison fits into `minutes`; None without it.
+        rank_minutes: time of the comparison with as many seeds and rates as a ranking needs; None if it has them.
         other_cpus: mean number of CPUs that other programs kept busy during the timing, if it was too many.
     """
 
@@ -188,6 +189,7 @@ class Plan:
     unranked: tuple[str, ...]
     settings: dict[str, Any]
     fits: bool | None
+    rank_minutes: float | None
     other_cpus: float | None
 
 
@@ -200,14 +202,16 @@ def plan(cfg: CompareRecipe, timing: Timing, settings: dict[str, Any] | None = N
         settings: settings that were cut to get this comparison.
     """
     seconds = (duration(cfg, timing, least=True), duration(cfg, timing))
+    ranked = replace(cfg, seeds=max(cfg.seeds, MIN_SEEDS), trials=max(cfg.trials, LEAST_RATES))
     fits = None if cfg.minutes is None else seconds[1] + timing.seconds <= 60 * cfg.minutes
     return Plan(
         arms=tuple(_arm_plan(cfg, timing, name) for name in cfg.arms),
         seconds=seconds,
-        at_once=cfg.jobs or timing.shared,
+        at_once=cfg.jobs or (timing.shared if cfg.seeds > 1 or cfg.trials > 1 else timing.devices),
         unranked=unranked(cfg),
         settings=settings or {},
         fits=fits,
+        rank_minutes=(duration(ranked, timing) + timing.seconds) / 60 if ranked != cfg else None,
         other_cpus=timing.other_cpus if timing.busy else None,
     )
 
@@ -580,12 +584,14 @@ def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
     say(verdict(planned))
     if planned.settings:
         say(f"to fit into {minutes:g} minutes: {as_flags(planned.settings)}")
+    if planned.rank_minutes is not None:
+        say(f"a comparison that can be ranked would take about {math.ceil(planned.rank_minutes)} minutes")
     if planned.fits is False:
         say(f"nothing more can be cut: the comparison takes longer than {minutes:g} minutes")
     title = "Estimated costs, from a few steps of each arm"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("arm", "trained", "saved, kB", "memory, MiB", "a run, s", "tuning runs", "final runs", "in all, min"):
-        table.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name in ("arm", "trained"))
     for arm in planned.arms:
         least, most, final = arm.runs
         table.add_row(

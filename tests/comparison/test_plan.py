@@ -167,6 +167,8 @@ def test_the_first_line_says_whether_the_result_can_be_ranked() -> None:
     assert lines[1].startswith("to fit into 45 minutes: --extra_trials 0 ")
     lines = printed(settings(minutes=4))
     assert lines[0].startswith("The result cannot be ranked: ") and "5 or more (--seeds 5)" in lines[0]
+    (needed,) = [line for line in lines if line.startswith("a comparison that can be ranked would take about ")]
+    assert printed(settings(minutes=int(needed.split()[-2])))[0] == "The result can be ranked."
     assert printed(settings(seeds=1))[0] == "The result cannot be ranked: 1 seed, must be 5 or more (--seeds 5)."
     assert "nothing more can be cut: the comparison takes longer than 1 minutes" in printed(settings(minutes=1))
 
@@ -174,6 +176,7 @@ def test_the_first_line_says_whether_the_result_can_be_ranked() -> None:
 def test_the_table_fits_and_a_busy_machine_is_named() -> None:
     lines = printed(settings(), replace(TIMING, other_cpus=1.4, busy=True))
     assert max(map(len, lines[:-2])) <= 80
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in ARMS)
     assert lines[-1].startswith("warning: other programs kept 1.4 CPUs busy during the timing")
     assert not any("warning" in line for line in printed(settings()))
 
