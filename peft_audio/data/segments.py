@@ -26,6 +26,8 @@ OURS = ("start_seconds", "end_seconds")
 SAMPLES = ("sample", "samples", "frame", "frames")
 SECONDS = dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0)
 SECONDS |= dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3)
+# Not 1,500, which may be 1500.
+DECIMAL_COMMA = re.compile(r"^([+-]?(?:0(?=,)|\d+(?!,\d{3}$))),(\d+)$")
 MOST_OPENED = 200  # files whose length is compared with the times of their rows
 SLACK_SECONDS = 0.1
 
@@ -67,10 +69,14 @@ def read_segments(table: pd.DataFrame, paths: Sequence[str]) -> Segments:
         return whole
     used, reason = _choose(columns)
     if not reason:
-        words = [column.name for column in used.values() if _is_no_number(table[column.name]).any()]
+        words = [
+            repr(as_text(table[column.name][odd].iloc[0]))
+            for column in used.values()
+            if (odd := _is_no_number(table[column.name])).any()
+        ]
         numbers = {kind: _numbers(table[column.name]) * (column.seconds or 0) for kind, column in used.items()}
         found = _combined(numbers, whole)
-        reason = f"{_named(words)} must be numbers of seconds" if words else _outside(found, paths)
+        reason = f"{words[0]} is not a number of seconds" if words else _outside(found, paths)
         if not reason:
             note = f"{_listed(used)}: read as the part of the recording that a row means"
             return Segments(found.start, found.end, (note,))
@@ -153,15 +159,13 @@ def _outside(found: Segments, paths: Sequence[str]) -> str:
 
 
 def _listed(columns: Mapping[str, _Column]) -> str:
-    return _named([column.name for column in columns.values()])
-
-
-def _named(names: Sequence[str]) -> str:
+    names = [column.name for column in columns.values()]
     return f"{'column' if len(names) == 1 else 'columns'} {listed(names, 5)}"
 
 
 def _numbers(cells: pd.Series) -> pd.Series:
-    text = cells.map(as_text)
+    # Tables that are divided by semicolons often have decimal commas.
+    text = cells.map(as_text).str.replace(DECIMAL_COMMA, r"\1.\2", regex=True)
     return pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -49,11 +50,14 @@ def read_table(file: Path, flag: str) -> tuple[pd.DataFrame, list[str]]:
     try:
         if suffix == ".parquet":
             return pd.read_parquet(file), []
-        with file.open(newline="", encoding="utf-8-sig") as text:
+        with file.open("rb") as content:
+            # Excel writes "Unicode text" so.
+            encoding = "utf-16" if content.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+        with file.open(newline="", encoding=encoding) as text:
             if suffix == ".jsonl":
                 return pd.DataFrame([parse_json(line) for line in text if line.strip()], dtype=object), []
             usual = "\t" if suffix == ".tsv" else ","
-            first = next(text, "")
+            first = next((line for line in text if line.strip()), "")
             separator = _separator(first, usual)
             table = _read_lines(csv.reader(chain([first], text), delimiter=separator), file, flag)
     except UnicodeDecodeError as error:

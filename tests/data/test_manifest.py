@@ -258,7 +258,7 @@ def test_times_of_other_tools_are_parts_of_recordings(
             "they lie outside of the files (0.wav has 2.0 s, and its row means 70.2 to 72.2 s)",
         ),
         ("start,end", (8000, 16000), "they lie outside of the files"),
-        ("start,end", ("2020-01-01", "2020-01-02"), "columns start, end must be numbers of seconds"),
+        ("start,end", ("2020-01-01", "2020-01-02"), "'2020-01-01' is not a number of seconds"),
         ("start_sample,end_sample", (8000, 16000), "must be in seconds"),
         ("offset", (0.5,), "no column says the start"),
     ],
@@ -303,6 +303,19 @@ def test_a_table_without_header_loses_no_clip(tmp_path: Path) -> None:
         assert "the first line" in message and "names a recording (0.wav)" in message and "path,label" in message
     message = refusal(tmp_path / "track.tsv")
     assert "the first line" in message and "holds numbers (0.5, 1.5, a)" in message and "start_seconds" in message
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
+    tones(tmp_path, 4, 2.0)
+    rows = "".join(f"{i}.wav;{'ab'[i % 2]};0,5;1,5\r\n" for i in range(4))
+    for name, content in (
+        ("comma.csv", f"path;label;start_seconds;end_seconds\r\n{rows}".encode()),
+        ("blank.csv", f"\r\n\r\npath;label;start;end\r\n{rows}".encode()),
+        ("unicode.tsv", f"path;label;start;end\r\n{rows}".replace(";", "\t").encode("utf-16")),
+    ):
+        (tmp_path / name).write_bytes(content)
+        table = from_manifest(tmp_path / name, DataConfig())
+        assert spans(table.clips) == [(0.5, 1.5)] * 4 and table.labels == ("a", "b"), name
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [("csv", "\t"), ("csv", ";"), ("tsv", ","), ("csv", "|")])
