@@ -591,7 +591,7 @@ def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
     title = "Estimated costs, from a few steps of each arm"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("arm", "trained", "saved, kB", "memory, MiB", "a run, s", "tuning runs", "final runs", "in all, min"):
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name in ("arm", "trained"))
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "trained", overflow="fold")
     for arm in planned.arms:
         least, most, final = arm.runs
         table.add_row(
