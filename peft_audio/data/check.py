@@ -12,6 +12,8 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 
 from peft_audio.config import DataConfig
@@ -23,6 +25,8 @@ from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
 from peft_audio.data.sources import find_clips, refuse_later_settings
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
+from peft_audio.data.trimmed_copies import EMPTY, landmarks, matching_pairs
+from peft_audio.data.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable, several
 
@@ -109,9 +113,12 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     collection = find_clips(cfg)
     # Most of the memory that a check takes: held once, in the order of the scan.
     fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)
+    hashes = np.full((len(collection.clips), LANDMARKS), EMPTY)
+    times = np.zeros(hashes.shape, dtype=np.uint16)
 
     def listen(number: int, waveform: np.ndarray, sampling_rate: int) -> None:
         fingerprints[number] = fingerprint(waveform, sampling_rate)
+        hashes[number], times[number] = landmarks(waveform, sampling_rate)
 
     scanned = scan(collection, listen, jobs, quiet=not sys.stderr.isatty())
     scanned["number"] = np.arange(len(scanned))
@@ -122,7 +129,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         good = divide(good, cfg) if cfg.splits_file is None else good
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
-    findings += [*_odd(good, cfg), *_copies(good, fingerprints), *_sides(good, collection)]
+    findings += [*_odd(good, cfg), *_copies(good, fingerprints, hashes, times), *_sides(good, collection)]
     findings += _unbalanced(good, cfg)
     groups = count_groups(good)
     if groups is None:
@@ -209,13 +216,14 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
             yield Finding(what, False, tuple(files))
 
 
-def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
-    """Clips that are the same recording, to the byte or by what is heard; clears the fingerprints of other clips."""
+def _copies(clips: pd.DataFrame, fingerprints: np.ndarray, hashes: np.ndarray, times: np.ndarray) -> Iterable[Finding]:
+    """Find clips of the same recording: to the byte, by their sound, or in parts; clears the rows of other clips."""
     if clips.empty:
         return
     clips = clips.set_index("number")
     seconds = (clips["num_frames"] / clips["sampling_rate"]).reindex(range(len(fingerprints)), fill_value=0.0)
-    fingerprints[~seconds.index.isin(clips.index)] = 0
+    unused = ~seconds.index.isin(clips.index)
+    fingerprints[unused], hashes[unused] = 0, EMPTY
     near = near_duplicates(fingerprints, seconds.to_numpy())
     part = ["sha256", "start_seconds"]
     # As objects: Arrow's text takes several times the memory to compare.
@@ -224,6 +232,12 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
     groups = [("exact copies", rows.tolist()) for rows in exact if len(rows) > 1]
     unlike = [rows for rows in near if len(clips.loc[rows, part].drop_duplicates()) > 1]
     groups += [("near copies (rate, level or format differ)", rows) for rows in unlike]
+    known = {clip: number for number, (_, rows) in enumerate(groups) for clip in rows}
+    # Windows and segments of one file are parts of it without being copies.
+    recordings = pd.factorize(clips["sha256"].astype(object).reindex(range(len(hashes))))[0]
+    links = matching_pairs(hashes, times, recordings).tolist()
+    links = [(one, other) for one, other in links if one not in known or known[one] != known.get(other)]
+    groups += [("trimmed or shifted copies (they share a part)", rows) for rows in _joined(links)]
     found: dict[tuple[str, bool], list[str]] = {}
     for kind, rows in groups:
         members = clips.loc[rows]
@@ -238,6 +252,18 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray) -> Iterable[Finding]:
         )
     for (what, spoils), files in found.items():
         yield Finding(what, spoils, tuple(files))
+
+
+def _joined(links: list[tuple[int, int]]) -> list[list[int]]:
+    """Group clips that are linked directly or through others."""
+    members = sorted({clip for link in links for clip in link})
+    place = {clip: number for number, clip in enumerate(members)}
+    ends = np.array([[place[one], place[other]] for one, other in links], dtype=np.intp).reshape(-1, 2)
+    matrix = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(len(members),) * 2)
+    groups: dict[int, list[int]] = {}
+    for clip, group in zip(members, connected_components(matrix, directed=False)[1].tolist(), strict=True):
+        groups.setdefault(group, []).append(clip)
+    return list(groups.values())
 
 
 def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
