@@ -34,8 +34,10 @@ from peft_audio.training.tracking import Log
 MANIFEST = "manifest.json"
 STATE = "state.json"
 STEP, BEST = "step-", "best-"
-# Of one that is whole, and of no use.
-WAYS_OUT = "Remove it to go on from the one before; --train.overwrite true, without --train.resume, starts afresh."
+# What to do about a checkpoint that is intact but does not fit.
+WAYS_OUT = (
+    "Remove it to resume from the one before; --train.overwrite true, without --train.resume, starts from scratch."
+)
 _OURS = re.compile(rf"({STEP}|{BEST})\d{{8}}")
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]
@@ -43,12 +45,12 @@ Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read of one.
+    """Hold the contents of a checkpoint.
 
     Attributes:
-        folder: Where it stands.
-        state: Numbers and words, as JSON holds them.
-        tensors: By file, without its ending, then by name.
+        folder: Folder of the checkpoint.
+        state: Values as JSON holds them.
+        tensors: Tensors by file name without suffix, then by tensor name.
     """
 
     folder: Path
@@ -58,7 +60,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a run.
+    """Hold where a run keeps its checkpoints, and the one that it resumes from.
 
     Attributes:
         folder: Folder that holds them.
@@ -74,15 +76,15 @@ class Checkpoints:
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -> None:
-    """Write a checkpoint so that it is there whole or not at all, whenever the machine stops.
+    """Write a checkpoint atomically, even if the machine stops while it is written.
 
     Args:
-        folder: Its name says what it is, see `STEP` and `BEST`.
-        state: What JSON can hold.
-        tensors: A file each, by name.
+        folder: Folder of the checkpoint; its name starts with `STEP` or `BEST`.
+        state: Values that JSON can hold.
+        tensors: Tensors by file name without suffix, then by tensor name.
 
     Raises:
-        OSError: It cannot be written; nothing of it stays.
+        OSError: It cannot be written; no part of it remains.
     """
     try:
         with atomic_folder(folder) as partial:
@@ -106,7 +108,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     best = checkpoint.state.get("best_folder")
     if best is not None:
         if not isinstance(best, str) or not _OURS.fullmatch(best):
-            raise ResumeError(f"the checkpoint {folder} is damaged (it has its best weights in {best!r})")
+            raise ResumeError(
+                f"the checkpoint {folder} is damaged (it names {best!r} as the folder of its best weights)"
+            )
         checkpoint.tensors["best"] = _read_folder(folder.parent / best).tensors.get("trained", {})
     return checkpoint
 
@@ -117,46 +121,48 @@ def _read_folder(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, facts in manifest.items():
             if Path(name).name != name or _facts(folder / name) != facts:
-                raise ValueError(f"{name} is not as it was written")
+                raise ValueError(f"{name} was changed after it was written")
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         files = {Path(name).stem: load_file(folder / name) for name in manifest if name.endswith(".safetensors")}
         if not isinstance(state, dict) or STATE not in manifest:
-            raise ValueError(f"{STATE} does not hold what it should")
+            raise ValueError(f"{STATE} is not a JSON object listed in the manifest")
     except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         raise ResumeError(f"the checkpoint {folder} is damaged ({in_one_line(error)})") from error
     return Checkpoint(folder, state, files)
 
 
 def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole.
+    """Read the newest checkpoint that is intact.
 
     Args:
-        root: Where the run keeps them.
-        tell: Hears which ones were passed over.
+        root: Folder with the checkpoints of a run.
+        tell: Function that prints a note for each checkpoint that was skipped.
 
     Returns:
-        None where there are none.
+        The checkpoint; None if the folder holds none.
 
     Raises:
-        ResumeError: There are some, and none is whole.
+        ResumeError: The folder holds checkpoints and all are damaged.
     """
     found = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
     for folder in found:
         try:
             return read_checkpoint(folder)
         except ResumeError as error:
-            tell(f"note: {error}; the one before it is used")
+            tell(f"note: {error}; using the one before it")
     if found:
-        raise ResumeError(f"--train.resume: no checkpoint in {root} is whole; --train.overwrite true starts afresh.")
+        raise ResumeError(
+            f"--train.resume: all checkpoints in {root} are damaged; --train.overwrite true starts from scratch."
+        )
     return None
 
 
 def keep_newest(root: Path, count: int) -> None:
-    """Remove all but so many of the newest checkpoints and the best weights that those name."""
+    """Remove all but the `count` newest checkpoints and the best weights that they name."""
     steps = sorted(path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name))
     kept = {path.name for path in steps[-count:]}
     for path in steps[-count:]:
-        # A damaged one names none.
+        # A damaged checkpoint names none.
         with suppress(ValueError, AttributeError):
             kept.add(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder"))
     for path in root.iterdir():
@@ -165,7 +171,7 @@ def keep_newest(root: Path, count: int) -> None:
 
 
 def discard_newer(checkpoint: Checkpoint) -> None:
-    """Remove what stands behind a checkpoint that a run goes on from: damaged, or the best weights of what was lost."""
+    """Remove checkpoints and best weights newer than the checkpoint that a run resumes from."""
     best = checkpoint.state.get("best_folder") or BEST
     for path in checkpoint.folder.parent.iterdir():
         last = best if path.name.startswith(BEST) else checkpoint.folder.name
@@ -181,16 +187,16 @@ FORMAT = 1
 
 
 def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> None:
-    """Write a checkpoint of a step's end; all processes call this.
+    """Write a checkpoint after a step. All processes must call this.
 
     Args:
-        learner: What learns.
-        at: How far it has come.
-        checkpoints: Where they are kept.
-        keep: How many of them.
+        learner: Model, optimizer and schedule.
+        at: State of the training.
+        checkpoints: Checkpoints of the run.
+        keep: Number of checkpoints to keep.
 
     Raises:
-        SaveError: The checkpoint was not written; on the first process only, if the disk refused it.
+        SaveError: The checkpoint was not written. If the disk is the cause, only the first process raises.
     """
     weights = _weights(learner)
     finite = all(bool(value.isfinite().all()) for value in weights.values())
@@ -198,7 +204,7 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
     mine = {"random": _random_state(learner.accelerator), "losses": [line["loss"].cpu() for line in at.unlogged]}
     of_all: list[Any] = gather_object([mine | {"finite": finite}])
     if not all(each["finite"] for each in of_all):
-        raise SaveError("weights or losses are not finite, and the last good state stays")
+        raise SaveError("weights or losses are not finite; the last finite state is kept")
     if not learner.accelerator.is_main_process:
         return
     root, best_folder = checkpoints.folder, f"{BEST}{at.best.epoch:08d}" if at.best.weights else None
@@ -228,10 +234,10 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
 
 
 def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
-    """Put a training back to where a checkpoint was written, on every process.
+    """Restore a training from a checkpoint. All processes must call this.
 
     Raises:
-        ResumeError: The checkpoint does not hold what this training needs.
+        ResumeError: The checkpoint does not fit this training.
     """
     state, tensors = checkpoint.state, checkpoint.tensors
     try:
@@ -239,7 +245,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
             raise ValueError(f"its format is {state['format']}, this version reads {FORMAT}")
         _load_weights(learner.model, tensors["trained"], learner.trained)
         _load_optimizer(learner, state["optimizer"], tensors["optimizer"], state["rates"])
-        # Its functions are made anew; only numbers are kept.
+        # The checkpoint holds numbers only; the functions of the schedule are those of this process.
         functions = {"lr_lambdas": [None] * len(state["rates"])}
         learner.schedule.load_state_dict(state["schedule"] | functions)
         if learner.accelerator.scaler:
@@ -264,7 +270,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
 
 
 def _known_kinds(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A position as it was read, if each value is of the kind that it should be."""
+    """Return a training state as read, if the type of each value is right."""
     for name, default in vars(TrainState(micro_batches=1)).items():
         if name in found and type(found[name]) is not type(default):
             raise TypeError(f"{name} is {found[name]!r}")
@@ -291,7 +297,7 @@ def _load_weights(model: Any, found: dict[str, torch.Tensor], trained: Trainable
 
 
 def _optimizer_state(learner: Learner) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """What the optimizer keeps of each weight: numbers by weight and key, and tensors by both in one name."""
+    """Return the optimizer state: numbers by weight and key, and tensors by the joined name `weight/key`."""
     numbers: dict[str, dict[str, Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
     kept = learner.optimizer.optimizer.state
@@ -328,7 +334,7 @@ def _load_optimizer(
 
 
 def _random_state(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Every generator that something in a step might draw from."""
+    """Return the state of all random generators that a step can use, as tensors and as numbers."""
     version, words, gauss = random.getstate()
     _, keys, place, has_gauss, cached = np.random.get_state()
     tensors = {
@@ -357,22 +363,22 @@ def _process_tensors(each: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {**each["random"][0], "losses": losses}
 
 
-# Saving takes at most this share of the time, whatever the clock says.
+# Largest share of the time that saving by the clock may take.
 MOST = 0.01
 
 
 @dataclass
 class Saver:
-    """Saves where one is due.
+    """Save checkpoints when they are due.
 
     Attributes:
-        learner: What learns.
-        cfg: How often.
-        log: Of the run.
-        checkpoints: Where to; nothing is saved where that is None.
-        stop: Whether a signal came.
-        last: `time.monotonic()` when the last one was written.
-        took: Seconds that it took.
+        learner: Model, optimizer and schedule.
+        cfg: Settings that say how often to save.
+        log: Log of the run.
+        checkpoints: Checkpoints of the run; None saves nothing.
+        stop: Signals received so far.
+        last: `time.monotonic()` after the last save.
+        took: Seconds of the last save.
     """
 
     learner: Learner
@@ -384,10 +390,10 @@ class Saver:
     took: float = 0.0
 
     def if_due(self, at: TrainState) -> None:
-        """Save, after a step or an epoch, if that is due by steps, by the clock, by a signal or by the training's end.
+        """Save after a step or an epoch if due by steps, by the clock, by a signal or at the end of the training.
 
         Raises:
-            Stopped: A signal came.
+            Stopped: A signal was received.
         """
         if self.checkpoints is None:
             return
@@ -398,13 +404,14 @@ class Saver:
             return
         failed = self._save(at, self.checkpoints)
         if failed and accelerator.is_main_process:
-            print(f"note: no checkpoint of step {at.step}: {failed}; training goes on without", flush=True)
+            print(f"note: no checkpoint of step {at.step}: {failed}; training continues without it", flush=True)
         if number:
             accelerator.wait_for_everyone()
             kept = "without a new checkpoint" if failed else f"with a checkpoint in {self.checkpoints.folder}"
             name = signal.Signals(number).name
             raise Stopped(
-                f"stopped by {name} after step {at.step}, {kept}. The same command with --train.resume true goes on.",
+                f"stopped by {name} after step {at.step}, {kept}. "
+                "Repeat the command with --train.resume true to resume.",
                 number,
             )
 

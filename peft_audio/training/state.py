@@ -1,4 +1,4 @@
-"""What a training is made of, and how far it has come."""
+"""Hold the parts of a training and its state."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from peft_audio.strategies.base import Trainable
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far: its score (higher is better), number and trained weights."""
+    """Hold the best epoch so far: its score (higher is better), number and trained weights."""
 
     score: float = -math.inf
     epoch: int = 0
     weights: dict[str, torch.Tensor] | None = None
 
     def better_of(self, metrics: dict[str, float], score: float, epoch: int, model: Any, trained: Trainable) -> Best:
-        """Return itself, or the given epoch where its score is higher; the earlier one wins a tie."""
-        # NaN logits have a label on top too, and so an accuracy.
+        """Return the better of this epoch and the given one; the earlier one if the scores are equal."""
+        # NaN logits have a largest entry too, so their accuracy is a number.
         if not math.isfinite(metrics["loss"]) or not score > self.score:
             return self
         weights = dict(model.named_parameters())
         return Best(score, epoch, {name: weights[name].detach().cpu().clone() for name in trained.parameters})
 
     def restore(self, model: Any) -> Any:
-        """The model with these weights."""
+        """Load these weights into the model and return it."""
         if self.weights is None:
             raise DivergedError("the validation loss was never a finite number; lower --train.learning_rate.")
         model.load_state_dict(self.weights, strict=False)
@@ -39,24 +39,24 @@ class Best:
 
 @dataclass
 class TrainState:
-    """How far a training has come.
+    """Hold the state of a training.
 
     Attributes:
-        micro_batches: That one process makes of a step.
-        epoch: Under way, from 1.
-        step: Optimizer steps made.
-        step_in_epoch: Of those, in this epoch.
-        losses: Of this epoch's steps that were logged.
-        unlogged: Steps whose losses no process has read yet: what the log gets, with this process's part of the loss.
-        best: The best epoch.
-        ended: The training is over.
-        clips: Trainable on, over all processes.
-        train_seconds: In steps, decoding included.
-        validation_seconds: In the validations after each epoch.
-        wait_seconds: For batches.
-        checkpoint_seconds: For writing checkpoints.
-        log_bytes: Of the run's log.
-        resumes: How often the run was taken up again.
+        micro_batches: Number of micro-batches per step and process.
+        epoch: Current epoch, from 1.
+        step: Number of optimizer steps done.
+        step_in_epoch: Number of steps done in this epoch.
+        losses: Logged losses of this epoch.
+        unlogged: Log lines of steps whose loss was not synchronised yet, each with this process's part of the loss.
+        best: Best epoch so far.
+        ended: Whether the training is over.
+        clips: Number of clips trained on, over all processes.
+        train_seconds: Seconds of all steps, decoding included.
+        validation_seconds: Seconds of the validations after each epoch.
+        wait_seconds: Seconds that steps waited for batches.
+        checkpoint_seconds: Seconds that checkpoints took.
+        log_bytes: Size of the log of the run.
+        resumes: Number of times that the run was resumed.
     """
 
     micro_batches: int
@@ -78,15 +78,15 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, and what steps it.
+    """Hold what a training step needs.
 
     Attributes:
-        model: Unwrapped.
-        wrapped: What the loss is computed with.
-        trained: What trains in it.
-        optimizer: As Accelerate prepared it.
-        schedule: Of its rates.
-        accelerator: Where it runs.
+        model: Model without wrappers.
+        wrapped: Model that computes the loss, wrapped for several processes if there are any.
+        trained: Parameters and modules that train.
+        optimizer: Optimizer prepared by Accelerate.
+        schedule: Schedule of the learning rates.
+        accelerator: Processes and device.
     """
 
     model: Any

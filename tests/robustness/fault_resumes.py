@@ -86,8 +86,8 @@ def another_base(root: Path) -> None:
 
 
 OTHER = ["the run in run is another one", "Start the command that began it", "--train.overwrite true to start afresh"]
-BEFORE = "the one before it is used"
-NONE_WHOLE = ["no checkpoint in run/checkpoints is whole", "--train.overwrite true starts afresh"]
+BEFORE = "using the one before it"
+NONE_WHOLE = ["all checkpoints in run/checkpoints are damaged", "--train.overwrite true starts from scratch"]
 ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
 RESUMING = cases(
     [
@@ -162,7 +162,7 @@ RESUMING = cases(
         (
             "resume",
             "all are damaged, with train.overwrite",
-            ["note: --train.resume: no checkpoint", "it starts afresh"],
+            ["note: --train.resume: all checkpoints", "it starts afresh"],
             resume("--train.overwrite", "true", make=damage("state.json", newest=False)),
             0,
         ),
@@ -187,7 +187,7 @@ RESUMING = cases(
         (
             "resume",
             "best weights from a folder elsewhere",
-            ["it has its best weights in '../../../base'", *NONE_WHOLE],
+            ["it names '../../../base'", *NONE_WHOLE],
             resume(make=state(best_folder="../../../base")),
         ),
         (

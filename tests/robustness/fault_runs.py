@@ -179,7 +179,7 @@ DISK = cases(
         (
             "disk",
             "full while a checkpoint is written",
-            ["note: no checkpoint of step", "No space left on device", "training goes on without"],
+            ["note: no checkpoint of step", "No space left on device", "training continues without it"],
             full("peft_audio.training.checkpointing:save_position", True, *SAVING),
             0,
         ),

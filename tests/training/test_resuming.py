@@ -195,11 +195,11 @@ def test_damaged_checkpoints_are_passed_over_and_never_unpickled(
     data[-1] ^= 1
     (new / "trained.safetensors").write_bytes(data)
     code, said = place(run, "--train.max_steps", "100")
-    assert "trained.safetensors is not as it was written); the one before it is used" in said
+    assert "trained.safetensors was changed after it was written); using the one before it" in said
     assert f"--train.resume: the run in {run} is another one (train.max_steps None there, 100 here)" in said
     (old / MANIFEST).unlink()
     code, said = place(run)
-    assert (code, "no checkpoint in" in said and "--train.overwrite true" in said) == (2, True)
+    assert (code, "all checkpoints in" in said and "--train.overwrite true" in said) == (2, True)
     assert not (tmp_path / "executed").exists()
 
 
@@ -274,7 +274,7 @@ def test_best_weights_are_read_from_beside_the_checkpoint_only(best: Any, tmp_pa
     root = tmp_path / "checkpoints"
     write_checkpoint(tmp_path / "best-00000001", {}, {"trained": {}})
     write(root, 1, best)
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
         newest_checkpoint(root, print)
 
 
