@@ -136,18 +136,23 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         metrics = adapter.task.measure(logits, targets)
         return score(adapter.task, logits, targets, adapter.labels, metrics, list(recordings["group"][which]))
 
-    new = ~seen.clips if seen and not seen.clips.all() else np.ones(len(recordings), bool)
-    chance = compare_with_chance(
-        adapter.task,
-        evaluation.logits[new],
-        evaluation.labels[new],
-        adapter.labels,
-        list(recordings["group"][new]),
-    )
-    if chance is not None and chance.learned_nothing:
-        kind = "" if new.all() else "new"
-        notes.append(f"warning: {learned_nothing_line(chance, kind)}")
-    whole = scores(np.ones(len(recordings), bool))
+    everything = np.ones(len(recordings), bool)
+    new = ~seen.clips if seen and not seen.clips.all() else everything
+    chance = None
+    # One class among the new recordings is not enough to compare with guessing.
+    for which, kind in ((new, "" if new.all() else "new"), (everything, "")):
+        chance = compare_with_chance(
+            adapter.task,
+            evaluation.logits[which],
+            evaluation.labels[which],
+            adapter.labels,
+            list(recordings["group"][which]),
+        )
+        if chance is not None and chance.learned_nothing:
+            notes.append(f"warning: {learned_nothing_line(chance, kind)}")
+        if chance is not None:
+            break
+    whole = scores(everything)
     assert whole is not None
     long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
     if long:
