@@ -13,7 +13,9 @@ def add_commands(commands: Any) -> None:
         "check",
         help="say what is wrong with a collection before it costs a training run",
         description="Decodes every clip once. Exit code 1 if something would spoil a comparison: clips that are "
-        "unreadable, empty, silent or hold NaN, copies or groups on two sides of a split, a class missing from one.",
+        "unreadable, empty, silent or hold NaN, copies or groups on two sides of a split, a class missing from one or "
+        "too small for it. Warns of unbalanced classes, undeclared groups, and silence or formats that give the class "
+        "away.",
         epilog="Behind SOURCE it takes the recipes' --data.* settings as well, such as --data.group_pattern, "
         "--data.group_column, --data.splits_file or --data.fold; python recipes/lora.py --help explains them. Settings "
         "that affect only what a run trains on, such as --data.max_train_clips, must be left out.",
