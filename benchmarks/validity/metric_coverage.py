@@ -67,8 +67,6 @@ SCENARIOS = (
     Scenario("84/16", TWO, 300, 10, 5),
     Scenario("84/16", TWO, 300, 20, 5),
     Scenario("10 long-tailed", TAIL, 300, 10, 5),
-    Scenario("10 long-tailed", TAIL, 300, 20, 5),
-    Scenario("10 long-tailed", TAIL, 1000, 20, 5),
 )
 
 

@@ -312,7 +312,9 @@ def _figures(value: float | None, unit: float = 1.0, mark: str = "") -> str:
 BESIDE = tuple(f"{METRIC_NAMES[metric]}, %" for metric in METRICS)
 # Sections left out in the terminal.
 OFF_SCREEN = ("Conditions", "How to read this", RECALLS)
-TOO_WIDE = ("seeds", "gap, points", "inference, ms/clip")
+TOO_WIDE = ("seeds", "gap, points", "learning rate", "inference, ms/clip")
+# Footnotes of columns that the screen leaves out.
+OFF_SCREEN_LINES = ("gap:", "edge:")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -356,13 +358,21 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
             columns = [Column(section.header[i], overflow="fold") for i in shown]
             table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for row in section.rows:
+                if is_line(row):  # the reason stands in the sentences below
+                    table.add_section()
+                    continue
                 table.add_row(*(escape_markup(_narrow(section.header[i], row[i])) for i in shown))
             console.print(table)
-        lines = [line for line in section.lines if not line.startswith("gap")]
+        lines = [line for line in section.lines if not line.startswith(OFF_SCREEN_LINES)]
         for line in (*lines, *(f"{caption}\n{text}" for caption, text in section.outputs)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(path.name for path in written)
     console.print(f"\n{names} in {written[0].parent}", highlight=False, markup=False, soft_wrap=True)
+
+
+def is_line(row: Sequence[str]) -> bool:
+    """Return whether a row of the scores separates ranked arms from those below the line."""
+    return row.count("") == len(row) - 1
 
 
 def _narrow(name: str, cell: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 from scipy import stats
 from sklearn.metrics import f1_score
 
 from peft_audio.comparison.collect import read_comparison
-from peft_audio.comparison.page import sections, to_markdown
+from peft_audio.comparison.page import print_comparison, sections, to_markdown
 from peft_audio.comparison.results import Comparison
 from peft_audio.errors import UserError
 from peft_audio.text import marked
@@ -419,6 +421,9 @@ def test_an_arm_that_always_answers_the_largest_class_is_below_the_line(tmp_path
     assert "lora" in rows[line - 2] and "full" in rows[line - 1] and "head_only" in rows[line + 1]
     assert "84.0 (5 equal seeds)" in rows[line + 1] and "[84.0, 84.0]" not in markdown
     assert markdown.index(marked(said)) < markdown.index("- lora is ")
+    with (console := Console(width=80, file=io.StringIO())).capture() as screen:
+        print_comparison(comparison, [tmp_path / "comparison.md"], console)
+    assert f"- {said}" in screen.get() and "answerin" not in screen.get().partition("What this shows")[0]
 
 
 def test_accuracy_ranks_where_it_is_asked_for(tmp_path: Path) -> None:
