@@ -590,8 +590,10 @@ def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
         say(f"nothing more can be cut: the comparison takes longer than {minutes:g} minutes")
     title = "Estimated costs, from a few steps of each arm"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("arm", "trained", "saved, kB", "memory, MiB", "a run, s", "tuning runs", "final runs", "in all, min"):
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name == "trained", overflow="fold")
+    # Names of usual length stay in one line; longer ones are folded, not cut.
+    table.add_column("arm", min_width=min(20, max(len(arm.name) for arm in planned.arms)), overflow="fold")
+    for name in ("trained", "saved, kB", "memory, MiB", "a run, s", "tuning runs", "final runs", "in all, min"):
+        table.add_column(name, justify="right", no_wrap=name == "trained", overflow="fold")
     for arm in planned.arms:
         least, most, final = arm.runs
         table.add_row(
