@@ -22,6 +22,7 @@ LAYERS = (
     "encoders",
     "evaluation",
     "data",
+    "checks",
     "strategies",
     "training",
     "feature_cache",

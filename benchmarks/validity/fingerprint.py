@@ -32,7 +32,7 @@ import soundfile
 from scipy.signal import correlate
 
 from peft_audio.audio.decoding import AudioError, load_audio
-from peft_audio.data.near_copies import PICTURE_SIMILARITY, SECONDS_APART, _unit_parts, fingerprint, near_duplicates
+from peft_audio.checks.near_copies import PICTURE_SIMILARITY, SECONDS_APART, _unit_parts, fingerprint, near_duplicates
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from helpers.encodings import at_rate, by_pyav, clipped, opus, wav, written

@@ -25,7 +25,7 @@ import numpy as np
 from fingerprint import DATA, RATE, TRANSFORMS, recurring
 
 from peft_audio.audio.decoding import load_audio
-from peft_audio.data.trimmed_copies import SHORTEST_SECONDS, landmarks, matching_pairs
+from peft_audio.checks.trimmed_copies import SHORTEST_SECONDS, landmarks, matching_pairs
 
 SOUND = 0.25
 CUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

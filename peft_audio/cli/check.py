@@ -32,8 +32,8 @@ def run_check(options: argparse.Namespace) -> int:
 
     # Messages about unknown settings name the recipe of a section, which the strategies declare.
     import peft_audio.strategies  # noqa: F401
+    from peft_audio.checks.collection import check, print_check, to_json
     from peft_audio.config import CheckSettings, parse_config
-    from peft_audio.data.check import check, print_check, to_json
     from peft_audio.data.scan import JOBS
     from peft_audio.errors import UserError
 

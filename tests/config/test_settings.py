@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from peft_audio.checks.collection import check
 from peft_audio.comparison.settings import RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config import (
     SECTIONS,
@@ -24,7 +25,6 @@ from peft_audio.config import (
 )
 from peft_audio.config.fields import SourceKind, settings_of
 from peft_audio.config.settings import settings_where
-from peft_audio.data.check import check
 from peft_audio.errors import UserError
 
 PACKAGE = Path(__file__).parents[2] / "peft_audio"

@@ -190,7 +190,7 @@ BROKEN = (
         "copies of a clip are not found",
         "near_duplicates",
         always(list),
-        "tests/data/test_near_copies.py",
+        "tests/checks/test_near_copies.py",
     ),
     Broken(
         "groups are divided like single clips",

@@ -172,7 +172,7 @@ def _draw_manifests(rng: random.Random, place: Path) -> Trial:
 
 
 def _divide(cfg: DataConfig, checked: bool) -> None:
-    from peft_audio.data.check import check
+    from peft_audio.checks.collection import check
     from peft_audio.data.splits import load_splits
 
     if checked:
@@ -267,7 +267,9 @@ ADAPTER = ("peft_audio.adapters.load", "peft_audio.adapters.examine")
 TARGETS = {
     "audio": Target(_prepare_audio, _draw_audio, ("peft_audio.data.scan", "av")),
     "yaml": Target(_prepare_yaml, _draw_yaml),
-    "manifests": Target(_prepare_manifests, _draw_manifests, ("peft_audio.data.splits", "peft_audio.data.check")),
+    "manifests": Target(
+        _prepare_manifests, _draw_manifests, ("peft_audio.data.splits", "peft_audio.checks.collection")
+    ),
     "json": Target(_prepare_adapter, _draw_json, ADAPTER),
     "safetensors": Target(_prepare_adapter, _draw_safetensors, ADAPTER),
 }

@@ -23,12 +23,12 @@ from helpers.tones import divide, write_tone
 
 from peft_audio import cli
 from peft_audio.audio.pyav import AudioError
+from peft_audio.checks.collection import check
 from peft_audio.comparison import jobs as launching
 from peft_audio.comparison.jobs import Job, diverged, finished, run_jobs
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import tune
 from peft_audio.config import DataConfig, ModelConfig, parse_config, run_recipe
-from peft_audio.data.check import check
 from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, make_loaders
 from peft_audio.data.splits import load_splits

@@ -12,7 +12,7 @@ import soundfile
 import soxr
 
 from peft_audio.audio.decoding import load_audio
-from peft_audio.data.near_copies import LINES, SECONDS_APART, SIMILARITY, SIZE, fingerprint, near_duplicates
+from peft_audio.checks.near_copies import LINES, SECONDS_APART, SIMILARITY, SIZE, fingerprint, near_duplicates
 
 RATE = 16_000
 DIGITS = Path(__file__).parents[2] / "peft_audio" / "assets" / "digits" / "test.parquet"

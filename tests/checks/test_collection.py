@@ -17,10 +17,10 @@ import pytest
 import soundfile
 from helpers.tones import write_tone
 
+from peft_audio.checks.collection import Check, check
 from peft_audio.cli import main
 from peft_audio.config import DataConfig
 from peft_audio.data import splits as data
-from peft_audio.data.check import Check, check
 
 DIGITS = pq.read_table(Path(data.__file__).parents[1] / "assets" / "digits" / "train.parquet").to_pylist()
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import soundfile
 
+from peft_audio.checks.shortcuts import MOST_CLIPS, Shortcut, find_shortcuts
 from peft_audio.cli import main
 from peft_audio.config import DataConfig
 from peft_audio.data.scan import scan, scan_clip
-from peft_audio.data.shortcuts import MOST_CLIPS, Shortcut, find_shortcuts
 from peft_audio.data.sources import find_clips
 
 

@@ -11,9 +11,9 @@ import soundfile
 import soxr
 
 from peft_audio.audio.decoding import load_audio
+from peft_audio.checks.collection import check
+from peft_audio.checks.trimmed_copies import EMPTY, MOST_CLIPS, landmarks, matching_pairs
 from peft_audio.config import DataConfig
-from peft_audio.data.check import check
-from peft_audio.data.trimmed_copies import EMPTY, MOST_CLIPS, landmarks, matching_pairs
 
 RATE = 16_000
 DIGITS = Path(__file__).parents[2] / "peft_audio" / "assets" / "digits" / "test.parquet"

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 import pytest
 
-from peft_audio.data.groups import suspect_column, suspect_groups
+from peft_audio.checks.groups import suspect_column, suspect_groups
 
 CLASSES = ("cat", "dog", "frog")
 SPEAKERS = ("ann", "bob", "cleo", "dan", "eve", "finn", "gus", "hana")

@@ -16,17 +16,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 
+from peft_audio.checks.groups import GroupCounts, Suspicion, count_groups, suspect_column, suspect_groups
+from peft_audio.checks.near_copies import SIZE, fingerprint, near_duplicates
+from peft_audio.checks.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
+from peft_audio.checks.trimmed_copies import EMPTY, landmarks, matching_pairs
+from peft_audio.checks.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.folder import ignored_note
-from peft_audio.data.groups import GroupCounts, Suspicion, count_groups, suspect_column, suspect_groups
-from peft_audio.data.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.data.scan import JOBS, scan
-from peft_audio.data.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
 from peft_audio.data.sources import find_clips, refuse_later_settings
 from peft_audio.data.splitting import divide, leaking_groups, missing_classes
-from peft_audio.data.trimmed_copies import EMPTY, landmarks, matching_pairs
-from peft_audio.data.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable, several
 

@@ -1,0 +1,1 @@
+"""Check a collection before it costs a training run: broken clips, copies, groups, balance and shortcuts."""
