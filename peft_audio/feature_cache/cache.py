@@ -66,20 +66,20 @@ Tell = Callable[[str], None]
 def cache_frozen_prefix(
     model: Any, trained: Trainable, loaders: Loaders, cfg: Recipe, accelerator: Accelerator
 ) -> tuple[Any, Loaders]:
-    """Run the frozen part of a model once for each clip; training and its validation start from what it returned.
+    """Cache the output of the frozen layers, so each clip passes through them once.
 
-    Says what it did, or why not. The model goes on taking waveforms as well.
+    Prints what it did, or the reason if nothing is cached. The model still accepts waveforms.
 
     Args:
-        model: What a strategy returned.
-        trained: What trains in it.
-        loaders: The batches.
-        cfg: The recipe's settings.
-        accelerator: Where it runs. Processes share what is kept; the first one of a machine fills it.
+        model: Model that a strategy returned.
+        trained: Parameters and modules that train.
+        loaders: Loaders of waveforms.
+        cfg: Settings of the recipe.
+        accelerator: Processes and device. Processes share the cache; the first one of a machine fills it.
 
     Returns:
-        The model, and loaders whose `train` and `validation` give features where that is right, with what was done in
-        `prefix`; the others give waveforms.
+        The model, and loaders. If features are cached, `train` and `validation` load them, and the other loaders load
+        waveforms. `prefix` of the loaders describes the cache.
     """
     tell: Tell = print if accelerator.is_main_process else lambda words: None
 
@@ -95,28 +95,10 @@ def cache_frozen_prefix(
     wanted, reason = find_wanted(loaders, cfg)
     model.to(accelerator.device).eval()
 
-    def open_and_fill() -> tuple[Reader | None, bool, str]:
-        compute = partial(run_frozen, model, cut, accelerator)
-        store = _open(model, cut, loaders, cfg, accelerator)
-        with filling(store, tell):
-            missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
-            problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
-            if missing and not accelerator.is_local_main_process:
-                problem = problem or "the first process of this machine did not fill it"
-            if problem:
-                return None, False, problem
-            tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
-            if missing:
-                parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-                batches = in_batches(missing, cfg.train, parts, loaders)
-                features = computed(compute, batches, len(missing), accelerator)
-                write_features(store, features, time.perf_counter())
-            return Reader(store, read_table(store)), bool(missing), ""
-
     # The first process of each machine fills the cache, and the others read it.
     with _local_main_process_first(accelerator):
         try:
-            reader, filled, problem = open_and_fill()
+            reader, filled, problem = _open_and_fill(model, cut, wanted, reason, loaders, cfg, accelerator, tell)
         except (OSError, NotImplementedError) as error:  # the latter from locks on file systems without them
             # Training continues without the cache, which only saves time.
             where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
@@ -132,6 +114,39 @@ def cache_frozen_prefix(
         split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in wanted.items()
     }
     return model, replace(loaders, **kept, prefix=prefix)
+
+
+def _open_and_fill(
+    model: Any,
+    cut: Cut,
+    wanted: dict[str, Wanted],
+    reason: str,
+    loaders: Loaders,
+    cfg: Recipe,
+    accelerator: Accelerator,
+    tell: Tell,
+) -> tuple[Reader | None, bool, str]:
+    """Open the cache, and compute what it lacks on the first process of a machine.
+
+    Returns:
+        The reader, whether features were computed, and the problem if the cache cannot be used.
+    """
+    compute = partial(run_frozen, model, cut, accelerator)
+    store = _open(model, cut, loaders, cfg, accelerator)
+    with filling(store, tell):
+        missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
+        problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+        if missing and not accelerator.is_local_main_process:
+            problem = problem or "the first process of this machine did not fill it"
+        if problem:
+            return None, False, problem
+        tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+        if missing:
+            parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
+            batches = in_batches(missing, cfg.train, parts, loaders)
+            features = computed(compute, batches, len(missing), accelerator)
+            write_features(store, features, time.perf_counter())
+        return Reader(store, read_table(store)), bool(missing), ""
 
 
 @contextmanager

@@ -138,20 +138,9 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
 
     everything = np.ones(len(recordings), bool)
     new = ~seen.clips if seen and not seen.clips.all() else everything
-    chance = None
-    # One class among the new recordings is not enough to compare with guessing.
-    for which, kind in ((new, "" if new.all() else "new"), (everything, "")):
-        chance = compare_with_chance(
-            adapter.task,
-            evaluation.logits[which],
-            evaluation.labels[which],
-            adapter.labels,
-            list(recordings["group"][which]),
-        )
-        if chance is not None and chance.learned_nothing:
-            notes.append(f"warning: {learned_nothing_line(chance, kind)}")
-        if chance is not None:
-            break
+    chance, kind = _compare_with_chance(adapter, evaluation, list(recordings["group"]), new)
+    if chance is not None and chance.learned_nothing:
+        notes.append(f"warning: {learned_nothing_line(chance, kind)}")
     whole = scores(everything)
     assert whole is not None
     long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
@@ -176,6 +165,30 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         revision=collection.revision,
         task=adapter.task,
     )
+
+
+def _compare_with_chance(
+    adapter: Adapter, evaluation: Evaluation, groups: list[Any], new: np.ndarray
+) -> tuple[AgainstChance | None, str]:
+    """Compare the answers for new recordings with guessing, or all if the new ones have one class only.
+
+    Args:
+        adapter: Adapter that answered.
+        evaluation: Logits and labels of the recordings.
+        groups: Groups of the recordings.
+        new: Mask of the recordings that the adapter was not trained on.
+
+    Returns:
+        The comparison, None if not possible, and "new" if it is of new recordings alone.
+    """
+    for which, kind in ((new, "" if new.all() else "new"), (np.ones_like(new), "")):
+        chosen = [group for group, taken in zip(groups, which, strict=True) if taken]
+        chance = compare_with_chance(
+            adapter.task, evaluation.logits[which], evaluation.labels[which], adapter.labels, chosen
+        )
+        if chance is not None:
+            return chance, kind
+    return None, ""
 
 
 def _refuse_unknown_labels(labels: Sequence[str], known: Sequence[str], source: str) -> None:
