@@ -21,7 +21,7 @@ class AgainstChance:
 
     Attributes:
         recordings: number of recordings.
-        balanced_accuracy: mean recall of the classes that occur.
+        balanced_accuracy: mean recall of the classes that occur, where the answer is one of these classes.
         low: lower bound of its 95% interval.
         chance: balanced accuracy of guessing: 1 / number of the classes that occur.
         interval: "recordings" or "groups", which the interval takes as independent.
@@ -74,7 +74,8 @@ def compare_with_chance(
     if len(classes) < 2:
         return None
     decided = task.decide(logits)
-    hits = decided == targets
+    # Guessing among labels that do not occur would be far below 1 / classes, so only those that occur compete.
+    hits = task.decide(logits[:, classes]) == codes
     # Of each unit, the number of its recordings of each class, and of those that are correct.
     grouped = all(groups) and len(set(groups)) >= MIN_GROUPS
     unit = np.unique(list(map(str, groups)), return_inverse=True)[1] if grouped else np.arange(len(targets))
@@ -119,4 +120,4 @@ def learned_nothing_line(found: AgainstChance, split: str) -> str:
     if found.only_label is not None:
         return f"It learned nothing: the answer is {found.only_label!r} for each of the {clips}. {ADVICE}"
     figures = f"balanced accuracy {found.balanced_accuracy:.3f}, 95% interval from {found.low:.3f}"
-    return f"It is not better than guessing on {clips}: {figures}; guessing gives {found.chance:.3f}. {ADVICE}"
+    return f"It is not shown to be better than guessing on {clips}: {figures}; guessing gives {found.chance:.3f}. {ADVICE}"

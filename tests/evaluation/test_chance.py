@@ -76,6 +76,17 @@ def test_the_line_names_what_was_found() -> None:
     assert line.startswith("It learned nothing: the answer is 'class 0' for each of the 200 test clips.")
     assert "--train.class_weights balanced" in line and "--train.learning_rate" in line and "check" in line
     noise = judged(EVEN, np.random.default_rng(1).integers(0, 2, 200), 2)
-    assert "not better than guessing on 200 clips: balanced accuracy 0." in learned_nothing_line(noise, "")
+    assert "not shown to be better than guessing on 200 clips: balanced accuracy 0." in learned_nothing_line(noise, "")
     one_class = compare_with_chance(task_of(), np.eye(2), np.zeros(2, int), "ab", ["", ""])
     assert one_class is None
+
+
+def test_labels_that_do_not_occur_make_no_accusation() -> None:
+    """Half of the answers are known and the rest are guesses among 35 labels, of which two occur."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(100) % 2
+    logits = rng.normal(size=(100, 35))
+    known = rng.random(100) < 0.5
+    logits[known, targets[known]] += 10
+    found = compare_with_chance(task_of(), logits, targets, [f"class {i}" for i in range(35)], [""] * 100)
+    assert found is not None and not found.learned_nothing and found.chance == 0.5
