@@ -120,4 +120,5 @@ def learned_nothing_line(found: AgainstChance, split: str) -> str:
     if found.only_label is not None:
         return f"It learned nothing: the answer is {found.only_label!r} for each of the {clips}. {ADVICE}"
     figures = f"balanced accuracy {found.balanced_accuracy:.3f}, 95% interval from {found.low:.3f}"
-    return f"It is not shown to be better than guessing on {clips}: {figures}; guessing gives {found.chance:.3f}. {ADVICE}"
+    figures += f"; guessing gives {found.chance:.3f}"
+    return f"It is not shown to be better than guessing on {clips}: {figures}. {ADVICE}"
