@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -61,9 +62,14 @@ def against(names: Sequence[str], control: str, metrics: Sequence[str], between:
     # An arm that must be better in each of several metrics is tested by the largest p-value (intersection-union test).
     corrected = holm([max(difference.p_value for difference in each) for each in found.values()])
     return {
-        name: ControlTest(each[0], p, p <= 1 - each[0].confidence and all(difference.low > 0 for difference in each))
+        name: ControlTest(each[0], p, p <= 1 - each[0].confidence and all(map(_above_zero, each)))
         for (name, each), p in zip(found.items(), corrected, strict=True)
     }
+
+
+def _above_zero(difference: Difference) -> bool:
+    """Return whether a difference is above 0; one that is the same in every draw has no interval."""
+    return (difference.estimate if math.isnan(difference.low) else difference.low) > 0
 
 
 def with_majority(

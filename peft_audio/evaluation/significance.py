@@ -20,6 +20,7 @@ MIN_GROUPS = 8  # with fewer groups, the estimate of the spread between groups i
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Metric = Callable[[Floats], Floats]
+ROUNDING = 1e-12  # error of a score
 STEP = 1e-3  # change of a weight in numeric derivatives
 NUMBERS_AT_ONCE = 2_000_000  # of one array, 16 MB
 
@@ -302,8 +303,8 @@ def claim(
     if not 0 < margin < 1:
         raise ValueError(f"margin: got {margin}, must be between 0 and 1. Two points are 0.02")
     low, high = difference.low, difference.high
-    if math.isnan(low):
-        return f"{name} and {reference_name} have equal answers: {interval_text(difference)}."
+    if math.isnan(low) and difference.estimate == 0:
+        return f"{name} and {reference_name} show no difference in any draw of clips, so it has no interval."
     told = (f"{metric}; " if metric else "") + interval_text(difference)
     if corrected_p is not None and corrected_p > 1 - difference.confidence and not low <= 0 <= high:
         told += f"; not after Holm's correction, p = {corrected_p:.2g}"
@@ -313,7 +314,11 @@ def claim(
     if min(difference.seeds) == 1:
         limits.append("one seed")
     tail = f", conditional on {' and on '.join(limits)}" if limits else ""
-    return f"{name} {_verdict(low, high, margin, reference_name)} ({told}){tail}."
+    if math.isnan(low):
+        verdict = f"is {'better' if difference.estimate > 0 else 'worse'} than {reference_name}"
+    else:
+        verdict = _verdict(low, high, margin, reference_name)
+    return f"{name} {verdict} ({told}){tail}."
 
 
 def points(difference: float) -> str:
@@ -452,12 +457,15 @@ def _difference(
     if not math.isinf(spread.freedom):
         moved = moved / np.sqrt(rng.chisquare(spread.freedom, len(drawn)) / spread.freedom)
     draws = estimate + moved
+    # What is equal up to rounding is equal.
+    draws[np.abs(draws) < ROUNDING] = 0
+    estimate = 0.0 if abs(estimate) < ROUNDING else estimate
     # These quantiles are the ones by which the interval and the p-value always agree on 0.
     bounds = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="weibull")
     low, high = np.clip(bounds, -1, 1)
     beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     p_value = min(1.0, 2 * (float(beyond) + 1) / (len(drawn) + 1))
-    if low == high:
+    if high - low < ROUNDING:
         low = high = math.nan
     conditional = groups is None or groups < MIN_GROUPS
     return Difference(estimate, float(low), float(high), p_value, clips, groups, conditional, seeds, confidence)

@@ -477,6 +477,16 @@ def test_an_arm_that_is_not_better_than_log_mel_says_so_first(tmp_path: Path) ->
     assert comparison.on_controls == ("Every arm is better than always answering 'no' (macro-F1).",)
 
 
+def test_a_perfect_arm_is_better_than_the_controls(tmp_path: Path) -> None:
+    """Its difference in balanced accuracy is the same in every draw, so it has no interval."""
+    arms = {"full": lambda rng: UNBALANCED, "lora": learner(0.8, 0.05), "log_mel": never}
+    write_unbalanced(tmp_path, **arms)
+    for metric in ("macro_f1", "balanced_accuracy"):
+        full = by_name(read_comparison([tmp_path], metric=metric))["full"]
+        assert full.rank == 1 and full.against_majority.better and full.against_log_mel.better
+    assert np.isnan(full.against_majority.difference.low) and full.against_majority.difference.estimate == 0.5
+
+
 def test_the_largest_class_is_that_of_the_training_clips(tmp_path: Path) -> None:
     write_unbalanced(tmp_path, full=learner(0.8, 0.05), lora=learner(0.7, 0.05))
     assert read_comparison([tmp_path]).majority == "'no'"

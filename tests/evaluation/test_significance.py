@@ -253,13 +253,24 @@ def test_identical_arms_do_not_differ() -> None:
     found = paired_difference(same, same)
     assert (found.estimate, found.p_value) == (0, 1) and math.isnan(found.low) and math.isnan(found.high)
     assert claim("a", "b", found, 0.02) == (
-        "a and b have equal answers: the difference is +0.00 points in every draw of clips, so it has no interval."
+        "a and b show no difference in any draw of clips, so it has no interval."
     )
     assert resolution([found]) == 1 / 50
     # The same runs under two names are still runs of two methods with few seeds.
     varied = np.random.default_rng(0).random((3, 50)) < 0.8
     found = paired_difference(varied, varied)
     assert found.estimate == 0 and found.low < 0 < found.high and found.p_value > 0.95
+
+
+def test_a_difference_that_is_the_same_in_every_draw_is_a_difference() -> None:
+    right, wrong = np.ones((5, 50)), np.zeros((5, 50))
+    found = paired_difference(right, wrong)
+    assert math.isnan(found.low) and found.estimate == 1 and found.p_value < 0.001
+    same = "points in every draw of clips, so it has no interval), conditional on these speakers (which are not known)."
+    assert claim("a", "b", found, 0.02) == f"a is better than b (the difference is +100.00 {same}"
+    assert claim("b", "a", paired_difference(wrong, right), 0.02) == (
+        f"b is worse than a (the difference is -100.00 {same}"
+    )
 
 
 def test_eight_groups_are_resampled_and_seven_are_not() -> None:
