@@ -252,9 +252,7 @@ def test_identical_arms_do_not_differ() -> None:
     same = np.tile(np.random.default_rng(0).random(50) < 0.8, (3, 1))
     found = paired_difference(same, same)
     assert (found.estimate, found.p_value) == (0, 1) and math.isnan(found.low) and math.isnan(found.high)
-    assert claim("a", "b", found, 0.02) == (
-        "a and b show no difference in any draw of clips, so it has no interval."
-    )
+    assert claim("a", "b", found, 0.02) == "a and b show no difference in any draw of clips, so it has no interval."
     assert resolution([found]) == 1 / 50
     # The same runs under two names are still runs of two methods with few seeds.
     varied = np.random.default_rng(0).random((3, 50)) < 0.8
