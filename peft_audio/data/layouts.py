@@ -17,7 +17,7 @@ from peft_audio.data.clip_table import SPLIT_NAMES, ClipTable
 from peft_audio.data.folder import names_below
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.recording_files import is_recording
-from peft_audio.data.tables import MANIFEST_SUFFIXES, as_text, guess_columns, read_table
+from peft_audio.data.tables import MANIFEST_SUFFIXES, as_name, as_text, guess_columns, read_table
 from peft_audio.errors import UserError
 from peft_audio.text import listed
 
@@ -103,11 +103,13 @@ def doubt_classes(root: Path, collection: ClipTable) -> list[str]:
         if inner:
             what += f" The folders inside them ({listed(inner)}) may be the classes."
         return [f"{what} If so, write a table with the columns path, label and group, and give it as the source."]
+    # A table has True where a folder has true.
+    ours = collection.clips["label"].map(as_name)
     paths = list(collection.clips["path"].map(os.path.normpath))
     for beside in _tables(root, names, near=[root]):
         listed_paths = beside.clips.clips["path"].map(os.path.normpath)
-        labels = dict(zip(listed_paths, beside.clips.clips["label"], strict=True))
-        if any(labels.get(path, label) != label for path, label in zip(paths, collection.clips["label"], strict=True)):
+        labels = dict(zip(listed_paths, beside.clips.clips["label"].map(as_name), strict=True))
+        if any(labels.get(path, label) != label for path, label in zip(paths, ours, strict=True)):
             return [
                 f"{beside.file} has other labels ({listed(beside.clips.labels)}) than the folders, which are used. "
                 f"To use those of the table: {_command(str(beside.file), beside.flags)}"

@@ -116,10 +116,11 @@ def as_name(value: object) -> str:
     """Return the cell of a label or a group as text, the same one in every format.
 
     Whole numbers lose their decimals, as in 1.0, and truth values are written as in Python: formats differ in both.
+    Signs and leading zeros stay as written.
     """
     text = as_text(value)
     if re.fullmatch(r"[+-]?\d+\.0*", text):
-        return str(int(text.partition(".")[0]))
+        return text.partition(".")[0]
     return text.capitalize() if text.casefold() in ("true", "false") else text
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision, refuse_later_settings
 from peft_audio.data.splits import recordings_of, to_rows
 from peft_audio.data.splitting import divide
+from peft_audio.data.tables import as_name
 from peft_audio.data.windows import cut_windows
 from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
@@ -116,7 +118,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     run = own_run(adapter.folder, adapter.record)
     cfg = pin_revision(read_as_in_run(cfg, run), None)
     collection = find_clips(cfg, least_labels=1)
-    _refuse_unknown_labels(collection.labels, adapter.labels, cfg.source)
+    collection = with_labels_of(adapter.labels, collection, cfg.source)
     clips = scan(collection, quiet=not sys.stderr.isatty())
     bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
@@ -191,8 +193,32 @@ def _compare_with_chance(
     return None, ""
 
 
-def _refuse_unknown_labels(labels: Sequence[str], known: Sequence[str], source: str) -> None:
-    unknown = [label for label in labels if label not in known]
+def with_labels_of(known: Sequence[str], collection: ClipTable, source: str) -> ClipTable:
+    """Write labels as the adapter has them where formats differ, such as True in a table for the folder true.
+
+    Args:
+        known: Labels of the adapter.
+        collection: Clips of the source.
+        source: Name of the source, for messages.
+
+    Returns:
+        The clips with labels of the adapter.
+
+    Raises:
+        UserError: The adapter does not know some labels.
+    """
+    counts = Counter(map(as_name, known))
+    by_name = {as_name(label): label for label in known if counts[as_name(label)] == 1}
+    renamed = {label: by_name.get(as_name(label), label) for label in collection.labels if label not in known}
+    _refuse_unknown_labels([label for label, new in renamed.items() if new not in known], known, source)
+    if not renamed:
+        return collection
+    labels = tuple(sorted({renamed.get(label, label) for label in collection.labels}))
+    clips = collection.clips.assign(label=[renamed.get(label, label) for label in collection.clips["label"]])
+    return replace(collection, clips=clips, labels=labels)
+
+
+def _refuse_unknown_labels(unknown: Sequence[str], known: Sequence[str], source: str) -> None:
     if not unknown:
         return
     # Labels that differ by case alone are the closest.

@@ -118,6 +118,14 @@ def test_a_table_with_other_labels_than_the_folders_is_named(tmp_path: Path) -> 
     assert "has other labels (x, y, z) than the folders, which are used" in said_of(tmp_path)
 
 
+def test_truth_values_of_a_table_are_those_of_the_folders(tmp_path: Path) -> None:
+    for i in range(8):
+        write_tone(tmp_path / ("true", "false")[i % 2] / f"{i}.wav", 200 + 70 * i, 0.2)
+    rows = [f"{label}/{i}.wav,{label}" for i in range(8) for label in [("true", "false")[i % 2]]]
+    write_table(tmp_path / "metadata.csv", "file_name,label", rows)
+    assert said_of(tmp_path) == ""
+
+
 @pytest.mark.parametrize(
     ("labels", "kind"),
     [

@@ -21,6 +21,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.sampler import Draw
 from peft_audio.data.splits import Splits, load_splits
+from peft_audio.data.tables import as_name
 from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
 
@@ -391,6 +392,13 @@ def test_labels_are_the_same_in_every_format(tmp_path: Path, labels: list[Any]) 
     found |= {"parquet": from_manifest(tmp_path / "table.parquet", DataConfig()).labels}
     wanted = {"True": ("False", "True"), "0.5": ("0.5", "1.5"), "01": ("01", "1.10")}.get(str(labels[0]), ("1", "2"))
     assert set(found.values()) == {wanted} and len(found) == 6, found
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"), [("1.0", "1"), ("+1", "+1"), ("+1.0", "+1"), ("01.", "01"), ("1.0.0", "1.0.0")]
+)
+def test_whole_numbers_lose_their_decimals_alone(cell: str, name: str) -> None:
+    assert as_name(cell) == name
 
 
 def test_signs_do_not_make_labels_similar() -> None:

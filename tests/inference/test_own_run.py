@@ -21,7 +21,9 @@ from peft_audio.adapters.trained_clips import (
     write_trained_clips,
 )
 from peft_audio.cli import main
+from peft_audio.data.clip_table import ClipTable, make_clips
 from peft_audio.errors import UserError
+from peft_audio.inference.evaluate import with_labels_of
 
 PATTERN = r"^(s\d+)_"
 
@@ -132,6 +134,32 @@ def test_one_label_and_unknown_labels(run: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "only" / "low").rename(tmp_path / "only" / "Lows")
     assert main(["evaluate", str(run / "adapter"), str(tmp_path / "only")]) == 2
     assert "Lows (did you mean low?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "labels"),
+    [
+        (("false", "true"), ["True", "False", "True"], ["true", "false", "true"]),
+        (("False", "True"), ["true", "false"], ["True", "False"]),
+        (("1.0", "2.0"), ["2", "1"], ["2.0", "1.0"]),
+        (("1", "2"), ["1", "2"], ["1", "2"]),
+    ],
+    ids=str,
+)
+def test_labels_that_formats_write_differently_are_known(
+    known: tuple[str, ...], given: list[str], labels: list[str]
+) -> None:
+    collection = ClipTable(
+        make_clips({"id": [str(i) for i in range(len(given))], "label": given}), tuple(sorted(set(given)))
+    )
+    found = with_labels_of(known, collection, "clips.csv")
+    assert list(found.clips["label"]) == labels and found.labels == known
+
+
+def test_labels_that_two_of_the_adapter_could_mean_are_refused() -> None:
+    collection = ClipTable(make_clips({"id": ["0"], "label": ["True"]}), ("True",))
+    with pytest.raises(UserError, match=r"does not know: True \(did you mean"):
+        with_labels_of(("TRUE", "true"), collection, "clips.csv")
 
 
 def test_an_adapter_no_better_than_guessing_is_named(
