@@ -22,7 +22,7 @@ from peft_audio.checks.shortcuts import MOST_CLIPS, Shortcut, describe, find_sho
 from peft_audio.checks.trimmed_copies import EMPTY, landmarks, matching_pairs
 from peft_audio.checks.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, ClipTable
+from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names
 from peft_audio.data.folder import ignored_note
 from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.sources import find_clips, refuse_later_settings
@@ -131,8 +131,8 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
     findings += [*_odd(good, cfg), *_copies(good, fingerprints, hashes, times), *_sides(good, collection)]
     findings += _unbalanced(good, cfg)
-    groups = count_groups(good)
-    if groups is None:
+    groups = count_groups(good, "recording" if collection.groups_are_recordings else "group")
+    if groups is None or collection.groups_are_recordings:
         findings += _suspected(good, collection, cfg)
     shortcuts = find_shortcuts(good)
     findings += [
@@ -314,14 +314,21 @@ def _unbalanced(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
 
 def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
     """Look for groups that are not declared, and count what the splits put on several sides."""
-    labels = list(clips["label"])
+    # What parts of one recording share is known.
+    one_each = clips.drop_duplicates("group") if collection.groups_are_recordings else clips
+    labels = list(one_each["label"])
     suspicion: Suspicion | None = None
     if collection.others is not None:
-        suspicion = suspect_column(collection.others.loc[list(clips["id"])], labels)
-    suspicion = suspicion or suspect_groups(list(clips["id"]), labels)
+        suspicion = suspect_column(collection.others.loc[list(one_each["id"])], labels)
+    if suspicion is None:
+        searched = pattern_names(collection)
+        suspicion = suspect_groups(list(one_each["id"]), labels, [searched[number] for number in one_each["number"]])
     if suspicion is None:
         return
-    clips = clips.assign(group=list(suspicion.groups))
+    groups = list(suspicion.groups)
+    if collection.groups_are_recordings:
+        groups = list(clips["group"].map(dict(zip(one_each["group"], groups, strict=True))))
+    clips = clips.assign(group=groups)
     sizes = clips["group"].value_counts()
     leaking = leaking_groups(clips)
     divided = bool((clips["split"] != "").any())

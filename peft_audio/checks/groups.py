@@ -19,6 +19,7 @@ import pandas as pd
 
 from peft_audio.data.clip_table import SPLIT_NAMES, SPLITS
 from peft_audio.data.splitting import leaking_groups
+from peft_audio.text import several
 
 SEPARATORS = "-_. ,;+~@#=()[]"
 UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -74,11 +75,12 @@ class GroupCounts:
     statement: str
 
 
-def count_groups(clips: pd.DataFrame) -> GroupCounts | None:
+def count_groups(clips: pd.DataFrame, noun: str = "group") -> GroupCounts | None:
     """Count groups per split and class.
 
     Args:
         clips: With `label`, `group` ("" where unknown) and `split`.
+        noun: What a group is, such as "recording".
 
     Returns:
         None where no clip has a group.
@@ -89,11 +91,13 @@ def count_groups(clips: pd.DataFrame) -> GroupCounts | None:
     leaking = len(leaking_groups(known))
     total = int(known["group"].nunique())
     by_split = {split: int(known["group"][known["split"] == split].nunique()) for split in SPLITS}
-    statement = "no group stands on two sides" if not leaking else f"{leaking} of {total} groups stand on several sides"
+    statement = f"no {noun} stands on two sides"
+    if leaking:
+        statement = f"{leaking} of {several(total, noun)} stand on several sides"
     if not (known["split"] != "").any():
         by_split, statement = {}, "the clips are not divided"
     if total == len(clips):
-        statement += "; each clip is a group of its own"
+        statement += f"; each clip is a {noun} of its own"
     return GroupCounts(
         total,
         {split: count for split, count in by_split.items() if count},
@@ -103,21 +107,22 @@ def count_groups(clips: pd.DataFrame) -> GroupCounts | None:
     )
 
 
-def suspect_groups(names: Sequence[str], labels: Sequence[str]) -> Suspicion | None:
+def suspect_groups(names: Sequence[str], labels: Sequence[str], files: Sequence[str] | None = None) -> Suspicion | None:
     """Look for groups in file names and in folders.
 
     Args:
-        names: Path of each clip relative to the source, with "/" between folders.
+        names: Path of each clip relative to the source, with "/" or "\\" between folders.
         labels: Class of each clip.
+        files: File name of each clip; the last part of its path where not given.
 
     Returns:
         The most likely group, with a pattern that was tried on all names; None without a suspicion.
     """
     if len(names) < FEWEST_CLIPS:
         return None
-    files = [PurePosixPath(name).name for name in names]
-    stems = [PurePosixPath(name).stem for name in names]
-    for pattern, values in [*_from_folders(names, labels), *_from_stems(stems, labels)]:
+    files = [PurePosixPath(name).name for name in names] if files is None else files
+    stems = [PurePosixPath(file).stem for file in files]
+    for pattern, values in [*_from_folders(names, files, labels), *_from_stems(stems, labels)]:
         # A pattern without "/" is searched in file names, like --data.group_pattern does.
         matches = [re.search(pattern, name) for name in (names if "/" in pattern else files)]
         if [match[1] if match else None for match in matches] == list(values):
@@ -148,14 +153,17 @@ def suspect_column(table: pd.DataFrame, labels: Sequence[str]) -> Suspicion | No
     return by_word[min(by_word)] if by_word else None
 
 
-def _from_folders(names: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _from_folders(names: Sequence[str], files: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Propose the folders that lie between the class and the file."""
-    parts = [PurePosixPath(name).parts for name in names]
+    # Tables that were written on Windows.
+    slash = "/" if not any("\\" in name for name in names) else r"/\\"
+    parts = [re.split(f"[{slash}]", name) for name in names]
+    between = slash if slash == "/" else f"[{slash}]"
     for depth in range(1, min(map(len, parts))):
         values = [path[-1 - depth] for path in parts]
         split_like = sum(value.lower() in SPLIT_NAMES for value in values) > len(values) / 2
-        if not split_like and _is_shared(values, labels) and not _are_shards(values, [path[-1] for path in parts]):
-            yield "([^/]+)" + depth * "/[^/]+" + "$", values
+        if not split_like and _is_shared(values, labels) and not _are_shards(values, files):
+            yield f"([^{slash}]+)" + depth * f"{between}[^{slash}]+" + "$", values
 
 
 def _are_shards(folders: Sequence[str], files: Sequence[str]) -> bool:
@@ -163,7 +171,9 @@ def _are_shards(folders: Sequence[str], files: Sequence[str]) -> bool:
     numbers = [re.findall(r"\d+", PurePosixPath(file).stem) for file in files]
     if not all(numbers) or not all(re.search(r"\d", folder) for folder in folders):
         return False
-    table = pd.DataFrame({"folder": folders, "number": [int(digits[-1]) for digits in numbers]})
+    table = pd.DataFrame(
+        {"folder": folders, "file": files, "number": [int(digits[-1]) for digits in numbers]}
+    ).drop_duplicates()
     if table["number"].duplicated().any():
         return False
     ends = table.groupby("folder")["number"].agg(["min", "max"]).sort_values("min")

@@ -44,6 +44,7 @@ class ClipTable:
         names: Each clip's file name, where it is not that of `path`; "" if it has none.
         task: what the label text of a clip means.
         doubts: Warnings that the labels may not be those that are meant.
+        groups_are_recordings: Whether the groups are the recordings that clips are parts of, and nobody declared them.
         others: Columns of a manifest that are not used, as text; its index has the ids of the clips.
     """
 
@@ -57,6 +58,7 @@ class ClipTable:
     task: Task = field(default_factory=task_of)
     others: pd.DataFrame | None = None
     doubts: tuple[str, ...] = ()
+    groups_are_recordings: bool = False
 
 
 def make_clips(columns: dict[str, Any]) -> pd.DataFrame:
@@ -81,6 +83,14 @@ def recording_of(row: Any, stored: Dataset | None) -> Path | bytes:
     return Path(audio["path"]) if audio["bytes"] is None else audio["bytes"]
 
 
+def pattern_names(collection: ClipTable) -> list[str]:
+    """Return the name of each clip that `data.group_pattern` is searched in."""
+    if collection.names is None:
+        return [Path(path).name for path in collection.clips["path"]]
+    # Clips that a table of splits leaves out still have a name.
+    return [collection.names[number] for number in collection.clips.index]
+
+
 def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
     """Take each clip's group from its name, where `data.group_pattern` is given.
 
@@ -93,7 +103,7 @@ def grouped(collection: ClipTable, cfg: DataConfig) -> ClipTable:
     if cfg.group_pattern is None:
         return collection
     pattern = re.compile(cfg.group_pattern)
-    names = [Path(path).name for path in collection.clips["path"]] if collection.names is None else collection.names
+    names = pattern_names(collection)
     found = [pattern.search(name) for name in names]
     if "/" in cfg.group_pattern and not any(found):
         names = list(collection.clips["id"])

@@ -82,14 +82,23 @@ def from_manifest(file: Path, cfg: DataConfig) -> ClipTable:
     clips: dict[str, Any] = {"id": ids, "path": found, "label": list(text["label"])}
     clips |= {"split": [splits.get(split, "") for split in given]}
     notes += similar_labels(labels)
+    groups_are_recordings = False
     if "group" in text:
         clips["group"] = list(text["group"])
     elif parts.any() and cfg.group_pattern is None:
         clips["group"] = list(text["path"].groupby(places).transform("first"))
+        groups_are_recordings = True
         notes.append("parts of one recording stay on one side of the splits")
     clips |= {"start_seconds": start.to_numpy(), "end_seconds": end.to_numpy()}
     others = table.drop(columns=list(columns.values())).map(as_text).set_axis(ids)
-    return ClipTable(make_clips(clips), labels, notes=tuple(notes), task=task, others=others)
+    return ClipTable(
+        make_clips(clips),
+        labels,
+        notes=tuple(notes),
+        task=task,
+        others=others,
+        groups_are_recordings=groups_are_recordings,
+    )
 
 
 def _columns(table: pd.DataFrame, file: Path, cfg: DataConfig) -> dict[str, str]:

@@ -270,3 +270,36 @@ def test_a_long_tail_is_unbalanced_and_sixty_to_forty_is_not(tmp_path: Path) -> 
                 write_digit(tmp_path / folder / label / f"{(number := next(digits))}.flac", number)
     whats = {name: list(findings(check(DataConfig(source=str(tmp_path / name))))) for name in ("tail", "even")}
     assert [what for what in whats["tail"] if "'a' has 55% of the clips" in what] and whats["even"] == []
+
+
+def test_speakers_are_suspected_where_recordings_have_parts(tmp_path: Path) -> None:
+    rows = []
+    for i in range(48):
+        file = write_digit(tmp_path / f"{i}.flac", i)
+        rows.append({"path": file.name, "label": "ab"[i % 2], "speaker": f"person {i // 8}", "start": 0.0, "end": 0.1})
+    rows.append(rows[0] | {"start": 0.1, "end": 0.2})
+    pd.DataFrame(rows).to_csv(tmp_path / "parts.csv", index=False)
+    found = check(DataConfig(source=str(tmp_path / "parts.csv")))
+    assert found.groups is not None and found.groups.statement == "no recording stands on two sides"
+    (suspected,) = [what for what in findings(found) if "--data.group_column speaker" in what]
+    assert "49 of 49 clips" in suspected
+    declared = check(DataConfig(source=str(tmp_path / "parts.csv"), group_column="speaker"))
+    assert declared.groups is not None and declared.groups.statement == "no group stands on two sides"
+
+
+@pytest.mark.parametrize("folders", [r"my_data", r"my_data\{speaker}"])
+def test_the_pattern_for_a_table_with_backslashes_works(tmp_path: Path, folders: str) -> None:
+    rows = []
+    for i in range(48):
+        speaker = ("ann", "bob", "cleo", "dan", "eve", "finn")[i // 2 % 6]
+        place = folders.format(speaker=speaker)
+        name = f"{i:04}.flac" if "speaker" in folders else f"{speaker}_{i:04}.flac"
+        write_digit(tmp_path / place.replace("\\", "/") / name, i)
+        rows.append({"path": f"{place}\\{name}", "label": "ab"[i % 2]})
+    pd.DataFrame(rows).to_csv(tmp_path / "clips.csv", index=False)
+    (what,) = [
+        what for what in findings(check(DataConfig(source=str(tmp_path / "clips.csv")))) if "clips share" in what
+    ]
+    _, pattern = shlex.split(what.rpartition(" with ")[2])
+    declared = check(DataConfig(source=str(tmp_path / "clips.csv"), group_pattern=pattern))
+    assert declared.groups is not None and declared.groups.groups == 6 and declared.groups.on_several_sides == 0
