@@ -111,7 +111,7 @@ def suspect_groups(names: Sequence[str], labels: Sequence[str], files: Sequence[
     """Look for groups in file names and in folders.
 
     Args:
-        names: Path of each clip relative to the source, with "/" or "\\" between folders.
+        names: Path of each clip relative to the source, with slashes or backslashes between folders.
         labels: Class of each clip.
         files: File name of each clip; the last part of its path where not given.
 

@@ -123,12 +123,13 @@ def scan_clip(
 
 def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np.ndarray]:
     """Count what is in each block on its way."""
+    run, previous = 0, None
     for block in blocks:
         if not np.isfinite(block).all():
             raise AudioError("holds samples that are NaN or infinite", "NaN or infinite samples")
         if (largest := np.abs(block).max()) > ABSURD_PEAK:
             raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
-        _count_silence(block, facts)
+        run, previous = _count_silence(block, previous, run, facts), block[-1].copy()
         facts["num_frames"] += len(block)
         facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
         # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
@@ -138,24 +139,41 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
         facts["peak"] = max(facts["peak"], float(np.abs(mono).max()))
         facts["rms"] += float(np.square(mono, dtype=np.float64).sum())
         yield block
+    if run and run >= SHORTEST_SILENCE_SECONDS * facts["sampling_rate"]:
+        seconds = run / facts["sampling_rate"]
+        facts["trailing_silence_seconds"] = seconds
+        facts["silence_seconds"] += seconds
+        if run == facts["num_frames"]:
+            facts["leading_silence_seconds"] = seconds
 
 
-def _count_silence(block: np.ndarray, facts: dict[str, Any]) -> None:
-    """Add the digital silence of a block: samples of zero, or repeated to the bit, in all channels."""
-    rate, first = facts["sampling_rate"], facts["num_frames"]
+def _count_silence(block: np.ndarray, previous: np.ndarray | None, run: int, facts: dict[str, Any]) -> int:
+    """Add the runs of digital silence that end in a block: samples of zero, or repeated to the bit, in all channels.
+
+    Args:
+        block: Samples, which begin at `num_frames`.
+        previous: Last sample of the block before.
+        run: Silent samples that the block before ends with; the run may go on.
+        facts: Where the seconds are added.
+
+    Returns:
+        Silent samples that this block ends with, those of earlier blocks included.
+    """
+    rate = facts["sampling_rate"]
     silent = (np.abs(block) <= DIGITAL_SILENCE).all(axis=1)
     silent[1:] |= (block[1:] == block[:-1]).all(axis=1)
-    edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
+    silent[0] |= previous is not None and bool((block[0] == previous).all())
+    edges = np.flatnonzero(np.diff(silent, prepend=run > 0))
+    if run:
+        edges = np.concatenate([[-run], edges])
+    ends = edges[1::2]
+    starts = edges[::2][: len(ends)]
     long = ends - starts >= SHORTEST_SILENCE_SECONDS * rate
     starts, seconds = starts[long], (ends - starts)[long] / rate
     facts["silence_seconds"] += float(seconds.sum())
-    at_start = float(seconds[0]) if len(seconds) and starts[0] == 0 else 0.0
-    at_end = float(seconds[-1]) if len(seconds) and ends[long][-1] == len(block) else 0.0
-    whole = len(block) / rate
-    if facts["leading_silence_seconds"] == first / rate:
-        facts["leading_silence_seconds"] += at_start
-    facts["trailing_silence_seconds"] = facts["trailing_silence_seconds"] + whole if at_end == whole else at_end
+    if len(seconds) and facts["num_frames"] + starts[0] == 0:
+        facts["leading_silence_seconds"] = float(seconds[0])
+    return int(len(block) - edges[-1]) if len(edges) % 2 else 0
 
 
 def _sha256(source: Path | bytes) -> str:

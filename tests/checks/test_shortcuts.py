@@ -163,3 +163,23 @@ def test_check_warns_of_noise_that_is_padded_in_one_class(tmp_path: Path, capsys
     assert main(["check", str(tmp_path), "--json"]) == 0
     cues = {cue["name"]: cue for cue in json.loads(capsys.readouterr().out)["shortcuts"]}
     assert cues["digital silence"]["accuracy"] == 1.0 and cues["digital silence"]["warns"]
+
+
+@pytest.mark.parametrize("extra", [0, 4, 300])
+def test_silence_goes_on_over_the_end_of_a_block(tmp_path: Path, extra: int) -> None:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(30 * 22_050 + extra)
+    samples[-10 * 22_050 :] = 0
+    soundfile.write(tmp_path / "zero.wav", samples, 22_050)
+    samples[-10 * 22_050 :] = 0.25
+    soundfile.write(tmp_path / "constant.wav", samples, 22_050)
+    for name in ("zero.wav", "constant.wav"):
+        found = scan_clip(tmp_path / name)
+        assert found["trailing_silence_seconds"] == pytest.approx(10.0, abs=1e-4)
+        assert found["silence_seconds"] == pytest.approx(10.0, abs=1e-4)
+
+
+def test_short_runs_of_silence_are_joined_before_they_are_measured(tmp_path: Path) -> None:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(31 * 4_000)
+    samples[120_000 - 60 : 120_000 + 60] = 0  # 15 ms on each side of the end of a block
+    soundfile.write(tmp_path / "x.wav", samples, 4_000)
+    assert scan_clip(tmp_path / "x.wav")["silence_seconds"] == pytest.approx(0.03)
