@@ -115,7 +115,7 @@ def difference(
     drawn = []
     for decided in arms:
         counts = [TASK.label_counts(np.eye(classes)[row], true) for row in decided]
-        drawn.append(resample(counts, partial(TASK.metric_of_counts, metric), groups, resamples))
+        drawn.append(resample(counts, partial(TASK.metric_of_counts, metric), groups, resamples, classes=true))
     return resampled_difference(drawn[0], drawn[1])
 
 

@@ -163,16 +163,17 @@ def by_seed(runs: Sequence[Finished], folds: Set[int | None]) -> dict[int, Predi
 
 
 def resampled(tables: Mapping[int, Predictions], metric: str, groups: Sequence[str | None]) -> Resampled:
-    """Compute the scores of an arm on draws of its test clips.
+    """Compute the scores of an arm on draws of its test clips; each draw keeps every class.
 
     Args:
         tables: predictions on the test clips by seed.
         metric: metric of the task.
         groups: group of each clip; None where it is unknown.
     """
-    task = next(iter(tables.values())).task
+    first = next(iter(tables.values()))
+    task, labels = first.task, first.clips["label"].astype(str)
     counts = [task.label_counts(table.logits, table.targets) for table in tables.values()]
-    return resample(counts, partial(task.metric_of_counts, metric), groups)
+    return resample(counts, partial(task.metric_of_counts, metric), groups, classes=labels)
 
 
 def majority_answers(runs: Sequence[Finished]) -> Predictions | None:

@@ -15,6 +15,7 @@ from peft_audio.comparison.controls import (
     differences,
     log_mel_text,
     majority_label,
+    rare_classes,
     sentences,
     with_log_mel,
     with_majority,
@@ -147,7 +148,7 @@ def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question
         return list(arms)
     home = scored[0]
     clips = next(iter(tables[home].values())).clips
-    groups = [None if pd.isna(group) or group == "" else str(group) for group in clips["group"]]
+    groups = _groups(clips)
     paired = {
         name
         for name in scored
@@ -179,6 +180,10 @@ def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question
         )
         for arm in arms
     ]
+
+
+def _groups(clips: pd.DataFrame) -> list[str | None]:
+    return [None if pd.isna(group) or group == "" else str(group) for group in clips["group"]]
 
 
 def ranked(arms: Sequence[Arm], metric: str) -> list[Arm]:
@@ -254,6 +259,7 @@ def _described(
     folds = {run.fold for run in every} - {None}
     order = sorted(arms, key=lambda arm: (arm.control, arm.useless, arm.rank or 0, -_mean(arm, question.metric)))
     majority = majority_label(tables)
+    rare = rare_classes(list(clips["label"].astype(str)), _groups(clips))
     return Comparison(
         arms=tuple(order),
         reference=question.reference,
@@ -276,7 +282,7 @@ def _described(
         results=tuple(peft_result(run) for run in every),
         metric=question.metric,
         majority=majority,
-        on_controls=sentences(order, question.reference, majority, question.metric),
+        on_controls=sentences(order, question.reference, majority, question.metric, rare),
         labels=tuple(map(printable, answers.labels)),
         label_clips=tuple(int(count) for count in answers.of_labels().sum(axis=1)),
     )

@@ -17,10 +17,11 @@ from peft_audio.evaluation.significance import (
     interval_text,
     paired_difference,
     resampled_difference,
+    units_of_classes,
 )
 from peft_audio.runs.predictions import Predictions
 from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.text import printable
+from peft_audio.text import listed, printable
 
 Tables = Mapping[str, Mapping[int, Predictions]]
 # Difference in a metric between two arms, by the names of the arm, the reference and the metric.
@@ -108,14 +109,39 @@ def majority_label(tables: Tables) -> str | None:
     return " or ".join(f"'{printable(label)}'" for label in np.unique(answers.decided))
 
 
-def useless_text(arm: Arm, majority: str, metric: str) -> str:
-    """Write why an arm is not better than the majority control."""
+def rare_classes(labels: Sequence[str], groups: Sequence[str | None]) -> str:
+    """Name the classes that have one test clip, or one group where groups are resampled; "" without such classes.
+
+    Args:
+        labels: label of each test clip.
+        groups: group of each clip; None where it is unknown.
+    """
+    units = units_of_classes(labels, groups)
+    found = [f"'{printable(label)}'" for label, count in units.items() if count < 2]
+    if not found:
+        return ""
+    unit = "group" if units_of_classes(["all"] * len(labels), groups)["all"] < len(labels) else "clip"
+    return f"{listed(found)} {'has' if len(found) == 1 else 'each have'} 1 test {unit}"
+
+
+def useless_text(arm: Arm, majority: str, metric: str, rare: str = "") -> str:
+    """Write why an arm is not better than the majority control.
+
+    Args:
+        arm: arm that is not better.
+        majority: label that the majority control answers.
+        metric: metric of the comparison.
+        rare: see `rare_classes`. An arm with a higher score is then not blamed.
+    """
     test = arm.against_majority
     if test is None or test.better:
         raise ValueError(f"{arm.name} was not tested, or is better")
     start = f"{arm.name} is no better than always answering {majority}"
     if test.constant:
         return f"{start}: it gives this answer for every test clip."
+    if rare and metric != "accuracy" and test.difference.estimate > 0:
+        start = f"{arm.name} cannot be shown to be better than always answering {majority}"
+        return f"{start}: {rare}, so the interval is not reliable ({METRIC_NAMES[metric]}; {_reason(test, metric)})."
     return f"{start} ({METRIC_NAMES[metric]}; {_reason(test, metric)})."
 
 
@@ -138,7 +164,9 @@ def _reason(test: ControlTest, metric: str) -> str:
     return f"{interval_text(found)}; not better{also} after Holm's correction, p = {test.p_holm:.2g}"
 
 
-def sentences(arms: Sequence[Arm], reference: str, majority: str | None, metric: str) -> tuple[str, ...]:
+def sentences(
+    arms: Sequence[Arm], reference: str, majority: str | None, metric: str, rare: str = ""
+) -> tuple[str, ...]:
     """Write what the tests against the controls show.
 
     Args:
@@ -146,12 +174,13 @@ def sentences(arms: Sequence[Arm], reference: str, majority: str | None, metric:
         reference: name of the reference.
         majority: label that the majority control answers.
         metric: metric of the comparison.
+        rare: see `rare_classes`.
     """
-    found = []
+    found = [f"{rare}: intervals of {METRIC_NAMES[metric]} are not reliable."] if rare and metric != "accuracy" else []
     tested = [arm for arm in arms if arm.against_majority is not None]
     if majority is not None and tested:
         useless = [arm for arm in tested if arm.useless]
-        found += [useless_text(arm, majority, metric) for arm in useless]
+        found += [useless_text(arm, majority, metric, rare) for arm in useless]
         if any(arm.name == reference for arm in useless):
             found.append(f"{reference} is the reference, so nothing is claimed about the other arms.")
         if not useless:

@@ -181,11 +181,16 @@ def resample(
     groups: Sequence[str | None] | None = None,
     resamples: int = 9999,
     seed: int = 0,
+    classes: npt.ArrayLike | None = None,
 ) -> Resampled:
     """Compute the scores of an arm on draws of test clips, for any metric of sums over clips.
 
     Clips are drawn with replacement, or whole groups with MIN_GROUPS groups or more. The same clips, groups and seed
     give the same draws, so that the scores of two arms are paired.
+
+    A metric that averages over the classes of a draw leaves out a class of which no clip was drawn: without the rare
+    class, even a constant answer scores 100%. With `classes`, each draw keeps every class: a draw that lost a class
+    gets one of its clips (or groups) more, chosen at random. Other draws do not change.
 
     Args:
         counts: what is summed over clips, of shape (seeds, clips, ...), such as `Task.label_counts` of each run.
@@ -193,6 +198,7 @@ def resample(
         groups: group (speaker) of each clip. None, or a None among them: unknown.
         resamples: number of draws.
         seed: seed of the draws.
+        classes: true class of each clip; None if a draw may lose a class.
 
     Raises:
         ValueError: There are fewer than two clips or no runs.
@@ -210,12 +216,18 @@ def resample(
     np.add.at(sums, unit, values.swapaxes(0, 1))
     flat = csr_array(sums.reshape(units, -1))
     rng = np.random.default_rng(seed)
+    # Each class has its own generator, so that the size of the blocks below does not matter.
+    members = [] if classes is None else [np.unique(unit[of_class]) for of_class in _each_class(classes)]
+    generators = [np.random.default_rng([seed, 2, number]) for number in range(len(members))]
     drawn = []
     rows = max(1, NUMBERS_AT_ONCE // max(units, sums[0].size))
     for start in range(0, resamples, rows):
         chosen = rng.integers(units, size=(min(rows, resamples - start), units))
         chosen += np.arange(len(chosen))[:, None] * units
         weights = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
+        for of_class, generator in zip(members, generators, strict=True):
+            lost = np.flatnonzero(weights[:, of_class].sum(1) == 0)
+            weights[lost, generator.choice(of_class, len(lost))] += 1
         drawn.append(metric((weights @ flat).reshape(-1, seeds, *parts)))
     whole = sums.sum(0)
     slopes = [
@@ -376,6 +388,19 @@ def _group_codes(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints,
         return unknown, None
     names, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     return codes.astype(np.int64), len(names)
+
+
+def _each_class(classes: npt.ArrayLike) -> list[npt.NDArray[np.bool_]]:
+    """Return which clips are of each class."""
+    names, codes = np.unique(np.asarray(classes), return_inverse=True)
+    return [codes == number for number in range(len(names))]
+
+
+def units_of_classes(classes: npt.ArrayLike, groups: Sequence[str | None] | None = None) -> dict[str, int]:
+    """Count the units of resampling that hold each class: groups where `resample` draws groups, else clips."""
+    labels = np.asarray(classes)
+    unit, _ = _units(groups, len(labels))
+    return {str(label): len(np.unique(unit[labels == label])) for label in np.unique(labels)}
 
 
 def _sums(correct: Ints, unit: Ints) -> Floats:

@@ -487,6 +487,57 @@ def test_a_perfect_arm_is_better_than_the_controls(tmp_path: Path) -> None:
     assert np.isnan(full.against_majority.difference.low) and full.against_majority.difference.estimate == 0.5
 
 
+def write_rare(folder: Path, truth: np.ndarray, groups: int, alarms: int, missed: int = 0) -> None:
+    """Write three arms on a rare class: one with a few errors, a constant one, and one that answers at random."""
+    for name in ("full", "lora", "head_only"):
+        write_arm(folder, name, 0.5)
+        for seed, run in enumerate(sorted((folder / name).glob("final*"))):
+            wrong = np.concatenate([np.flatnonzero(~truth)[:alarms], np.flatnonzero(truth)[:missed]])
+            yes = {"full": truth.copy(), "lora": np.zeros(len(truth), bool), "head_only": np.roll(truth, 7 + seed)}[
+                name
+            ]
+            if name == "full":
+                yes[wrong] = ~yes[wrong]
+            table = pd.read_parquet(run / "predictions.parquet").iloc[: len(truth)]
+            table["group"] = [f"speaker{i % groups}" if groups else None for i in range(len(truth))]
+            table.to_parquet(run / "predictions.parquet")
+            write_answers(run, yes, truth)
+
+
+@pytest.mark.parametrize(
+    ("truth", "groups", "alarms", "missed"),
+    [
+        pytest.param(np.arange(100) % 34 == 5, 0, 2, 0, id="3 of 100 clips"),
+        pytest.param(np.arange(200) % 20 < 3, 20, 1, 1, id="3 of 20 groups"),
+    ],
+)
+def test_draws_keep_the_rare_class(tmp_path: Path, truth: np.ndarray, groups: int, alarms: int, missed: int) -> None:
+    """Without the rare class, the majority's answers would all be right."""
+    assert truth.sum() == (30 if groups else 3)
+    write_rare(tmp_path, truth, groups, alarms, missed)
+    comparison = read_comparison([tmp_path])
+    assert {arm.name for arm in comparison.arms if not arm.useless} == {"full"}
+    assert by_name(comparison)["lora"].against_majority.constant
+    assert by_name(comparison)["full"].against_majority.difference.groups == (groups or None)
+
+
+def test_a_class_with_one_clip_is_named(tmp_path: Path) -> None:
+    truth = np.arange(100) == 50
+    write_rare(tmp_path, truth, 0, 2)
+    comparison = read_comparison([tmp_path])
+    assert comparison.on_controls[0] == "'yes' has 1 test clip: intervals of macro-F1 are not reliable."
+    for run in tmp_path.glob("full/final[012]"):
+        write_answers(run, np.zeros(100, bool), truth)
+    comparison = read_comparison([tmp_path])
+    assert by_name(comparison)["full"].rank is None
+    said = "full cannot be shown to be better than always answering 'no': 'yes' has 1 test clip, so the interval is not"
+    assert any(text.startswith(said) for text in comparison.on_controls)
+    truth = np.arange(200) % 20 < 1
+    write_rare(tmp_path / "groups", truth, 20, 0, 1)
+    said = "'yes' has 1 test group: intervals of macro-F1 are not reliable."
+    assert read_comparison([tmp_path / "groups"]).on_controls[0] == said
+
+
 def test_the_largest_class_is_that_of_the_training_clips(tmp_path: Path) -> None:
     write_unbalanced(tmp_path, full=learner(0.8, 0.05), lora=learner(0.7, 0.05))
     assert read_comparison([tmp_path]).majority == "'no'"
