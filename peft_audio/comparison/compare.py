@@ -282,7 +282,7 @@ def _described(
         results=tuple(peft_result(run) for run in every),
         metric=question.metric,
         majority=majority,
-        on_controls=sentences(order, question.reference, majority, question.metric, rare),
+        on_controls=sentences(order, question.reference, majority, question.metric, rare, bool(broken)),
         labels=tuple(map(printable, answers.labels)),
         label_clips=tuple(int(count) for count in answers.of_labels().sum(axis=1)),
     )

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from peft_audio.comparison.arms import correctness, resampled
-from peft_audio.comparison.results import Arm, ControlTest
+from peft_audio.comparison.results import Arm, ControlTest, in_quotes
 from peft_audio.evaluation.significance import (
     Difference,
     holm,
@@ -102,11 +102,12 @@ def with_log_mel(
 
 
 def majority_label(tables: Tables) -> str | None:
-    """Name the label that the majority control answers; with folds, the labels."""
+    """Name the label that the majority control answers; with folds, the labels, see `Comparison.majority`."""
     if MAJORITY not in tables:
         return None
     (answers,) = tables[MAJORITY].values()
-    return " or ".join(f"'{printable(label)}'" for label in np.unique(answers.decided))
+    labels = [printable(str(label)) for label in np.unique(answers.decided)]
+    return labels[0] if len(labels) == 1 else " or ".join(f"'{label}'" for label in labels)
 
 
 def rare_classes(labels: Sequence[str], groups: Sequence[str | None]) -> str:
@@ -136,11 +137,11 @@ def useless_text(arm: Arm, majority: str, metric: str, rare: str = "") -> str:
     test = arm.against_majority
     if test is None or test.better:
         raise ValueError(f"{arm.name} was not tested, or is better")
-    start = f"{arm.name} is no better than always answering {majority}"
+    start = f"{arm.name} is no better than always answering {in_quotes(majority)}"
     if test.constant:
         return f"{start}: it gives this answer for every test clip."
     if rare and metric != "accuracy" and test.difference.estimate > 0:
-        start = f"{arm.name} cannot be shown to be better than always answering {majority}"
+        start = f"{arm.name} cannot be shown to be better than always answering {in_quotes(majority)}"
         return f"{start}: {rare}, so the interval is not reliable ({METRIC_NAMES[metric]}; {_reason(test, metric)})."
     return f"{start} ({METRIC_NAMES[metric]}; {_reason(test, metric)})."
 
@@ -165,7 +166,7 @@ def _reason(test: ControlTest, metric: str) -> str:
 
 
 def sentences(
-    arms: Sequence[Arm], reference: str, majority: str | None, metric: str, rare: str = ""
+    arms: Sequence[Arm], reference: str, majority: str | None, metric: str, rare: str = "", broken: bool = False
 ) -> tuple[str, ...]:
     """Write what the tests against the controls show.
 
@@ -175,17 +176,27 @@ def sentences(
         majority: label that the majority control answers.
         metric: metric of the comparison.
         rare: see `rare_classes`.
+        broken: true if a rule of the comparison is broken; then no arm is called better.
     """
     found = [f"{rare}: intervals of {METRIC_NAMES[metric]} are not reliable."] if rare and metric != "accuracy" else []
     tested = [arm for arm in arms if arm.against_majority is not None]
     if majority is not None and tested:
+        answer = f"always answering {in_quotes(majority)}"
         useless = [arm for arm in tested if arm.useless]
+        missing = [arm.name for arm in arms if arm.against_majority is None and not arm.control]
         found += [useless_text(arm, majority, metric, rare) for arm in useless]
         if any(arm.name == reference for arm in useless):
             found.append(f"{reference} is the reference, so nothing is claimed about the other arms.")
-        if not useless:
-            all_of_them = "Every arm is" if len(tested) > 1 else f"{tested[0].name} is"
-            found.append(f"{all_of_them} better than always answering {majority} ({METRIC_NAMES[metric]}).")
+        if not useless and not broken:
+            names = [arm.name for arm in tested]
+            those = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+            those = "Every arm is" if len(names) > 1 and not missing else those
+            found.append(f"{those} better than {answer} ({METRIC_NAMES[metric]}).")
+        if missing:
+            found.append(
+                f"{', '.join(missing)}: not tested against {answer}, because no seed has all its final runs on the "
+                "same test clips."
+            )
     # A claim begins with this sentence.
     found += [text for arm in arms if not arm.claim and not arm.useless and (text := log_mel_text(arm, metric))]
     return tuple(found)

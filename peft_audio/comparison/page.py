@@ -16,7 +16,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Column, Table
 
 from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
-from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparison, Score
+from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparison, Score, in_quotes
 from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
 from peft_audio.tasks.metrics import METRIC_NAMES
@@ -102,8 +102,9 @@ def _scores(comparison: Comparison) -> Section:
     rows = []
     for arm in arms:
         if arm.useless and not any(other.useless for other in arms[: arms.index(arm)]):
-            line = f"no better than always answering {comparison.majority}:"
-            rows.append(tuple(line if name == "arm" else "" for name in header))
+            rows.append(_line(f"no better than always answering {in_quotes(comparison.majority)}:", header))
+        if arm.control and any(other.useless for other in arms) and not arms[arms.index(arm) - 1].control:
+            rows.append(_line("controls:", header))
         rows.append(_score_row(comparison, arm))
     lines = []
     if any(arm.control for arm in arms):
@@ -113,6 +114,11 @@ def _scores(comparison: Comparison) -> Section:
     if any(arm.gap is not None for arm in arms):
         lines.append("gap: training accuracy minus validation accuracy.")
     return Section("Scores", header=header, rows=tuple(rows), name_column=1, lines=tuple(lines))
+
+
+def _line(text: str, header: Sequence[str]) -> tuple[str, ...]:
+    """Make a row of the scores that is a heading for the rows below it."""
+    return tuple(text if name == "arm" else "" for name in header)
 
 
 def _score_row(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
@@ -371,7 +377,7 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
 
 
 def is_line(row: Sequence[str]) -> bool:
-    """Return whether a row of the scores separates ranked arms from those below the line."""
+    """Return whether a row of the scores is a heading for the rows below it."""
     return row.count("") == len(row) - 1
 
 

@@ -228,7 +228,8 @@ class Comparison:
         split_sha256: Distinct hashes of the splits.
         results: Final runs in the format of PEFT's method comparison, see `peft_result`.
         metric: Test metric that ranks the arms, and of which differences are, one of `METRICS`.
-        majority: Label that the majority control answers, or several with folds; None if it is unknown.
+        majority: Label that the majority control answers; several labels, of folds, stand in quotes with "or" between
+            them; None if it is unknown. Earlier versions put one label in quotes, too.
         on_controls: Sentences on the arms beside the controls.
         labels: Label names.
         label_clips: Number of test clips of each label.
@@ -259,6 +260,12 @@ class Comparison:
     labels: tuple[str, ...] = ()
     label_clips: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+
+def in_quotes(majority: str | None) -> str:
+    """Quote `Comparison.majority` for sentences."""
+    majority = majority or ""
+    return majority if majority.startswith("'") else f"'{majority}'"
 
 
 # Packages whose versions PEFT's method comparison lists.

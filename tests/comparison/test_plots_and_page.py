@@ -18,9 +18,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from peft_audio.comparison.controls import sentences
 from peft_audio.comparison.page import print_comparison, rate_text, to_html, to_json, to_markdown, write_comparison
 from peft_audio.comparison.plots import COSTS, draw_comparison, place, to_bytes
-from peft_audio.comparison.results import Arm, Comparison, Curve, Failure, Score, Trial
+from peft_audio.comparison.results import Arm, Comparison, ControlTest, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import Difference, Interval
 from peft_audio.text import with_minus
 
@@ -305,6 +306,33 @@ def test_tables_on_screen_fit_80_columns_and_shorten_no_name(arms: tuple[Arm, ..
     print_comparison(compared(arms, notes=()), [Path("a/comparison.md")], Console(file=file, width=80))
     rows = [line for line in file.getvalue().splitlines() if line.startswith(" ")]
     assert len(rows) > 20 and max(map(len, rows)) <= 80 and "…" not in file.getvalue()
+
+
+def against_majority(better: bool) -> ControlTest:
+    low = 0.1 if better else -0.1
+    return ControlTest(Difference(0.2, low, 0.3, 0.001, 180, 3, True, (5, 5)), 0.001, better)
+
+
+def test_controls_have_a_line_of_their_own_below_useless_arms() -> None:
+    useless = replace(ARMS[2], name="head_only", rank=None, claim=None, against_majority=against_majority(False))
+    for stored in ("no", "'no'"):  # earlier versions stored quotes
+        rows = to_markdown(compared((ARMS[0], useless, *ARMS[4:]), majority=stored)).splitlines()
+        line = next(i for i, row in enumerate(rows) if "no better than always answering 'no':" in row)
+        assert "head_only" in rows[line + 1] and "controls:" in rows[line + 2] and "log-mel" in rows[line + 3]
+        assert "majority" in rows[line + 4]
+    assert "controls:" not in to_markdown(compared())
+
+
+def test_only_tested_arms_are_called_better_and_none_where_a_rule_is_broken() -> None:
+    full, lora = (replace(whole, against_majority=against_majority(True)) for whole in ARMS[:2])
+    arms = (full, lora, ARMS[3], ARMS[4])
+    missing = "_odd_: not tested against always answering 'no', because no seed has all its final runs on the same test"
+    better, untested = sentences(arms, "full", "no", "macro_f1")
+    assert better == "full and lora are better than always answering 'no' (macro-F1)." and untested.startswith(missing)
+    (untested,) = sentences(arms, "full", "no", "macro_f1", broken=True)
+    assert untested.startswith(missing)
+    assert sentences(arms[:2], "full", "no", "macro_f1")[0].startswith("Every arm is better")
+    assert sentences(arms[:2], "full", "no", "macro_f1", broken=True) == ()
 
 
 def test_negative_numbers_have_a_minus_in_text_and_a_hyphen_in_json() -> None:
