@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
     findings += [*_odd(good, cfg), *_copies(good, fingerprints, hashes, times), *_sides(good, collection)]
-    findings += _unbalanced(good, cfg)
+    findings += _unbalanced(good, collection, cfg)
     groups = count_groups(good, "recording" if collection.groups_are_recordings else "group")
     if groups is None or collection.groups_are_recordings:
         findings += _suspected(good, collection, cfg)
@@ -276,7 +276,7 @@ def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
         yield Finding("groups that stand in several splits", True, files)
 
 
-def _unbalanced(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
+def _unbalanced(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
     """Find classes that are too small to be tested, and one that outweighs the others."""
     counts = clips["label"].value_counts()
     if len(counts) < 2:
@@ -295,9 +295,10 @@ def _unbalanced(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
     tested = splits["label"][splits["split"] == "test"].value_counts()
     single = sorted(tested.index[tested == 1])
     if single:
+        more = max(counts[single]) > sides
         yield Finding(
-            "classes with one test clip, whose recall can only be 0 or 1. Test more of them: add clips, raise "
-            "--data.test_share, or test every clip once with --data.fold 0 to 4",
+            "classes with one test clip, whose recall can only be 0 or 1. Test more of them: "
+            f"{_ways_to_test_more(clips, collection, cfg, more)}",
             False,
             tuple(f"{label}: 1 of {several(counts[label], 'clip')}" for label in single),
         )
@@ -310,6 +311,29 @@ def _unbalanced(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
             False,
             (f"{largest}: {several(counts.iloc[0], 'clip')}", f"{smallest}: {several(counts.iloc[-1], 'clip')}"),
         )
+
+
+def _ways_to_test_more(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig, more: bool) -> str:
+    """Return what can be done about few test clips; `more` says whether a larger share would hold out more of them."""
+    if cfg.splits_file is not None:
+        return f"add clips, or give more of them the split test in {cfg.splits_file}"
+    folds = f"--data.fold 0 to {cfg.num_folds - 1}"
+    if cfg.fold is not None:
+        return f"add clips, lower --data.num_folds, or train with each of {folds}, which tests every clip once"
+    given = set(collection.clips["split"]) - {""}
+    if "test" in given:
+        return (
+            "add clips to the test split of the source, or divide the clips anew with a table of the columns id and "
+            "split as --data.splits_file"
+        )
+    ways = ["raise --data.test_share"] if more else []
+    if not given:
+        try:
+            divide(clips.assign(split=""), replace(cfg, fold=0))
+            ways.append(f"test every clip once with {folds}")
+        except UserError:
+            pass  # too few clips or groups for so many folds
+    return ", or ".join([", ".join(["add clips", *ways[:-1]]), *ways[-1:]])
 
 
 def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
@@ -329,7 +353,7 @@ def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> I
     if collection.groups_are_recordings:
         groups = list(clips["group"].map(dict(zip(one_each["group"], groups, strict=True))))
     clips = clips.assign(group=groups)
-    sizes = clips["group"].value_counts()
+    sizes = clips["group"][clips["group"] != ""].value_counts()
     leaking = leaking_groups(clips)
     divided = bool((clips["split"] != "").any())
     if divided and not leaking:
@@ -341,7 +365,11 @@ def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> I
         f"recordings. {sides} {int(sizes[shown].sum())} of {len(clips)} clips. If they are, keep each on one side with "
         f"{suspicion.flag}"
     )
+    empty = clips["group"] == ""
+    if empty.any():
+        what += f". First fill {several(int(empty.sum()), 'empty cell')} of that column, as each row needs a group"
     if cfg.splits_file is None:
+        clips = clips.assign(group=clips["group"].where(~empty, clips["id"]))
         try:
             divide(clips.assign(split=collection.clips["split"].reindex(clips["number"]).to_numpy()), cfg)
         except UserError as error:

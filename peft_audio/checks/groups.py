@@ -25,6 +25,7 @@ SEPARATORS = "-_. ,;+~@#=()[]"
 UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 FEWEST_GROUPS = 3  # one for each split
 FEWEST_CLIPS = 10
+FILLED = 0.8  # of the cells of a column have a value
 SHARED = 0.3  # of the clips share their value with another clip
 MOST_GROUPS = 0.8  # of the clips; with more groups nearly each clip has its own
 MOST_IN_ONE = 0.8  # of the clips; a value that nearly all have is a tag
@@ -48,7 +49,7 @@ class Suspicion:
     Attributes:
         where: Place of the value, such as "file names".
         flag: The setting that declares it, such as `--data.group_pattern '^([^_]+)_'`.
-        groups: The value of each clip.
+        groups: The value of each clip; "" where a cell is empty.
     """
 
     where: str
@@ -146,8 +147,11 @@ def suspect_column(table: pd.DataFrame, labels: Sequence[str]) -> Suspicion | No
         words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())
         words += ["".join(words), *(word.removesuffix("id") for word in words)]
         known = [GROUP_COLUMNS.index(word) for word in words if word in GROUP_COLUMNS]
-        values = table[column].tolist()
-        if known and all(values) and _is_shared(values, labels):
+        values = [value.strip() for value in table[column].tolist()]
+        filled = [row for row, value in enumerate(values) if value]
+        if len(filled) < FILLED * len(values):
+            continue
+        if known and _is_shared([values[row] for row in filled], [labels[row] for row in filled]):
             flag = f"--data.group_column {shlex.quote(column)}"
             by_word[min(known)] = Suspicion(f"column {column!r} of the table", flag, tuple(values))
     return by_word[min(by_word)] if by_word else None

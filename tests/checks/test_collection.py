@@ -258,7 +258,9 @@ def test_balance_is_checked_with_flags_that_help(tmp_path: Path) -> None:
     pd.DataFrame(splits).to_csv(tmp_path / "kept.csv", index=False)
     found = findings(check(DataConfig(source=str(tmp_path), splits_file=str(tmp_path / "kept.csv"))))
     (single,) = [what for what in found if "one test clip" in what]
-    assert found[single] == ("tired: 1 of 5 clips",) and "--data.test_share" in single
+    assert found[single] == ("tired: 1 of 5 clips",) and single.endswith(
+        "the split test in " + str(tmp_path / "kept.csv")
+    )
     assert not [what for what in found if "fewer clips than can be tested" in what]
 
 
@@ -303,3 +305,43 @@ def test_the_pattern_for_a_table_with_backslashes_works(tmp_path: Path, folders:
     _, pattern = shlex.split(what.rpartition(" with ")[2])
     declared = check(DataConfig(source=str(tmp_path / "clips.csv"), group_pattern=pattern))
     assert declared.groups is not None and declared.groups.groups == 6 and declared.groups.on_several_sides == 0
+
+
+def advice(cfg: DataConfig) -> str:
+    (what,) = [what for what in findings(check(cfg)) if "one test clip" in what]
+    return what.partition("Test more of them: ")[2]
+
+
+def test_the_advice_on_few_test_clips_fits_the_splits_of_the_source(tmp_path: Path) -> None:
+    for i in range(16):
+        split, label = ("train", "train", "train", "test")[i // 2 % 4] if i < 8 else "train", "ab"[i % 2]
+        write_digit(tmp_path / "own" / split / label / f"{i}.flac", i)
+        write_digit(tmp_path / "half" / ("train", "valid")[i // 2 == 7] / label / f"{i}.flac", i)
+        if i < 10:
+            write_digit(tmp_path / "none" / label / f"{i}.flac", i)
+        if i < 6:
+            write_digit(tmp_path / "few" / label / f"{i}.flac", i)
+    own = advice(DataConfig(source=str(tmp_path / "own")))
+    assert "--data.splits_file" in own and "test_share" not in own and "--data.fold" not in own
+    half = advice(DataConfig(source=str(tmp_path / "half")))
+    assert half == "add clips, or raise --data.test_share"
+    none = str(tmp_path / "none")
+    assert advice(DataConfig(source=none)) == (
+        "add clips, raise --data.test_share, or test every clip once with --data.fold 0 to 4"
+    )
+    folded = advice(DataConfig(source=none, num_folds=4, fold=1))
+    assert "--data.num_folds" in folded and "--data.fold 0 to 3" in folded
+    assert advice(DataConfig(source=str(tmp_path / "few"))) == "add clips"  # 3 clips, 3 splits, 5 folds
+
+
+def test_a_column_with_some_empty_cells_is_suspected(tmp_path: Path) -> None:
+    rows = []
+    for i in range(48):
+        file = write_digit(tmp_path / f"{i}.flac", i)
+        rows.append({"path": file.name, "label": "ab"[i % 2], "speaker": f"person {i // 8}" if i else ""})
+    pd.DataFrame(rows).to_csv(tmp_path / "clips.csv", index=False)
+    (what,) = [
+        what for what in findings(check(DataConfig(source=str(tmp_path / "clips.csv")))) if "clips share" in what
+    ]
+    assert "clips share 6 values" in what and "47 of 48 clips" in what and "cannot be divided" not in what
+    assert "--data.group_column speaker. First fill 1 empty cell of that column, as each row needs a group" in what
