@@ -109,11 +109,8 @@ class Splits:
 
     def dataset_sha256(self) -> str:
         """A hash of every recording's id, label and bytes: changed, added, cut or relabelled clips change it."""
-        facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
-        rows = pd.concat([self[split].select_columns(facts).to_pandas() for split in SPLITS]).drop_duplicates("id")
-        rows["label"] = self.task.decode(rows["label"].to_numpy(), self.labels)
         source = [f"{self.stream.name}\t{self.revision}"] if self.stream else []
-        return _sha256([*source, *("\t".join(map(str, row)) for row in rows.itertuples(index=False))])
+        return hash_of_rows([self[split] for split in SPLITS], self.labels, self.task, source)
 
     def split_sha256(self) -> str:
         """A hash of which recording stands in which split."""
@@ -258,6 +255,21 @@ def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str, task: Task) -
     table = pa.Table.from_pandas(rows, schema, preserve_index=False).sort_by(order)
     # Without a fingerprint, datasets makes one of a copy of all rows.
     return Dataset(table, fingerprint=name)
+
+
+def hash_of_rows(tables: Iterable[Dataset], labels: Sequence[str], task: Task, source: Sequence[str] = ()) -> str:
+    """Hash the id, label, part and bytes of each row, see `Splits.dataset_sha256`.
+
+    Args:
+        tables: Rows as `to_rows` makes them.
+        labels: Labels in the order of their numbers.
+        task: Decoder of the labels.
+        source: Other lines to hash.
+    """
+    facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
+    rows = pd.concat([table.select_columns(facts).to_pandas() for table in tables]).drop_duplicates("id")
+    rows["label"] = task.decode(rows["label"].to_numpy(), labels)
+    return _sha256([*source, *("\t".join(map(str, row)) for row in rows.itertuples(index=False))])
 
 
 def recordings_of(rows: Dataset, labels: Sequence[str], task: Task) -> pd.DataFrame:

@@ -116,13 +116,20 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
     """
     _refuse_others(cfg, adapter.record.crop)
     run = own_run(adapter.folder, adapter.record)
-    cfg = pin_revision(read_as_in_run(cfg, run), None)
+    cfg, taken_over = read_as_in_run(cfg, run)
+    cfg = pin_revision(cfg, None)
     collection = find_clips(cfg, least_labels=1)
     collection = with_labels_of(adapter.labels, collection, cfg.source)
     clips = scan(collection, quiet=not sys.stderr.isatty())
     bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
         raise UserError(f"--data.source: none of the {len(clips)} clips of {cfg.source} can be used; peft-audio check.")
+    if run is not None and run.is_other_collection(good, adapter.record):
+        taken_over.append(
+            f"{cfg.source} is another collection than that of the run in {run.folder}, or a part of it: it has clips "
+            "of the same names, but another dataset_sha256 than report.json"
+        )
+        run = None
     chosen, name, notes = _choose(good, cfg, split, run)
     crop = adapter.record.crop
     windows = cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds"))
@@ -163,7 +170,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         labels=adapter.labels,
         unseen=tuple(label for label in adapter.labels if label not in occur),
         skipped=tuple(zip(where, bad["error"], strict=True)),
-        notes=(*collection.notes, *collection.doubts, *notes),
+        notes=(*taken_over, *collection.notes, *collection.doubts, *notes),
         revision=collection.revision,
         task=adapter.task,
     )

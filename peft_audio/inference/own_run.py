@@ -17,9 +17,14 @@ from peft_audio.adapters.trained_clips import FALSE_ALARMS, read_trained_clips
 from peft_audio.config import DataConfig, dotted
 from peft_audio.config.fields import changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, clip_hash
-from peft_audio.data.tables import MANIFEST_SUFFIXES
-from peft_audio.files import expanded
+from peft_audio.data.splits import hash_of_rows, to_rows
+from peft_audio.data.tables import MANIFEST_SUFFIXES, as_text, read_table
+from peft_audio.data.windows import cut_windows
+from peft_audio.errors import UserError
+from peft_audio.files import expanded, read_json
 from peft_audio.runs.finished import made_adapter
+
+ROWS_TRIED = 100  # of a table's first rows
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,13 @@ class OwnRun:
         folder: folder of the run.
         clips: one row per clip of its splits: `id`, `group`, `split` and `clip_hash` ("" in runs of earlier versions).
         settings: its settings by dotted name.
+        dataset_sha256: hash of its clips, from its report.
     """
 
     folder: Path
     clips: pd.DataFrame
     settings: dict[str, Any]
+    dataset_sha256: str = ""
 
     def divide(self, clips: pd.DataFrame) -> pd.DataFrame:
         """Give each clip its split in the run, and its group where it has none; "" for clips that the run lacks.
@@ -62,6 +69,22 @@ class OwnRun:
         """Whether its splits hold the hashes of its clips."""
         return bool((self.clips["clip_hash"] != "").any())
 
+    def is_other_collection(self, clips: pd.DataFrame, record: AdapterRecord) -> bool:
+        """Return whether clips have names of the run, but are not its clips.
+
+        Hashes of single clips tell it. Runs of earlier versions have one hash of all their clips.
+
+        Args:
+            clips: scanned clips of a source, with labels of the adapter.
+            record: record of the adapter.
+        """
+        same_names = clips[clips["id"].isin(set(self.clips["id"]))]
+        if self.hashed or same_names.empty or self.settings.get("data.streaming"):
+            return False
+        windows = cut_windows(same_names, record.crop.get("window_seconds"), record.crop.get("hop_seconds"))
+        rows = to_rows(windows, record.labels, "all", record.task)
+        return hash_of_rows([rows], record.labels, record.task) != self.dataset_sha256
+
     def holds_whole(self, split: str, clips: pd.DataFrame) -> bool:
         """Return whether clips include the whole of one split of the run."""
         key = "clip_hash" if self.hashed else "id"
@@ -88,22 +111,60 @@ def own_run(folder: Path | None, record: AdapterRecord) -> OwnRun | None:
     try:
         clips = pq.read_table(run / "splits.parquet").to_pandas()
         settings = dotted((run / "config.yaml").read_text(encoding="utf-8"))
-        clips = clips.reindex(columns=["id", "group", "split", "clip_hash"]).fillna("")
+        clips = clips.reindex(columns=["id", "group", "split", "clip_hash"], fill_value="").fillna("")
     except (OSError, ValueError, yaml.YAMLError, pa.ArrowException):
         return None
-    return OwnRun(run, clips[clips["split"].isin(SPLITS)], settings) if len(clips) else None
+    clips, made = clips[clips["split"].isin(SPLITS)], str(read_json(run / "report.json").get("dataset_sha256"))
+    return OwnRun(run, clips, settings, made) if len(clips) else None
 
 
-def read_as_in_run(cfg: DataConfig, run: OwnRun | None) -> DataConfig:
-    """Return the settings with the columns and names by which the run read the same source, where none are given."""
+def read_as_in_run(cfg: DataConfig, run: OwnRun | None) -> tuple[DataConfig, list[str]]:
+    """Take over the columns and names by which the run read the same source, where none are given.
+
+    A table of the same name counts as the same source, as far as it has the columns and lacks the recordings.
+
+    Returns:
+        The settings, and a note on those that were taken over.
+    """
     if run is None or not _same_source(cfg.source, str(run.settings.get("data.source", ""))):
-        return cfg
+        return cfg, []
     made = {
         name: run.settings.get(f"data.{name}")
         for name, about in settings_of(cfg).items()
         if about.names_parts and name not in changed_fields(cfg)
     }
-    return replace(cfg, **{name: value for name, value in made.items() if value is not None})
+    made = {name: value for name, value in made.items() if value is not None}
+    if made and expanded(cfg.source).suffix.lower() in MANIFEST_SUFFIXES:
+        made = _that_fit(made, cfg, expanded(str(run.settings["data.source"])))
+    if not made:
+        return cfg, []
+    flags = " ".join(f"--data.{name} {value}" for name, value in made.items())
+    return replace(cfg, **made), [f"{cfg.source} is read as in the run in {run.folder}: {flags}"]
+
+
+def _that_fit(made: dict[str, Any], cfg: DataConfig, source: Path) -> dict[str, Any]:
+    """Keep the columns that a table has, and the folder of recordings if it exists.
+
+    The folder is not kept for another table than that of the run whose recordings are beside it.
+
+    Args:
+        made: settings of the run by name.
+        cfg: settings as given.
+        source: table of the run.
+    """
+    file = expanded(cfg.source)
+    try:
+        table, _ = read_table(file, "data.source")
+    except UserError:  # raised again where the clips are read
+        return {}
+    fitting = {name: value for name, value in made.items() if not name.endswith("_column") or value in table}
+    column = fitting.get("audio_column") or cfg.audio_column or "path"
+    if "audio_folder" in fitting:
+        names = table[column].head(ROWS_TRIED).map(as_text) if column in table else []
+        beside = file.resolve() != source.resolve() and all((file.parent / name).exists() for name in names)
+        if beside or not expanded(fitting["audio_folder"]).is_dir():
+            del fitting["audio_folder"]
+    return fitting
 
 
 def _same_source(given: str, made: str) -> bool:

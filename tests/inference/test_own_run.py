@@ -21,9 +21,11 @@ from peft_audio.adapters.trained_clips import (
     write_trained_clips,
 )
 from peft_audio.cli import main
+from peft_audio.config.fields import changed_fields
 from peft_audio.data.clip_table import ClipTable, make_clips
 from peft_audio.errors import UserError
 from peft_audio.inference.evaluate import with_labels_of
+from peft_audio.inference.own_run import OwnRun, read_as_in_run
 
 PATTERN = r"^(s\d+)_"
 
@@ -111,6 +113,51 @@ def test_other_and_mixed_collections_are_named(run: Path, tmp_path: Path, capsys
     assert (found["split"], found["recordings"]) == ("all", 8 + len(some))
     assert (found["seen_clips"]["recordings"], found["unseen_clips"]["recordings"]) == (len(some), 8)
     assert any(note.startswith(f"{len(some)} of {8 + len(some)} clips of") for note in found["notes"])
+
+
+def test_names_alone_do_not_make_a_collection_that_of_an_earlier_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions saved no hashes of single clips."""
+    old = Path(shutil.copytree(run, tmp_path / "old"))
+    made = pd.read_parquet(old / "splits.parquet")
+    made.drop(columns="clip_hash").to_parquet(old / "splits.parquet")
+    (old / "adapter" / "trained_clips.bin").unlink()
+    found = evaluated(capsys, old / "adapter", run.parent / "clips", "--split", "all")
+    assert found["seen_known_from"] == "the names in splits.parquet"
+    assert found["seen_clips"]["recordings"] == (made["split"] != "test").sum()
+    for i, name in enumerate(made["id"]):
+        write_tone(tmp_path / "new" / name, 300 + 900 * name.startswith("high"), 0.3, seed=900 + i)
+    found = evaluated(capsys, old / "adapter", tmp_path / "new")
+    assert (found["split"], found["recordings"]) == ("all", len(made))
+    assert found["seen_clips"] is None and found["seen_known_from"] is None
+    assert any(note.startswith(f"{tmp_path / 'new'} is another collection than that") for note in found["notes"])
+
+
+def test_a_table_is_read_as_in_the_run_only_where_that_fits(tmp_path: Path) -> None:
+    for folder, header in (("a", "name,emotion"), ("b", "name,label"), ("c", "name,emotion")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "meta.csv").write_text(f"{header}\n0.wav,low\n")
+    (tmp_path / "audio").mkdir()
+    for folder in ("a", "c"):
+        (tmp_path / folder / "0.wav").touch()
+    made = {"source": str(tmp_path / "a" / "meta.csv"), "audio_column": "name", "label_column": "emotion"}
+    made |= {"audio_folder": str(tmp_path / "audio")}
+    run = OwnRun(tmp_path / "run", pd.DataFrame(), {f"data.{name}": value for name, value in made.items()})
+
+    def read(folder: str) -> dict[str, Any]:
+        cfg, notes = read_as_in_run(DataConfig(source=str(tmp_path / folder / "meta.csv")), run)
+        changed = {name: value for name, value in changed_fields(cfg).items() if name != "source"}
+        assert len(notes) == 1 and all(f"--data.{name} {value}" in notes[0] for name, value in changed.items())
+        return changed
+
+    del made["source"]
+    assert read("a") == made
+    assert read("b") == {name: made[name] for name in ("audio_column", "audio_folder")}
+    assert read("c") == {name: made[name] for name in ("audio_column", "label_column")}
+    (tmp_path / "audio").rmdir()
+    assert read("b") == {"audio_column": "name"}
+    assert read_as_in_run(DataConfig(source=str(tmp_path / "b" / "other.csv")), run)[1] == []
 
 
 def test_segments_of_a_trained_recording_are_known(
