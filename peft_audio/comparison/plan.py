@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_audio.comparison.jobs import in_words, threads_of_run, wait_and_measure
-from peft_audio.comparison.rules import MIN_SEEDS
+from peft_audio.comparison.rules import MIN_SEEDS, ON_TEST, equal_settings
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import Cell, cells, check_arms, first_rate, grid_of, is_tuned, make_job
 from peft_audio.errors import UserError
@@ -179,7 +179,8 @@ class Plan:
         unranked: reasons why the result cannot be ranked; empty if it can.
         settings: settings that were cut to fit into `minutes`, by dotted name.
         fits: whether the comparison fits into `minutes`; None without it.
-        rank_minutes: time of the comparison with as many seeds and rates as a ranking needs; None if it has them.
+        rank_minutes: time of the comparison with as many seeds and rates as a ranking needs; None if it has them, or if
+            other settings forbid a ranking.
         other_cpus: mean number of CPUs that other programs kept busy during the timing, if it was too many.
     """
 
@@ -211,7 +212,9 @@ def plan(cfg: CompareRecipe, timing: Timing, settings: dict[str, Any] | None = N
         unranked=unranked(cfg),
         settings=settings or {},
         fits=fits,
-        rank_minutes=(duration(ranked, timing) + timing.seconds) / 60 if ranked != cfg else None,
+        rank_minutes=(duration(ranked, timing) + timing.seconds) / 60
+        if ranked != cfg and not unranked(ranked)
+        else None,
         other_cpus=timing.other_cpus if timing.busy else None,
     )
 
@@ -228,12 +231,26 @@ def runs_at_once(cfg: CompareRecipe, costs_count: bool) -> int:
 
 
 def unranked(cfg: CompareRecipe) -> tuple[str, ...]:
-    """Return the reasons why the result of a comparison cannot be ranked."""
+    """Return the reasons, as far as settings tell, why the result of a comparison cannot be ranked.
+
+    `rules.broken_rules` tests the finished runs.
+    """
     found = []
     if cfg.seeds < MIN_SEEDS:
         found.append(f"{several(cfg.seeds, 'seed')}, must be {MIN_SEEDS} or more (--seeds {MIN_SEEDS})")
     if cfg.trials < LEAST_RATES:
         found.append(f"{several(cfg.trials, 'learning rate')}, must be {LEAST_RATES} or more (--trials {LEAST_RATES})")
+    arms = {name: cfg.all_arms()[name] for name in cfg.arms}
+    told = {name: cfg.shared_settings(arm) for name, arm in arms.items() if not arm.control or name == cfg.reference}
+    on_test = [name for name, settings in told.items() if settings.get("data.validate_on_test")]
+    if on_test:
+        found.append(f"epochs or rates of {', '.join(on_test)} are {ON_TEST}, must be chosen on validation")
+    for setting in equal_settings(cfg.train_seconds is not None):
+        values = {name: settings[setting] for name, settings in told.items() if setting in arms[name].flags}
+        section, _, field = setting.partition(".")
+        usual = [] if len(values) == len(told) else [getattr(getattr(cfg, section), field)]
+        if len({*map(str, values.values()), *map(str, usual)}) > 1:
+            found.append(f"{', '.join(values)}: other {setting} than the other arms, must be the same")
     return tuple(found)
 
 

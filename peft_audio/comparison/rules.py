@@ -12,6 +12,7 @@ from peft_audio.config import settings_equal_between_arms
 from peft_audio.runs.finished import Finished
 
 MIN_SEEDS = 5
+ON_TEST = "chosen on the test clips (data.validate_on_test)"
 Arms = Mapping[str, Sequence[Finished]]
 TrialsOfArms = Mapping[tuple[str, int | None], Trials]
 
@@ -38,12 +39,21 @@ def broken_rules(
         if len(hashes(runs)) > len({run.fold for run in runs})
     ]
     found += _different("had different final seeds or folds", finals, places)
-    for name in settings_equal_between_arms():
-        if not (timed and name in ("train.epochs", "train.max_steps")):
-            found += _different(f"had different {name}", every, partial(_values, name))
+    for name in equal_settings(timed):
+        found += _different(f"had different {name}", every, partial(_values, name))
     for name, runs in finals.items():
         found += _of_one_arm(name, runs, tuning.get(name, ()))
     return [*found, *_tuning(finals, tuning, trials)]
+
+
+def equal_settings(timed: bool) -> list[str]:
+    """List the settings that arms must have in common.
+
+    Args:
+        timed: whether the budget is a time, so that arms make different numbers of steps.
+    """
+    free = ("train.epochs", "train.max_steps") if timed else ()
+    return [name for name in settings_equal_between_arms() if name not in free]
 
 
 def hashes(runs: Sequence[Finished]) -> list[tuple[str, str, str]]:
@@ -59,7 +69,7 @@ def places(runs: Sequence[Finished]) -> list[tuple[int, str]]:
 def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished]) -> Iterable[str]:
     every = (*finals, *tuning)
     if any(run.report.get("validation_is_test") or run.settings.get("data.validate_on_test") for run in every):
-        yield f"{name}: its epochs or rates were chosen on the test clips (data.validate_on_test)."
+        yield f"{name}: its epochs or rates were {ON_TEST}."
     if any(run.report.get("test_accuracy") is not None for run in tuning):
         yield f"{name}: its tuning runs read the test split (train.evaluate_test)."
     # Written so that NaN, and a report that does not say, are no zeros.

@@ -90,6 +90,18 @@ def test_a_plan_adds_up() -> None:
     assert arm.seconds == pytest.approx((3 * tuning + 5 * final, 4 * tuning + 5 * final))
 
 
+def test_a_plan_names_settings_that_forbid_a_ranking() -> None:
+    assert unranked(settings()) == ()
+    data = DataConfig(validate_on_test=True)
+    (reason,) = unranked(settings(arms=["lora", "full", "majority"], data=data))
+    assert reason.startswith("epochs or rates of lora, full are chosen on the test clips (data.validate_on_test)")
+    own = {"short": ArmConfig("lora", [1e-3], {"train.epochs": 3}), "same": ArmConfig("lora", [1e-3], {"lora.r": 2})}
+    assert unranked(settings(arms=["full", "same"], own_arms=own)) == ()
+    (reason,) = unranked(settings(arms=["full", "short"], own_arms=own))
+    assert reason == "short: other train.epochs than the other arms, must be the same"
+    assert unranked(settings(arms=["full", "short"], own_arms=own, train_seconds=10.0)) == ()
+
+
 def test_runs_side_by_side_count_once_and_are_slower() -> None:
     cfg = settings(arms=["lora"], reference="lora")
     tuning, final = (run_seconds(cfg, TIMING, "lora", each, shared=True) for each in (False, True))
