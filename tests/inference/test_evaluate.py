@@ -82,7 +82,8 @@ def test_figures_are_those_of_the_adapters_own_run(
     )
     assert main([*call, "--split", "train", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["recordings"] == len(splits.recordings("train")) and told["notes"][-2].startswith("the train split")
+    assert told["recordings"] == len(splits.recordings("train"))
+    assert any(note.startswith("the train split") for note in told["notes"])
     check_settings(call, found["negative_log_likelihood"], capsys)
     (source / "low").rename(source / "deep")
     assert main(call) == 2 and "does not know: deep. It knows high, low, mid" in capsys.readouterr().err
