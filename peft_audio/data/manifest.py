@@ -134,10 +134,13 @@ def _columns(table: pd.DataFrame, file: Path, cfg: DataConfig) -> dict[str, str]
 
 
 def _without_views(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out rows that differ in Raven's column View alone: it lists a selection once for each view."""
+    """Leave out rows that differ in Raven's column View alone: it lists a selection once for each view.
+
+    The others keep their row numbers.
+    """
     if "View" not in table:
         return table, []
-    kept = table[~table.drop(columns="View").map(as_text).duplicated()].reset_index(drop=True)
+    kept = table[~table.drop(columns="View").map(as_text).duplicated()]
     left = len(table) - len(kept)
     return kept, [f"{left} rows that differ in View alone are left out"] if left else []
 

@@ -17,10 +17,10 @@ from peft_audio.text import listed
 
 # Words of column names, without units, spaces and punctuation: of Raven, Audacity, DCASE, NeMo, BirdNET and others.
 STARTS = (
-    *("start", "begin", "onset", "starttime", "begintime", "tstart", "tmin", "mint"),
+    *("start", "begin", "onset", "starttime", "begintime", "tstart", "mint"),
     *("segmentstart", "eventonset", "clipstart"),
 )
-ENDS = ["end", "stop", "endtime", "stoptime", "tend", "tmax", "maxt", "segmentend", "eventoffset", "clipend"]
+ENDS = ["end", "stop", "endtime", "stoptime", "tend", "maxt", "segmentend", "eventoffset", "clipend"]
 DURATIONS = ("duration", "dur", "length")
 OURS = ("start_seconds", "end_seconds")
 SAMPLES = ("sample", "samples", "frame", "frames")

@@ -49,7 +49,7 @@ def read_table(file: Path, flag: str) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"--{flag}: {file} does not exist; give a table of type {', '.join(MANIFEST_SUFFIXES)}.")
     try:
         if suffix == ".parquet":
-            return pd.read_parquet(file), []
+            return pd.read_parquet(file).reset_index(drop=True), []
         with file.open("rb") as content:
             # Excel writes "Unicode text" so.
             encoding = "utf-16" if content.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
@@ -79,8 +79,14 @@ def _separator(header: str, usual: str) -> str:
 
 
 def _read_lines(lines: Iterator[list[str]], file: Path, flag: str) -> pd.DataFrame:
-    """Read lines of fields below a header, all of them text; a field too many would shift the columns."""
-    header = [name.strip() for name in next(lines, [])]
+    """Read lines of fields below a header, all of them text; a field too many would shift the columns.
+
+    Unnamed columns without content are left out: spreadsheets write them.
+    """
+    names = [name.strip() for name in next(lines, [])]
+    rows = [row for row in lines if row]
+    kept = [i for i, name in enumerate(names) if name or any(row[i].strip() for row in rows if i < len(row))]
+    header = [names[i] for i in kept]
     if not header or len(set(header)) < len(header):
         what = "has no header" if not header else f"names a column twice: {listed(header, 20)}"
         raise UserError(f"--{flag}: {file} {what}; give a line of column names, each of its own.")
@@ -90,13 +96,12 @@ def _read_lines(lines: Iterator[list[str]], file: Path, flag: str) -> pd.DataFra
             f"--{flag}: the first line of {file} names a recording ({recording}), not columns. "
             "Insert a line of column names above it, such as path,label."
         )
-    rows = [row for row in lines if row]
-    long = [i for i, row in enumerate(rows) if any(row[len(header) :])]
+    long = [i for i, row in enumerate(rows) if any(row[len(names) :])]
     if long:
         raise UserError(
             f"--{flag}: {file} has more fields than columns in {row_numbers(long)}; quote what holds the separator."
         )
-    cells = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
+    cells = [[row[i] if i < len(row) else "" for i in kept] for row in rows]
     return pd.DataFrame(cells, columns=header, dtype=object)
 
 

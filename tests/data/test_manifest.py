@@ -21,7 +21,7 @@ from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
 from peft_audio.data.sampler import Draw
 from peft_audio.data.splits import Splits, load_splits
-from peft_audio.data.tables import as_name
+from peft_audio.data.tables import as_name, read_table
 from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
 
@@ -292,6 +292,39 @@ def test_segments_of_other_tools_stay_on_one_side(tmp_path: Path) -> None:
     assert sum(map(len, sides.values())) == 12 and all(sides.values())
     assert sum(len(splits[split]) for split in sides) == 24
     assert "24 rows that differ in View alone are left out" in splits.notes
+
+
+def test_rows_are_numbered_as_in_the_file(tmp_path: Path) -> None:
+    """Left out rows before a row, and numbers that pandas saved with it, do not change its number."""
+    tones(tmp_path, 2)
+    rows = [{"path": f"{i}.wav", "label": label, "View": view} for i, label in enumerate(("a", "")) for view in "WS"]
+    pd.DataFrame(rows).to_csv(tmp_path / "views.csv", index=False)
+    assert "no label in row 3 (below the header)" in refusal(tmp_path / "views.csv")
+    table = pd.DataFrame({"path": ["0.wav", "1.wav"], "label": ["a", ""]}, index=[7, 9])
+    table.to_parquet(tmp_path / "index.parquet")
+    assert "no label in row 2 (below the header)" in refusal(tmp_path / "index.parquet")
+
+
+@pytest.mark.parametrize("columns", ["tmin,tmax", "Tmin,Tmax"])
+def test_temperatures_are_no_times(tmp_path: Path, columns: str) -> None:
+    tones(tmp_path, 2, 2.0)
+    low, high = columns.split(",")
+    rows = [{"path": f"{i}.wav", "label": "ab"[i], low: 0.5, high: 1.5} for i in (0, 1)]
+    table = from_manifest(write(tmp_path / "table.jsonl", rows), DataConfig())
+    assert np.array_equal(spans(table.clips), [(0.0, np.nan)] * 2, equal_nan=True) and not table.notes
+
+
+def test_unnamed_columns_without_content_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "sheet.csv"
+    file.write_text("path,,label,,\n0.wav,,a,,\n1.wav,,b\n")
+    table, _ = read_table(file, "data.source")
+    assert list(table) == ["path", "label"] and table.to_numpy().tolist() == [["0.wav", "a"], ["1.wav", "b"]]
+    file.write_text("path,label,,\n0.wav,a,1,2\n")
+    assert "names a column twice" in refusal(file)
+    file.write_text(",,\n0.wav,a\n")
+    assert "names a column twice" in refusal(file)
+    file.write_text(",,\n,,\n")
+    assert "has no header" in refusal(file)
 
 
 def test_a_table_without_header_loses_no_clip(tmp_path: Path) -> None:
