@@ -118,11 +118,11 @@ class Look:
 
 
 def looks_of(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Assign a style to each arm, by name; controls are grey."""
+    """Assign a style to each arm, by name; controls, and arms that are no better than the majority, are grey."""
     looks = {}
     for i, arm in enumerate(arm for arm in arms if not arm.control):
         line = LINES[i // len(COLOURS) % len(LINES)]
-        looks[arm.name] = Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], line)
+        looks[arm.name] = Look(GREY if arm.useless else COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], line)
     for i, arm in enumerate(arm for arm in arms if arm.control):
         looks[arm.name] = Look(GREY, "x", LINES[i % len(LINES)])
     return looks

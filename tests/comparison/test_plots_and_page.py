@@ -20,7 +20,7 @@ from rich.console import Console
 
 from peft_audio.comparison.controls import sentences
 from peft_audio.comparison.page import print_comparison, rate_text, to_html, to_json, to_markdown, write_comparison
-from peft_audio.comparison.plots import COSTS, draw_comparison, place, to_bytes
+from peft_audio.comparison.plots import COSTS, GREY, draw_comparison, place, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, ControlTest, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import Difference, Interval
 from peft_audio.text import with_minus
@@ -262,6 +262,14 @@ def test_the_front_is_filled_and_joined() -> None:
     marks = [line for line in figure.axes[1].get_lines() if line.get_marker() in {"o", "s", "D"}]
     filled = [to_hex(line.get_markerfacecolor()) == to_hex(line.get_color()) for line in marks]
     assert filled == [False, True, True]
+
+
+def test_an_arm_that_is_no_better_than_the_majority_is_grey() -> None:
+    arms = (ARMS[0], replace(ARMS[1], against_majority=against_majority(False)), replace(ARMS[2], name="head"))
+    marks = [
+        line for line in draw_comparison(compared(arms)).axes[1].get_lines() if line.get_marker() in {"o", "s", "D"}
+    ]
+    assert [to_hex(line.get_color()) == GREY for line in marks] == [False, True, False]
 
 
 def names(figure: Figure) -> list[list[Any]]:
