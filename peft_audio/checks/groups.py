@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -23,7 +23,23 @@ from peft_audio.text import several
 
 SEPARATORS = "-_. ,;+~@#=()[]"
 UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+DATE = r"(?:19|20)\d\d(?:-[01]\d-|_[01]\d_|\.[01]\d\.)[0-3]\d"
+TIME = r"[0-2]\d(?:-[0-5]\d-|_[0-5]\d_|\.[0-5]\d\.)[0-5]\d"
+FIELD = f"[^{re.escape(SEPARATORS)}]"
+# A time is one field only after a date: other names hold codes of two digits.
+FIELDS = re.compile(rf"{DATE}(?!{FIELD})|(?<=(?:19|20)\d\d[-_.]\d\d[-_.]\d\d[-_. ]){TIME}(?!{FIELD})|{FIELD}+")
+# What was done to a recording, or which piece of it a clip is: clips of different recordings share it.
+TAGS = re.compile(
+    r"v(er(sion)?)?\d+|\d+(\.\d+)?(k|hz|khz|kbps|bit|db|ms|bpm)"
+    r"|(orig|original|clean|noise|noisy|pitch|pitched|speed|tempo|stretch|stretched|shift|shifted|gain|vol|volume"
+    r"|reverb|echo|aug|augmented|augmentation|copy|crop|trim|seg|segment|part|chunk|slice|piece|win|window|frame"
+    r"|clip|take|left|right|mono|stereo|ch|channel)\d*",
+    re.IGNORECASE,
+)
 FEWEST_GROUPS = 3  # one for each split
+FEWEST_WORDS = 4  # fewer different words describe clips more often than they name who was recorded
+MOST_VERSIONS = 4  # of one item; with more values in an unknown last word, it rather names who was recorded
+NEARLY_ALL = 0.8
 FEWEST_CLIPS = 10
 FILLED = 0.8  # of the cells of a column have a value
 SHARED = 0.3  # of the clips share their value with another clip
@@ -192,33 +208,50 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
         if _is_shared(values, labels):
             yield f"({UUID})", values
         return
-    fields = [[field for field in re.split(f"[{re.escape(SEPARATORS)}]+", stem) if field] for stem in stems]
+    fields = [FIELDS.findall(stem) for stem in stems]
     shortest, longest = min(map(len, fields)), max(map(len, fields))
     if not shortest or longest - shortest > MOST_OPTIONAL_FIELDS:
         return  # free text
     counted: list[tuple[str, list[str]]] = []
     columns = [[row[i] for row in fields] for i in range(shortest)]
     varying = [i for i, values in enumerate(columns) if len(set(values)) > 1 and not _names_class(values, labels)]
+    is_title = sum(_are_words(columns[i]) for i in varying) > 1 and any(" " in stem.strip() for stem in stems)
+    is_grid = _are_settings([columns[i] for i in varying], labels)
     for i in varying:
+        items = [tuple(row[:i]) for row in fields]
+        if _are_tags(columns[i]) or _tells_versions_apart(columns[i], items):
+            # Without anything before it, all clips are one item, which no groups are.
+            yield from _items(stems, columns, i - 1) if _is_shared(items, labels) else ()
+            continue
+        if i and _is_date(columns[i - 1]) and _are_times(columns[i]):
+            continue
         for ending, values in _parts(columns[i]):
-            if not _is_shared(values, labels):
-                continue
             numbers = _as_numbers(values)
-            pattern = _pattern(stems, i, ending)
+            pattern = _pattern(stems, columns, i, ending)
+            few_words = _are_words(values) and (is_title or len(set(values)) < FEWEST_WORDS)
+            if not _is_shared(values, labels) or (few_words if numbers is None else is_grid):
+                continue
             if numbers is None:
                 yield pattern, values
                 continue
             pairs = Counter(zip(labels, values, strict=True))
             if sum(count for count in pairs.values() if count > 1) < SHARED * len(values):
                 continue  # each class counts its own clips
-            counts_clips = min(numbers) in (0, 1) and len(set(numbers)) >= DENSE * (max(numbers) - min(numbers) + 1)
             is_last = not ending and i == varying[-1] and longest == shortest
-            if not counts_clips:
+            if not _counts(numbers):
                 yield pattern, values
             elif not is_last or len(values) / len(pairs) >= CLIPS_PER_NUMBER:
                 counted.append((pattern, values))
     # The last number of a name counts clips more often than the others do.
     yield from counted
+
+
+def _items(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int) -> Iterator[tuple[str, list[str]]]:
+    """Propose the whole start of the names, up to and with a field."""
+    pattern = _pattern(stems, columns, field, "", whole=True)
+    matches = [re.match(pattern, stem) for stem in stems]
+    if all(matches):
+        yield pattern, [match[1] for match in matches if match]
 
 
 def _parts(values: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -232,7 +265,61 @@ def _parts(values: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield "", values
 
 
-def _pattern(stems: Sequence[str], field: int, part: str) -> str:
+def _are_words(values: Sequence[str]) -> bool:
+    return all(map(str.isalpha, values)) and _as_numbers(values) is None
+
+
+def _are_tags(values: Sequence[str]) -> bool:
+    return sum(bool(TAGS.fullmatch(value)) for value in values) >= NEARLY_ALL * len(values)
+
+
+def _are_times(values: Sequence[str]) -> bool:
+    return all(re.fullmatch(rf"{TIME}|[0-2]\d[0-5]\d(?:[0-5]\d)?", value) for value in values)
+
+
+def _is_date(values: Sequence[str]) -> bool:
+    return all(re.fullmatch(rf"{DATE}|(?:19|20)\d\d[01]\d[0-3]\d", value) for value in values)
+
+
+def _tells_versions_apart(values: Sequence[str], items: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether a field says which piece or version of an item a clip is.
+
+    Nearly all of its values occur with each item, such as seg0, seg1, seg2 or dry, wet. Speakers who all say the same
+    sentences look like that too, so a word that may be a name needs few values.
+
+    Args:
+        values: Field of each clip.
+        items: What stands before the field.
+    """
+    if _as_numbers(values) is not None:
+        return False
+    heads = [re.fullmatch(r"([^\W\d_]{2,})\d+", value) for value in values]
+    numbered = all(heads) and len({head[1].lower() for head in heads if head}) == 1
+    if heads[0] and numbered and heads[0][1].lower() in GROUP_COLUMNS:
+        return False
+    pairs, kinds, number = set(zip(items, values, strict=True)), len(set(values)), len(set(items))
+    if not numbered and kinds > MOST_VERSIONS:
+        return False
+    return number >= 2 * kinds and len(pairs) >= NEARLY_ALL * max(kinds * number, len(values))
+
+
+def _are_settings(columns: Sequence[Sequence[str]], labels: Sequence[str]) -> bool:
+    """Return whether numbers of the names form a grid, such as pitch and velocity, and none of them counts clips."""
+    numbers = [found for values in columns if (found := _as_numbers(values)) is not None]
+    if len(numbers) < 2 or any(map(_counts, numbers)):
+        return False
+    table = pd.DataFrame(dict(enumerate(numbers)))
+    cells = table.groupby(list(labels)).nunique().prod(axis=1).sum()
+    return bool(len(table.assign(label=list(labels)).drop_duplicates()) >= NEARLY_ALL * max(cells, len(table)))
+
+
+def _counts(numbers: Sequence[int]) -> bool:
+    """Return whether nearly all numbers from 0 or 1 on are used."""
+    return min(numbers) in (0, 1) and len(set(numbers)) >= DENSE * (max(numbers) - min(numbers) + 1)
+
+
+def _pattern(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int, part: str, whole: bool = False) -> str:
+    """Return a pattern that finds a field or its `part`; `whole` takes all that comes before into the group."""
     used = [character for character in SEPARATORS if any(character in stem for stem in stems)]
     # "-" first, where it stands for itself in a character class.
     characters = "".join("\\" + c if c in "[]" else c for c in used)
@@ -240,9 +327,14 @@ def _pattern(stems: Sequence[str], field: int, part: str) -> str:
     if used == ["-"]:
         separator = "-"
     doubled = any(a in used and b in used for stem in stems for a, b in pairwise(stem))
-    before = f"[^{characters}]+{separator}{'+' if doubled else ''}"
-    group = part or f"([^{characters}{'' if '.' in used else '.'}]+)"
-    return "^" + (before if field == 1 else f"(?:{before}){{{field}}}" if field else "") + group
+    separator += "+" if doubled else ""
+    dates = r"\d+(?:[-_.]\d\d){2}"
+    inner = [dates if all(map(re.compile(dates).fullmatch, values)) else f"[^{characters}]+" for values in columns]
+    found = inner[field] if inner[field] == dates else f"[^{characters}{'' if '.' in used else '.'}]+"
+    before = "".join(one + separator for one in inner[:field])
+    if field > 1 and dates not in inner[:field]:
+        before = f"(?:{inner[0]}{separator}){{{field}}}"
+    return f"^({before}{found}){separator}" if whole else f"^{before}{part or f'({found})'}"
 
 
 def _as_numbers(values: Sequence[str]) -> list[int] | None:
@@ -254,7 +346,7 @@ def _as_numbers(values: Sequence[str]) -> list[int] | None:
     return None
 
 
-def _is_shared(values: Sequence[str], labels: Sequence[str]) -> bool:
+def _is_shared(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
     """Return whether values are shared by clips like groups are, and say more than the class."""
     counts = Counter(values)
     shared = sum(count for count in counts.values() if count > 1)
@@ -265,7 +357,7 @@ def _is_shared(values: Sequence[str], labels: Sequence[str]) -> bool:
     return not _names_class(values, labels)
 
 
-def _names_class(values: Sequence[str], labels: Sequence[str]) -> bool:
+def _names_class(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
     """Return whether nearly all clips of each class have one value."""
     usual = pd.Series(list(values)).groupby(list(labels)).agg(lambda column: column.value_counts().iloc[0])
     return bool(usual.sum() >= LIKE_CLASS * len(values))

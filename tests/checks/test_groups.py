@@ -94,6 +94,19 @@ PLANTED: dict[str, Layout] = {
     "day and time of the recording": of_ids(
         lambda c, g, i: f"{c}/{g}_{10 + i}{17 * i % 60:02}00.wav", numbered("202103{:02}", 9, first=4)
     ),
+    **{
+        f"class, item, {words}": lambda rng, words=words: (
+            (f"{c}/{c}_{i:03}_{word}.wav", c, f"{c}_{i:03}")
+            for c in CLASSES
+            for i in range(12)
+            for word in words.split()
+        )
+        for words in ("seg0 seg1 seg2", "orig pitch speed", "dry wet far", "bit0 bit1 bit2 bit3 bit4 bit5", "v1 v2")
+    },
+    "date with hyphens and time": of_ids(
+        lambda c, g, i: f"{c}/{c}_{g}_{10 + i}-{17 * i % 60:02}-00.wav", numbered("2021-03-{:02}", 9, first=4)
+    ),
+    "class, speaker, version": of_ids(lambda c, g, i: f"{c}/{c}_{g}_{i}_v{i % 3}.wav", people),
     "person, number, in one file name": of_ids(lambda c, g, i: f"{g}.{c}.{i}.wav", people),
 }
 
@@ -116,6 +129,24 @@ CLEAN: dict[str, Layout] = {
     ),
     "letters": of_classes(lambda c, i, rng: f"{c}/{chr(ord('a') + i)}.wav", clips=26),
     "two kinds of microphones": of_classes(lambda c, i, rng: f"{c}/{'near' if i % 2 else 'far'}_{i}.wav"),
+    "class, version, number": of_classes(lambda c, i, rng: f"{c}/{c}_v{i % 3 + 1}_{i:03}.wav"),
+    "class, number, sampling rate": of_classes(lambda c, i, rng: f"{c}/{c}{i:03}_{rng.choice((8, 16, 44))}k.wav"),
+    "a date of each clip": of_classes(
+        lambda c, i, rng: f"{c}/{c}_{2018 + i % 6}-{1 + i // 6:02}-{rng.randrange(1, 29):02}_120000.wav"
+    ),
+    "a date and a time of each clip": of_classes(
+        lambda c, i, rng: f"{c}/{2018 + i % 6}_{1 + i // 6:02}_{rng.randrange(1, 29):02}_{10 + i % 4}-30-00.wav"
+    ),
+    "words": of_classes(
+        lambda c, i, rng: (
+            f"{c}/{rng.choice(('heavy', 'light', 'soft', 'loud'))} {c} "
+            f"{rng.choice(('roof', 'tent', 'car', 'wood'))} {i:03}.wav"
+        )
+    ),
+    "an adjective": of_classes(lambda c, i, rng: f"{c}/{c}_{rng.choice(('distant', 'short', 'long'))}_{i:03}.wav"),
+    "pitch, velocity": of_classes(
+        lambda c, i, rng: f"{c}/{36 + 3 * (i // 5):03}-{(25, 50, 75, 100, 127)[i % 5]:03}.wav"
+    ),
     "number, class": of_classes(lambda c, i, rng: f"{i:03}_{c}.wav"),
 }
 
