@@ -395,9 +395,10 @@ def predict(
     """
     check_amounts(batch_size, workers)
     hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
-    several = [sources] if isinstance(sources, (str, Path, np.ndarray)) else list(sources)
-    arrays = [np.asarray(source) for source in several if hasattr(source, "__array__")]
+    several = _as_list(sources)
     paths = [source for source in several if isinstance(source, (str, Path))]
+    # Text of NumPy has __array__ as well.
+    arrays = [np.asarray(one) for one in several if not isinstance(one, (str, Path)) and hasattr(one, "__array__")]
     if len(arrays) < len(several) and len(paths) < len(several):
         kinds = listed(sorted({type(source).__name__ for source in several}))
         raise UserError(f"sources: got {kinds}, expected paths alone or arrays alone. Call predict for each kind.")
@@ -410,6 +411,13 @@ def predict(
         recordings = find_recordings(paths)
     found = in_order(answer(adapter, recordings, hearing, workers))
     return [one for told in found for one in predictions(told, adapter.record, hearing)]
+
+
+def _as_list(sources: str | Path | np.ndarray | Iterable[str | Path | np.ndarray]) -> list[str | Path | np.ndarray]:
+    """List sources: an array of text or of objects holds several, an array of numbers is one waveform."""
+    if isinstance(sources, np.ndarray) and sources.dtype.kind in "UO":
+        return list(sources.ravel())
+    return [sources] if isinstance(sources, (str, Path, np.ndarray)) else list(sources)
 
 
 def predictions(told: Answer, record: AdapterRecord, hearing: Hearing) -> list[Prediction]:

@@ -6,13 +6,14 @@ import glob
 import io
 import os
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 
-from peft_audio.audio.decoding import AUDIO_SUFFIXES
+from peft_audio.audio.decoding import AUDIO_SUFFIXES, is_recording
 from peft_audio.data.folder import names_below, types_of
 from peft_audio.errors import UserError
 
@@ -63,7 +64,7 @@ def as_waveforms(arrays: Sequence[np.ndarray], sampling_rate: int | None) -> lis
     Raises:
         UserError: There is no sampling rate, or an array has another shape or type.
     """
-    if sampling_rate is None or int(sampling_rate) != sampling_rate or sampling_rate < 1:
+    if not isinstance(sampling_rate, Real) or not float(sampling_rate).is_integer() or sampling_rate < 1:
         got = "none" if sampling_rate is None else sampling_rate
         raise UserError(
             f"sampling_rate: got {got}, expected a whole number of hertz; arrays do not hold their rate. "
@@ -95,7 +96,7 @@ def _is_there(path: Path, folder: bool = False) -> bool:
 def _inside(folder: Path) -> list[str]:
     # What looks like audio but cannot be decoded is reported, not passed over.
     names = names_below(folder)
-    inside = [str(folder / name) for name in names if _is_recording(name)]
+    inside = [str(folder / name) for name in names if is_recording(name)]
     if not inside:
         there = f"only {types_of(names)}" if names else "no files"
         raise UserError(f"{folder}: no recordings in this folder, {there}; types that can be read: {KINDS}.")
@@ -105,7 +106,7 @@ def _inside(folder: Path) -> list[str]:
 def _matched(pattern: str) -> list[str]:
     # pathlib's own patterns would find hidden files too.
     names = glob.iglob(pattern, recursive=True)  # noqa: PTH207
-    found = sorted({str(Path(name)) for name in names if _is_recording(name) and not Path(name).is_dir()})
+    found = sorted({str(Path(name)) for name in names if is_recording(name) and not Path(name).is_dir()})
     if not found:
         raise UserError(f"{pattern}: matches no recordings ({KINDS}); ** stands for folders to any depth.")
     return found
@@ -117,7 +118,3 @@ def _names_in_list(content: bytes) -> list[str]:
     if not names:
         raise UserError("-: standard input names no recordings; give a path a line, as in: find clips | ... -")
     return names
-
-
-def _is_recording(name: str) -> bool:
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES

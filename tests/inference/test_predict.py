@@ -98,11 +98,22 @@ def test_arrays_get_the_answers_of_their_files(adapter_dir: Path, clips: Path) -
     assert "silent" in (silent.error or "") and "no samples" in (empty.error or "") and "NaN" in (nan.error or "")
 
 
+def test_paths_of_numpy_are_paths(adapter_dir: Path, clips: Path) -> None:
+    adapter = load_adapter(adapter_dir)
+    path = str(clips / "z.wav")
+    wanted = predict(adapter, [path])
+    for sources in (np.array([path]), list(np.array([path])), np.array([Path(path)]), np.array(path)):
+        assert predict(adapter, sources) == wanted
+
+
 @pytest.mark.parametrize(
     ("sources", "rate", "message"),
     [
         ([np.zeros(400)], None, "sampling_rate: got none, expected a whole number of hertz"),
         ([np.zeros(400)], 0, "sampling_rate: got 0"),
+        ([np.zeros(400)], "16k", "sampling_rate: got 16k, expected a whole number of hertz"),
+        ([np.zeros(400)], float("nan"), "sampling_rate: got nan"),
+        (np.array(["absent.wav"]), None, "absent.wav: no such file or folder"),
         ([np.zeros((2, 400))], 16_000, r"array 0: got shape \(2, 400\), expected \(samples,\)"),
         ([np.zeros(400, np.int64)], 16_000, "array 0: got int64, expected floats"),
         ([np.zeros(400), "a.wav"], 16_000, "got ndarray, str, expected paths alone or arrays alone"),
@@ -110,7 +121,7 @@ def test_arrays_get_the_answers_of_their_files(adapter_dir: Path, clips: Path) -
         ("a.wav", 16_000, "sampling_rate: got 16000, but files have their own"),
     ],
 )
-def test_arrays_are_refused_in_words(adapter_dir: Path, sources: Any, rate: int | None, message: str) -> None:
+def test_arrays_are_refused_in_words(adapter_dir: Path, sources: Any, rate: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predict(load_adapter(adapter_dir), sources, sampling_rate=rate)
 
