@@ -36,6 +36,11 @@ UNKNOWN_BYTES, UNKNOWN_FRAMES = 0x7FFF0000, 2**62
 WAV_FORMATS = ("WAV", "WAVEX")
 
 
+def is_recording(name: str) -> bool:
+    """Return whether a name ends as recordings do."""
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES
+
+
 class _QuietStderr:
     """Discard what C code prints to `stderr` while MP3 is decoded.
 

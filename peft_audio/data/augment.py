@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_audio.audio.decoding import AUDIO_SUFFIXES, PYAV_SUFFIXES
+from peft_audio.audio.decoding import PYAV_SUFFIXES, is_recording
 from peft_audio.config import AugmentConfig
 from peft_audio.data.folder import files_below
 from peft_audio.data.scan import scan_clip
@@ -49,7 +49,7 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
 
 def _recordings(folder: str, flag: str) -> list[str]:
     """The recordings below a folder, each of which can be used; audiomentations would pass over those that cannot."""
-    files = [path for path in files_below(expanded(folder)) if path.suffix.lower() in AUDIO_SUFFIXES]
+    files = [path for path in files_below(expanded(folder)) if is_recording(path.name)]
     broken = [f"{path} {facts['error']}" for path in files if (facts := scan_clip(path))["fault"]]
     closed = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
     if broken or closed or not files:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from peft_audio.audio.decoding import AUDIO_SUFFIXES
+from peft_audio.audio.decoding import AUDIO_SUFFIXES, is_recording
 from peft_audio.data.clip_table import (
     SPLIT_NAMES,
     ClipTable,
@@ -38,7 +38,7 @@ def from_folder(root: Path) -> ClipTable:
             "move the others away, or put all clips in class folders."
         )
     names = _names_below(root)
-    _refuse_loose(root, [name for name in names if _is_audio(name) and "/" not in name])
+    _refuse_loose(root, [name for name in names if is_recording(name) and "/" not in name])
     notes: list[str] = []
     columns: dict[str, list[str]] = {"id": [], "label": [], "split": []}
     for folder in folders if given else [root]:
@@ -66,7 +66,7 @@ def from_folder(root: Path) -> ClipTable:
         make_clips(columns | {"path": [str(root / name) for name in columns["id"]]}),
         labels,
         notes=(*notes, *similar_labels(labels)),
-        ignored=tuple(name for name in names if not _is_audio(name)),
+        ignored=tuple(name for name in names if not is_recording(name)),
     )
 
 
@@ -134,10 +134,6 @@ def ignored_note(names: Sequence[str]) -> str:
     return f"{several(len(names), 'file')} ignored, no recordings by their names: {types_of(names)} ({listed(names)})"
 
 
-def _is_audio(name: str) -> bool:
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES
-
-
 def is_text(name: str) -> bool:
     """Whether a file's name is valid UTF-8, so that it can be written down."""
     try:
@@ -149,7 +145,7 @@ def is_text(name: str) -> bool:
 
 def _has_class_folders(folder: Path) -> bool:
     inside = list(folder.iterdir())
-    return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in AUDIO_SUFFIXES for path in inside)
+    return any(path.is_dir() for path in inside) and not any(is_recording(path.name) for path in inside)
 
 
 def _refuse_loose(folder: Path, names: list[str]) -> None:
@@ -162,8 +158,8 @@ def _refuse_loose(folder: Path, names: list[str]) -> None:
 
 def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     """The recordings below each class folder, of the files below `folder`; the label is the class folder's name."""
-    others = [name for name in names if not _is_audio(name)]
-    names = [name for name in names if _is_audio(name)]
+    others = [name for name in names if not is_recording(name)]
+    names = [name for name in names if is_recording(name)]
     _refuse_loose(folder, [name for name in names if "/" not in name])
     classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     folders = [name.partition("/")[0] for name in names]

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from peft_audio.audio.decoding import is_recording
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLIT_NAMES, ClipTable
 from peft_audio.data.folder import names_below
 from peft_audio.data.manifest import from_manifest
-from peft_audio.data.recording_files import is_recording
 from peft_audio.data.tables import MANIFEST_SUFFIXES, as_name, as_text, guess_columns, read_table
 from peft_audio.errors import UserError
 from peft_audio.text import listed

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from peft_audio.data.tables import is_recording
+from peft_audio.audio.decoding import is_recording
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
 from peft_audio.text import listed, several
@@ -114,6 +114,7 @@ class Below:
 
     def __init__(self, folder: Path, most: int | None = None):
         self.by_name: dict[str, list[str]] = {}
+        self.groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
         files = (f"{parent}/{name}" for parent, names in _walk(folder) for name in names)
         for file in islice(files, most):
             name = Path(file).name
@@ -124,15 +125,22 @@ class Below:
     def find(self, cell: str) -> str:
         """Return the only file that shares the longest end with a path; "" if there is none, or several."""
         wanted = PurePosixPath(cell.replace("\\", "/")).parts[::-1]
-        best, most = [""], 0
-        for file in self.by_name.get(wanted[0], []) if wanted else []:
-            have = Path(file).parts[::-1]
-            same = 1
-            while same < min(len(have), len(wanted)) and have[same] == wanted[same]:
-                same += 1
-            best = [file] if same > most else [*best, file] if same == most else best
-            most = max(same, most)
-        return best[0] if len(best) == 1 else ""
+        files = self.by_name.get(wanted[0], []) if wanted else []
+        for depth in range(1, len(wanted)):
+            if len(files) < 2:
+                break
+            files = self._by_folder(wanted[:depth], files).get(wanted[depth], [])
+        return files[0] if len(files) == 1 else ""
+
+    def _by_folder(self, end: tuple[str, ...], files: list[str]) -> dict[str, list[str]]:
+        """Group files that share the end of their paths by the part before it."""
+        if end not in self.groups:
+            groups = self.groups[end] = {}
+            for file in files:
+                parts = Path(file).parts
+                if len(parts) > len(end):
+                    groups.setdefault(parts[-1 - len(end)], []).append(file)
+        return self.groups[end]
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_audio.audio.decoding import AUDIO_SUFFIXES
+from peft_audio.audio.decoding import is_recording
 from peft_audio.errors import UserError, in_one_line
 from peft_audio.files import parse_json
 from peft_audio.text import listed
@@ -103,11 +103,6 @@ def _read_lines(lines: Iterator[list[str]], file: Path, flag: str) -> pd.DataFra
         )
     cells = [[row[i] if i < len(row) else "" for i in kept] for row in rows]
     return pd.DataFrame(cells, columns=header, dtype=object)
-
-
-def is_recording(name: str) -> bool:
-    """Return whether a name ends as recordings do."""
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
 
 def as_text(value: object) -> str:

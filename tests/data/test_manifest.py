@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import similar_labels
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
+from peft_audio.data.recording_files import Below
 from peft_audio.data.sampler import Draw
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.data.tables import as_name, read_table
@@ -292,6 +294,23 @@ def test_segments_of_other_tools_stay_on_one_side(tmp_path: Path) -> None:
     assert sum(map(len, sides.values())) == 12 and all(sides.values())
     assert sum(len(splits[split]) for split in sides) == 24
     assert "24 rows that differ in View alone are left out" in splits.notes
+
+
+def test_recordings_of_one_name_are_found_by_their_folders(tmp_path: Path) -> None:
+    for i in range(1000):
+        (tmp_path / "a" / f"s{i}").mkdir(parents=True)
+        (tmp_path / "a" / f"s{i}" / "0001.wav").touch()
+    (tmp_path / "b" / "s1").mkdir(parents=True)
+    (tmp_path / "b" / "s1" / "0001.wav").touch()
+    below = Below(tmp_path)
+    began = time.perf_counter()
+    for i in range(2, 1000):
+        assert below.find(f"/gone/s{i}/0001.wav") == f"{tmp_path}/a/s{i}/0001.wav"
+    assert time.perf_counter() - began < 2
+    assert below.find("gone\\s7\\0001") == f"{tmp_path}/a/s7/0001.wav"
+    assert below.find("b/s1/0001.wav") == f"{tmp_path}/b/s1/0001.wav"
+    assert below.find("s1/0001.wav") == below.find("0001.wav") == below.find("other/0001.wav") == ""
+    assert below.find("") == below.find("s1/0002.wav") == ""
 
 
 def test_rows_are_numbered_as_in_the_file(tmp_path: Path) -> None:
