@@ -215,7 +215,8 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
     counted: list[tuple[str, list[str]]] = []
     columns = [[row[i] for row in fields] for i in range(shortest)]
     varying = [i for i, values in enumerate(columns) if len(set(values)) > 1 and not _names_class(values, labels)]
-    is_title = sum(_are_words(columns[i]) for i in varying) > 1 and any(" " in stem.strip() for stem in stems)
+    many_words = sum(_are_words(columns[i]) for i in varying) > 1 or sum(map(_are_words, columns)) > 2
+    is_title = many_words and any(" " in stem.strip() for stem in stems)
     is_grid = _are_settings([columns[i] for i in varying], labels)
     for i in varying:
         items = [tuple(row[:i]) for row in fields]
@@ -229,7 +230,7 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
             numbers = _as_numbers(values)
             pattern = _pattern(stems, columns, i, ending)
             few_words = _are_words(values) and (is_title or len(set(values)) < FEWEST_WORDS)
-            if not _is_shared(values, labels) or (few_words if numbers is None else is_grid):
+            if not _is_shared(values, labels) or (few_words if numbers is None else is_grid and not _counts(numbers)):
                 continue
             if numbers is None:
                 yield pattern, values
@@ -304,13 +305,20 @@ def _tells_versions_apart(values: Sequence[str], items: Sequence[tuple[str, ...]
 
 
 def _are_settings(columns: Sequence[Sequence[str]], labels: Sequence[str]) -> bool:
-    """Return whether numbers of the names form a grid, such as pitch and velocity, and none of them counts clips."""
-    numbers = [found for values in columns if (found := _as_numbers(values)) is not None]
-    if len(numbers) < 2 or any(map(_counts, numbers)):
+    """Return whether numbers that do not count clips form a grid, such as the pitches and velocities of an instrument.
+
+    Args:
+        columns: Fields that vary.
+        labels: Class of each clip.
+    """
+    numbers = [_as_numbers(values) for values in columns]
+    grid = [i for i, found in enumerate(numbers) if found is not None and not _counts(found)]
+    if len(grid) < 2:
         return False
-    table = pd.DataFrame(dict(enumerate(numbers)))
-    cells = table.groupby(list(labels)).nunique().prod(axis=1).sum()
-    return bool(len(table.assign(label=list(labels)).drop_duplicates()) >= NEARLY_ALL * max(cells, len(table)))
+    table = pd.DataFrame({"label": list(labels)} | dict(enumerate(columns))).drop_duplicates()
+    others = [name for name in table.columns if name not in grid]
+    kinds = table.groupby(others)[grid].nunique()
+    return bool((kinds > 1).all(axis=1).mean() >= NEARLY_ALL and len(table) >= NEARLY_ALL * kinds.prod(axis=1).sum())
 
 
 def _counts(numbers: Sequence[int]) -> bool:

@@ -106,6 +106,13 @@ PLANTED: dict[str, Layout] = {
     "date with hyphens and time": of_ids(
         lambda c, g, i: f"{c}/{c}_{g}_{10 + i}-{17 * i % 60:02}-00.wav", numbered("2021-03-{:02}", 9, first=4)
     ),
+    "NSynth: instrument, pitch, velocity": lambda rng: (
+        (f"{c}/{c}_acoustic_{g}-{pitch:03}-{velocity:03}.wav", c, g)
+        for c in CLASSES
+        for g in ("000", "001", "002", "003")
+        for pitch in range(36, 60, 3)
+        for velocity in (25, 50, 75, 100, 127)
+    ),
     "class, speaker, version": of_ids(lambda c, g, i: f"{c}/{c}_{g}_{i}_v{i % 3}.wav", people),
     "person, number, in one file name": of_ids(lambda c, g, i: f"{g}.{c}.{i}.wav", people),
 }
@@ -142,6 +149,9 @@ CLEAN: dict[str, Layout] = {
             f"{c}/{rng.choice(('heavy', 'light', 'soft', 'loud'))} {c} "
             f"{rng.choice(('roof', 'tent', 'car', 'wood'))} {i:03}.wav"
         )
+    ),
+    "an adjective and two nouns": of_classes(
+        lambda c, i, rng: f"{c}/{rng.choice(('heavy', 'distant', 'short', 'long', 'soft'))} {c} roof {i:03}.wav"
     ),
     "an adjective": of_classes(lambda c, i, rng: f"{c}/{c}_{rng.choice(('distant', 'short', 'long'))}_{i:03}.wav"),
     "pitch, velocity": of_classes(
