@@ -176,7 +176,7 @@ def resampled(tables: Mapping[int, Predictions], metric: str, groups: Sequence[s
     return resample(counts, partial(task.metric_of_counts, metric), groups, classes=labels)
 
 
-def majority_answers(runs: Sequence[Finished]) -> Predictions | None:
+def majority_answers(runs: Sequence[Finished]) -> tuple[Predictions | None, str]:
     """Make the predictions of the control that always answers the largest class, from the splits of finished runs.
 
     The largest class is that of the training clips. With `data.max_train_clips`, which draws classes evenly, it is that
@@ -184,22 +184,42 @@ def majority_answers(runs: Sequence[Finished]) -> Predictions | None:
 
     Args:
         runs: one run of each fold, on the clips of interest.
+
+    Returns:
+        The predictions, None without runs; and a note on the clips that were counted, "" if these are the training
+        clips of all runs.
     """
     parts = []
+    notes = set()
     for run in runs:
         found = predictions_of(run)
         try:
             table = pd.read_parquet(run.folder / "splits.parquet", columns=["label", "split"])
-            kept = ("train",) if run.settings.get("data.max_train_clips") is None else ("train", "validation")
+            drawn = run.settings.get("data.max_train_clips") is not None
+            kept = ("train", "validation") if drawn else ("train",)
             texts = table["label"][table["split"].isin(kept)].astype(str)
+            on_test = run.settings.get("data.validate_on_test")
+            if drawn:
+                other = "test clips (data.validate_on_test)" if on_test else "validation clips"
+                notes.add(f"the drawn training clips (data.max_train_clips) and the {other}")
+            elif on_test:
+                notes.add("the training clips, which include the validation clips (data.validate_on_test)")
         except (OSError, ValueError, KeyError):
             texts = found.clips["label"]
+            notes.add("the test clips, because splits.parquet cannot be read")
         counts = texts[texts.isin(found.labels)].value_counts()
         largest = min(counts.index[counts == counts.max()]) if len(counts) else found.labels[0]
         logits = np.zeros_like(found.logits)
         logits[:, found.labels.index(largest)] = 1
         parts.append(replace(found, logits=logits))
-    return pooled(parts) if parts else None
+    note = f"the largest class is that of {' or '.join(sorted(notes))}." if notes else ""
+    return (pooled(parts) if parts else None), note
+
+
+def is_majority(table: Predictions, answers: Predictions, folds: int) -> bool:
+    """Return whether predictions are on the same clips as other answers, and give one label in each fold."""
+    same = table.clips[["id", "label"]].equals(answers.clips[["id", "label"]])
+    return same and len(np.unique(table.decided)) <= folds
 
 
 def correctness(tables: Mapping[int, Predictions]) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from peft_audio.comparison.arms import by_seed, majority_answers, make_arm, trials_of
+from peft_audio.comparison.arms import by_seed, is_majority, majority_answers, make_arm, trials_of
 from peft_audio.comparison.controls import (
     MAJORITY,
     Tables,
@@ -26,6 +26,7 @@ from peft_audio.comparison.tuning import DIVERGED_SCORE
 from peft_audio.errors import UserError
 from peft_audio.evaluation.significance import Difference, claim, holm, resolution
 from peft_audio.runs.finished import Finished, predictions_of
+from peft_audio.runs.predictions import Predictions
 from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.text import printable
 
@@ -98,7 +99,7 @@ def compare(
         )
         for name in names
     ]
-    answers = majority_answers(_one_seed(finals, competing, tables, question))
+    answers, note = _majority(finals, _one_seed(finals, competing, tables, question), tables)
     pool: Tables = {**tables, **({} if answers is None else {MAJORITY: {0: answers}})}
     arms = with_differences(arms, finals, pool, question)
     # A broken rule also forbids claims and Pareto fronts.
@@ -106,7 +107,7 @@ def compare(
         arms = [replace(arm, claim=None, p_holm=None) for arm in arms]
     else:
         arms = with_fronts(ranked(arms, question.metric), question.metric)
-    return _described(arms, finals, pool, broken, question, first)
+    return _described(arms, finals, pool, broken, question, first, note)
 
 
 def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
@@ -128,6 +129,26 @@ def _one_seed(finals: Arms, competing: Arms, tables: Tables, question: Question)
         for seed in tables[name]:
             return [run for run in finals[name] if run.seed == seed]
     return []
+
+
+def _majority(finals: Arms, runs: Sequence[Finished], tables: Tables) -> tuple[Predictions | None, str]:
+    """Return the answers of the majority control, and a note on the clips that decided, see `majority_answers`.
+
+    Args:
+        finals: final runs of each arm. An arm that is this control, on the same data and clips, has the answers.
+        runs: see `majority_answers`; they make the answers where there is no such arm.
+        tables: predictions on the test clips by arm and seed.
+    """
+    answers, note = majority_answers(runs)
+    if answers is None:
+        return None, note
+    for name, arm in finals.items():
+        if not arm or arm[0].report["strategy"] != "majority" or hashes(arm) != hashes(runs):
+            continue
+        for table in tables[name].values():
+            if is_majority(table, answers, folds=len(runs)):
+                return table, ""
+    return answers, note
 
 
 def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question: Question) -> list[Arm]:
@@ -249,6 +270,7 @@ def _described(
     broken: Sequence[str],
     question: Question,
     first: Finished,
+    note: str,
 ) -> Comparison:
     every = [run for arm in finals.values() for run in arm]
     whole = [table for arm in tables.values() for table in arm.values()]
@@ -265,7 +287,7 @@ def _described(
         reference=question.reference,
         margin=question.margin,
         broken_rules=tuple(broken),
-        notes=tuple(_notes(arms, every, question)),
+        notes=(*_notes(arms, every, question), *([note] if note else [])),
         source=printable(first.settings.get("data.source", "")),
         encoder=printable(first.settings.get("model.name", "")),
         clips=(first.report["train_clips"], first.report["validation_clips"], len(clips)),

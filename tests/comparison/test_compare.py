@@ -547,4 +547,19 @@ def test_the_largest_class_is_that_of_the_training_clips(tmp_path: Path) -> None
     assert read_comparison([tmp_path]).majority == "yes"
     # Drawn training clips are balanced and do not show which class is largest.
     rig_setting(tmp_path, "*/*", "data", max_train_clips=6)
-    assert read_comparison([tmp_path]).majority == "no"
+    comparison = read_comparison([tmp_path])
+    drawn = "the largest class is that of the drawn training clips (data.max_train_clips) and the"
+    assert comparison.majority == "no" and f"{drawn} validation clips." in comparison.notes
+    rig_setting(tmp_path, "*/*", "data", validate_on_test=True)
+    assert f"{drawn} test clips (data.validate_on_test)." in read_comparison([tmp_path]).notes
+    # The arm of this control has counted all training clips.
+    write_run(tmp_path / "majority" / "final0", "majority", 0, 1e-3, np.zeros(CLIPS), pretrained=False)
+    write_answers(tmp_path / "majority" / "final0", np.ones(CLIPS, bool))
+    comparison = read_comparison([tmp_path])
+    assert comparison.majority == "yes" and not any("largest class" in note for note in comparison.notes)
+
+
+def test_a_note_says_that_test_clips_decided_the_largest_class(tmp_path: Path) -> None:
+    write_unbalanced(tmp_path, full=learner(0.8, 0.05))
+    comparison = read_comparison([tmp_path])
+    assert "the largest class is that of the test clips, because splits.parquet cannot be read." in comparison.notes
