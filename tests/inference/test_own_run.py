@@ -25,7 +25,7 @@ from peft_audio.config.fields import changed_fields
 from peft_audio.data.clip_table import ClipTable, make_clips
 from peft_audio.errors import UserError
 from peft_audio.inference.evaluate import with_labels_of
-from peft_audio.inference.own_run import OwnRun, read_as_in_run
+from peft_audio.inference.own_run import OwnRun, read_as_in_run, seen_clips
 
 PATTERN = r"^(s\d+)_"
 
@@ -132,6 +132,15 @@ def test_names_alone_do_not_make_a_collection_that_of_an_earlier_run(
     assert (found["split"], found["recordings"]) == ("all", len(made))
     assert found["seen_clips"] is None and found["seen_known_from"] is None
     assert any(note.startswith(f"{tmp_path / 'new'} is another collection than that") for note in found["notes"])
+
+
+def test_other_names_do_not_show_that_clips_are_new_to_an_earlier_run(tmp_path: Path) -> None:
+    made = pd.DataFrame({"id": ["a.wav", "b.wav"], "group": "", "split": ["train", "test"], "clip_hash": ""})
+    run = OwnRun(tmp_path, made, {})
+    clips = pd.DataFrame({"id": ["x/a.wav", "x/b.wav"], "sha256": "0", "clip_hash": "0"})
+    assert seen_clips(clips, None, run) is None
+    seen = seen_clips(clips.assign(id=["a.wav", "b.wav"]), None, run)
+    assert seen is not None and list(seen.clips) == [True, False]
 
 
 def test_a_table_is_read_as_in_the_run_only_where_that_fits(tmp_path: Path) -> None:
