@@ -173,7 +173,7 @@ HUBS = cases(
         (
             "Hub",
             "no connection, for a dataset",
-            ["org/clips", "check the name and the connection"],
+            ["org/clips", "the Hub was not reached", "correct the name"],
             asks(NOWHERE, "--data.source", "org/clips"),
         ),
         (
@@ -191,7 +191,7 @@ HUBS = cases(
         (
             "Hub",
             "a download that stalls half-way",
-            ["org/tiny cannot be loaded", "timed out", "what has arrived is kept"],
+            ["org/tiny cannot be loaded", "timed out", "files fetched so far are kept"],
             asks_standin(*TINY, handler=Stalling),
         ),
         (

@@ -13,7 +13,7 @@ from robustness import fault_hooks as hooks
 from robustness.fault_cases import cases
 from robustness.fault_stage import RESUME, SAVING, Stage
 
-AGAIN = "--train.resume true goes on"
+AGAIN = "--train.resume true"
 
 
 def send(number: int, children: Sequence[BaseProcess], stage: Stage) -> None:
