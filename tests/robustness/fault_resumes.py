@@ -175,13 +175,13 @@ RESUMING = cases(
         (
             "resume",
             "an epoch that is a text",
-            ["does not fit this run (epoch is '1')", "Remove it to go on from the one before"],
+            ["does not fit this run (epoch is '1')", "Remove it to resume from the one before"],
             resume(make=state(position={"epoch": "1"})),
         ),
         (
             "resume",
             "no position at all",
-            ["does not say of what run it is and where that stands", "Remove it to go on from the one before"],
+            ["does not say of what run it is and where that stands", "Remove it to resume from the one before"],
             resume(make=state(position=[])),
         ),
         (
