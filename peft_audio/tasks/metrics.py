@@ -1,6 +1,8 @@
-"""Metrics of decided classes, vectorised over clip weights."""
+"""Metrics of decided classes, vectorised over clip weights, and the same metrics for the evaluate library."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -93,3 +95,33 @@ def _class_weights(
 def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:
     """Divide; `empty` where the divisor is 0."""
     return np.divide(above, below, out=np.full(np.shape(above), empty), where=np.asarray(below) != 0)
+
+
+def evaluate_metric(name: str) -> Any:
+    """Build an `evaluate.Metric` that needs no download, for `evaluate.combine` or a Trainer's `compute_metrics`.
+
+    Args:
+        name: "accuracy", "macro_f1" or "balanced_accuracy".
+
+    Returns:
+        A metric with `compute(predictions=..., references=...)`, both int of shape (clips,).
+    """
+    import datasets
+    import evaluate
+
+    functions = {
+        "accuracy": lambda decisions, targets, weights: weighted_mean(decisions == targets, weights),
+        "macro_f1": macro_f1,
+        "balanced_accuracy": balanced_accuracy,
+    }
+    numbers = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+
+    class ClassMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(description=name, citation="", inputs_description="", features=numbers)
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+            pair = np.asarray(predictions), np.asarray(references)
+            return {name: float(functions[name](*pair, np.ones(len(pair[0]))))}
+
+    return ClassMetric(keep_in_memory=True)
