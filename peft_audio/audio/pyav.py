@@ -1,4 +1,4 @@
-"""Read what libsndfile does not, such as M4A, WebM and WMA, with FFmpeg through PyAV, which is an extra."""
+"""Decode formats that libsndfile does not read, such as M4A, WebM and WMA, with FFmpeg through PyAV (an extra)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-# What libsndfile cannot read, or not always.
+# libsndfile cannot read these formats, or not all of their files.
 PYAV_SUFFIXES = {".m4a", ".m4b", ".aac", ".mp4", ".mov", ".3gp", ".3g2", ".webm", ".mka", ".wma", ".amr", ".caf"}
 PYAV_SUFFIXES |= {".tta", ".wv"}
-RUN_IN_SECONDS = 0.5  # codecs overlap their frames: FFmpeg decodes this much before a slice, and it is dropped
-# FFmpeg ends its list of eight channels without a null, which PyAV counts to: it would read memory that is not there.
+# Frames of codecs overlap, so decoding starts this long before a slice; these samples are discarded.
+RUN_IN_SECONDS = 0.5
+# PyAV counts channels up to a null, which FFmpeg omits for eight channels: PyAV would read beyond the list.
 MOST_CHANNELS = 7
 NEEDS_PYAV = "M4A, AAC, MP4, 3GP, AMR, WebM, WMA and others need PyAV: pip install 'peft-audio[formats]'"
 
@@ -30,7 +31,7 @@ class AudioError(ValueError):
 
     Args:
         message: Reason, such as "is silent".
-        fault: Kind of the fault; `check` counts clips by it.
+        fault: Kind of the fault, by which `check` counts clips.
     """
 
     def __init__(self, message: str, fault: Fault = "unreadable"):
@@ -40,13 +41,17 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says: frames (samples a channel), sampling rate in hertz, channels.
+    """Facts from the header of a recording.
 
-    WebM and WMA round their lengths: by up to 50 ms. `cut_off` is told of WAV, AIFF, AU and OGG: the file ends before
-    its sound does, and `num_frames` counts what is there. In other formats decoding a missing end is an error. `codec`
-    names the format and the coding of the samples, such as "WAV PCM_16"; it does not count in comparisons.
-    `unfinished`: a WAV header without the length of its sound, as programs leave it that write to a pipe or crash; the
-    file is read to its end.
+    Attributes:
+        num_frames: Number of samples per channel. WebM and WMA round it by up to 50 ms.
+        sampling_rate: Rate in hertz.
+        channels: Number of channels.
+        cut_off: Whether a WAV, AIFF, AU or OGG file ends before its sound does; `num_frames` counts the samples that
+            the file holds. In other formats, decoding the missing end is an error.
+        unfinished: Whether a WAV header lacks the length of its sound, because its program wrote to a pipe or crashed;
+            the file is read to its end.
+        codec: Format and coding of the samples, such as "WAV PCM_16"; ignored by `==`.
     """
 
     num_frames: int
@@ -58,7 +63,7 @@ class AudioInfo:
 
 
 def read_blocks(source: Path | bytes, info: AudioInfo, first: int, end: int, size: int) -> Iterator[np.ndarray]:
-    """Samples `first` to `end` as float32 of shape (samples, channels), `size` of them at a time."""
+    """Yield samples `first` to `end` as float32 of shape (samples, channels), `size` samples at a time."""
     size = min(size, end - first)
     block, filled = np.empty((size, info.channels), np.float32), 0
     for samples in _samples(source, info, first):
@@ -78,31 +83,31 @@ def read_blocks(source: Path | bytes, info: AudioInfo, first: int, end: int, siz
 
 
 def _samples(source: Path | bytes, info: AudioInfo, first: int) -> Iterator[np.ndarray]:
-    """What FFmpeg decodes from sample `first` on, frame by frame: float32 of shape (samples, channels)."""
+    """Decode a recording from sample `first`; yield each frame as float32 of shape (samples, channels)."""
     rate = info.sampling_rate
     with _opened(source) as (container, stream):
         frames = container.decode(stream)
         head = next(frames)
-        origin, at = head.pts or 0, 0  # what is decoded first is sample 0, whatever the container calls its time
-        # AMR predicts from seconds of what it decoded before: it is decoded from the start.
+        origin, position = head.pts or 0, 0  # the first decoded frame is sample 0, whatever its time stamp is
+        # AMR depends on seconds of earlier samples, so it is decoded from the start.
         if first > RUN_IN_SECONDS * rate and not stream.codec_context.name.startswith("amr"):
             container.seek(origin + int((first / rate - RUN_IN_SECONDS) / stream.time_base), stream=stream)
             frames = container.decode(stream)
             if (head := next(frames, None)) is None:
                 return
-            at = round(((head.pts or 0) - origin) * stream.time_base * rate)
-            if at > first:
+            position = round(((head.pts or 0) - origin) * stream.time_base * rate)
+            if position > first:
                 raise AudioError(f"cannot be sought to {first / rate:.1f} s")
         for frame in chain([head], frames):
             if frame.sample_rate != rate or frame.layout.nb_channels != info.channels:
                 raise AudioError("changes its rate or channels midway")
             samples = _as_float(frame)
-            yield samples[max(0, first - at) :]
-            at += len(samples)
+            yield samples[max(0, first - position) :]
+            position += len(samples)
 
 
 def read_info(source: Path | bytes, reason: str) -> AudioInfo:
-    """What the container says of its sound; `reason` is why libsndfile does not read it."""
+    """Read the header of a recording; `reason` is the error of libsndfile."""
     with _opened(source, reason) as (container, stream):
         head = next(container.decode(stream), None)
         if head is None:
@@ -112,10 +117,10 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
         kind, seconds = container.format.name, Fraction(0)
         if kind.startswith("mov") and stream.duration:
             seconds = stream.duration * stream.time_base
-        # WebM and WMA state the length of their longest track: a film's says little of its sound.
+        # WebM and WMA give the length of their longest track, which can differ from that of the sound in a film.
         elif kind in {"matroska,webm", "asf"} and len(container.streams) == 1 and container.duration:
             seconds = Fraction(container.duration, 1_000_000)
-        else:  # it states none, and FFmpeg would guess by the bit rate
+        else:  # the header has no length, and FFmpeg would estimate it from the bit rate
             ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
             seconds = (max(ends, default=0) - (head.pts or 0)) * stream.time_base
         frames = max(head.samples, round(seconds * head.sample_rate))
@@ -125,15 +130,15 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
 
 @contextmanager
 def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and its first sound track; `reason` is why libsndfile does not read it."""
+    """Open a container and its first sound track with PyAV; `reason` is the error of libsndfile."""
     with open_bytes(source) as file:
         try:
             import av
         except ImportError as error:
             raise AudioError(f"is not audio that can be read ({reason}; {NEEDS_PYAV})") from error
         try:
-            # A playlist in disguise must not make FFmpeg open other files or addresses.
-            # A title in some old code page is no reason to leave the sound out.
+            # A playlist named as audio must not make FFmpeg open other files or addresses.
+            # Titles that are not UTF-8 are replaced, so that the sound can still be read.
             container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise AudioError(f"is not audio that can be read, or is cut off ({reason}; {error.strerror})") from error
@@ -147,10 +152,11 @@ def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]
 
 
 def _as_float(frame: Any) -> np.ndarray:
+    """Convert a frame to float32 of shape (samples, channels), integers to the range -1 to 1."""
     samples = frame.to_ndarray()
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     if samples.dtype.kind == "f":
-        with np.errstate(all="ignore"):  # damaged doubles become infinite, which callers refuse
+        with np.errstate(all="ignore"):  # doubles of a damaged file become infinite, which callers refuse
             return samples.astype(np.float32, copy=False)
     middle = 128 if samples.dtype == np.uint8 else 0
     return (samples.astype(np.float32) - middle) / 2.0 ** (8 * samples.dtype.itemsize - 1)
@@ -160,31 +166,31 @@ class Recording(io.BufferedReader):
     """A file in which seeking before the beginning returns -1, as decoders of damaged headers expect.
 
     Attributes:
-        patch: Bytes that are read in place of the file's, and where they begin.
+        patch: Offset, and the bytes that are read there in place of the file's.
     """
 
     patch: tuple[int, bytes] = 0, b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Return the new position; -1 if there is none."""
+        """Return the new position, or -1 if the file has no such position."""
         try:
             return super().seek(offset, whence)
         except (OSError, ValueError):
             return -1
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read into a buffer, and return the number of bytes."""
+        """Read into a buffer and return the number of bytes."""
         first = self.tell()
         count = super().readinto(buffer)
-        at, content = self.patch
-        begin, end = max(at, first), min(at + len(content), first + count)
+        offset, content = self.patch
+        begin, end = max(offset, first), min(offset + len(content), first + count)
         if begin < end:
-            memoryview(buffer).cast("B")[begin - first : end - first] = content[begin - at : end - at]
+            memoryview(buffer).cast("B")[begin - first : end - first] = content[begin - offset : end - offset]
         return count
 
 
 def open_bytes(source: Path | bytes) -> Recording:
-    """A file, or bytes as one."""
+    """Open a file, or bytes as a file."""
     try:
         return Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))
     except OSError as error:
