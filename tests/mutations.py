@@ -183,10 +183,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a class may be missing where it is in few groups",
-        "peft_audio/data/splitting.py",
+        "peft_audio/data/divide.py",
         " + lacking.sum(axis=1) * table.sum()",
         "",
-        "tests/data/test_splitting.py",
+        "tests/data/test_divide.py",
     ),
     Mutation(
         "the end of a recording is in no window",

@@ -23,10 +23,10 @@ from peft_audio.checks.trimmed_copies import EMPTY, landmarks, matching_pairs
 from peft_audio.checks.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names
+from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.folder import ignored_note
 from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.sources import find_clips, refuse_later_settings
-from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable, several
 

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from peft_audio.data.clip_table import SPLIT_NAMES, SPLITS
-from peft_audio.data.splitting import leaking_groups
+from peft_audio.data.divide import leaking_groups
 from peft_audio.text import several
 
 SEPARATORS = "-_. ,;+~@#=()[]"

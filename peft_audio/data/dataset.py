@@ -49,11 +49,11 @@ class View:
         assert draw.epoch is not None
         return [self.seed, draw.epoch if self.views is None else (draw.epoch - 1) % self.views + 1, draw.index]
 
-    def hidden(self, samples: int, draw: Draw) -> dict[str, np.ndarray]:
+    def spec_masks(self, samples: int, draw: Draw) -> dict[str, np.ndarray]:
         """SpecAugment's masks for a training clip of so many samples, anew in every epoch; none where it is off."""
         return self.masks(samples, [self.seed, draw.epoch or 0, draw.index]) if self.masks else {}
 
-    def whole(self, source: Path | bytes, start: float, seconds: float | None) -> dict[str, Any]:
+    def evaluation_clip(self, source: Path | bytes, start: float, seconds: float | None) -> dict[str, Any]:
         """Prepare a clip for evaluation, from its start; see `prepare_clip`.
 
         Args:
@@ -65,7 +65,7 @@ class View:
         waveform = load_audio(source, self.extractor.sampling_rate, start, min(seconds or limit, limit))
         return prepare_clip(waveform, self.extractor, self.family)
 
-    def training(
+    def training_clip(
         self, source: Path | bytes, start: float, seconds: float, seeds: list[int], to_end: bool = True
     ) -> dict[str, Any]:
         """Prepare a random crop of a clip for training, augmented; see `prepare_clip`.
@@ -110,10 +110,10 @@ class Clips(torch.utils.data.Dataset):
         seconds = row["num_frames"] / row["sampling_rate"]
         try:
             if draw.epoch is None:
-                item = self.view.whole(source, start, None if to_end else seconds)
+                item = self.view.evaluation_clip(source, start, None if to_end else seconds)
             else:
-                item = self.view.training(source, start, seconds, self.view.seeds(draw), to_end)
-                item |= self.view.hidden(item["samples"], draw)
+                item = self.view.training_clip(source, start, seconds, self.view.seeds(draw), to_end)
+                item |= self.view.spec_masks(item["samples"], draw)
         except AudioError as error:
             raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
         item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}

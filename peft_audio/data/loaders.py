@@ -106,7 +106,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:
-        lengths = heard_seconds(rows, cfg.data.max_eval_seconds)
+        lengths = used_seconds(rows, cfg.data.max_eval_seconds)
         batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
         return DataLoader(Clips(rows, splits.stored, heard), batch_sampler=batches, collate_fn=padded, **workers)
 
@@ -118,7 +118,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         batches = _streamed(splits, trained, padded, cfg, accelerator)
     else:
         train_order = TrainingBatches(
-            heard_seconds(splits.train, cfg.data.max_seconds),
+            used_seconds(splits.train, cfg.data.max_seconds),
             train.batch_size,
             train.seed,
             train.gradient_accumulation_steps,
@@ -164,7 +164,7 @@ def _collate_streamed(padded: Any, batch: tuple[list[dict[str, Any]], Any]) -> t
     return padded(batch[0]), batch[1]
 
 
-def heard_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
+def used_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
     """Return the seconds of each row that are used, of shape (rows,).
 
     Args:

@@ -16,11 +16,11 @@ from datasets import Dataset
 from peft_audio.config import DataConfig
 from peft_audio.config.fields import SourceKind, changed_fields, settings_of
 from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
+from peft_audio.data.divide import take_splits
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
 from peft_audio.data.layouts import doubt_classes, explain_folder
 from peft_audio.data.manifest import from_manifest
-from peft_audio.data.splitting import take_splits
 from peft_audio.data.tables import MANIFEST_SUFFIXES
 from peft_audio.errors import UserError
 from peft_audio.files import expanded

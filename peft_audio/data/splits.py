@@ -16,10 +16,10 @@ from datasets import Dataset
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
+from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.hub_dataset import Stream, open_stream
 from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision
-from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.data.training_audio import audio_quantiles
 from peft_audio.data.windows import cut_windows
 from peft_audio.errors import UserError

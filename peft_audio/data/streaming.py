@@ -127,9 +127,9 @@ class StreamedClips(torch.utils.data.IterableDataset):
             raise AudioError(facts["error"], facts["fault"])
         info = read_info(source)
         draw = Draw(index, epoch=0)
-        item = self.view.training(source, 0.0, info.num_frames / info.sampling_rate, self.view.seeds(draw))
+        item = self.view.training_clip(source, 0.0, info.num_frames / info.sampling_rate, self.view.seeds(draw))
         item |= {"label": self.labels.index(name), "index": index}
-        return item | self.view.hidden(item["samples"], draw)
+        return item | self.view.spec_masks(item["samples"], draw)
 
     def _check_bad(self, name: str, reason: str, bad: int, seen: int) -> None:
         cfg = self.view.cfg

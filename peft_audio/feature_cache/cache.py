@@ -183,7 +183,7 @@ class Features(Dataset):
         values, samples = self.reader.read(self.wanted.names[draw.index, view])
         item = {"features": values, "samples": samples, "label": self.labels[draw.index].tolist(), "index": draw.index}
         item |= {"weight": draw.weight, "recording": int(clips.recordings[draw.index])}
-        return item if draw.epoch is None else item | clips.view.hidden(samples, draw)
+        return item if draw.epoch is None else item | clips.view.spec_masks(samples, draw)
 
 
 def collate_features(items: Sequence[dict[str, Any]]) -> Batch:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from peft_audio.config import AugmentConfig, Recipe, TrainConfig
 from peft_audio.config.fields import settings_of
 from peft_audio.data.dataset import Clips
-from peft_audio.data.loaders import Loaders, heard_seconds
+from peft_audio.data.loaders import Loaders, used_seconds
 from peft_audio.data.sampler import Draw
 from peft_audio.data.sampler import cut as cut_batches
 from peft_audio.encoders.base import Cut
@@ -73,7 +73,7 @@ class Missing:
 def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
     """The splits whose clips are heard alike in every epoch, or in so many ways; and why training's are not."""
     clips: Clips = loaders.train.dataset  # type: ignore[attr-defined]
-    longer = int((heard_seconds(clips.rows) > cfg.data.max_seconds).sum())
+    longer = int((used_seconds(clips.rows) > cfg.data.max_seconds).sum())
     reason = f"{longer} are longer than data.max_seconds, and cropped anew in every epoch" if longer else ""
     if clips.view.augment:
         reason = "they are augmented anew in every epoch"
@@ -88,7 +88,7 @@ def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
 def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
     """With names that say what features depend on: the bytes, what is heard of them, and what was drawn."""
     limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds
-    seconds = heard_seconds(clips.rows, limit)
+    seconds = used_seconds(clips.rows, limit)
     rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
     names = np.empty((len(rows), max(1, views)), dtype=object)
     augmentation = _augmentation(cfg.augment) if drawn else None

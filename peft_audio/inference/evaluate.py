@@ -22,12 +22,12 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.collate import collate
 from peft_audio.data.dataset import Clips, View
-from peft_audio.data.loaders import heard_seconds
+from peft_audio.data.divide import divide
+from peft_audio.data.loaders import used_seconds
 from peft_audio.data.sampler import evaluation_batches
 from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision, refuse_later_settings
 from peft_audio.data.splits import recordings_of, to_rows
-from peft_audio.data.splitting import divide
 from peft_audio.data.tables import as_name
 from peft_audio.data.windows import cut_windows
 from peft_audio.encoders.family import family_of
@@ -152,7 +152,7 @@ def evaluate_adapter(adapter: Adapter, cfg: DataConfig, split: str | None = None
         notes.append(f"warning: {learned_nothing_line(chance, kind)}")
     whole = scores(everything)
     assert whole is not None
-    long = int((heard_seconds(rows) > crop["evaluation_seconds"]).sum())
+    long = int((used_seconds(rows) > crop["evaluation_seconds"]).sum())
     if long:
         notes.append(f"{long} are longer than the {crop['evaluation_seconds']:g} s that the adapter hears of them")
     notes += _notes_on_seen(seen, name)
@@ -330,7 +330,7 @@ def _of_split(clips: pd.DataFrame, split: str, source: str) -> pd.DataFrame:
 def _hear(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_size: int) -> Evaluation:
     limit = adapter.record.crop["evaluation_seconds"]
     view = View(family_of(adapter.model.config), adapter.extractor, DataConfig(max_eval_seconds=limit))
-    batches = evaluation_batches(heard_seconds(rows, limit), batch_size)
+    batches = evaluation_batches(used_seconds(rows, limit), batch_size)
     loader = DataLoader(
         Clips(rows, collection.stored, view),
         batch_sampler=batches,

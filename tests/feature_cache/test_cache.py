@@ -418,7 +418,7 @@ def meet(rank: int, failing_rank: int, port: str, cfg: Recipe, folder: Path) -> 
 DECIDES_NO_FEATURES = {"config", "strategies", "tasks", "training", "errors", "files", "text"}
 # They choose the clips, their labels and their order. What is heard of a clip is part of its name.
 DECIDES_NO_FEATURES |= {"data/clip_table", "data/folder", "data/hub_dataset", "data/loaders", "data/manifest"}
-DECIDES_NO_FEATURES |= {"data/sampler", "data/scan", "data/sources", "data/splits", "data/splitting", "data/streaming"}
+DECIDES_NO_FEATURES |= {"data/sampler", "data/scan", "data/sources", "data/splits", "data/divide", "data/streaming"}
 DECIDES_NO_FEATURES |= {"data/layouts", "data/recording_files", "data/segments", "data/tables", "data/training_audio"}
 DECIDES_NO_FEATURES |= {"data/windows"}
 

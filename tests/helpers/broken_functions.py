@@ -144,7 +144,7 @@ BROKEN = (
     ),
     Broken(
         "SpecAugment hides the same frames in every epoch",
-        "View.hidden",
+        "View.spec_masks",
         changing(2, lambda draw: replace(draw, epoch=1)),
         "tests/data/test_loaders.py",
     ),
@@ -196,7 +196,7 @@ BROKEN = (
         "groups are divided like single clips",
         "_hold_out_groups",
         lambda function: function.__globals__["_hold_out"],
-        "tests/data/test_splitting.py",
+        "tests/data/test_divide.py",
     ),
     Broken(
         "the projector is not saved",

@@ -24,7 +24,7 @@ from peft_audio.adapters.files import may_hang
 from peft_audio.comparison.settings import RECIPES, CompareRecipe
 from peft_audio.config import DataConfig, parse, parse_config, to_yaml
 from peft_audio.data.clip_table import SPLITS, make_clips
-from peft_audio.data.splitting import divide, leaking_groups
+from peft_audio.data.divide import divide, leaking_groups
 from peft_audio.errors import UserError
 
 INPUTS = {"audio": 200, "yaml": 12, "manifests": 30, "json": 50, "safetensors": 50}

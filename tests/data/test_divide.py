@@ -14,8 +14,8 @@ from helpers.tones import write_tone
 
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, make_clips
+from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.splits import load_splits
-from peft_audio.data.splitting import divide, leaking_groups, missing_classes
 from peft_audio.errors import UserError
 from peft_audio.tasks import task_of
 
