@@ -13,8 +13,16 @@ from peft_audio.processes import OldRecipes, WithoutHubKernels
 if TYPE_CHECKING:
     from peft_audio.adapters.adapter_set import AdapterSet, load_adapters
     from peft_audio.adapters.load import Adapter, load_adapter
-    from peft_audio.config import AugmentConfig, DataConfig, ModelConfig, PrefixCacheConfig, TrainConfig
-    from peft_audio.finetune import fine_tune
+    from peft_audio.api import compare, fine_tune, run_baseline
+    from peft_audio.comparison.settings import CompareRecipe
+    from peft_audio.config import (
+        AugmentConfig,
+        BaselineRecipe,
+        DataConfig,
+        ModelConfig,
+        PrefixCacheConfig,
+        TrainConfig,
+    )
     from peft_audio.inference.predict import Prediction, predict
     from peft_audio.runs.report import RunReport
     from peft_audio.strategies import (
@@ -45,7 +53,9 @@ __all__ = [
     "AttentionHeadsConfig",
     "AttentionHeadsRecipe",
     "AugmentConfig",
+    "BaselineRecipe",
     "BiasOnlyRecipe",
+    "CompareRecipe",
     "DataConfig",
     "FullConfig",
     "FullRecipe",
@@ -60,10 +70,12 @@ __all__ = [
     "PrefixCacheConfig",
     "RunReport",
     "TrainConfig",
+    "compare",
     "fine_tune",
     "load_adapter",
     "load_adapters",
     "predict",
+    "run_baseline",
 ]
 
 _HOMES = {
@@ -72,7 +84,9 @@ _HOMES = {
     "AttentionHeadsConfig": "strategies",
     "AttentionHeadsRecipe": "strategies",
     "AugmentConfig": "config",
+    "BaselineRecipe": "config",
     "BiasOnlyRecipe": "strategies",
+    "CompareRecipe": "comparison.settings",
     "DataConfig": "config",
     "FullConfig": "strategies",
     "FullRecipe": "strategies",
@@ -87,10 +101,12 @@ _HOMES = {
     "PrefixCacheConfig": "config",
     "RunReport": "runs.report",
     "TrainConfig": "config",
-    "fine_tune": "finetune",
+    "compare": "api",
+    "fine_tune": "api",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.adapter_set",
     "predict": "inference.predict",
+    "run_baseline": "api",
 }
 
 

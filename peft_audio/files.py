@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PACKAGE = Path(__file__).parent
+# A wheel carries the recipes inside the package; a checkout has them beside it.
+RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+
 
 def expanded(path: str | Path) -> Path:
     """A path with ~ as the user's home, where that is what it means."""

@@ -5,8 +5,8 @@ accelerate launch recipes/baseline.py --data.source FOLDER --train.output_dir ru
 python recipes/baseline.py --help
 """
 
-from peft_audio.config import BaselineRecipe, run_recipe
-from peft_audio.runs.baseline import run_baseline
+from peft_audio import BaselineRecipe, run_baseline
+from peft_audio.config import run_recipe
 
 if __name__ == "__main__":
     run_recipe(run_baseline, BaselineRecipe)

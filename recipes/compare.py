@@ -8,117 +8,14 @@ Starts the recipes as a user would, tries learning rates on validation, runs fre
 .json, .html, .png and .svg. The same command goes on where an earlier one stopped.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
 
-from rich.console import Console
-
-from peft_audio.comparison.collect import note_jobs, read_comparison, with_commits
-from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
-from peft_audio.comparison.page import print_comparison, write_comparison
-from peft_audio.comparison.plan import fit, measure, plan, print_plan, runs_at_once, steps_for_seconds, unranked
-from peft_audio.comparison.progress import watching
-from peft_audio.comparison.results import Comparison
-from peft_audio.comparison.settings import CompareRecipe
-from peft_audio.comparison.tuning import check_arms, final_jobs, tune
+from peft_audio import CompareRecipe
 from peft_audio.config import parse_config
-from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
-from peft_audio.files import expanded
-from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.training.hardware import resolve
-
-AGAIN = "The same command goes on from there."
-
-
-def main(cfg: CompareRecipe) -> Comparison:
-    """Time the arms if that is needed, tune on validation, run fresh seeds and compare the results."""
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    reasons = unranked(cfg)
-    if cfg.minutes is None and reasons:
-        say(f"note: nothing will be ranked; {'; '.join(reasons)}")
-    # With `minutes`, the first line says whether the result can be ranked.
-    with redirect_stdout(sys.stderr) if cfg.minutes is not None else nullcontext():
-        cfg = with_commits(cfg)
-        cfg = resolve(cfg, cfg.has_one_encoder())
-    check_arms(cfg)
-    steps: dict[str, int] = {}
-    if cfg.minutes is not None or cfg.train_seconds is not None:
-        print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)
-        timing = measure(cfg)
-        cfg, cut = fit(cfg, timing)
-        steps = steps_for_seconds(cfg, timing)
-        if cfg.minutes is not None:
-            print_plan(plan(cfg, timing, cut), cfg.minutes, console)
-    at_once = {costs_count: runs_at_once(cfg, costs_count) for costs_count in (True, False)}
-    with watching(cfg, at_once, console) as watch:
-        done: list[Job] = []
-
-        def run(jobs: Sequence[Job], costs_count: bool) -> None:
-            if not jobs:
-                return
-            missing = [job for job in jobs if not (finished(job) or diverged(job))]
-            keep_finished(cfg, missing)
-            done.extend(job for job in jobs if job not in done)
-            note_jobs(cfg, done)
-            watch.begin(jobs, missing)
-            if not missing:
-                say(f"{jobs[0].phase}: all {len(jobs)} runs are there")
-                return
-            say(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
-            if jobs[0].phase == "tuning":
-                say(f"validation {METRIC_NAMES[cfg.train.best_metric]} decides on epochs and learning rates")
-            run_jobs(missing, at_once[costs_count], watch.tell)
-
-        chosen = tune(cfg, run, steps)
-        watch.leave_out({*cfg.arms} - {cell.arm for cell in chosen})
-        finals = final_jobs(cfg, chosen, steps)
-        # The first seed of each arm says what it costs, alone on the device; the others may share it.
-        run([job for job in finals if job.flags["train.seed"] == 0], True)
-        run([job for job in finals if job.flags["train.seed"] != 0], False)
-    comparison = read_comparison([expanded(cfg.output_dir)])
-    written = write_comparison(comparison, expanded(cfg.output_dir))
-    print_comparison(comparison, written, console)
-    return comparison
-
-
-def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
-    """Refuse to replace runs that were finished with other settings.
-
-    Raises:
-        UserError: There is one, and the user did not say that it may go.
-    """
-    other = {job.folder: made for job in jobs if (made := other_settings(job))}
-    if other and not cfg.overwrite:
-        folder, made = next(iter(other.items()))
-        raise UserError(
-            f"--output_dir: {cfg.output_dir} holds {len(other)} finished runs with other settings, such as {made} in "
-            f"{folder.name}; give another, or --overwrite true to make them again."
-        )
-
-
-def conclude(cfg: CompareRecipe) -> int:
-    """Run `main` as the only one in its folder; return 1 if nothing is ranked, 2 for an error that the user can fix."""
-    folder = expanded(cfg.output_dir)
-    try:
-        with alone_in(folder):
-            comparison = main(cfg)
-            return int(bool(comparison.broken_rules) or any(arm.failures for arm in comparison.arms))
-    except KeyboardInterrupt:
-        print_traceback_if_debugging()
-        print(f"stopped; what is finished stays in {folder}. {AGAIN}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        message, code = failure(error, str(folder), again=AGAIN)
-        print(f"error: {message}", file=sys.stderr)
-        return code
-
 
 if __name__ == "__main__":
-    sys.exit(conclude(parse_config(CompareRecipe)))
+    cfg = parse_config(CompareRecipe)
+    # Imports torch, so it waits until the settings are read.
+    from peft_audio.comparison.run import conclude
+
+    sys.exit(conclude(cfg))

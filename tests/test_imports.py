@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ LAYERS = (
     "finetune",
     "comparison",
     "publish",
+    "api",
     "cli",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -113,6 +115,36 @@ def test_light_modules_load_nothing_heavy(given: str, modules: str, unwanted: se
     code += f"; print(*sorted({unwanted!r} & sys.modules.keys() - given))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["-m", "peft_audio.cli", "--help"], "usage: peft-audio"),
+        (["-m", "peft_audio.cli", "predict", "--help"], "usage: peft-audio predict"),
+        (["recipes/lora.py", "--help"], "usage: lora.py"),
+        (["recipes/lora.py", "--train.epochs", "3"], "runs/lora: train.epochs 3"),
+        (["recipes/lora.py", "--train.epochs", "0"], "error: --train.epochs: got 0"),
+        (["recipes/baseline.py"], "runs/baseline: default settings"),
+        (["recipes/compare.py", "--help"], "usage: compare.py"),
+        (["recipes/compare.py", "--seeds", "0"], "error: --seeds: got 0"),
+    ],
+    ids=" ".join,
+)
+def test_settings_are_read_before_heavy_imports(words: list[str], first: str, tmp_path: Path) -> None:
+    blocked = "import sys\nfor name in " + repr(sorted(HEAVY | {"pandas", "scipy"})) + ": sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(blocked)
+    path = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+    done = subprocess.run(
+        [sys.executable, *(str(PACKAGE.parent / word) if word.endswith(".py") else word for word in words)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.stdout or done.stderr).startswith(first), done.stderr
 
 
 def test_no_test_module_imports_another() -> None:

@@ -27,7 +27,8 @@ import soundfile
 from joblib import cpu_count
 from machine import PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
 
-from peft_audio.comparison.jobs import RECIPES, in_words
+from peft_audio.config.parse import in_words
+from peft_audio.files import PACKAGE, RECIPES
 from peft_audio.processes import child_environment
 
 DOCUMENTED = Path(__file__).parent / "as_documented.py"
@@ -210,7 +211,7 @@ class Bench:
 def open_bench(folder: Path, threads: int) -> Bench:
     """Look at the machine, and what the imports alone take."""
     set_environment(threads)
-    imports = {"a": measured("imports", DOCUMENTED), "b": measured("imports", RECIPES / "lora.py")}
+    imports = {"a": measured("imports", DOCUMENTED), "b": measured("imports", PACKAGE / "finetune.py")}
     return Bench(folder, measured("machine"), imports)
 
 

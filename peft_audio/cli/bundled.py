@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft_audio.comparison.jobs import RECIPES
+from peft_audio.files import PACKAGE, RECIPES
 
-ENCODER = Path(__file__).parents[1] / "assets" / "wav2vec2-nano"
+ENCODER = PACKAGE / "assets" / "wav2vec2-nano"
 
 
 def add_commands(commands: Any) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from joblib import cpu_count
 
+from peft_audio.config.parse import in_words
 from peft_audio.errors import DivergedError, UserError
-from peft_audio.files import read_json, write_atomically
+from peft_audio.files import RECIPES, read_json, write_atomically
 from peft_audio.processes import (
     child_environment,
     cpu_seconds,
@@ -33,9 +34,6 @@ from peft_audio.processes import (
 )
 from peft_audio.runs.folder import beside
 
-PACKAGE = Path(__file__).parents[1]
-# A wheel carries the recipes inside the package; a checkout has them beside it.
-RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 LAST_LINES = 12
 # Seconds between two measurements of what other processes use.
 LOAD_EVERY_SECONDS = 0.5
@@ -70,11 +68,6 @@ class Job:
         own = {"train.output_dir": str(self.folder), "train.overwrite": True, "train.resume": True}
         flags = self.flags | own
         return [part for name, value in flags.items() for part in (f"--{name}", in_words(value))]
-
-
-def in_words(value: Any) -> str:
-    """Write the value of a setting as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def finished(job: Job) -> bool:
@@ -228,17 +221,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: The folder cannot be created, or another comparison or plan uses it.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
-    except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror
-        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
-    try:
+        _lock(lock, folder)
         # Such runs would write into folders that are used next, and share the device.
         for path in folder.glob("runs/*/*.json"):
             record = read_json(path)
@@ -247,3 +233,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lock(lock: FileLock, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error

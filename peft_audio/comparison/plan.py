@@ -18,10 +18,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from peft_audio.comparison.jobs import in_words, threads_of_run, wait_and_measure
+from peft_audio.comparison.jobs import threads_of_run, wait_and_measure
 from peft_audio.comparison.rules import MIN_SEEDS, ON_TEST, equal_settings
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import Cell, cells, check_arms, first_rate, grid_of, is_tuned, make_job
+from peft_audio.config.parse import in_words
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_atomically
 from peft_audio.processes import child_environment, end_processes, python_command, visible_gpus

@@ -1,6 +1,6 @@
 """Settings as frozen dataclasses, read from YAML files and then from flags."""
 
-from peft_audio.config.parse import dotted, parse_config, read_config, run_recipe, to_yaml
+from peft_audio.config.parse import dotted, parse_config, read_config, read_settings, run_recipe, to_yaml
 from peft_audio.config.recipes import BaselineConfig, BaselineRecipe, BaselineTrainConfig, CheckSettings, Recipe
 from peft_audio.config.settings import (
     SECTIONS,
@@ -32,6 +32,7 @@ __all__ = [
     "free_settings",
     "parse_config",
     "read_config",
+    "read_settings",
     "run_recipe",
     "settings_decided_by_comparison",
     "settings_equal_between_arms",

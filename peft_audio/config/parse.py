@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from peft_audio.errors import (
     require,
 )
 from peft_audio.processes import quiet_hub_retries
-from peft_audio.text import as_told, without_secrets
+from peft_audio.text import as_told, printable, without_secrets
 
 NO_CODE = "settings are values, and name no code"
 # Settings are sections of settings; deeper than this, Python itself would not read them.
@@ -139,13 +140,50 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
     return cfg
 
 
-def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
-    """Parse the command line and run `main` with it.
+def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
+    """Read settings that a Python call gives, as `read_config` reads flags.
+
+    Args:
+        recipe: Config dataclass.
+        settings: Values by the names of its fields. A section is a mapping, as in `{"train": {"epochs": 3}}`; `config`
+            names a YAML file.
+
+    Raises:
+        UserError: A setting is wrong, or a section is not a mapping.
+    """
+    sections = {name for name, kind in get_type_hints(recipe).items() if is_dataclass(kind)}
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name not in sections:
+            flags.append(f"--{name}={in_words(value)}")
+            continue
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"{name}: got {type(value).__name__}, expected a dict of settings such as {{'source': 'bundled'}}. "
+                f"Give a dict, or a whole {recipe.__name__}."
+            )
+        flags += [f"--{name}.{key}={in_words(inner)}" for key, inner in value.items()]
+    return read_config(recipe, flags)
+
+
+def in_words(value: Any) -> str:
+    """Write the value of a setting as the command line takes it."""
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+
+
+def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe], arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, print what was set and run `main` with it.
 
     An error that the user can fix ends the process with one line and the exit code of its class; a signal ends it with
     one line and 128 plus its number, as in shells.
+
+    Args:
+        main: Function of the settings, which may import torch once it is called.
+        recipe: Config dataclass of the recipe.
+        arguments: Command line without the program; that of the process by default.
     """
-    cfg = parse_config(recipe)
+    cfg = parse_config(recipe, arguments)
+    _print_settings(cfg)
     quiet_hub_retries()
     try:
         with _signals_told():
@@ -160,6 +198,21 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe]) -> None:
         _fail(message, INTERRUPTED)
     except Exception as error:
         _fail_here(*failure(error, cfg.train.output_dir))  # type: ignore[attr-defined]
+
+
+def _print_settings(cfg: Any) -> None:
+    """Print the run's folder and the settings that differ from the recipe's defaults, once for all processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    usual, folder = asdict(type(cfg)()), cfg.train.output_dir
+    changed = [
+        f"{section}.{name} {in_words(value)}"
+        for section, values in asdict(cfg).items()
+        for name, value in values.items()
+        if value != usual[section][name] and (section, name) != ("train", "output_dir")
+    ]
+    # Seconds pass before the next line, while torch is imported.
+    print(printable(f"{folder}: {', '.join(changed) or 'default settings'}"), flush=True)
 
 
 @contextmanager
