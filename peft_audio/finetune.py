@@ -15,6 +15,7 @@ from peft_audio.data.splits import load_splits
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import (
     identify_base,
+    input_window,
     load_classifier,
     load_extractor,
     with_commit,
@@ -61,7 +62,7 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         pinned = on_first(accelerator, lambda: with_commit(with_recorded_commit(asked, folder.made)))
         cfg = replace(cfg, model=pinned)
         cfg = resolve(cfg)  # replaces "auto" by what suits this device
-        splits = load_splits(cfg.data, accelerator)
+        splits = load_splits(cfg.data, accelerator, input_window(cfg.model))
         extractor = load_extractor(cfg.model)
         model = load_classifier(cfg.model, splits.labels)
         base = identify_base(cfg.model, model)

@@ -272,7 +272,12 @@ def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfi
     if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not is_folder(name):
         raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
     revision = None if base else record.base.commit
-    return ModelConfig(name=name, revision=revision, layer_weighted_sum=record.layer_weighted_sum)
+    return ModelConfig(
+        name=name,
+        revision=revision,
+        input_seconds=record.input_seconds,
+        layer_weighted_sum=record.layer_weighted_sum,
+    )
 
 
 def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:

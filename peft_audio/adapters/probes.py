@@ -38,7 +38,7 @@ def probe_waveforms(sampling_rate: int, probe_seconds: Sequence[float]) -> list[
 def measure_probes(adapter: Adapter, count: int | None = None) -> tuple[dict[str, Any], ...]:
     """Logits and top label of the first probe clips, clip by clip; to be recorded, in float32 on the CPU."""
     found = []
-    probe_seconds = adapter.record.family.probe_seconds[:count]
+    probe_seconds = adapter.record.family.probes(adapter.record.input)[:count]
     waveforms = probe_waveforms(adapter.record.sampling_rate, probe_seconds)
     for seconds, waveform in zip(probe_seconds, waveforms, strict=True):
         logits = adapter.logits([waveform])[0]

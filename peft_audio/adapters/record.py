@@ -13,6 +13,7 @@ from typing import Any
 from peft_audio.adapters.files import read_object
 from peft_audio.config import DataConfig, Recipe
 from peft_audio.data.training_audio import QUANTILES
+from peft_audio.data.windows import fit_lengths
 from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily
 from peft_audio.encoders.family import FAMILIES, family_named
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, versions
@@ -84,6 +85,11 @@ class AdapterRecord:
         return self.input["minimum_samples"]
 
     @property
+    def input_seconds(self) -> float | None:
+        """Return the fixed length of the encoder's inputs in seconds; None if an input is as long as its clip."""
+        return self.input.get("input_seconds")
+
+    @property
     def task(self) -> Task:
         """Return the task that its logits answer."""
         return task_of()
@@ -114,6 +120,7 @@ def describe_adapter(
     training_audio: Mapping[str, Mapping[str, float]] | None = None,
 ) -> AdapterRecord:
     """Make the record of a run's adapter, before its probes are measured."""
+    inputs = family_named(base.model_type).describe_input(extractor, base.minimum_samples)
     return AdapterRecord(
         labels=tuple(labels),
         base=base,
@@ -121,8 +128,8 @@ def describe_adapter(
         pretrained=cfg.model.pretrained,
         layer_weighted_sum=cfg.model.layer_weighted_sum,
         quantization=cfg.model.quantization,
-        input=family_named(base.model_type).describe_input(extractor, base.minimum_samples),
-        crop=_crop(cfg.data),
+        input=inputs,
+        crop=_crop(fit_lengths(cfg.data, inputs.get("input_seconds"))),
         metrics=metrics,
         training_audio={name: dict(quantiles) for name, quantiles in (training_audio or {}).items()},
         versions=versions(),
@@ -205,6 +212,8 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
             type(count) is int and count > 0 for count in counts
         ),
         "pretrained and layer_weighted_sum must be true or false": all(isinstance(flag, bool) for flag in flags),
+        "input_seconds must be a number above 0": record.input_seconds is None
+        or (_is_number(record.input_seconds) and record.input_seconds > 0),
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
         and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
         "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),

@@ -187,6 +187,9 @@ class ModelConfig:
         revision: Branch, tag or commit of a Hub id; the commit that was used is recorded either way.
         pretrained: False draws the encoder's weights at random by train.seed, as transformers does: a control, for what
             the architecture can do alone. The product is then a whole model, because no base exists that others have.
+        input_seconds: Length in seconds of what the encoder takes at once, for encoders that take log-mel features of a
+            fixed window, such as Whisper (whole seconds); the directory's own window when not given. A shorter one
+            costs less. Training takes random crops of it; evaluation and prediction average over consecutive windows.
         layer_weighted_sum: Feed the head a learned mixture of all layers' outputs instead of the last layer's (Yang et
             al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
         dropout: Dropout inside the encoder's transformer, in the parts that train (in all with train.frozen_dropout);
@@ -202,6 +205,7 @@ class ModelConfig:
     name: str = setting("wav2vec2-nano", "encoder")
     revision: str | None = setting(None, "encoder")
     pretrained: bool = setting(True, "encoder")
+    input_seconds: float | None = setting(None, "encoder", "show_on_card", takes="seconds")
     layer_weighted_sum: bool = setting(False, "encoder", "show_on_card")
     dropout: float | None = setting(None, "training", takes="share")
     head_dropout: float = setting(0.0, "training", takes="share")

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -18,13 +19,14 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker
 
-from peft_audio.config import Recipe
+from peft_audio.config import DataConfig, Recipe
 from peft_audio.data.augment import make_augment
 from peft_audio.data.collate import collate
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.sampler import TrainingBatches, evaluation_batches
 from peft_audio.data.splits import Splits
 from peft_audio.data.streaming import StreamedClips, StreamedSteps, StreamLoader
+from peft_audio.data.windows import cut_rows, fit_lengths
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.spec_augment import make_masks
 from peft_audio.errors import UserError
@@ -99,14 +101,17 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         )
     share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
     family = family_of(encoder)
-    heard = View(family, extractor, cfg.data, train.seed)
+    window = family.window(encoder)
+    data = fit_lengths(cfg.data, window)
+    heard = View(family, extractor, data, train.seed)
     augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
-    trained = View(family, extractor, cfg.data, train.seed, augment, masks, cfg.prefix_cache.views)
+    trained = View(family, extractor, data, train.seed, augment, masks, cfg.prefix_cache.views)
     padded = partial(collate, config=encoder)
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:
-        lengths = used_seconds(rows, cfg.data.max_eval_seconds)
+        rows = rows if window is None or cfg.data.window_seconds else _in_windows(rows, data)
+        lengths = input_seconds(rows, data.max_eval_seconds, window)
         batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
         return DataLoader(Clips(rows, splits.stored, heard), batch_sampler=batches, collate_fn=padded, **workers)
 
@@ -118,7 +123,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         batches = _streamed(splits, trained, padded, cfg, accelerator)
     else:
         train_order = TrainingBatches(
-            used_seconds(splits.train, cfg.data.max_seconds),
+            input_seconds(splits.train, data.max_seconds, window),
             train.batch_size,
             train.seed,
             train.gradient_accumulation_steps,
@@ -173,6 +178,20 @@ def used_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
     """
     known = rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
     return np.minimum(known["num_frames"] / known["sampling_rate"], limit).to_numpy()
+
+
+def input_seconds(rows: Dataset, limit: float, window: float | None) -> np.ndarray:
+    """Return the seconds of each row's input, of shape (rows,): `window` if it is fixed, see `used_seconds`."""
+    return used_seconds(rows, limit) if window is None else np.full(len(rows), window)
+
+
+def _in_windows(rows: Dataset, cfg: DataConfig) -> Dataset:
+    """Cut the rows of a split into windows; the order of recordings stays."""
+    assert cfg.window_seconds is not None
+    if (used_seconds(rows) <= cfg.window_seconds).all():
+        return rows
+    cut = cut_rows(rows.to_pandas(), cfg.window_seconds, cfg.hop_seconds)
+    return Dataset(pa.Table.from_pandas(cut, rows.data.table.schema, preserve_index=False), fingerprint="windows")
 
 
 def _balancing(labels: Sequence[int]) -> np.ndarray:

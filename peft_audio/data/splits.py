@@ -118,12 +118,13 @@ class Splits:
         return _sha256(map("\t".join, zip(rows["id"], rows["split"], strict=True)))
 
 
-def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Splits:
+def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None, window: float | None = None) -> Splits:
     """Find the clips, decode each one once to see that it can be used, and divide them.
 
     Args:
         cfg: The source, and how to divide it.
         accelerator: Where it runs: one process decodes, and tells the others what it found.
+        window: Fixed window of the encoder in seconds, for the notes; None if it takes clips of any length.
 
     Raises:
         UserError: There is nothing to train on, clips cannot be used, or a class is too small to be divided.
@@ -150,7 +151,7 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None) -> Spli
             raise UserError(f"--data.source: {cfg.source} has no {split} clips; add some.")
     if not stream and not (clips["split"] == "train").any():
         raise UserError(f"--data.source: {cfg.source} has no train clips; add some.")
-    notes += _warnings(clips, cfg)
+    notes += _warnings(clips, cfg, window)
     counts = dict(clips["label"][clips["split"] == "train"].value_counts().astype(int))
     if cfg.max_train_clips is not None:
         clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
@@ -193,7 +194,7 @@ def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[t
     return clips[clips["fault"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
 
 
-def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:
+def _warnings(clips: pd.DataFrame, cfg: DataConfig, window: float | None) -> list[str]:
     """What does not stop a run, but should be known of it."""
     # Not by grouping all clips, nor as Arrow's text: either takes several times the memory.
     repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
@@ -204,11 +205,17 @@ def _warnings(clips: pd.DataFrame, cfg: DataConfig) -> list[str]:
         "are cut off: shorter than the header or end_seconds says": clips["cut_off"].sum(),
         "have a WAV header that was never finished: read to the end of the file": clips["unfinished"].sum(),
     }
-    if cfg.window_seconds is None:
+    if cfg.window_seconds is None and window is None:
         long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]
         counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation hears"] = long.sum()
     notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]
     notes += ["peft-audio check lists these clips"] if notes else []
+    long = 0 if window is None else int((clips["num_frames"] > window * clips["sampling_rate"]).sum())
+    if long:
+        notes.append(
+            f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training takes random "
+            "crops of it, evaluation and prediction average over consecutive windows"
+        )
     leaking = leaking_groups(clips)
     if leaking:
         notes.append(f"warning: groups that stand in more than one split: {listed(list(leaking))}")

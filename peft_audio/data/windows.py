@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import written_seconds
+from peft_audio.errors import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +42,11 @@ def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None) ->
         The rows, with `recording`, the id of what they were cut from.
     """
     clips = clips.assign(recording=clips["id"])
-    if window is None:
-        return clips
+    return clips if window is None else cut_rows(clips, window, hop)
+
+
+def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd.DataFrame:
+    """Cut each row into windows; its `recording` and other columns stay. See `cut_windows`."""
     seconds = clips["num_frames"] / clips["sampling_rate"]
     starts = [window_starts(length, window, hop) for length in seconds]
     counts = np.array([len(found) for found in starts])
@@ -56,4 +62,34 @@ def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None) ->
         start_seconds=start,
         end_seconds=np.where(cut, start + window, rows["end_seconds"].to_numpy(float)),
         num_frames=np.where(cut, frames, rows["num_frames"]),
+    )
+
+
+def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
+    """Limit the lengths that are read of a clip to the fixed window of an encoder.
+
+    Training then takes random crops of at most a window, and evaluation cuts recordings into consecutive windows.
+
+    Args:
+        cfg: Lengths as they were asked for.
+        window: Window in seconds; None if the encoder takes clips of any length.
+
+    Raises:
+        UserError: `data.window_seconds` is longer than the window.
+    """
+    if window is None:
+        return cfg
+    require(
+        cfg.window_seconds is None or cfg.window_seconds <= window,
+        "data.window_seconds",
+        cfg.window_seconds,
+        f"{window:g} or less: the encoder takes a fixed window (model.input_seconds)",
+        "Leave it out: evaluation cuts longer recordings into such windows.",
+    )
+    longest = min(cfg.max_eval_seconds, window)
+    return replace(
+        cfg,
+        max_seconds=min(cfg.max_seconds, window),
+        max_eval_seconds=longest,
+        window_seconds=cfg.window_seconds or longest,
     )

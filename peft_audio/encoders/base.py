@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_audio.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -92,7 +94,8 @@ class EncoderFamily:
         unquantized_linear: Linear layers that quantisation must leave alone.
         arithmetic: Measured arithmetic by device type.
         only_arithmetic: The one arithmetic that works, where there is no choice.
-        probe_seconds: Lengths of the probe clips of a record; the first is shorter than `minimum_samples`.
+        probe_seconds: Lengths of the probe clips of a record; the first is shorter than `minimum_samples`. See
+            `probes`.
         graph_axis: Name of the second axis of an ONNX graph's input.
         graph_facts: Entries of the `input` section that an ONNX graph's metadata repeats.
     """
@@ -172,6 +175,55 @@ class EncoderFamily:
         """Return the number of attention heads of each layer."""
         return config.num_attention_heads
 
+    def head_std(self, config: Any) -> float:
+        """Return the standard deviation of the weights of a fresh head, as transformers draws them."""
+        return config.initializer_range
+
+    def window(self, config: Any, asked: float | None = None) -> float | None:
+        """Return the fixed length of every input in seconds, or None if an input is as long as its clip.
+
+        Args:
+            config: Config of the encoder.
+            asked: `model.input_seconds`; None keeps the window of the config.
+
+        Raises:
+            UserError: The encoder cannot take the length that is asked for.
+        """
+        if asked is not None:
+            raise UserError(
+                f"--model.input_seconds: got {asked:g}, but encoders of type {self.model_type} take clips of any "
+                "length. Leave it out."
+            )
+        return None
+
+    def fit_extractor(self, extractor: Any, window: float) -> None:
+        """Let a feature extractor make inputs of `window` seconds, in place."""
+        raise NotImplementedError
+
+    def fit_model(self, model: Any, window: float) -> None:
+        """Let a classifier take inputs of `window` seconds, in place: cut its positions, and change its config."""
+        raise NotImplementedError
+
+    def fit_code(self, about: Mapping[str, Any]) -> str:
+        """Return Python code for a README that does what `fit_model` does to `model`; empty without a fixed window.
+
+        Args:
+            about: `input` section of the record.
+        """
+        return ""
+
+    def probes(self, about: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the lengths of a record's probe clips in seconds.
+
+        A fixed window that is shorter than the longest probe shortens all of them by the same factor.
+
+        Args:
+            about: `input` section of the record.
+        """
+        longest = self.probe_seconds[-1]
+        factor = min(1.0, about.get("input_seconds", longest) / longest)
+        return tuple(round(seconds * factor, 6) for seconds in self.probe_seconds)
+
     def minimum_samples(self, config: Any) -> int:
         """Return the length in samples to which shorter clips are padded."""
         raise NotImplementedError
@@ -199,7 +251,8 @@ class EncoderFamily:
             minimum_samples: Length in samples to which shorter clips are padded.
 
         Returns:
-            At least `kind`, `names`, `sampling_rate` in hertz and `minimum_samples`.
+            At least `kind`, `names`, `sampling_rate` in hertz and `minimum_samples`; with a fixed window also
+            `input_seconds`.
         """
         raise NotImplementedError
 

@@ -116,16 +116,45 @@ def with_recorded_commit(cfg: ModelConfig, made: Mapping[str, Any]) -> ModelConf
     return replace(cfg, revision=commit)
 
 
+def base_config(cfg: ModelConfig) -> Any:
+    """Load the config of an encoder of a known family, as it is stored.
+
+    Raises:
+        UserError: It cannot be loaded, or the family is unknown.
+    """
+    base, commit = pin_base(cfg)
+    try:
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+        family_of(config)
+        return config
+    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
+        raise unloadable(cfg.name, error) from error
+
+
+def input_window(cfg: ModelConfig) -> float | None:
+    """Return the fixed length of an encoder's inputs in seconds, or None if an input is as long as its clip.
+
+    Raises:
+        UserError: The encoder cannot be loaded, or cannot take `input_seconds`.
+    """
+    config = base_config(cfg)
+    return family_of(config).window(config, cfg.input_seconds)
+
+
 def load_extractor(cfg: ModelConfig) -> Any:
-    """Load the feature extractor of an encoder, which knows sampling rate and normalisation.
+    """Load the feature extractor of an encoder, which knows sampling rate, normalisation and window.
 
     Raises:
         UserError: None can be loaded from there.
     """
-    base, commit = pin_base(cfg)
+    (base, commit), config = pin_base(cfg), base_config(cfg)
+    family = family_of(config)
+    window = family.window(config, cfg.input_seconds)
     try:
-        family_of(AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False))
-        return AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+        extractor = AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+        if window is not None:
+            family.fit_extractor(extractor, window)
+        return extractor
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise unloadable(cfg.name, error) from error
 
@@ -140,8 +169,8 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
         labels: The label names in the order of the logits.
 
     Returns:
-        A transformers `...ForSequenceClassification` in eval mode whose `forward` takes `input_values`, float32 of
-        shape (clips, samples), and `attention_mask` of the same shape, and gives `logits` of shape (clips, labels).
+        A transformers classifier in eval mode whose `forward` takes what the family's `pad` returns, and gives `logits`
+        of shape (clips, labels). A fixed window is cut to `input_seconds`.
 
     Raises:
         UserError: The encoder is of an unknown family, cannot be loaded, or lacks weights of its own.
@@ -160,13 +189,16 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     for name in family.head:
         # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
         module = getattr(model, name)
-        nn.init.normal_(module.weight, std=config.initializer_range)
+        nn.init.normal_(module.weight, std=family.head_std(config))
         nn.init.zeros_(module.bias)
         if cfg.head_dropout:
             module.register_forward_pre_hook(partial(_drop_before, cfg.head_dropout))
     if cfg.layer_weighted_sum:
         nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
-    family_of(model.config).make_padding_exact(model)
+    window = family.window(config, cfg.input_seconds)
+    if window is not None:
+        family.fit_model(model, window)
+    family.make_padding_exact(model)
     return model.eval()
 
 
@@ -179,7 +211,11 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
     model, absent = load_with_absent(ModelConfig(name=str(folder), layer_weighted_sum=layer_weighted_sum), labels)
     if absent:
         raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
-    family_of(model.config).make_padding_exact(model)
+    family = family_of(model.config)
+    window = family.window(model.config)
+    if window is not None:
+        family.fit_model(model, window)
+    family.make_padding_exact(model)
     return model.eval()
 
 

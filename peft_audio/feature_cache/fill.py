@@ -73,8 +73,10 @@ class Missing:
 def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
     """The splits whose clips are heard alike in every epoch, or in so many ways; and why training's are not."""
     clips: Clips = loaders.train.dataset  # type: ignore[attr-defined]
-    longer = int((used_seconds(clips.rows) > cfg.data.max_seconds).sum())
-    reason = f"{longer} are longer than data.max_seconds, and cropped anew in every epoch" if longer else ""
+    limit = clips.view.cfg.max_seconds
+    longer = int((used_seconds(clips.rows) > limit).sum())
+    what = "data.max_seconds" if limit == cfg.data.max_seconds else f"the encoder's window of {limit:g} s"
+    reason = f"{longer} are longer than {what}, and cropped anew in every epoch" if longer else ""
     if clips.view.augment:
         reason = "they are augmented anew in every epoch"
     wanted = {"validation": _wanted(loaders.validation.dataset, 0, cfg)}
@@ -87,7 +89,7 @@ def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
 
 def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
     """With names that say what features depend on: the bytes, what is heard of them, and what was drawn."""
-    limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds
+    limit = clips.view.cfg.max_seconds if views else clips.view.cfg.max_eval_seconds
     seconds = used_seconds(clips.rows, limit)
     rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
     names = np.empty((len(rows), max(1, views)), dtype=object)

@@ -121,6 +121,10 @@ def how_heard(
     usable = window_seconds is None or shortest <= window_seconds < np.inf
     allowed = f"{shortest:g} (what the encoder takes at least) or more"
     require(usable, "window-seconds", window_seconds, allowed, "Try 5.")
+    longest = record.input_seconds or np.inf
+    usable = window_seconds is None or window_seconds <= longest
+    allowed = f"{longest:g} (the encoder's fixed window) or less"
+    require(usable, "window-seconds", window_seconds, allowed, "Leave it out.")
     usable = hop_seconds is None or (window is not None and SHORTEST_HOP_SECONDS <= hop_seconds <= window)
     allowed = f"{SHORTEST_HOP_SECONDS:g} to --window-seconds" if window else "left out without --window-seconds"
     require(usable, "hop-seconds", hop_seconds, allowed, "Gaps would be heard by nothing: give windows as long.")
@@ -164,7 +168,7 @@ def answer(
     limit = BATCH_SECONDS.get(next(adapter.model.parameters()).device.type, BATCH_SECONDS["cuda"])
     task = adapter.task
     with ThreadPoolExecutor(workers) as pool:
-        work = _work(pool, recordings, hearing, limit, known)
+        work = _work(pool, recordings, hearing, limit, known, adapter.record.input_seconds or 0.0)
         sums: dict[int, _Sum] = {}
         for batch, waveforms in _ahead(pool, lambda batch: _decode(recordings, batch, adapter), work, workers):
             heard = [waveform for waveform in waveforms if not isinstance(waveform, str)]
@@ -227,8 +231,12 @@ def _work(
     hearing: Hearing,
     limit: float,
     known: Known,
+    shortest: float,
 ) -> Iterator[_Batch]:
-    """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them."""
+    """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them.
+
+    In batches, a part counts as long as the model's input: at least `shortest` seconds.
+    """
     for at in range(0, len(recordings), CHUNK_RECORDINGS):
         numbers = range(at, min(at + CHUNK_RECORDINGS, len(recordings)))
         found = dict(zip(numbers, pool.map(lambda i: _look(recordings[i], known), numbers), strict=True))
@@ -236,7 +244,7 @@ def _work(
         if failed:
             yield _Batch([], failed)
         spans = {i: hearing.spans(told.seconds or 0.0) for i, told in found.items() if told.error is None}
-        for group in _groups(spans, hearing.batch_size, limit):
+        for group in _groups(spans, hearing.batch_size, limit, shortest):
             if all(known(found[i].path, found[i].stamp) is not None for i in group):
                 continue
             # Those that are known already have been looked up by their length alone.
@@ -244,19 +252,20 @@ def _work(
                 i: _look(recordings[i], lambda path, stamp: None) for i in group if found[i].sampling_rate is None
             }
             parts = [(i, span) for i in group for span in spans[i]]
-            batches = _batches([span.seconds for _, span in parts], hearing.batch_size, limit)
+            lengths = [max(span.seconds, shortest) for _, span in parts]
+            batches = _batches(lengths, hearing.batch_size, limit)
             for number, rows in enumerate(batches, start=1):
                 whole = {i: found[i] for i in group} if number == len(batches) else {}
                 yield _Batch([parts[row] for row in rows], whole)
 
 
-def _groups(spans: dict[int, list[Span]], batch_size: int, limit: float) -> list[list[int]]:
+def _groups(spans: dict[int, list[Span]], batch_size: int, limit: float, shortest: float) -> list[list[int]]:
     """Recordings that fit into a batch together with all their windows, neighbours in length; longer ones alone."""
     groups: list[list[int]] = []
     held = 0
     for i in sorted(spans, key=lambda i: spans[i][0].seconds):
         held += len(spans[i])
-        if groups and held <= batch_size and held * spans[i][0].seconds <= limit:
+        if groups and held <= batch_size and held * max(spans[i][0].seconds, shortest) <= limit:
             groups[-1].append(i)
         else:
             groups.append([i])

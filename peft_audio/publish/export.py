@@ -182,7 +182,7 @@ def export_adapter(
     folder = folder.expanduser()
     _check_place(folder, overwrite)
     loaded = load_adapter(adapter, base, revision=revision)
-    if [probe["seconds"] for probe in loaded.record.probes] != list(loaded.record.family.probe_seconds):
+    if [probe["seconds"] for probe in loaded.record.probes] != list(loaded.record.family.probes(loaded.record.input)):
         raise UserError(f"{adapter}: its {RECORD} lacks probe clips to check an export with; save it again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
@@ -263,8 +263,9 @@ def write_graph(adapter: Adapter, path: Path) -> None:
     if size > GRAPH_BYTES:
         raise UserError(f"--onnx: {size / 1e9:.1f} GB of weights, but one ONNX file holds 2 GB. Use --merged.")
     record = adapter.record
-    # Another batch and another length than any that the graph is checked with.
-    waveforms = torch.randn(3, record.sampling_rate * 3 // 2, generator=torch.Generator().manual_seed(0))
+    # Another batch and another length than any that the graph is checked with; within a fixed window.
+    seconds = 1.5 if record.input_seconds is None else 0.7 * record.input_seconds
+    waveforms = torch.randn(3, round(record.sampling_rate * seconds), generator=torch.Generator().manual_seed(0))
     example, _ = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)
     name = record.input["names"][0]
     with warnings.catch_warnings(), torch.no_grad():
@@ -312,7 +313,7 @@ def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[
         Batches of shape (clips, samples): each probe clip alone, as far as the form takes it; and two clips together.
         And the logits of each clip by label: the recorded ones, and for what is not recorded those of `adapter`.
     """
-    probes = probe_waveforms(adapter.record.sampling_rate, adapter.record.family.probe_seconds)
+    probes = probe_waveforms(adapter.record.sampling_rate, adapter.record.family.probes(adapter.record.input))
     pairs = [
         (waveform, recorded["logits"])
         for waveform, recorded in zip(probes, adapter.record.probes, strict=True)

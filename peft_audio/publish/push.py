@@ -114,7 +114,7 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
             raise UserError(f"--base-id: got {base_id}, but {folder} was trained on {record.base.name}. Leave it out.")
         if not is_hub_id(base_id):
             raise UserError(f"--base-id: got {base_id}, must be the org/name of a base on the Hub.")
-        cfg = ModelConfig(name=base_id)
+        cfg = ModelConfig(name=base_id, input_seconds=record.input_seconds)
         with encoder_given_by("--base-id"):
             commit = pin_base(cfg)[1]
         if commit is None:

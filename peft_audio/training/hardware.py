@@ -22,13 +22,11 @@ from accelerate.utils import (
     set_seed,
 )
 from huggingface_hub.utils import disable_progress_bars
-from transformers import AutoConfig
 
-from peft_audio.config import ModelConfig, TrainConfig
-from peft_audio.encoders.base import EncoderFamily
+from peft_audio.config import TrainConfig
 from peft_audio.encoders.family import encoder_of, family_of
-from peft_audio.encoders.loading import pin_base, use_exact_float32
-from peft_audio.errors import UserError, require, unloadable
+from peft_audio.encoders.loading import base_config, use_exact_float32
+from peft_audio.errors import UserError, require
 
 Settings = TypeVar("Settings", bound=Any)  # of a run or of a comparison
 
@@ -52,7 +50,7 @@ def resolve(cfg: Settings, one_encoder: bool = True) -> Settings:
     tell = f"precision {'float32' if precision == 'no' else precision} ({why})"
     train, model = replace(cfg.train, mixed_precision=precision), cfg.model
     if one_encoder:
-        family = _family(cfg.model)
+        family = family_of(base_config(cfg.model))
         suits = family.suitable_arithmetic(device_type())
         allowed = f"{suits.attention} for {family.examples}, which has no other"
         accepted = family.accepts_attention(cfg.model.attention)
@@ -120,15 +118,6 @@ def compile_layers(model: Any, wanted: str) -> None:
         return
     for layer in encoder_of(model).get_submodule(family_of(model.config).layers):
         layer.compile(dynamic=True)
-
-
-def _family(cfg: ModelConfig) -> EncoderFamily:
-    base, commit = pin_base(cfg)
-    try:
-        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
-    except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
-        raise unloadable(cfg.name, error) from error
-    return family_of(config)
 
 
 # What shards or steps by itself (FSDP, DeepSpeed, Megatron) would go around our loop.

@@ -56,6 +56,7 @@ REFUSED = {
     "data.max_bad_share": ["-0.1", "1", "nan"],
     "model.name": [""],
     "model.pretrained": ["perhaps"],
+    "model.input_seconds": ["0", "-1", "nan"],
     "model.layer_weighted_sum": ["perhaps"],
     "model.dropout": ["1", "-0.1", "nan"],
     "model.head_dropout": ["1", "-0.1", "nan"],

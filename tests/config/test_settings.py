@@ -97,7 +97,14 @@ def test_a_model_card_lists_the_settings_it_listed() -> None:
     assert set(settings_on_card()) == {
         *("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.head_learning_rate"),
         *("train.optimizer", "train.weight_decay", "train.label_smoothing", "train.seed", "augment.preset"),
-        *("model.quantization", "model.layer_weighted_sum", "data.max_seconds", "data.window_seconds", "data.fold"),
+        *(
+            "model.quantization",
+            "model.layer_weighted_sum",
+            "model.input_seconds",
+            "data.max_seconds",
+            "data.window_seconds",
+            "data.fold",
+        ),
     }
 
 

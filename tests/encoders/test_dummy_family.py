@@ -1,16 +1,18 @@
-"""A family with an input of its own, made here: every stage takes it without a change in another module."""
+"""Families with inputs of their own, made here: every stage takes them without a change in another module."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -25,9 +27,15 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from peft_audio import DataConfig, HeadOnlyRecipe, LoraRecipe, ModelConfig, fine_tune
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.verify import check_probes
-from peft_audio.config import AugmentConfig, PrefixCacheConfig
+from peft_audio.audio.decoding import load_audio
+from peft_audio.config import AugmentConfig, PrefixCacheConfig, TrainConfig
+from peft_audio.data.splits import load_splits
 from peft_audio.encoders.base import Arithmetic, Cut, EncoderFamily
 from peft_audio.encoders.family import FAMILIES
+from peft_audio.encoders.loading import load_extractor
+from peft_audio.errors import UserError
+from peft_audio.inference.evaluate import evaluate_adapter
+from peft_audio.inference.predict import predict
 from peft_audio.publish.export import export_adapter
 from peft_audio.runs.finished import read_run
 
@@ -253,3 +261,106 @@ def test_masks_end_the_cached_part_of_a_new_family(base: Path, tone_folder: Path
     masks = AugmentConfig(preset="none", mask_time_share=0.2)
     report = run(HeadOnlyRecipe, base, tone_folder, tmp_path / "run", augment=masks)
     assert report.prefix_cached == "blocks 0"
+
+
+@dataclass(frozen=True)
+class WindowedFamily(DummyFamily):
+    """Bands of a fixed window: clips are padded with silence, and the model sees no lengths."""
+
+    def window(self, config: Any, asked: float | None = None) -> float | None:
+        return asked or config.window
+
+    def fit_extractor(self, extractor: Any, window: float) -> None:
+        extractor.input_seconds = window
+
+    def fit_model(self, model: Any, window: float) -> None:
+        model.config.window = window
+
+    def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
+        about = super().describe_input(extractor, minimum_samples) | {"names": ["input_features"]}
+        return about | {"input_seconds": extractor.input_seconds}
+
+    def graph_code(self, about: Mapping[str, Any]) -> str:
+        samples = round(about["input_seconds"] * about["sampling_rate"])
+        padded = f"waveforms = np.pad(waveforms, ((0, 0), (0, {samples} - np.shape(waveforms)[1])))"
+        return f"{padded}\n{super().graph_code(about)}"
+
+    def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
+        spare = round(extractor.input_seconds * extractor.sampling_rate) - len(waveform)
+        assert spare >= 0, "a window must not be cut silently"
+        return super().prepare(np.pad(waveform, (0, spare)), extractor)
+
+    def pad(self, clips: Sequence[Mapping[str, np.ndarray]], config: Any) -> dict[str, torch.Tensor]:
+        return self.unpadded(super().pad(clips, config))
+
+    def count_frames(self, config: Any, samples: int) -> int:
+        return round(config.window * 100)
+
+    def pool(self, model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None) -> torch.Tensor:
+        return super().pool(model, states, None)
+
+
+@pytest.fixture
+def windowed(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same encoder in a family whose directory has a window of 0.4 s."""
+    settings = {field.name: getattr(DUMMY, field.name) for field in fields(DUMMY)}
+    monkeypatch.setitem(FAMILIES, "dummy-bands", WindowedFamily(**settings))
+    stored = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(stored | {"window": 0.4}))
+    return base
+
+
+@pytest.mark.parametrize("use", ["always", "never"])
+def test_a_fixed_window_is_cropped_at_random_and_averaged_over(
+    use: Any, windowed: Path, tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = TrainConfig(output_dir=str(tmp_path / "run"), epochs=2, batch_size=6, mixed_precision="no")
+    cfg = HeadOnlyRecipe(
+        data=DataConfig(source=str(tone_folder)),
+        model=ModelConfig(name=str(windowed), input_seconds=0.3),
+        prefix_cache=PrefixCacheConfig(use=use),
+        train=replace(train, verify_adapter=False),
+    )
+    report = fine_tune(cfg)
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ of 24 clips are longer than the encoder's window of 0.3 s: training takes random", printed)
+
+    adapter = load_adapter(tmp_path / "run" / "adapter")
+    assert adapter.record.input_seconds == 0.3
+    seconds = {"training_seconds": 0.3, "evaluation_seconds": 0.3, "window_seconds": 0.3, "hop_seconds": 0.3}
+    assert adapter.record.crop == seconds
+    splits = load_splits(cfg.data, window=0.3)
+    by_hand, labels = {}, []
+    for row in splits.test:
+        waveform = load_audio(Path(row["path"]), 16_000)
+        starts = [0] if len(waveform) <= 4_800 else [0, len(waveform) - 4_800]
+        windows = np.concatenate([adapter.logits([waveform[at : at + 4_800]]) for at in starts])
+        by_hand[row["path"]] = softmax(windows, axis=1).mean(0)
+        labels.append(row["label"])
+    assert max(len(load_audio(Path(path), 16_000)) for path in by_hand) > 4_800
+    answers = np.array(list(by_hand.values()))
+    assert report.test_loss == pytest.approx(-np.log(answers[range(len(labels)), labels]).mean(), rel=1e-4)
+    predicted = predict(adapter, list(by_hand))
+    np.testing.assert_allclose([list(one.probabilities.values()) for one in predicted], answers, atol=1e-5)
+    judged = evaluate_adapter(adapter, cfg.data)
+    np.testing.assert_allclose(softmax(judged.evaluation.logits, axis=1), answers, atol=1e-5)
+    with pytest.raises(UserError, match=r"window-seconds: got 0.4, must be 0.3 \(the encoder.s fixed window\) or less"):
+        predict(adapter, list(by_hand), window_seconds=0.4)
+    assert export_adapter(tmp_path / "run" / "adapter", tmp_path / "graph", "onnx").difference < 1e-4
+
+
+def test_windows_of_the_data_fit_into_the_window_of_the_encoder(
+    windowed: Path, base: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    cfg = HeadOnlyRecipe(
+        data=DataConfig(source=str(tone_folder), window_seconds=0.5),
+        model=ModelConfig(name=str(windowed)),
+        train=TrainConfig(output_dir=str(tmp_path / "run")),
+    )
+    with pytest.raises(UserError, match=r"--data.window_seconds: got 0.5, must be 0.4 or less"):
+        fine_tune(cfg)
+
+
+def test_encoders_that_take_any_length_refuse_a_window(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match=r"--model.input_seconds: got 5, but encoders of type wav2vec2 take clips"):
+        load_extractor(ModelConfig(name=str(tiny_base), input_seconds=5))
