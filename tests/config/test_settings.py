@@ -155,6 +155,7 @@ def test_the_key_of_the_cache_covers_all_stages_up_to_the_encoder() -> None:
         },
         "weights": {"model.name", "model.revision", "model.pretrained"},
         "config of the frozen layers": {"model.layer_weighted_sum"},
+        "input section of the record": {"model.input_seconds"},
         "attention, quantization, precision and type": {
             *("model.attention", "model.quantization", "train.mixed_precision", "prefix_cache.dtype"),
         },
