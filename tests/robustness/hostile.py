@@ -1,4 +1,4 @@
-"""What `peft-audio check` and a training run say of a collection with a fault in it, one fault at a time.
+"""Print the output of `peft-audio check` and of a training run for collections with one fault each.
 
     python tests/robustness/hostile.py                                 # print the table
     python tests/robustness/hostile.py --out docs/hostile.md           # and write the page
@@ -42,16 +42,15 @@ CHECK_SECONDS, TRAIN_SECONDS = 60, 180  # longer than this is a hang
 MOST_SHOWN = 2
 PAGE = """# A hostile collection
 
-Each row is a clean base of real clips with one fault on top: what `peft-audio check` says of it, in its own words, and
-what `recipes/head_only.py` does with it. A script makes this page, in minutes:
+Each row is a clean collection of real clips with one fault. It shows the output of `peft-audio check` and of
+training with `recipes/head_only.py`. `python tests/robustness/hostile.py --out docs/hostile.md` makes this page in
+some minutes.
 
-```bash
-python tests/robustness/hostile.py --out docs/hostile.md
-```
+`check` exits with 0 if nothing spoils a comparison, 1 if something does, and 2 if there is nothing to check. The
+recipe runs for two steps with its defaults (`--data.on_bad_clip error`), and again with `skip` if it offers that.
+Rows with the same word in the last column were trained as one collection. They show the lines of the run that name
+the file.
 
-`check` exits with 0 where nothing spoils a comparison, 1 where something does, 2 where there is nothing to check. The
-recipe runs for two steps with its defaults (`--data.on_bad_clip error`), and again with `skip` where it offers that.
-Rows with the same word in the last column were trained as one collection, and show what the run said of them by name.
 Made with {versions}.
 
 | made | `peft-audio check` | training | |
