@@ -157,6 +157,7 @@ def run_python(
         python_command(arguments),
         cwd=folder,
         env=child_environment(gpu=None),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,

@@ -29,12 +29,13 @@ from peft_audio.adapters.files import (
 from peft_audio.adapters.hub import fetch_adapter
 from peft_audio.adapters.load import base_of, base_rate, read_extractor, wanted_shapes
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
+from peft_audio.adapters.snippet import check_snippet, differs_from_readme
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS
 from peft_audio.encoders.loading import identify_base, load_with_absent, pin_base, quiet_loading
 from peft_audio.errors import EncoderError, UserError, library_problem
-from peft_audio.files import expanded
+from peft_audio.files import expanded, is_folder
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
 from peft_audio.text import as_told, readable
@@ -260,15 +261,18 @@ CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe", ".bat")
 STYLES = {"ok": "green", "skipped": "dim", "warning": "yellow", "broken": "bold red"}
 
 
-def examine(where: str | Path, base: str | None = None, revision: str | None = None) -> list[Finding]:
+def examine(
+    where: str | Path, base: str | None = None, revision: str | None = None, snippet: bool = False
+) -> list[Finding]:
     """Check every part of an adapter, or of a whole model made by this package.
 
-    No pickle is read and no code is run.
+    No pickle is read and no code of the adapter is run.
 
     Args:
         where: Adapter directory, or `org/name` on the Hub.
         base: Folder or Hub id of the base encoder, if the recorded one is no longer valid.
         revision: Branch, tag or commit of an adapter on the Hub.
+        snippet: Run the code of its README as well, as the record gives it.
 
     Returns:
         One finding per check, in the order of the checks. A check that an earlier fault prevents is "skipped".
@@ -297,7 +301,8 @@ def examine(where: str | Path, base: str | None = None, revision: str | None = N
         findings += _check_preprocessor(folder, record)
     if not whole:
         findings += check_base(ReadAdapter(folder, settings, shapes, record, base))
-    return [*findings, *_check_probes(folder, record, ours, base, findings)]
+    findings += _check_probes(folder, record, ours, base, findings)
+    return [*findings, *_check_snippet(folder, record, base, str(where), findings)] if snippet else findings
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -437,6 +442,30 @@ def _check_probes(
             yield Finding("answers", "broken", problem, "labels or weights were changed since it was saved; " + AGAIN)
         if not problems:
             yield Finding("answers", "ok", f"{len(record.probes)} probe clips give the recorded logits and labels")
+
+
+def _check_snippet(
+    folder: Path, record: AdapterRecord | None, base: str | None, where: str, before: list[Finding]
+) -> Iterator[Finding]:
+    """Run the code of the README, which was not written by this package where there is no record."""
+    if record is None:
+        yield Finding("snippet", "skipped", "there is no record to build the README's code from")
+        return
+    if is_broken(before):
+        yield Finding("snippet", "skipped", "not run, because of what is broken above")
+        return
+    place = None if record.whole else pin_base(base_of(folder, record, base))[0]
+    if place and is_folder(Path(place)):
+        place = str(Path(place).resolve())
+    problems = check_snippet(folder, record, place)
+    for problem in problems:
+        yield Finding("snippet", "broken", f"the README's code does not give the recorded answers: {problem}", AGAIN)
+    if not problems:
+        filled = f", with BASE set to {place}," if place else ""
+        other = differs_from_readme(folder, record, where)
+        what = f"the README's code{filled} gives the recorded logits in a fresh process without peft-audio"
+        mend = "README.md itself has other code, which was not run; save or push again to renew it" if other else ""
+        yield Finding("snippet", "warning" if other else "ok", what, mend)
 
 
 def is_broken(findings: list[Finding]) -> bool:

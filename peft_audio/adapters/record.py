@@ -245,39 +245,52 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
     """
     whole, place = record.whole, repository or "."
-    # The path of a folder here means nothing elsewhere, and can hold the name of its user.
-    in_folder = not whole and record.base.commit is None
-    base = json.dumps(place if whole else record.base.name)
-    if in_folder:
-        base = f'"PATH/TO/BASE"  # sha256 {record.base.sha256}'
-    places = [f"BASE = {base}"] + ([] if whole else [f"ADAPTER = {json.dumps(place)}"])
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
-    labels = labels_as_code(record)
+    return render_text(
+        "adapter_readme.md",
+        base_name=marked(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
+        inside="" if repository else ", from inside this folder",
+        kind="model" if whole else f"{marked(record.strategy)} adapter",
+        labels=labels_as_code(record),
+        mask_vector=MASK_VECTOR,
+        metrics=metrics_table(record),
+        place=place,
+        sampling_rate=record.sampling_rate,
+        seconds=f"{record.crop['evaluation_seconds']:g}",
+        sha256=record.base.sha256,
+        snippet=readme_snippet(record, place),
+        where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
+    )
+
+
+def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -> str:
+    """Return Python code that loads an adapter or a whole model without this package, and labels a tone.
+
+    Args:
+        record: Of the adapter. Texts of it stand in the code as JSON only.
+        place: Folder or `org/name` of the adapter, as the code names it.
+        base: Folder of the base, in place of the recorded one.
+    """
+    named = json.dumps(place if record.whole else base or record.base.name)
+    # The path of a folder here means nothing elsewhere, and can hold the name of its user.
+    if base is None and not record.whole and record.base.commit is None:
+        named = f'"PATH/TO/BASE"  # sha256 {record.base.sha256}'
+    places = [f"BASE = {named}"] + ([] if record.whole else [f"ADAPTER = {json.dumps(place)}"])
     load = render_text(
-        "load_model.py.txt" if whole else "load_adapter.py.txt",
-        labels=labels,
+        "load_model.py.txt" if record.whole else "load_adapter.py.txt",
+        labels=labels_as_code(record),
         layer_weighted_sum=record.layer_weighted_sum,
         revision=record.base.commit,
     )
     return render_text(
-        "adapter_readme.md",
+        "readme_snippet.py.txt",
         decision=record.task.decision_code("logits", "labels[int({})]"),
-        base_name=marked(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
-        extractor="BASE" if whole else "ADAPTER",
-        inside="" if repository else ", from inside this folder",
-        kind="model" if whole else f"{marked(record.strategy)} adapter",
-        labels=labels,
-        load=load.strip(),
-        mask_vector=MASK_VECTOR,
-        metrics=metrics_table(record),
+        extractor="BASE" if record.whole else "ADAPTER",
         inputs=record.family.input_code(record.input),
-        place=place,
+        load=load.strip(),
         places="\n".join(places),
         sampling_rate=record.sampling_rate,
-        seconds=f"{record.crop['evaluation_seconds']:g}",
-        sha256=record.base.sha256,
-        where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
-    )
+    ).strip()
 
 
 def labels_as_code(record: AdapterRecord) -> str:

@@ -25,6 +25,12 @@ def add_commands(commands: Any) -> None:
     verify.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
     verify.add_argument("--revision", help="of an adapter on the Hub: branch, tag or commit")
     verify.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
+    verify.add_argument(
+        "--snippet",
+        action="store_true",
+        help="also run the README's code, in a fresh process without this package, with the base filled in. The code "
+        "is built from the adapter's record; README.md itself is never executed",
+    )
     verify.add_argument("--json", action="store_true", help="everything that was found, as JSON")
     verify.set_defaults(run=run_verify)
 
@@ -36,7 +42,7 @@ def run_verify(options: argparse.Namespace) -> int:
     with options.quick():
         from peft_audio.adapters.examine import examine, is_broken, print_findings, to_json
 
-        found = examine(options.adapter, options.base, options.revision)
+        found = examine(options.adapter, options.base, options.revision, options.snippet)
     if options.json:
         print(json.dumps(to_json(options.adapter, found), indent=2, ensure_ascii=False))
     else:

@@ -1,0 +1,81 @@
+"""Run the code of an adapter's README in a fresh process, and compare its logits with the recorded ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from textwrap import indent
+
+import numpy as np
+
+from peft_audio.adapters.probes import compare_probes, probe_waveforms
+from peft_audio.adapters.record import AdapterRecord, readme_snippet
+from peft_audio.adapters.save import VERIFY_SECONDS
+from peft_audio.adapters.verify import TOLERANCE
+from peft_audio.processes import run_python
+
+ON_PROBES = """
+import json
+import sys
+
+answers = []
+for waveform in np.load("probes.npz").values():
+{inputs}
+    with torch.no_grad():
+        answers.append(model(values).logits[0].tolist())
+assert "peft_audio" not in sys.modules
+with open("answers.json", "w") as file:
+    json.dump(answers, file)
+"""
+
+
+def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list[str]:
+    """Run the README's code on the probe clips, in a fresh process without this package.
+
+    The code is built from the record, as a save builds it. README.md is not executed, because anyone can edit it.
+
+    Args:
+        folder: Adapter directory, of which `examine` has found nothing broken.
+        record: Content of `peft_audio.json`.
+        base: Absolute path or Hub id of the base; None for a whole model.
+
+    Returns:
+        One sentence per problem; none if the recorded logits came out within `TOLERANCE`.
+    """
+    seconds = [probe["seconds"] for probe in record.probes]
+    inputs = record.family.input_code(record.input)
+    code = readme_snippet(record, str(folder.resolve()), base) + "\n" + ON_PROBES.format(inputs=indent(inputs, "    "))
+    with tempfile.TemporaryDirectory() as place:
+        script, answers = Path(place) / "snippet.py", Path(place) / "answers.json"
+        script.write_text(code, encoding="utf-8")
+        np.savez(Path(place) / "probes.npz", *probe_waveforms(record.sampling_rate, seconds))
+        try:
+            child = run_python([str(script)], VERIFY_SECONDS, Path(place))
+        except subprocess.TimeoutExpired:
+            return [f"took more than {VERIFY_SECONDS} s"]
+        if child.returncode or not answers.exists():
+            return [f"ended with exit code {child.returncode}: {' '.join(child.stderr.strip().splitlines()[-1:])}"]
+        logits = np.array(json.loads(answers.read_text(encoding="utf-8")))
+    labels = record.task.decode(record.task.decide(logits), record.labels)
+    measured = [
+        {"seconds": length, "label": label, "logits": dict(zip(record.labels, row, strict=True))}
+        for length, label, row in zip(seconds, labels, logits.tolist(), strict=True)
+    ]
+    return compare_probes(record, measured, TOLERANCE)
+
+
+def differs_from_readme(folder: Path, record: AdapterRecord, where: str) -> bool:
+    """Return whether README.md lacks the code that the record gives, for this folder or for its place on the Hub.
+
+    Args:
+        folder: Adapter directory.
+        record: Content of `peft_audio.json`.
+        where: Place of the adapter, as given by the user.
+    """
+    try:
+        readme = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return not any(readme_snippet(record, place) in readme for place in (".", where))
