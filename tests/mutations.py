@@ -268,7 +268,7 @@ MUTATIONS = (
     Mutation(
         "attention heads: the output projection's rows train, not its columns",
         "peft_audio/strategies/attention_heads.py",
-        "(a, one_hot, b) if name == family.attention[-1] else (b, one_hot.T, a)",
+        "(a, one_hot, b) if name == family.attention_paths[-1] else (b, one_hot.T, a)",
         "(b, one_hot.T, a)",
         "tests/strategies/test_attention_heads.py",
     ),

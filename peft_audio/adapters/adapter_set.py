@@ -111,11 +111,14 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({library_problem(error)}).") from error
     with _as_trained(model, record):
         own = {name: weight.shape for name, weight in model.named_parameters()}
+        statistics = {name for name, _ in model.named_buffers()}
         whole = set(_whole_names(config, record, model))
         last = f"{family_of(model.config).head[-1]}."
         # The shared model's last layer has another adapter's labels.
         shapes = {name: _with_labels(own[name], len(record.labels) * name.startswith(last)) for name in whole}
     shapes |= wrapping.shapes
+    # Statistics of batch norms are those of the base, which no strategy changes.
+    stored = {name: value for name, value in stored.items() if name not in statistics}
     if shapes.keys() != stored.keys():
         wrong = sorted(shapes.keys() ^ stored.keys())
         raise UserError(

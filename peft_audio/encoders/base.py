@@ -72,7 +72,7 @@ class EncoderFamily:
     """Provide everything that differs between encoder families.
 
     Module names are relative to the classifier (`encoder`, `head`), to the encoder (`layers`, `masked_module`), to one
-    transformer layer (`attention_block`), or are the last part of a name (`attention`, `feed_forward`, ...).
+    transformer layer (`attention_block`), or are the end of a name (`attention`, `feed_forward`, ...).
 
     A model of the family takes the inputs that `pad` returns. After `accept_features` it also takes `features`, of
     shape (clips, rows, channels), with `samples`, the lengths in samples of shape (clips,), or None without padding.
@@ -92,6 +92,7 @@ class EncoderFamily:
         dropouts: Config keys that set dropout in the encoder.
         switched_off: Config settings that are always overridden at load.
         unquantized_linear: Linear layers that quantisation must leave alone.
+        padding: What makes a clip's logits independent of the batch that it is padded into.
         arithmetic: Measured arithmetic by device type.
         only_arithmetic: The one arithmetic that works, where there is no choice.
         probe_seconds: Lengths of the probe clips of a record; the first is shorter than `minimum_samples`. See
@@ -114,11 +115,18 @@ class EncoderFamily:
     dropouts: tuple[str, ...] = ()
     switched_off: Mapping[str, Any] = field(default_factory=dict)
     unquantized_linear: tuple[str, ...] = ()
+    padding: str = "attention mask"
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     only_arithmetic: Arithmetic | None = None
     probe_seconds: tuple[float, ...] = (0.01, 0.5, 1.0, 2.3)
     graph_axis: str = "samples"
     graph_facts: tuple[str, ...] = ("sampling_rate", "minimum_samples")
+
+    @property
+    def attention_paths(self) -> tuple[str, ...]:
+        """List the linear layers of the attention by their names in a transformer layer."""
+        block = f"{self.attention_block}."
+        return tuple(f"{block}{name.removeprefix(block)}" for name in self.attention)
 
     @property
     def lora_targets(self) -> tuple[str, ...]:

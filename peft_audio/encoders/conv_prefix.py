@@ -25,10 +25,13 @@ def run_prefixes(
 ) -> dict[Cut, torch.Tensor]:
     """Run prefixes of several lengths in one pass that ends with the longest; see `EncoderFamily.run_prefixes`."""
     encoder, wanted = getattr(_plain(model), family.encoder), set(cuts)
-    layers = encoder.get_submodule(family.layers)
-    places = {"convolutions": encoder.feature_projection, "projection": encoder.encoder}
+    layers, last_norm = encoder.get_submodule(family.layers), family.layer_norms(model.config)[1]
+    places = {
+        "convolutions": encoder.get_submodule(family.projection(model.config)[0]),
+        "projection": encoder.get_submodule(family.masked_module),
+    }
     # Without a norm after the last layer, no module takes that layer's output.
-    end = {Cut("pooled", len(layers))} | (set() if model.config.do_stable_layer_norm else {Cut("layers", len(layers))})
+    end = {Cut("pooled", len(layers))} | (set() if last_norm else {Cut("layers", len(layers))})
     states: dict[Cut, torch.Tensor] = {}
 
     def keep(cut: Cut) -> Callable[..., None]:
@@ -41,7 +44,7 @@ def run_prefixes(
 
     hooks = []
     for cut in wanted - end:
-        after_layers = layers[cut.layers] if cut.layers < len(layers) else encoder.encoder.layer_norm
+        after_layers = layers[cut.layers] if cut.layers < len(layers) else encoder.get_submodule(last_norm)
         hooks.append(places.get(cut.place, after_layers).register_forward_pre_hook(keep(cut)))
     try:
         output = encoder(**inputs)
@@ -55,19 +58,20 @@ def run_prefixes(
     return states
 
 
-def pool(model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None) -> torch.Tensor:
+def pool(
+    family: ConvTransformerFamily, model: Any, states: Sequence[torch.Tensor], samples: torch.Tensor | None
+) -> torch.Tensor:
     """Average states over each clip's own frames; see `EncoderFamily.pool`."""
     if samples is None:
         return torch.stack([state.float().mean(1) for state in states], dim=1)
-    valid = _plain(model)._get_feature_vector_attention_mask(states[0].shape[1], samples[:, None])[:, :, None]
+    valid = family.valid_frames(model.config, samples, states[0].shape[1])[:, :, None]
     return torch.stack([(state.float() * valid).sum(1) / valid.sum(1) for state in states], dim=1)
 
 
 def accept_features(family: ConvTransformerFamily, model: Any, cut: Cut) -> Callable[[], None]:
     """Let a model take features in place of waveforms; see `EncoderFamily.accept_features`.
 
-    transformers' own `forward` runs the rest: the modules of the prefix pass on what they are given. All that the model
-    reads from a mask is its sum, so lengths in samples stand for the mask.
+    transformers' own `forward` runs the rest: the modules of the prefix pass on what they are given.
     """
     plain = _plain(model)
     encoder, state = getattr(plain, family.encoder), SimpleNamespace(replaying=False)
@@ -91,7 +95,8 @@ def accept_features(family: ConvTransformerFamily, model: Any, cut: Cut) -> Call
         if samples is not None:
             # What was pooled is one frame.
             lengths = torch.full_like(samples, shortest) if cut.pooled else samples.clamp(min=shortest)
-            kwargs["attention_mask"] = lengths[:, None]
+            frames = 1 if cut.pooled else features.shape[1]
+            kwargs["attention_mask"] = family.mask_of(lengths, frames, plain.config)
         return (features,), kwargs
 
     def end(*call: Any) -> None:
@@ -121,15 +126,19 @@ def _replayed(family: ConvTransformerFamily, encoder: Any, cut: Cut) -> Iterator
     if cut.pooled:
         yield encoder, _as_output
         return
-    yield encoder.feature_extractor, lambda features: features.transpose(1, 2)
+    if any(place.place == "convolutions" for place in family.stem_cuts):
+        yield encoder.feature_extractor, lambda features: features.transpose(1, 2)
     if cut.place == "convolutions":
         return
-    both = family.projection_returns_both
-    yield encoder.feature_projection, lambda hidden: (hidden, hidden) if both else hidden
+    both, config = family.projection_returns_both, encoder.config
+    for name in family.projection(config):
+        yield encoder.get_submodule(name), lambda hidden: (hidden, hidden) if both else hidden
     if cut.place == "layers":
-        yield encoder.encoder.pos_conv_embed, lambda hidden: hidden.new_zeros(())
-        if not encoder.config.do_stable_layer_norm:
-            yield encoder.encoder.layer_norm, lambda hidden: hidden
+        if family.positions:
+            yield encoder.get_submodule(family.positions), lambda hidden: hidden.new_zeros(())
+        first_norm = family.layer_norms(config)[0]
+        if first_norm:
+            yield encoder.get_submodule(first_norm), lambda hidden: hidden
         for layer in encoder.get_submodule(family.layers)[: cut.layers]:
             yield layer, partial(family.skip_layer, layer)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_audio.encoders.base import LAYER_WEIGHTS, MASK_VECTOR, Arithmetic, Cut, EncoderFamily
-from peft_audio.errors import EncoderError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,30 +26,35 @@ class ConvTransformerFamily(EncoderFamily):
 
     Attributes:
         projection_returns_both: Whether the feature projection returns its normalised input beside its output.
+        positions: Module of the encoder whose output is added to the transformer's input; empty for none.
+        stem_cuts: Places before the transformer where a frozen prefix can end.
     """
 
     dropouts: tuple[str, ...] = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
     switched_off: Mapping[str, Any] = field(default_factory=lambda: SWITCHED_OFF)
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=lambda: MEASURED)
     graph_facts: tuple[str, ...] = ("sampling_rate", "minimum_samples", "do_normalize")
+    padding: str = "attention mask, and group norm over valid frames"
     projection_returns_both: bool = True
+    positions: str = "encoder.pos_conv_embed"
+    stem_cuts: tuple[Cut, ...] = (
+        Cut("convolutions", words="the convolutions"),
+        Cut("projection", words="everything before the transformer"),
+    )
 
     @property
     def unquantized(self) -> tuple[str, ...]:
         """List the head, and the feature projection, into whose output SpecAugment writes."""
         return (*self.head, f"{self.encoder}.feature_projection", *self.unquantized_linear)
 
-    def check_config(self, config: Any) -> None:
-        """Refuse a batch norm before the positional convolution.
+    def projection(self, config: Any) -> tuple[str, ...]:
+        """List the modules of the encoder between convolutions and transformer, in order of use."""
+        return ("feature_projection",)
 
-        Raises:
-            UserError: The encoder has one.
-        """
-        if getattr(config, "conv_pos_batch_norm", False):
-            raise EncoderError(
-                "this encoder has a batch norm before its positional convolution (conv_pos_batch_norm), "
-                "which lets padding change a clip's answer; give one without, for example facebook/hubert-base-ls960."
-            )
+    def layer_norms(self, config: Any) -> tuple[str, str]:
+        """Name the norms before the first and after the last transformer layer; empty for none."""
+        norm = "encoder.layer_norm"
+        return ("", norm) if getattr(config, "do_stable_layer_norm", False) else (norm, "")
 
     def minimum_samples(self, config: Any) -> int:
         """Return the shortest input, in samples, that gives the convolutions one frame."""
@@ -76,8 +80,9 @@ class ConvTransformerFamily(EncoderFamily):
     def unused_parameters(self, model: Any) -> list[str]:
         """List the mask vector, and the last layer norm where a weighted sum of layers is taken before it."""
         unused = [f"{self.encoder}.{MASK_VECTOR}"]
-        if hasattr(model, LAYER_WEIGHTS) and model.config.do_stable_layer_norm:
-            unused += [f"{self.encoder}.encoder.layer_norm.{part}" for part in ("weight", "bias")]
+        last_norm = self.layer_norms(model.config)[1]
+        if hasattr(model, LAYER_WEIGHTS) and last_norm:
+            unused += [f"{self.encoder}.{last_norm}.{part}" for part in ("weight", "bias")]
         return unused
 
     def make_padding_exact(self, model: Any) -> None:
@@ -95,7 +100,7 @@ class ConvTransformerFamily(EncoderFamily):
             "minimum_samples": minimum_samples,
             "do_normalize": bool(extractor.do_normalize),
             "normalised": "before padding",
-            "padding": "attention mask, and group norm over valid frames",
+            "padding": self.padding,
         }
 
     def input_code(self, about: Mapping[str, Any]) -> str:
@@ -157,19 +162,23 @@ class ConvTransformerFamily(EncoderFamily):
             for i in range(count + 1)
         )
         return (
-            Cut("convolutions", words="the convolutions"),
-            Cut("projection", words="everything before the transformer"),
+            *self.stem_cuts,
             *layers,
             Cut("pooled", count, "the whole encoder (pooled over time)", pooled=True, after_masks=True),
         )
 
     def depth(self, name: str, config: Any) -> int:
         """Count the cuts before the first use of an encoder's weight, by its name in the encoder."""
+        before_layers = len(self.stem_cuts) + 1
         if name.startswith(f"{self.layers}."):
-            return 3 + int(name.removeprefix(f"{self.layers}.").partition(".")[0])
-        if name.startswith("encoder.layer_norm.") and config.do_stable_layer_norm:
-            return 3 + self.layer_count(config)
-        return {"feature_extractor": 0, "feature_projection": 1}.get(name.partition(".")[0], 2)
+            return before_layers + int(name.removeprefix(f"{self.layers}.").partition(".")[0])
+        last_norm = self.layer_norms(config)[1]
+        if last_norm and name.startswith(f"{last_norm}."):
+            return before_layers + self.layer_count(config)
+        first = name.partition(".")[0]
+        if first == "feature_extractor":
+            return 0
+        return len(self.stem_cuts) - (first in self.projection(config))
 
     def kept_width(self, cut: Cut, config: Any) -> int:
         """Return the number of channels of what is kept at a cut."""
@@ -185,6 +194,31 @@ class ConvTransformerFamily(EncoderFamily):
         """Return what a skipped transformer layer passes on: its input, in the form that transformers expects."""
         return hidden
 
+    def valid_frames(self, config: Any, samples: torch.Tensor, frames: int) -> torch.Tensor:
+        """Mark each clip's own frames among `frames` rows: bool of shape (clips, frames).
+
+        Args:
+            config: Config of the encoder.
+            samples: Lengths in samples, at least `minimum_samples`, of shape (clips,).
+            frames: Rows, padding included.
+        """
+        import torch
+
+        counts: Any = self.count_frames(config, samples)  # type: ignore[arg-type]
+        return torch.arange(frames, device=samples.device) < counts[:, None]
+
+    def mask_of(self, lengths: torch.Tensor, frames: int, config: Any) -> torch.Tensor:
+        """Return an attention mask for features, which stands for the mask of their inputs.
+
+        All that a model with convolutions reads from a mask is its sum.
+
+        Args:
+            lengths: Samples of each clip, of shape (clips,).
+            frames: Rows of the features, padding included.
+            config: Config of the encoder.
+        """
+        return lengths[:, None]
+
     def run_prefixes(
         self, model: Any, inputs: Mapping[str, torch.Tensor], cuts: Iterable[Cut]
     ) -> dict[Cut, torch.Tensor]:
@@ -197,7 +231,7 @@ class ConvTransformerFamily(EncoderFamily):
         """Average states over each clip's own frames."""
         from peft_audio.encoders.conv_prefix import pool
 
-        return pool(model, states, samples)
+        return pool(self, model, states, samples)
 
     def accept_features(self, model: Any, cut: Cut) -> Callable[[], None]:
         """Let a model take `features` and `samples` in place of waveforms, and run only what follows a cut."""

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from peft_audio.encoders.base import EncoderFamily
+from peft_audio.encoders.data2vec_audio import DATA2VEC_AUDIO
 from peft_audio.encoders.hubert import HUBERT
+from peft_audio.encoders.sew import SEW, SEW_D
+from peft_audio.encoders.unispeech import UNISPEECH
 from peft_audio.encoders.unispeech_sat import UNISPEECH_SAT
 from peft_audio.encoders.wav2vec2 import WAV2VEC2
+from peft_audio.encoders.wav2vec2_bert import WAV2VEC2_BERT
+from peft_audio.encoders.wav2vec2_conformer import WAV2VEC2_CONFORMER
 from peft_audio.encoders.wavlm import WAVLM
 from peft_audio.errors import EncoderError
 
 FAMILIES: dict[str, EncoderFamily] = {
+    "data2vec-audio": DATA2VEC_AUDIO,
     "hubert": HUBERT,
+    "sew": SEW,
+    "sew-d": SEW_D,
+    "unispeech": UNISPEECH,
     "unispeech-sat": UNISPEECH_SAT,
     "wav2vec2": WAV2VEC2,
+    "wav2vec2-bert": WAV2VEC2_BERT,
+    "wav2vec2-conformer": WAV2VEC2_CONFORMER,
     "wavlm": WAVLM,
 }
 

@@ -177,7 +177,7 @@ def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
 
         return scale
 
-    outputs = [layer.get_submodule(family.attention_block).get_submodule(family.attention[-1]) for layer in layers]
+    outputs = [layer.get_submodule(family.attention_paths[-1]) for layer in layers]
     hooks = [module.register_forward_pre_hook(masked(layer)) for layer, module in enumerate(outputs)]
     try:
         # Clips do not see each other, so the gradient of the sum holds that of each.
@@ -253,8 +253,8 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
     family, config = family_of(model.config), model.config
     family.freeze_stem(model)
     width = family.width(config) // family.attention_heads(config)
-    blocks = {layer: f"{family.encoder}.{family.layers}.{layer}.{family.attention_block}" for layer in heads}
-    ranks = {f"{blocks[layer]}.{name}": width * len(heads[layer]) for layer in heads for name in family.attention}
+    blocks = {layer: f"{family.encoder}.{family.layers}.{layer}" for layer in heads}
+    ranks = {f"{blocks[layer]}.{name}": width * len(heads[layer]) for layer in heads for name in family.attention_paths}
     peft_config = peft.LoraConfig(
         task_type=None,
         r=width,
@@ -268,10 +268,10 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
     for layer, chosen in heads.items():
         channels = torch.cat([torch.arange(head * width, (head + 1) * width) for head in chosen])
         one_hot = F.one_hot(channels, family.width(config)).float()
-        for name in family.attention:
+        for name in family.attention_paths:
             lora = model.get_submodule(f"{blocks[layer]}.{name}")
             a, b = lora.lora_A["default"].weight, lora.lora_B["default"].weight
-            fixed, value, trains = (a, one_hot, b) if name == family.attention[-1] else (b, one_hot.T, a)
+            fixed, value, trains = (a, one_hot, b) if name == family.attention_paths[-1] else (b, one_hot.T, a)
             fixed.requires_grad_(False).copy_(value)
             nn.init.zeros_(trains)
     return adapted, describe_trained("attention_heads", adapted, family, peft_config)

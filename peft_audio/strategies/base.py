@@ -66,7 +66,8 @@ class Trainable:
 def set_modes(model: nn.Module, trained: Trainable, frozen_dropout: bool = False) -> None:
     """Set train mode for modules that train and eval mode for frozen ones; no other function decides this.
 
-    Dropout in a frozen part costs time, and frozen weights cannot adapt to it.
+    Dropout in a frozen part costs time, and frozen weights cannot adapt to it. Batch norms stay in eval mode: their
+    statistics would make a clip's logits depend on the other clips of its step.
 
     Args:
         model: Model that a strategy returned.
@@ -76,18 +77,25 @@ def set_modes(model: nn.Module, trained: Trainable, frozen_dropout: bool = False
     model.train(frozen_dropout)
     for name in trained.modules:
         model.get_submodule(name).training = True
+    for module in model.modules():
+        if hasattr(module, "running_mean"):
+            module.training = False
 
 
 def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
     """Collect the trained weights under their names in PEFT's files.
 
-    Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each.
+    Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each. PEFT
+    asks for their buffers too, the statistics of batch norms.
     """
     import peft
 
     weights = dict(model.named_parameters())
     if not hasattr(model, "get_base_model"):
-        return {f"{PEFT_PREFIX}{name}": weights[name].detach() for name in trained.parameters}
+        whole = tuple(f"{name}." for name in trained.modules)
+        buffers = [name for name in model.state_dict().keys() - weights if name.startswith(whole)]
+        state = weights | dict(model.named_buffers())
+        return {f"{PEFT_PREFIX}{name}": state[name].detach() for name in (*trained.parameters, *sorted(buffers))}
     mixture = {name: weights[name].detach() for name in trained.parameters if name.endswith(LAYER_WEIGHTS)}
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False) | mixture
 

@@ -13,9 +13,8 @@ import pytest
 from helpers.adapt import adapt
 from helpers.family_cells import LABELS, STRATEGIES, Cell, clips, run_cell
 from helpers.matrix import encoders_by_strategies, first_quick, is_quick
-from helpers.tiny_encoders import ENCODERS, save_encoder, tiny_config
+from helpers.tiny_encoders import ENCODERS, save_encoder
 from safetensors import safe_open
-from transformers import HubertConfig
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
@@ -171,12 +170,6 @@ def test_lora_on_attention_that_ignores_it_is_refused(tmp_path: Path) -> None:
         model = load_classifier(ModelConfig(name=str(base)), LABELS)
         with pytest.raises(UserError, match=r"--lora.targets: got .*q_proj.*WavLM's attention ignores LoRA"):
             adapt(model, LoraRecipe(lora=LoraConfig(targets=targets)))
-
-
-def test_an_encoder_whose_padding_cannot_be_kept_out_is_refused(tmp_path: Path) -> None:
-    base = save_encoder(tmp_path / "hubert", tiny_config("group", HubertConfig, conv_pos_batch_norm=True))
-    with pytest.raises(UserError, match=r"batch norm.*conv_pos_batch_norm"):
-        load_classifier(ModelConfig(name=str(base)), LABELS)
 
 
 def test_more_last_layers_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -449,7 +449,7 @@ BAD_INPUTS = (
     (["--data.max_seconds", "-1"], "--data.max_seconds: got -1.0, must be a number of seconds above 0."),
     (
         ["--model.name", "BERT"],
-        "encoders of type 'bert' are not supported; known types: hubert (HuBERT",
+        "encoders of type 'bert' are not supported; known types: data2vec-audio (data2vec-audio",
     ),
     (["--train.output_dir", "ONE"], "exists already; give another, or --train.overwrite true"),
 )
