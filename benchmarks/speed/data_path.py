@@ -84,7 +84,7 @@ def padding_table(data: Path) -> str:
         for mix in MIXES
         for batches, shares in measured(data, "padding", mix).items()
     ]
-    columns = ["lengths", "a batch", "shuffled", "peft-audio"]
+    columns = ["lengths", "batch size", "shuffled", "peft-audio"]
     about = (
         f"Padding share of training batches: mean over {len(EPOCHS)} epochs (the worst). uniform, log-uniform: "
         f"{CLIPS:,} clips of {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} s; fsdd: the recordings in that folder."
@@ -145,7 +145,7 @@ def memory_table(data: Path) -> str:
                     f"{1000 * each:.2f} ms",
                 ]
             )
-    columns = ["peak resident memory, seconds", *(f"{size:,} clips" for size in SIZES), "a clip more"]
+    columns = ["peak resident memory, seconds", *(f"{size:,} clips" for size in SIZES), "per further clip"]
     return f"Collections of short recordings (fsdd), links to the same few.\n\n{table(columns, rows)}"
 
 
@@ -220,7 +220,7 @@ def waiting_table(data: Path) -> str:
             share, seconds, speed = (report[key] for key in ("data_wait_share", "train_seconds", "samples_per_second"))
             rows.append([name, str(workers), f"{share:.1%}", f"{seconds:.1f}", f"{speed:.0f}"])
     about = f"recipes/lora.py, {STEPS} steps of 16 clips on the CPU: the report's data_wait_share."
-    return f"{about}\n\n{table(['recordings', 'workers', 'waiting', 'seconds', 'clips a second'], rows)}"
+    return f"{about}\n\n{table(['recordings', 'workers', 'waiting', 'seconds', 'clips per second'], rows)}"
 
 
 def train(source: str, workers: int) -> dict[str, Any]:
