@@ -1,4 +1,4 @@
-"""Find out which clips of a source an adapter's own run divided, and which it was trained or validated on."""
+"""Match clips of a source with those of the run that made an adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json
 from peft_audio.runs.finished import made_adapter
 
-ROWS_TRIED = 100  # of a table's first rows
+ROWS_TRIED = 100  # first rows of a table whose paths are looked up
 
 
 @dataclass(frozen=True)
@@ -44,35 +44,42 @@ class OwnRun:
     dataset_sha256: str = ""
 
     def divide(self, clips: pd.DataFrame) -> pd.DataFrame:
-        """Give each clip its split in the run, and its group where it has none; "" for clips that the run lacks.
+        """Add the split of each clip in the run, and its group if it has none.
 
-        Clips are equal if their files are equal, whatever their names; a clip that the run has under the same name goes
-        first, then a copy in the split that is worst for a test: train, validation, test. The splits of earlier
-        versions hold no hashes, so that names decide.
+        Clips are matched by the content of their files; among several copies, one with the same name is preferred.
+        Otherwise the split is the first of train, validation and test that holds a copy, so that no trained clip counts
+        as a test clip. Splits of earlier versions hold no hashes; their clips are matched by name.
+
+        Args:
+            clips: Scanned clips of a source.
+
+        Returns:
+            The clips with `split` and `group`; "" for clips that are not in the run.
         """
         key = "clip_hash" if self.hashed else "id"
         own = self.clips.assign(rank=self.clips["split"].map(list(SPLITS).index)).sort_values("rank", kind="stable")
         first = own.drop_duplicates(key).set_index(key)
         same_name = own.drop_duplicates(["id", key]).set_index(["id", key])
         names = pd.MultiIndex.from_arrays([clips["id"], clips[key]])
-        found = {}
+        matches = {}
         for column in ("split", "group"):
             by_name = same_name[column].reindex(names).to_numpy(object)
             by_hash = first[column].reindex(clips[key]).to_numpy(object)
             values = np.where(pd.isna(by_name), by_hash, by_name)
-            found[column] = np.where(pd.isna(values), "", values)
-        group = np.where(clips["group"] != "", clips["group"], found["group"])
-        return clips.assign(split=found["split"], group=group)
+            matches[column] = np.where(pd.isna(values), "", values)
+        group = np.where(clips["group"] != "", clips["group"], matches["group"])
+        return clips.assign(split=matches["split"], group=group)
 
     @property
     def hashed(self) -> bool:
-        """Whether its splits hold the hashes of its clips."""
+        """Return whether the splits hold the hashes of the clips."""
         return bool((self.clips["clip_hash"] != "").any())
 
     def is_other_collection(self, clips: pd.DataFrame, record: AdapterRecord) -> bool:
-        """Return whether clips have names of the run, but are not its clips.
+        """Return whether clips have the names of the run's clips but another content.
 
-        Hashes of single clips tell it. Runs of earlier versions have one hash of all their clips.
+        This only concerns runs of earlier versions, which have one hash of all their clips. Clips of other runs are
+        matched by their own hashes.
 
         Args:
             clips: scanned clips of a source, with labels of the adapter.
@@ -85,14 +92,14 @@ class OwnRun:
         rows = to_rows(windows, record.labels, "all", record.task)
         return hash_of_rows([rows], record.labels, record.task) != self.dataset_sha256
 
-    def holds_whole(self, split: str, clips: pd.DataFrame) -> bool:
-        """Return whether clips include the whole of one split of the run."""
+    def split_is_in(self, split: str, clips: pd.DataFrame) -> bool:
+        """Return whether clips include all clips of one split of the run."""
         key = "clip_hash" if self.hashed else "id"
-        wanted = set(self.clips[key][self.clips["split"] == split])
-        return bool(wanted) and wanted <= set(clips[key])
+        members = set(self.clips[key][self.clips["split"] == split])
+        return bool(members) and members <= set(clips[key])
 
-    def contradictions(self, cfg: DataConfig) -> list[str]:
-        """Describe each given setting by which the run would have divided its clips in another way."""
+    def differing_settings(self, cfg: DataConfig) -> list[str]:
+        """Describe each given setting that affects the splits and differs from the run."""
         changed = changed_fields(cfg)
         given = {name: changed[name] for name, about in settings_of(cfg).items() if name in changed and about.divides}
         made = {name: self.settings.get(f"data.{name}") for name in given}
@@ -104,7 +111,7 @@ class OwnRun:
 
 
 def own_run(folder: Path | None, record: AdapterRecord) -> OwnRun | None:
-    """Read the run whose folder an adapter is in; None if it is in none, or in that of another run."""
+    """Read the run whose folder holds an adapter; None if no run or another run made this folder."""
     run = made_adapter(folder, record) if folder else None
     if run is None:
         return None
@@ -118,13 +125,13 @@ def own_run(folder: Path | None, record: AdapterRecord) -> OwnRun | None:
     return OwnRun(run, clips, settings, made) if len(clips) else None
 
 
-def read_as_in_run(cfg: DataConfig, run: OwnRun | None) -> tuple[DataConfig, list[str]]:
-    """Take over the columns and names by which the run read the same source, where none are given.
+def with_run_settings(cfg: DataConfig, run: OwnRun | None) -> tuple[DataConfig, list[str]]:
+    """Copy settings of columns and names from the run if it read the same source and they are not given.
 
-    A table of the same name counts as the same source, as far as it has the columns and lacks the recordings.
+    A table of the same name counts as the same source. Only columns that it has are copied.
 
     Returns:
-        The settings, and a note on those that were taken over.
+        The settings, and a note about those that were copied.
     """
     if run is None or not _same_source(cfg.source, str(run.settings.get("data.source", ""))):
         return cfg, []
@@ -135,17 +142,17 @@ def read_as_in_run(cfg: DataConfig, run: OwnRun | None) -> tuple[DataConfig, lis
     }
     made = {name: value for name, value in made.items() if value is not None}
     if made and expanded(cfg.source).suffix.lower() in MANIFEST_SUFFIXES:
-        made = _that_fit(made, cfg, expanded(str(run.settings["data.source"])))
+        made = _applicable(made, cfg, expanded(str(run.settings["data.source"])))
     if not made:
         return cfg, []
     flags = " ".join(f"--data.{name} {value}" for name, value in made.items())
     return replace(cfg, **made), [f"{cfg.source} is read as in the run in {run.folder}: {flags}"]
 
 
-def _that_fit(made: dict[str, Any], cfg: DataConfig, source: Path) -> dict[str, Any]:
-    """Keep the columns that a table has, and the folder of recordings if it exists.
+def _applicable(made: dict[str, Any], cfg: DataConfig, source: Path) -> dict[str, Any]:
+    """Select the settings that apply to a table: its columns, and the folder of recordings if it exists.
 
-    The folder is not kept for another table than that of the run whose recordings are beside it.
+    The folder is left out for a table at another place whose recordings are beside it.
 
     Args:
         made: settings of the run by name.
@@ -175,12 +182,12 @@ def _same_source(given: str, made: str) -> bool:
 
 @dataclass(frozen=True)
 class Seen:
-    """Which clips an adapter was trained or validated on.
+    """Mask of the clips that an adapter was trained or validated on.
 
     Attributes:
         clips: bool of shape (clips,).
-        source: file that says so.
-        false_alarms: share of the new clips that are taken for seen ones.
+        source: file that the mask was made from.
+        false_alarms: share of the new clips that are wrongly marked as seen.
     """
 
     clips: np.ndarray
@@ -189,28 +196,28 @@ class Seen:
 
 
 def seen_clips(clips: pd.DataFrame, folder: Path | None, run: OwnRun | None) -> Seen | None:
-    """Find the clips that an adapter was trained or validated on; None if that is not recorded.
+    """Mark the clips that an adapter was trained or validated on; None if that is not recorded.
 
-    A part of a recording is one of them also where the whole recording is.
+    A part of a recording counts as seen if the whole recording was.
 
     Args:
         clips: with `id`, `sha256`, `start_seconds`, `end_seconds` and `clip_hash`.
         folder: folder of the adapter.
-        run: the run that made it.
+        run: the run that made the adapter.
     """
     recorded = read_trained_clips(folder) if folder else None
-    whole = [clip_hash(file, 0.0, None) for file in clips["sha256"]]
+    whole_files = [clip_hash(file, 0.0, None) for file in clips["sha256"]]
     if recorded is not None:
-        found = recorded.holds(clips["clip_hash"]) | recorded.holds(whole)
-        return Seen(found, "trained_clips.bin", FALSE_ALARMS if recorded.functions else 0.0)
+        seen = recorded.holds(clips["clip_hash"]) | recorded.holds(whole_files)
+        return Seen(seen, "trained_clips.bin", FALSE_ALARMS if recorded.functions else 0.0)
     if run is None or run.settings.get("data.streaming"):
         return None
     learned = {"train", "validation"} | ({"test"} if run.settings.get("data.validate_on_test") else set())
     own = run.clips[run.clips["split"].isin(learned)]
     if not run.hashed:
         if not clips["id"].isin(set(run.clips["id"])).any():
-            return None  # the same clips may have other names here
+            return None  # the same clips may have other names in this source
         return Seen(clips["id"].isin(set(own["id"])).to_numpy(), "the names in splits.parquet")
     known = set(own["clip_hash"])
-    found = [one in known or all_of_it in known for one, all_of_it in zip(clips["clip_hash"], whole, strict=True)]
-    return Seen(np.array(found), "splits.parquet")
+    seen = [part in known or file in known for part, file in zip(clips["clip_hash"], whole_files, strict=True)]
+    return Seen(np.array(seen), "splits.parquet")

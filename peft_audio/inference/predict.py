@@ -1,4 +1,4 @@
-"""Clips and folders to labels."""
+"""Label recordings with an adapter."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from peft_audio.inference.recordings import Waveform, as_waveforms, find_recordi
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
-# Padded seconds of sound that run through the model at once, whatever their number, so that memory does not grow with
-# the recordings. A CPU gains from batches of short clips alone: longer ones follow each other, without padding or mask.
+# Padded seconds of audio per batch; a limit keeps memory independent of the lengths of recordings. On a CPU only short
+# clips gain from batches, so longer ones run one at a time, without padding or mask.
 BATCH_SECONDS = {"cpu": 4.0, "cuda": 120.0}
-# Recordings whose headers are read, and which are put into batches by their length, at a time.
+# Recordings whose headers are read together and which are sorted into batches by length.
 CHUNK_RECORDINGS = 512
-# Decoding is quick beside the encoder, and leaves Python's lock: these keep ahead of it.
+# Decoding is faster than the encoder and releases the GIL, so two threads suffice.
 WORKERS = 2
 SHORTEST_HOP_SECONDS = 0.01
-# Gives the length of a recording whose answer is known, None of any other, by path and stamp (see `Answer`).
+# Function of path and stamp (see `Answer`): length in seconds of a recording whose answer is known, otherwise None.
 Known = Callable[[str, tuple[int, int] | None], float | None]
 
 
 class Span(NamedTuple):
-    """What is heard at once of a recording, in seconds: where it begins and ends, and the length that is decoded."""
+    """One window of a recording: its start, its end and the length that is decoded, in seconds."""
 
     start: float
     end: float
@@ -45,15 +45,15 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Hearing:
-    """How recordings are heard: all that an answer depends on beside adapter and recording.
+class Windowing:
+    """Settings that an answer depends on, besides the adapter and the recording.
 
     Attributes:
-        seconds: How much of a recording that is not cut into windows, from its start.
-        window_seconds: Length of the windows; None for the start alone.
-        hop_seconds: From one window's start to the next one's.
-        each_window: Answer for every window instead of their mean.
-        batch_size: Clips or windows that run through the model at once, at most.
+        seconds: Seconds that are used from the start of a recording that is not cut into windows.
+        window_seconds: Length of the windows; None to use only the start of each recording.
+        hop_seconds: Distance between the starts of two windows.
+        each_window: One answer per window instead of their mean.
+        batch_size: Largest number of clips or windows per batch.
     """
 
     seconds: float
@@ -63,27 +63,31 @@ class Hearing:
     batch_size: int
 
     def spans(self, seconds: float) -> list[Span]:
-        """What is heard of a recording that lasts so long."""
+        """Return the windows of a recording.
+
+        Args:
+            seconds: Length of the recording.
+        """
         window = self.window_seconds
         if window is None or seconds <= window:
-            heard = seconds if window else min(seconds, self.seconds)
-            return [Span(0.0, heard, heard)]
+            used = seconds if window else min(seconds, self.seconds)
+            return [Span(0.0, used, used)]
         starts = window_starts(seconds, window, self.hop_seconds)
         return [Span(start, start + window, window) for start in starts[:-1]] + [Span(starts[-1], seconds, window)]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one recording, small enough to be kept for many.
+    """Result for one recording, small enough to keep many in memory.
 
     Attributes:
-        path: As given or found, whether it is text or not.
-        stamp: Size in bytes and time of the last change in nanoseconds, before it was read; None where it is not there.
+        path: Path as given or found; it need not be valid text.
+        stamp: Size in bytes and modification time in nanoseconds, taken before reading; None if the file is missing.
         seconds: Length of the recording.
-        error: Why it cannot be used; None if it was.
-        windows: Start, end, and a probability for each label, of each window, or of all that was heard together.
-        sampling_rate: Of the file, in hertz.
-        level_dbfs: Of what was read; None where it is not known.
+        error: Reason why the recording cannot be used; None if there is no error.
+        windows: Start and end in seconds and the probability of each label, per window, or once for their mean.
+        sampling_rate: Sampling rate of the file in hertz.
+        level_dbfs: Level of the part that was read; None if not known.
     """
 
     path: str
@@ -95,8 +99,8 @@ class Answer:
     level_dbfs: float | None = None
 
 
-def check_amounts(batch_size: int, workers: int) -> None:
-    """Refuse what nothing could be done with, before anything is loaded.
+def check_counts(batch_size: int, workers: int) -> None:
+    """Refuse a batch size or a number of workers below 1.
 
     Raises:
         UserError: One of them is below 1.
@@ -105,21 +109,29 @@ def check_amounts(batch_size: int, workers: int) -> None:
     require(workers >= 1, "workers", workers, "1 or more", "Try 2.")
 
 
-def how_heard(
+def make_windowing(
     adapter: Adapter, batch_size: int, window_seconds: float | None, hop_seconds: float | None, each_window: bool
-) -> Hearing:
-    """As the adapter was trained, where nothing else is asked for.
+) -> Windowing:
+    """Combine the given settings with those that the adapter was trained with.
+
+    Args:
+        adapter: Adapter whose record holds the defaults.
+        batch_size: Largest number of clips or windows per batch.
+        window_seconds: Length of the windows; None for that of the training.
+        hop_seconds: Distance between the starts of two windows; None for no overlap, or for that of the training if
+            `window_seconds` is None as well.
+        each_window: One answer per window instead of their mean.
 
     Raises:
-        UserError: A setting has no sense.
+        UserError: A window is shorter than the encoder's minimum, or a hop is longer than a window.
     """
     crop, record = adapter.record.crop, adapter.record
     window = window_seconds or crop.get("window_seconds")
-    # The hop of other windows is not that of these.
+    # The hop of the training belongs to the windows of the training.
     hop = hop_seconds or (crop.get("hop_seconds") if window_seconds is None else window)
     shortest = record.minimum_samples / record.sampling_rate
     usable = window_seconds is None or shortest <= window_seconds < np.inf
-    allowed = f"{shortest:g} (what the encoder takes at least) or more"
+    allowed = f"{shortest:g} (the shortest input of the encoder) or more"
     require(usable, "window-seconds", window_seconds, allowed, "Try 5.")
     longest = record.input_seconds or np.inf
     usable = window_seconds is None or window_seconds <= longest
@@ -127,69 +139,90 @@ def how_heard(
     require(usable, "window-seconds", window_seconds, allowed, "Leave it out.")
     usable = hop_seconds is None or (window is not None and SHORTEST_HOP_SECONDS <= hop_seconds <= window)
     allowed = f"{SHORTEST_HOP_SECONDS:g} to --window-seconds" if window else "left out without --window-seconds"
-    require(usable, "hop-seconds", hop_seconds, allowed, "Gaps would be heard by nothing: give windows as long.")
-    return Hearing(crop["evaluation_seconds"], window, hop, each_window, batch_size)
+    require(usable, "hop-seconds", hop_seconds, allowed, "A longer hop would skip parts of the recording.")
+    return Windowing(crop["evaluation_seconds"], window, hop, each_window, batch_size)
 
 
 def in_order(answers: Iterable[dict[int, Answer]]) -> Iterator[Answer]:
-    """The answers by number, from 0, each as soon as those before it are there."""
+    """Yield answers in the order of their numbers, each as soon as possible.
+
+    Args:
+        answers: Answers by number, in any order; the numbers start at 0.
+    """
     waiting: dict[int, Answer] = {}
     number = 0
-    for found in answers:
-        waiting |= found
+    for some in answers:
+        waiting |= some
         while number in waiting:
             yield waiting.pop(number)
             number += 1
 
 
-def answer(
+def answer_recordings(
     adapter: Adapter,
     recordings: Sequence[str | Waveform],
-    hearing: Hearing,
+    windowing: Windowing,
     workers: int = WORKERS,
     known: Known = lambda path, stamp: None,
 ) -> Iterator[dict[int, Answer]]:
-    """Label recordings, those that are computed together at a time.
+    """Label recordings, one group at a time.
 
-    What is computed together depends on the recordings alone, so that neither threads nor being stopped and started
-    between two of these changes a bit of an answer.
+    Groups depend on the recordings only. Thus neither the number of threads nor an interruption between two groups
+    changes a bit of an answer.
 
     Args:
-        adapter: What `load_adapter` gives.
-        recordings: Paths, or waveforms.
-        hearing: How they are heard.
-        workers: Threads that decode ahead of the model, which holds so many batches in memory.
-        known: Says which recordings need not be done; they are all the same where others need to be that are computed
-            together with them.
+        adapter: Adapter from `load_adapter`.
+        recordings: Paths or waveforms.
+        windowing: Parts of the recordings to use.
+        workers: Number of threads that decode ahead of the model; each holds one batch in memory.
+        known: Returns the length of recordings whose answers are known. A group is skipped if all of it is known.
 
     Yields:
-        Answers by the number of their path.
+        Answers by the index of their recording.
     """
     limit = BATCH_SECONDS.get(next(adapter.model.parameters()).device.type, BATCH_SECONDS["cuda"])
     task = adapter.task
     with ThreadPoolExecutor(workers) as pool:
-        work = _work(pool, recordings, hearing, limit, known, adapter.record.input_seconds or 0.0)
-        sums: dict[int, _Sum] = {}
-        for batch, waveforms in _ahead(pool, lambda batch: _decode(recordings, batch, adapter), work, workers):
-            heard = [waveform for waveform in waveforms if not isinstance(waveform, str)]
-            rows = iter(task.probabilities(adapter.logits(heard)).astype(np.float64) if heard else ())
+        batches = _make_batches(pool, recordings, windowing, limit, known, adapter.record.input_seconds or 0.0)
+        sums: dict[int, _WindowSum] = {}
+        for batch, waveforms in _decode_ahead(
+            pool, lambda batch: _decode(recordings, batch, adapter), batches, workers
+        ):
+            decoded = [waveform for waveform in waveforms if not isinstance(waveform, str)]
+            rows = iter(task.probabilities(adapter.logits(decoded)).astype(np.float64) if decoded else ())
             for (i, span), waveform in zip(batch.parts, waveforms, strict=True):
-                sums.setdefault(i, _Sum(task)).add(span, waveform, rows, hearing.each_window)
+                sums.setdefault(i, _WindowSum(task)).add(span, waveform, rows, windowing.each_window)
             if batch.done:
-                yield {i: sums.pop(i).answer(told) if told.error is None else told for i, told in batch.done.items()}
+                yield {i: sums.pop(i).answer(it) if it.error is None else it for i, it in batch.done.items()}
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Parts of recordings, by number, that run through the model at once; and which recordings they complete."""
+    """Windows that run through the model together.
+
+    Attributes:
+        parts: Index of the recording and window.
+        done: By index, the recordings whose last windows are in this batch, without their probabilities.
+    """
 
     parts: list[tuple[int, Span]]
     done: dict[int, Answer] = field(default_factory=dict)
 
 
 @dataclass
-class _Sum:
-    """What was said of a recording so far: the sum over its windows, or each one's."""
+class _WindowSum:
+    """Sum of the probabilities over the windows of a recording.
+
+    Attributes:
+        total: Sum of the probabilities, of shape (labels,).
+        count: Number of windows.
+        end: End of the last window in seconds.
+        windows: Start, end and probabilities of each window, if each is asked for.
+        sound: Whether a window is not silent.
+        error: First error of a window.
+        samples: Number of samples.
+        squares: Sum of the squared deviations from each window's mean.
+    """
 
     task: Task
     total: np.ndarray | float = 0.0
@@ -202,7 +235,14 @@ class _Sum:
     squares: float = 0.0
 
     def add(self, span: Span, waveform: np.ndarray | str, rows: Iterator[np.ndarray], each_window: bool) -> None:
-        """Take in what was said of one window: the next of `rows`, unless its `waveform` is why there is none."""
+        """Add one window.
+
+        Args:
+            span: Times of the window.
+            waveform: Samples of the window, or the error that prevented decoding.
+            rows: Probabilities of the decoded windows of the batch; the next one belongs to this window.
+            each_window: Keep the probabilities of the window.
+        """
         if isinstance(waveform, str):
             self.error = self.error or waveform
             return
@@ -214,74 +254,90 @@ class _Sum:
         if each_window:
             self.windows.append((span.start, span.end, tuple(self.task.mean_probabilities(row, 1).tolist())))
 
-    def answer(self, told: Answer) -> Answer:
-        """The mean over the windows, as an answer for the recording that `told` knows the length of."""
+    def answer(self, recording: Answer) -> Answer:
+        """Return the mean over the windows.
+
+        Args:
+            recording: Path, stamp and length of the recording.
+        """
         error = self.error or (None if self.sound else "is silent")
         if error is not None:
-            return Answer(told.path, told.stamp, error=error)
+            return Answer(recording.path, recording.stamp, error=error)
         mean = self.task.mean_probabilities(np.asarray(self.total), self.count)
         windows = tuple(self.windows) or ((0.0, self.end, tuple(mean.tolist())),)
         level = float(level_dbfs(np.sqrt(self.squares / self.samples)))
-        return replace(told, windows=windows, level_dbfs=round(level, 1))
+        return replace(recording, windows=windows, level_dbfs=round(level, 1))
 
 
-def _work(
+def _make_batches(
     pool: ThreadPoolExecutor,
     recordings: Sequence[str | Waveform],
-    hearing: Hearing,
+    windowing: Windowing,
     limit: float,
     known: Known,
     shortest: float,
 ) -> Iterator[_Batch]:
-    """The batches, like in length: of a few hundred recordings at a time, and no recording in two groups of them.
+    """Yield batches of windows of similar length.
 
-    In batches, a part counts as long as the model's input: at least `shortest` seconds.
+    Each chunk of `CHUNK_RECORDINGS` recordings is divided into groups, and each group into batches.
+
+    Args:
+        pool: Threads that read headers.
+        recordings: Paths or waveforms.
+        windowing: Parts of the recordings to use.
+        limit: Largest number of padded seconds per batch.
+        known: Returns the length of recordings whose answers are known.
+        shortest: Length of the model's shortest input in seconds; shorter windows count as this long.
     """
-    for at in range(0, len(recordings), CHUNK_RECORDINGS):
-        numbers = range(at, min(at + CHUNK_RECORDINGS, len(recordings)))
-        found = dict(zip(numbers, pool.map(lambda i: _look(recordings[i], known), numbers), strict=True))
-        failed = {i: told for i, told in found.items() if told.error is not None}
+    for first in range(0, len(recordings), CHUNK_RECORDINGS):
+        chunk = range(first, min(first + CHUNK_RECORDINGS, len(recordings)))
+        headers = dict(zip(chunk, pool.map(lambda i: _read_header(recordings[i], known), chunk), strict=True))
+        failed = {i: header for i, header in headers.items() if header.error is not None}
         if failed:
             yield _Batch([], failed)
-        spans = {i: hearing.spans(told.seconds or 0.0) for i, told in found.items() if told.error is None}
-        for group in _groups(spans, hearing.batch_size, limit, shortest):
-            if all(known(found[i].path, found[i].stamp) is not None for i in group):
+        spans = {i: windowing.spans(it.seconds or 0.0) for i, it in headers.items() if it.error is None}
+        for group in _group_recordings(spans, windowing.batch_size, limit, shortest):
+            if all(known(headers[i].path, headers[i].stamp) is not None for i in group):
                 continue
-            # Those that are known already have been looked up by their length alone.
-            found |= {
-                i: _look(recordings[i], lambda path, stamp: None) for i in group if found[i].sampling_rate is None
+            # The headers of recordings with a known answer have not been read yet.
+            headers |= {
+                i: _read_header(recordings[i], lambda path, stamp: None)
+                for i in group
+                if headers[i].sampling_rate is None
             }
             parts = [(i, span) for i in group for span in spans[i]]
             lengths = [max(span.seconds, shortest) for _, span in parts]
-            batches = _batches(lengths, hearing.batch_size, limit)
+            batches = _sort_into_batches(lengths, windowing.batch_size, limit)
             for number, rows in enumerate(batches, start=1):
-                whole = {i: found[i] for i in group} if number == len(batches) else {}
-                yield _Batch([parts[row] for row in rows], whole)
+                done = {i: headers[i] for i in group} if number == len(batches) else {}
+                yield _Batch([parts[row] for row in rows], done)
 
 
-def _groups(spans: dict[int, list[Span]], batch_size: int, limit: float, shortest: float) -> list[list[int]]:
-    """Recordings that fit into a batch together with all their windows, neighbours in length; longer ones alone."""
+def _group_recordings(
+    spans: dict[int, list[Span]], batch_size: int, limit: float, shortest: float
+) -> list[list[int]]:
+    """Group recordings of similar length whose windows fit into one batch; longer recordings form their own group."""
     groups: list[list[int]] = []
-    held = 0
+    windows = 0
     for i in sorted(spans, key=lambda i: spans[i][0].seconds):
-        held += len(spans[i])
-        if groups and held <= batch_size and held * max(spans[i][0].seconds, shortest) <= limit:
+        windows += len(spans[i])
+        if groups and windows <= batch_size and windows * max(spans[i][0].seconds, shortest) <= limit:
             groups[-1].append(i)
         else:
             groups.append([i])
-            held = len(spans[i])
+            windows = len(spans[i])
     return groups
 
 
-def _batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[list[int]]:
-    """Which parts run at once: neighbours in length, which saves padding and changes no answer."""
-    known = np.asarray(seconds)
-    together = cut(known.argsort(kind="stable"), known, batch_size, limit)
-    return [rows[at : at + batch_size] for rows in together for at in range(0, len(rows), batch_size)]
+def _sort_into_batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[list[int]]:
+    """Return the indices of each batch: sorted by length, which saves padding and changes no answer."""
+    lengths = np.asarray(seconds)
+    cuts = cut(lengths.argsort(kind="stable"), lengths, batch_size, limit)
+    return [rows[first : first + batch_size] for rows in cuts for first in range(0, len(rows), batch_size)]
 
 
-def _look(path: str | Waveform, known: Known) -> Answer:
-    """How long a recording is, as is known or as its header says, or why it cannot be used."""
+def _read_header(path: str | Waveform, known: Known) -> Answer:
+    """Return the length of a recording, from `known` or its header, or the error."""
     if isinstance(path, Waveform):
         try:
             info = read_info(path.content)
@@ -292,7 +348,7 @@ def _look(path: str | Waveform, known: Known) -> Answer:
         status = Path(path).stat()
         stamp = (status.st_size, status.st_mtime_ns)
     except (OSError, ValueError):
-        stamp = None  # what is wrong is said by read_info
+        stamp = None  # read_info reports the error
     seconds = known(path, stamp)
     if seconds is not None:
         return Answer(path, stamp, seconds)
@@ -306,29 +362,29 @@ def _look(path: str | Waveform, known: Known) -> Answer:
 
 
 def _decode(recordings: Sequence[str | Waveform], batch: _Batch, adapter: Adapter) -> list[np.ndarray | str]:
-    """Each part's waveform, or why there is none."""
-    found: list[np.ndarray | str] = []
+    """Return the waveform of each part, or its error."""
+    waveforms: list[np.ndarray | str] = []
     for i, span in batch.parts:
         try:
             recording = recordings[i]
             source = recording.content if isinstance(recording, Waveform) else Path(recording)
-            found.append(load_audio(source, adapter.record.sampling_rate, span.start, span.seconds))
+            waveforms.append(load_audio(source, adapter.record.sampling_rate, span.start, span.seconds))
         except (AudioError, OSError) as error:
-            found.append(_reason(error))
-    return found
+            waveforms.append(_reason(error))
+    return waveforms
 
 
 def _reason(error: Exception) -> str:
-    # Between two looks at it, a file may be gone.
+    # A file can be deleted after its header was read.
     return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[_Batch], list[np.ndarray | str]], work: Iterable[_Batch], count: int
+def _decode_ahead(
+    pool: ThreadPoolExecutor, decode: Callable[[_Batch], list[np.ndarray | str]], batches: Iterable[_Batch], count: int
 ) -> Iterator[tuple[_Batch, list[np.ndarray | str]]]:
-    """Each batch with its waveforms, in order; so many are begun ahead."""
+    """Yield each batch with its waveforms, in order, and decode up to `count` batches ahead."""
     begun: deque[tuple[_Batch, Future[list[np.ndarray | str]]]] = deque()
-    for batch in work:
+    for batch in batches:
         begun.append((batch, pool.submit(decode, batch)))
         if len(begun) > count:
             first, future = begun.popleft()
@@ -340,20 +396,20 @@ def _ahead(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an adapter says of one recording, or of one window of it.
+    """Prediction for one recording, or for one of its windows.
 
     Attributes:
-        path: The recording, as given or as found in a given folder.
-        label: The most probable label; None if the recording cannot be used.
-        probability: Of that label, 0 to 1.
-        probabilities: Of every label.
+        path: Path of the recording, as given or as found in a given folder.
+        label: Most probable label; None if the recording cannot be used.
+        probability: Probability of that label, 0 to 1.
+        probabilities: Probability of every label.
         seconds: Length of the recording.
-        seconds_used: How much of it, from its start, the prediction rests on; all of it where it is heard in windows.
-        error: Why the recording cannot be used; None if it was.
-        warnings: In what the recording is far from the training clips, such as `seconds`, and a text on it; empty for
-            adapters that do not record this.
-        start_seconds: Where the window begins, if each window was asked for; None otherwise.
-        end_seconds: Where it ends.
+        seconds_used: Seconds from the start of the recording that were used; its whole length with windows.
+        error: Reason why the recording cannot be used; None if there is no error.
+        warnings: Properties in which the recording is far from the training clips, such as `seconds`, each with an
+            explanation. Empty for adapters that do not record the training clips' properties.
+        start_seconds: Start of the window; None unless each window has its own prediction.
+        end_seconds: End of the window; None unless each window has its own prediction.
     """
 
     path: str
@@ -380,37 +436,37 @@ def predict(
 ) -> list[Prediction]:
     """Label recordings.
 
-    A recording's answer does not depend on the others, nor on `workers`. As in evaluation, an adapter that was trained
-    on windows hears the whole recording in such windows, and the probabilities are averaged; any other hears the first
-    `adapter.record.crop["evaluation_seconds"]` seconds, and `seconds_used` says so for each.
+    The prediction for a recording does not depend on the other recordings or on `workers`. Recordings are read as in
+    evaluation. An adapter that was trained on windows reads the whole recording in such windows and averages the
+    probabilities. Any other adapter reads the first `adapter.record.crop["evaluation_seconds"]` seconds.
 
     Args:
-        adapter: What `load_adapter` gives.
-        sources: A recording, a folder or a pattern such as `clips/**/*.wav`, or several; folders are searched to any
-            depth. Or waveforms, each a mono array of shape (samples,): floats with full scale at 1, or int16.
-        batch_size: Clips or windows that run through the model at once, or fewer where they are long (`BATCH_SECONDS`).
-        workers: Threads that decode ahead of the model.
-        window_seconds: Hear recordings in windows of this length instead of what the adapter was trained with.
-        hop_seconds: From one window's start to the next one's; `window_seconds` when not given.
-        each_window: One prediction for each window, instead of one for each recording.
-        sampling_rate: Of the waveforms, in hertz; files bring their own.
+        adapter: Adapter from `load_adapter`.
+        sources: One or several recordings, folders or patterns such as `clips/**/*.wav`; folders are searched to any
+            depth. Or mono waveforms of shape (samples,): floats with full scale at 1, or int16.
+        batch_size: Largest number of clips or windows per batch; long ones form smaller batches (`BATCH_SECONDS`).
+        workers: Number of threads that decode ahead of the model.
+        window_seconds: Length of the windows, instead of that of the training.
+        hop_seconds: Distance between the starts of two windows; `window_seconds` when not given.
+        each_window: Return one prediction per window instead of one per recording.
+        sampling_rate: Sampling rate of the waveforms in hertz; files have their own.
 
     Returns:
-        One prediction a recording, in the order of `sources`, by name within a folder. A recording that cannot be
-        decoded, or is silent, is among them, with `label` None and the reason in `error`.
+        One prediction per recording, in the order of `sources`, and sorted by name within a folder. A recording that
+        cannot be decoded or is silent has the `label` None and the reason in `error`.
 
     Raises:
-        UserError: A source does not exist, or a folder holds no recordings; a setting has no sense.
+        UserError: A source does not exist, a folder holds no recordings, or a setting is out of range.
     """
-    check_amounts(batch_size, workers)
-    hearing = how_heard(adapter, batch_size, window_seconds, hop_seconds, each_window)
+    check_counts(batch_size, workers)
+    windowing = make_windowing(adapter, batch_size, window_seconds, hop_seconds, each_window)
     several = _as_list(sources)
     paths = [source for source in several if isinstance(source, (str, Path))]
-    # Text of NumPy has __array__ as well.
+    # NumPy strings have __array__ as well.
     arrays = [np.asarray(one) for one in several if not isinstance(one, (str, Path)) and hasattr(one, "__array__")]
     if len(arrays) < len(several) and len(paths) < len(several):
         kinds = listed(sorted({type(source).__name__ for source in several}))
-        raise UserError(f"sources: got {kinds}, expected paths alone or arrays alone. Call predict for each kind.")
+        raise UserError(f"sources: got {kinds}, expected only paths or only arrays. Call predict for each kind.")
     recordings: Sequence[str | Waveform]
     if arrays:
         recordings = as_waveforms(arrays, sampling_rate)
@@ -418,40 +474,42 @@ def predict(
         raise UserError(f"sampling_rate: got {sampling_rate}, but files have their own. Leave it out.")
     else:
         recordings = find_recordings(paths)
-    found = in_order(answer(adapter, recordings, hearing, workers))
-    return [one for told in found for one in predictions(told, adapter.record, hearing)]
+    answers = in_order(answer_recordings(adapter, recordings, windowing, workers))
+    return [one for answer in answers for one in as_predictions(answer, adapter.record, windowing)]
 
 
 def _as_list(sources: str | Path | np.ndarray | Iterable[str | Path | np.ndarray]) -> list[str | Path | np.ndarray]:
-    """List sources: an array of text or of objects holds several, an array of numbers is one waveform."""
+    """Return sources as a list; an array of strings or objects holds several, an array of numbers is one waveform."""
     if isinstance(sources, np.ndarray) and sources.dtype.kind in "UO":
         return list(sources.ravel())
     return [sources] if isinstance(sources, (str, Path, np.ndarray)) else list(sources)
 
 
-def predictions(told: Answer, record: AdapterRecord, hearing: Hearing) -> list[Prediction]:
-    """Convert an answer to one prediction, or to one for each window.
+def as_predictions(answer: Answer, record: AdapterRecord, windowing: Windowing) -> list[Prediction]:
+    """Convert an answer to one prediction, or to one per window.
 
     Args:
-        told: The answer.
+        answer: Answer for a recording.
         record: Record of the adapter, with its labels.
-        hearing: How the recording was read.
+        windowing: Parts of the recording that were used.
     """
     labels, task = record.labels, record.task
-    # A name that is not text could be written nowhere.
-    path = os.fsencode(told.path).decode("utf-8", "backslashreplace")
-    if told.error is not None:
-        return [Prediction(path, None, None, {}, None, None, told.error)]
-    used, found = max(end for _, end, _ in told.windows), []
-    at_once = max(span.seconds for span in hearing.spans(told.seconds or used))
-    unusual = far_outside(record.training_audio, at_once, told.level_dbfs, told.sampling_rate, record.sampling_rate)
-    for start, end, row in told.windows:
+    # A path that is not valid UTF-8 cannot be printed or written.
+    path = os.fsencode(answer.path).decode("utf-8", "backslashreplace")
+    if answer.error is not None:
+        return [Prediction(path, None, None, {}, None, None, answer.error)]
+    used, predictions = max(end for _, end, _ in answer.windows), []
+    longest = max(span.seconds for span in windowing.spans(answer.seconds or used))
+    unusual = far_outside(record.training_audio, longest, answer.level_dbfs, answer.sampling_rate, record.sampling_rate)
+    for start, end, row in answer.windows:
         values = np.array([row])
         (label,), probability = (
             task.decode(task.decide_by_probabilities(values), labels),
             float(task.confidence(values)[0]),
         )
-        span = (start, end) if hearing.each_window else (None, None)
+        span = (start, end) if windowing.each_window else (None, None)
         by_name = dict(zip(labels, row, strict=True))
-        found.append(Prediction(path, label, probability, by_name, told.seconds, used, None, span[0], span[1], unusual))
-    return found
+        predictions.append(
+            Prediction(path, label, probability, by_name, answer.seconds, used, None, span[0], span[1], unusual)
+        )
+    return predictions

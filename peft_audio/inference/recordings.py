@@ -1,4 +1,4 @@
-"""Which recordings are meant: files, folders, patterns, and lists on standard input."""
+"""List recordings from files, folders, patterns and standard input."""
 
 from __future__ import annotations
 
@@ -21,34 +21,38 @@ KINDS = ", ".join(sorted(AUDIO_SUFFIXES))
 
 
 def find_recordings(sources: Iterable[str | Path], stdin: BinaryIO | None = None) -> list[str]:
-    """Files as given, every recording below the folders given, and what patterns match, both sorted.
+    """List the recordings of sources, sorted within each folder and each pattern.
 
     Args:
-        sources: Recordings, folders, and patterns such as `clips/**/*.wav`. What is there by that very name goes first.
-        stdin: Where `-` among the sources reads a list from: a path a line, or divided by NUL as `find -print0` does.
-            What it names may be missing, which is told of that recording. Without it `-` is a name like others.
+        sources: Recordings, folders, and patterns such as `clips/**/*.wav`. A file or folder with the exact name of a
+            pattern takes precedence.
+        stdin: Stream that `-` among the sources reads paths from, one per line, or separated by NUL as written by
+            `find -print0`. These files are not checked here. If None, `-` is an ordinary name.
+
+    Returns:
+        Paths of the recordings.
 
     Raises:
-        UserError: A source does not exist, or there are no recordings in it.
+        UserError: A source does not exist, or holds no recordings.
     """
     paths: list[str] = []
     for source in sources:
         if source == "-" and stdin is not None:
             for name in _names_in_list(stdin.read()):
-                paths += _inside(Path(name)) if _is_there(Path(name), folder=True) else [name]
-        elif _is_there(Path(source), folder=True):
-            paths += _inside(Path(source))
-        elif _is_there(Path(source)):
+                paths += _recordings_in(Path(name)) if _exists(Path(name), folder=True) else [name]
+        elif _exists(Path(source), folder=True):
+            paths += _recordings_in(Path(source))
+        elif _exists(Path(source)):
             paths.append(str(Path(source)))
         elif glob.has_magic(str(source)):
-            paths += _matched(str(source))
+            paths += _matches(str(source))
         else:
             raise UserError(f"{source}: no such file or folder; give recordings, folders of them, or patterns.")
     return paths
 
 
 class Waveform(NamedTuple):
-    """An array as a recording: a name for messages, and the bytes of a WAV file of 32-bit floats."""
+    """Recording given as an array: a name for messages and the bytes of a WAV file of 32-bit floats."""
 
     name: str
     content: bytes
@@ -59,16 +63,16 @@ def as_waveforms(arrays: Sequence[np.ndarray], sampling_rate: int | None) -> lis
 
     Args:
         arrays: Mono waveforms of shape (samples,): floats with full scale at 1, or int16.
-        sampling_rate: Of all of them, in hertz.
+        sampling_rate: Sampling rate of all arrays in hertz.
 
     Raises:
-        UserError: There is no sampling rate, or an array has another shape or type.
+        UserError: The sampling rate is missing, or an array has another shape or type.
     """
     if not isinstance(sampling_rate, Real) or not float(sampling_rate).is_integer() or sampling_rate < 1:
         got = "none" if sampling_rate is None else sampling_rate
         raise UserError(
-            f"sampling_rate: got {got}, expected a whole number of hertz; arrays do not hold their rate. "
-            "Give it, such as sampling_rate=16000."
+            f"sampling_rate: got {got}, expected a whole number of hertz, because arrays do not hold their rate. "
+            "Try sampling_rate=16000."
         )
     return [_as_waveform(f"array {i}", array, int(sampling_rate)) for i, array in enumerate(arrays)]
 
@@ -86,35 +90,35 @@ def _as_waveform(name: str, array: np.ndarray, sampling_rate: int) -> Waveform:
     return Waveform(name, file.getvalue())
 
 
-def _is_there(path: Path, folder: bool = False) -> bool:
+def _exists(path: Path, folder: bool = False) -> bool:
     try:
         return path.is_dir() if folder else path.exists()
-    except OSError:  # a list of names, taken for one, is too long for a name
+    except OSError:  # the name is too long, such as a list of names in quotes
         return False
 
 
-def _inside(folder: Path) -> list[str]:
-    # What looks like audio but cannot be decoded is reported, not passed over.
+def _recordings_in(folder: Path) -> list[str]:
+    # Files with an audio suffix that cannot be decoded are listed too, so that each is reported.
     names = names_below(folder)
-    inside = [str(folder / name) for name in names if is_recording(name)]
-    if not inside:
-        there = f"only {types_of(names)}" if names else "no files"
-        raise UserError(f"{folder}: no recordings in this folder, {there}; types that can be read: {KINDS}.")
-    return inside
+    recordings = [str(folder / name) for name in names if is_recording(name)]
+    if not recordings:
+        contents = f"only {types_of(names)}" if names else "no files"
+        raise UserError(f"{folder}: no recordings in this folder, {contents}; types that can be read: {KINDS}.")
+    return recordings
 
 
-def _matched(pattern: str) -> list[str]:
-    # pathlib's own patterns would find hidden files too.
+def _matches(pattern: str) -> list[str]:
+    # The patterns of pathlib match hidden files too.
     names = glob.iglob(pattern, recursive=True)  # noqa: PTH207
-    found = sorted({str(Path(name)) for name in names if is_recording(name) and not Path(name).is_dir()})
-    if not found:
-        raise UserError(f"{pattern}: matches no recordings ({KINDS}); ** stands for folders to any depth.")
-    return found
+    recordings = sorted({str(Path(name)) for name in names if is_recording(name) and not Path(name).is_dir()})
+    if not recordings:
+        raise UserError(f"{pattern}: matches no recordings ({KINDS}); ** matches folders to any depth.")
+    return recordings
 
 
 def _names_in_list(content: bytes) -> list[str]:
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     names = [os.fsdecode(line) for line in lines if line.strip()]
     if not names:
-        raise UserError("-: standard input names no recordings; give a path a line, as in: find clips | ... -")
+        raise UserError("-: standard input names no recordings; give one path per line, as in: find clips | ... -")
     return names

@@ -1,8 +1,8 @@
-"""Answers kept while a large folder is labelled, so that a killed run goes on where it stopped.
+"""Save answers while a large folder is labelled, so that an interrupted prediction can resume.
 
-The file is JSON lines. The first says what the answers depend on. Each further line holds the answers of recordings
-that were computed together, and is written at once: where one of them is missing they are computed again as a whole,
-with the same neighbours, so that what comes out is the same to the last bit.
+The file holds JSON lines. The first line holds everything that the answers depend on. Each further line holds the
+answers of one group of recordings, which were computed together. If an answer of a group is missing, the whole group is
+computed again, so that its answers have the same bits.
 """
 
 from __future__ import annotations
@@ -25,79 +25,84 @@ VERSION = "peft_audio_unfinished_answers"
 
 
 @dataclass
-class Unfinished:
-    """Answers on the disk; in memory is only where they stand.
+class PartialAnswers:
+    """Answers saved in a file, with an index in memory.
 
     Attributes:
-        file: Open for reading and appending.
-        places: By path, where the line with its answer begins, and the stamp and the length of the recording.
+        file: File opened for reading and appending.
+        lines: By path, the offset in bytes of the line with its answer, and the stamp and length of the recording.
     """
 
     file: IO[bytes]
-    places: dict[str, tuple[int, tuple[int, int] | None, float | None]] = field(default_factory=dict)
+    lines: dict[str, tuple[int, tuple[int, int] | None, float | None]] = field(default_factory=dict)
 
     def known_seconds(self, path: str, stamp: tuple[int, int] | None) -> float | None:
-        """The length of a recording that was answered and is unchanged since; None of any other."""
-        _, then, seconds = self.places.get(path, (0, None, None))
-        return seconds if then == stamp else None
+        """Return the length of a recording with a saved answer; None if it has none or changed since."""
+        _, saved_stamp, seconds = self.lines.get(path, (0, None, None))
+        return seconds if saved_stamp == stamp else None
 
     def add(self, answers: Iterable[Answer]) -> None:
-        """Keep answers that were computed together."""
-        found = list(answers)
-        at = self.file.seek(0, os.SEEK_END)
-        self.file.write(json.dumps([asdict(told) for told in found]).encode() + b"\n")
+        """Save the answers of one group of recordings."""
+        group = list(answers)
+        offset = self.file.seek(0, os.SEEK_END)
+        self.file.write(json.dumps([asdict(answer) for answer in group]).encode() + b"\n")
         self.file.flush()
-        self._place(at, found)
+        self._index(offset, group)
 
     def read(self, paths: Sequence[str]) -> Iterator[Answer]:
-        """The answers of recordings, all of them known, in this order."""
+        """Yield the answers of recordings in the order of `paths`; all of them must be saved."""
         for first in range(0, len(paths), CHUNK_RECORDINGS):
-            some = paths[first : first + CHUNK_RECORDINGS]
-            found: dict[tuple[int, str], Answer] = {}
-            for at in sorted({self.places[path][0] for path in some}):
-                self.file.seek(at)
-                found |= {(at, told.path): told for told in _answers(self.file.readline())}
-            for path in some:
-                yield found[self.places[path][0], path]
+            chunk = paths[first : first + CHUNK_RECORDINGS]
+            answers: dict[tuple[int, str], Answer] = {}
+            for offset in sorted({self.lines[path][0] for path in chunk}):
+                self.file.seek(offset)
+                answers |= {(offset, answer.path): answer for answer in _answers(self.file.readline())}
+            for path in chunk:
+                yield answers[self.lines[path][0], path]
 
-    def take_up(self, about: dict[str, Any]) -> None:
-        """Read what an earlier run left, or begin. Errors are not kept: they may have been mended since.
+    def load(self, about: dict[str, Any]) -> None:
+        """Read the answers of an earlier run, or start a new file.
+
+        Recordings with errors are left out, because the user may have repaired them.
+
+        Args:
+            about: Everything that the answers depend on.
 
         Raises:
-            UserError: It depends on something else, or is not of this kind.
+            UserError: The saved answers depend on something else, or the file has another format.
         """
-        begin = json.dumps({VERSION: 1} | about).encode() + b"\n"
+        header = json.dumps({VERSION: 1} | about).encode() + b"\n"
         first = self.file.readline()
-        if first != begin and begin.startswith(first):
+        if first != header and header.startswith(first):
             self.file.truncate(0)
-            self.file.write(begin)
+            self.file.write(header)
             self.file.flush()
             return
-        _refuse_others(first, about, self.file.name)
+        _refuse_other_answers(first, about, self.file.name)
         while True:
-            at = self.file.tell()
+            offset = self.file.tell()
             line = self.file.readline()
             try:
-                self._place(at, (told for told in _answers(line) if told.error is None))
+                self._index(offset, (answer for answer in _answers(line) if answer.error is None))
             except (ValueError, TypeError, KeyError):
-                # The end, or a line that was being written when all stopped.
-                self.file.truncate(at)
+                # The end of the file, or a line that was cut off when the process was killed.
+                self.file.truncate(offset)
                 return
 
-    def _place(self, at: int, answers: Iterable[Answer]) -> None:
-        self.places |= {told.path: (at, told.stamp, told.seconds) for told in answers}
+    def _index(self, offset: int, answers: Iterable[Answer]) -> None:
+        self.lines |= {answer.path: (offset, answer.stamp, answer.seconds) for answer in answers}
 
 
 @contextmanager
-def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]:
-    """What is known already for the file `out`, held by this process alone; gone once `out` is there.
+def partial_answers(out: Path, about: dict[str, Any]) -> Iterator[PartialAnswers]:
+    """Open the saved answers for an output file, locked for this process; delete them once `out` exists.
 
     Args:
-        out: Where the answers will be written.
-        about: What they depend on.
+        out: Output file of the prediction.
+        about: Everything that the answers depend on.
 
     Raises:
-        UserError: `out` is there, its folder cannot be used, another process is at it, or what is known depends on
+        UserError: `out` exists, its folder cannot be used, another process writes it, or the saved answers depend on
             something else.
     """
     _refuse_to_overwrite(out)
@@ -110,13 +115,13 @@ def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]
     except OSError as error:
         raise UserError(f"--out: cannot write in {out.parent} ({error.strerror}); give another folder.") from error
     try:
-        # Between the first look and the lock, another process may have come to its end.
+        # Another process may have finished before the lock was acquired.
         _refuse_to_overwrite(out)
         with partial.open("a+b") as file:
             file.seek(0)
-            known = Unfinished(file)
-            known.take_up(about)
-            yield known
+            saved = PartialAnswers(file)
+            saved.load(about)
+            yield saved
         if out.exists():
             partial.unlink()
     finally:
@@ -126,13 +131,13 @@ def unfinished_answers(out: Path, about: dict[str, Any]) -> Iterator[Unfinished]
 
 
 @contextmanager
-def whole_or_not(out: Path, binary: bool) -> Iterator[IO[Any]]:
-    """A file that is there once it is complete, whatever happens meanwhile.
+def complete_file(out: Path, binary: bool) -> Iterator[IO[Any]]:
+    """Open a temporary file that replaces `out` once it is complete.
 
     Raises:
-        UserError: Another file came to be there meanwhile; it is left as it is.
+        UserError: Another file named `out` was created meanwhile; it is kept.
     """
-    # The usual name of a partial file is that of the answers.
+    # The usual suffix of a temporary file, ".partial", is that of the saved answers.
     with atomic_file(out, binary, out.with_name(out.name + ".writing"), sync=True) as file:
         yield file
         _refuse_to_overwrite(out)
@@ -140,30 +145,30 @@ def whole_or_not(out: Path, binary: bool) -> Iterator[IO[Any]]:
 
 def _refuse_to_overwrite(out: Path) -> None:
     if out.exists():
-        raise UserError(f"--out: {out} exists already; move it away, or give another name.")
+        raise UserError(f"--out: {out} already exists; move it, or give another name.")
 
 
 def _answers(line: bytes) -> list[Answer]:
     if not line.endswith(b"\n"):
-        raise ValueError("the line is torn")
-    return [_answer(**told) for told in json.loads(line)]
+        raise ValueError("the line is incomplete")
+    return [_answer(**fields) for fields in json.loads(line)]
 
 
-def _answer(path: str, stamp: list[int] | None, windows: list[Any], **told: Any) -> Answer:
+def _answer(path: str, stamp: list[int] | None, windows: list[Any], **fields: Any) -> Answer:
     parts = tuple((start, end, tuple(row)) for start, end, row in windows)
-    return Answer(path, (stamp[0], stamp[1]) if stamp else None, windows=parts, **told)
+    return Answer(path, (stamp[0], stamp[1]) if stamp else None, windows=parts, **fields)
 
 
-def _refuse_others(first: bytes, about: dict[str, Any], name: str) -> None:
+def _refuse_other_answers(first: bytes, about: dict[str, Any], name: str) -> None:
     try:
         stored = dict(json.loads(first))
         assert VERSION in stored
     except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"--out: {name} is not what an unfinished predict left; move it away.") from error
-    other = [key for key in about if stored.get(key) != about[key]]
-    if other:
-        told = ", ".join(f"{key.replace('_', ' ')} was {stored.get(key)}, is {about[key]}" for key in other)
+        raise UserError(f"--out: {name} does not hold the answers of an interrupted predict; move it.") from error
+    differing = [key for key in about if stored.get(key) != about[key]]
+    if differing:
+        differences = ", ".join(f"{key.replace('_', ' ')} was {stored.get(key)}, is {about[key]}" for key in differing)
         raise UserError(
-            f"--out: {name} was begun with something else ({told}). Give what it was begun with to go on, "
-            "or delete it to begin anew."
+            f"--out: {name} was started with other settings ({differences}). Repeat those to resume, or delete the "
+            "file to start again."
         )

@@ -25,7 +25,7 @@ from peft_audio.config.fields import changed_fields
 from peft_audio.data.clip_table import ClipTable, make_clips
 from peft_audio.errors import UserError
 from peft_audio.inference.evaluate import with_labels_of
-from peft_audio.inference.own_run import OwnRun, read_as_in_run, seen_clips
+from peft_audio.inference.own_run import OwnRun, seen_clips, with_run_settings
 
 PATTERN = r"^(s\d+)_"
 
@@ -59,7 +59,7 @@ def test_splits_of_the_run_are_used_without_its_flags(run: Path, capsys: pytest.
         assert found["accuracy"] == pytest.approx(report["test_accuracy"])
         assert found["seen_clips"] is None and found["unseen_clips"]["recordings"] == report["test_clips"]
         told = "\n".join(found["notes"])
-        assert f"as the run in {run} divided it" in told and "none of these clips is among those" in told
+        assert f"as divided by the run in {run}" in told and "trained or validated on none of these clips" in told
         contradicted = f"--data.group_pattern: got '_(.)', but the run used {PATTERN!r}; the splits of the run are used"
         assert (contradicted in told) == ("--data.group_pattern" in flags)
         assert found["groups"] > 1
@@ -104,7 +104,7 @@ def test_other_and_mixed_collections_are_named(run: Path, tmp_path: Path, capsys
         write_tone(tmp_path / "new" / ("low", "high")[i % 2] / f"n{i}.wav", 300 + 900 * (i % 2), 0.4, seed=500 + i)
     found = evaluated(capsys, run / "adapter", tmp_path / "new")
     assert found["recordings"] == 8 and found["seen_clips"] is None
-    assert any("new is another collection than that of the run in" in note for note in found["notes"])
+    assert any("new is not the collection of the run in" in note for note in found["notes"])
     made = pd.read_parquet(run / "splits.parquet")
     some = made[made["split"] != "test"]["id"].iloc[::8]
     for name in some:
@@ -131,7 +131,7 @@ def test_names_alone_do_not_make_a_collection_that_of_an_earlier_run(
     found = evaluated(capsys, old / "adapter", tmp_path / "new")
     assert (found["split"], found["recordings"]) == ("all", len(made))
     assert found["seen_clips"] is None and found["seen_known_from"] is None
-    assert any(note.startswith(f"{tmp_path / 'new'} is another collection than that") for note in found["notes"])
+    assert any(note.startswith(f"{tmp_path / 'new'} is not the collection of the run") for note in found["notes"])
 
 
 def test_other_names_do_not_show_that_clips_are_new_to_an_earlier_run(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_table_is_read_as_in_the_run_only_where_that_fits(tmp_path: Path) -> N
     run = OwnRun(tmp_path / "run", pd.DataFrame(), {f"data.{name}": value for name, value in made.items()})
 
     def read(folder: str) -> dict[str, Any]:
-        cfg, notes = read_as_in_run(DataConfig(source=str(tmp_path / folder / "meta.csv")), run)
+        cfg, notes = with_run_settings(DataConfig(source=str(tmp_path / folder / "meta.csv")), run)
         changed = {name: value for name, value in changed_fields(cfg).items() if name != "source"}
         assert len(notes) == 1 and all(f"--data.{name} {value}" in notes[0] for name, value in changed.items())
         return changed
@@ -166,7 +166,7 @@ def test_a_table_is_read_as_in_the_run_only_where_that_fits(tmp_path: Path) -> N
     assert read("c") == {name: made[name] for name in ("audio_column", "label_column")}
     (tmp_path / "audio").rmdir()
     assert read("b") == {"audio_column": "name"}
-    assert read_as_in_run(DataConfig(source=str(tmp_path / "b" / "other.csv")), run)[1] == []
+    assert with_run_settings(DataConfig(source=str(tmp_path / "b" / "other.csv")), run)[1] == []
 
 
 def test_segments_of_a_trained_recording_are_known(

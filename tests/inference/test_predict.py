@@ -21,7 +21,7 @@ from transformers import AutoModelForAudioClassification
 from peft_audio import load_adapter, predict
 from peft_audio.cli import main
 from peft_audio.errors import UserError
-from peft_audio.inference.predict import BATCH_SECONDS, _batches
+from peft_audio.inference.predict import BATCH_SECONDS, _sort_into_batches
 
 LABELS = ("a", "b", "c")
 
@@ -74,7 +74,7 @@ def test_order_is_as_given_and_batches_change_nothing(clips: Path, adapter_dir: 
 
 def test_batches_are_of_one_length_and_bounded() -> None:
     seconds = [0.5, 30.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.01, 2.5, 0.5, 2.5]
-    batches = _batches(seconds, 3, BATCH_SECONDS["cpu"])
+    batches = _sort_into_batches(seconds, 3, BATCH_SECONDS["cpu"])
     assert sorted(number for batch in batches for number in batch) == list(range(len(seconds)))
     assert max(map(len, batches)) == 3
     padded = [len(batch) * max(seconds[number] for number in batch) for batch in batches]
@@ -116,8 +116,8 @@ def test_paths_of_numpy_are_paths(adapter_dir: Path, clips: Path) -> None:
         (np.array(["absent.wav"]), None, "absent.wav: no such file or folder"),
         ([np.zeros((2, 400))], 16_000, r"array 0: got shape \(2, 400\), expected \(samples,\)"),
         ([np.zeros(400, np.int64)], 16_000, "array 0: got int64, expected floats"),
-        ([np.zeros(400), "a.wav"], 16_000, "got ndarray, str, expected paths alone or arrays alone"),
-        ([0.5, 0.25], 16_000, "got float, expected paths alone or arrays alone"),
+        ([np.zeros(400), "a.wav"], 16_000, "got ndarray, str, expected only paths or only arrays"),
+        ([0.5, 0.25], 16_000, "got float, expected only paths or only arrays"),
         ("a.wav", 16_000, "sampling_rate: got 16000, but files have their own"),
     ],
 )
@@ -133,7 +133,7 @@ def test_an_adapter_is_shown_in_one_line(adapter_dir: Path) -> None:
     assert str(adapter_dir) in shown and shown == str(adapter)
 
 
-def test_long_recording_is_heard_from_its_start_and_said(
+def test_long_recording_is_read_from_its_start_and_noted(
     tmp_path: Path, adapter_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = write_tone(tmp_path / "long.wav", 440, 3.0)
@@ -232,7 +232,7 @@ def test_base_command_copies_a_transformers_directory(tmp_path: Path, capsys: py
     model = AutoModelForAudioClassification.from_pretrained(tmp_path / "nano", dtype=torch.float32)
     assert 2_500_000 < sum(weight.numel() for weight in model.wav2vec2.parameters()) < 3_500_000
     assert main(["base", str(tmp_path / "nano")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_public_names_survive_the_import_of_their_modules() -> None:

@@ -30,8 +30,8 @@ from peft_audio.errors import UserError
 from peft_audio.inference import predict as prediction
 from peft_audio.inference.predict import Prediction
 from peft_audio.inference.recordings import find_recordings
-from peft_audio.inference.resume import Unfinished, unfinished_answers, whole_or_not
-from peft_audio.inference.writers import Shown, write_text
+from peft_audio.inference.resume import PartialAnswers, complete_file, partial_answers
+from peft_audio.inference.writers import OutputFormat, write_text
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_every_form_tells_the_same(
     assert main(["predict", str(clips), "--adapter", str(adapter_dir), "--json"]) == 1
     out, err = capsys.readouterr()
     assert out == json.dumps(json.loads(out), indent=2, ensure_ascii=False) + "\n" and "labelling" not in err
-    assert main([*call, "--out", str(files["csv"])]) == 2 and "exists already" in capsys.readouterr().err
+    assert main([*call, "--out", str(files["csv"])]) == 2 and "already exists" in capsys.readouterr().err
     assert main([*call, "--out", str(tmp_path / "out.xls")]) == 2
 
 
@@ -144,8 +144,8 @@ def test_killed_run_goes_on_to_the_same_file(
     call = ["predict", str(clips), "--adapter", str(adapter_dir), "--batch-size", "4", "--out"]
     assert main([*call, str(tmp_path / "whole.json")]) == 1
     # A process that answers a group every 50 ms, so that it can be killed between two of them.
-    code = "import sys, time; from peft_audio.inference import resume as unfinished; add = unfinished.Unfinished.add\n"
-    code += "unfinished.Unfinished.add = lambda *a: (add(*a), time.sleep(0.05))\n"
+    code = "import sys, time; from peft_audio.inference import resume; add = resume.PartialAnswers.add\n"
+    code += "resume.PartialAnswers.add = lambda *a: (add(*a), time.sleep(0.05))\n"
     code += f"from peft_audio.cli import main; main({[*call, str(tmp_path / 'cut.json')]!r})"
     child = start_python("-c", code)
     partial = tmp_path / "cut.json.partial"
@@ -165,7 +165,7 @@ def test_killed_run_goes_on_to_the_same_file(
     real = prediction.load_audio
     monkeypatch.setattr(prediction, "load_audio", lambda path, *rest: decoded.append(str(path)) or real(path, *rest))
     assert main([*call, str(tmp_path / "cut.json")]) == 1
-    assert f"going on: {len(before)} recordings" in capsys.readouterr().err
+    assert f"resuming: {len(before)} recordings" in capsys.readouterr().err
     assert not before & set(decoded) and len(before) + len(decoded) == 40, "text.wav fails before it is decoded"
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"cut.json", "whole.json"}
@@ -192,17 +192,17 @@ def test_errors_are_not_remembered_and_change_no_neighbours_bits(
 
     with monkeypatch.context() as patched:
         patched.setattr(prediction, "load_audio", refused)
-        patched.setattr(Unfinished, "read", stop)
+        patched.setattr(PartialAnswers, "read", stop)
         assert main([*call, str(tmp_path / "cut.json")]) == 130
     assert "Permission denied" in (tmp_path / "cut.json.partial").read_text()
     monkeypatch.setattr(prediction, "load_audio", lambda path, *rest: decoded.append(path.name) or real(path, *rest))
     capsys.readouterr()
     assert main([*call, str(tmp_path / "cut.json")]) == 0
-    assert "going on: 8 recordings" in capsys.readouterr().err
+    assert "resuming: 8 recordings" in capsys.readouterr().err
     assert sorted(decoded) == ["0.wav", "1.wav", "2.wav", "3.wav"], "a batch is heard anew as a whole, others are not"
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
-    monkeypatch.setattr(Unfinished, "read", stop)
+    monkeypatch.setattr(PartialAnswers, "read", stop)
     assert main([*call, str(tmp_path / "old.json")]) == 130
     monkeypatch.undo()
     begun_with = models.version("torch")
@@ -224,12 +224,12 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
 
     with monkeypatch.context() as patched:
         patched.setattr(FileLock, "acquire", late)
-        with pytest.raises(UserError, match="exists already"), unfinished_answers(out, {}):
+        with pytest.raises(UserError, match="already exists"), partial_answers(out, {}):
             pass
     assert out.read_text() == "theirs" and [*tmp_path.iterdir()] == [out]
     out.unlink()
-    with pytest.raises(UserError, match="exists already"), unfinished_answers(out, {}):  # noqa: SIM117
-        with whole_or_not(out, binary=False) as file:
+    with pytest.raises(UserError, match="already exists"), partial_answers(out, {}):  # noqa: SIM117
+        with complete_file(out, binary=False) as file:
             file.write("ours")
             out.write_text("theirs")
     assert out.read_text() == "theirs"
@@ -240,7 +240,7 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
 def test_control_characters_of_paths_and_labels_reach_no_terminal() -> None:
     odd = "a\tb\n\x1b[31m\x7f\x85ü"
     file = io.StringIO()
-    write_text([Prediction(odd, odd, 1.0, {odd: 1.0}, 1.0, 1.0)], file, Shown((odd,)))
+    write_text([Prediction(odd, odd, 1.0, {odd: 1.0}, 1.0, 1.0)], file, OutputFormat((odd,)))
     told = r"a\tb\n\x1b[31m\x7f\x85ü"
     assert file.getvalue() == f"{told}\t{told}\t1.000\n"
 
@@ -256,7 +256,7 @@ def test_changed_recordings_are_answered_anew_and_foreign_files_left_alone(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Unfinished, "read", stop)
+        patched.setattr(PartialAnswers, "read", stop)
         assert main(call) == 130
     soundfile.write(two, soundfile.read(one)[0][:2000], 16_000)
     assert main(call) == 0
@@ -266,4 +266,7 @@ def test_changed_recordings_are_answered_anew_and_foreign_files_left_alone(
     partial = tmp_path / "other.csv.partial"
     partial.write_text("mine")
     assert main([*call[:-1], str(tmp_path / "other.csv")]) == 2
-    assert "not what an unfinished predict left" in capsys.readouterr().err and partial.read_text() == "mine"
+    assert (
+        "does not hold the answers of an interrupted predict" in capsys.readouterr().err
+        and partial.read_text() == "mine"
+    )
