@@ -51,7 +51,7 @@ MUTATIONS = (
     Mutation(
         "gradient is the mean over a micro-batch, not over the step",
         "peft_audio/data/sampler.py",
-        "float(self.clip_weights[i] / whole)) for i in mine",
+        "float(self.clip_weights[i] / total)) for i in mine",
         "1 / len(mine)) for i in mine",
         "tests/data/test_loaders.py tests/training/test_loop.py",
     ),
@@ -156,7 +156,7 @@ MUTATIONS = (
     Mutation(
         "class weights are not normalised over the step",
         "peft_audio/data/sampler.py",
-        "whole = self.clip_weights[step].sum()",
+        "total = self.clip_weights[step].sum()",
         "whole = len(step)",
         "tests/training/test_loop.py",
     ),

@@ -97,7 +97,7 @@ def padding(data: Path, mix: str) -> dict[str, list[tuple[float, float]]]:
     import numpy as np
 
     from peft_audio.audio.decoding import read_info
-    from peft_audio.data.sampler import TrainingBatches, cut, padding_share
+    from peft_audio.data.sampler import TrainingBatches, cut_batches, padding_share
 
     rng = np.random.default_rng(0)
     if mix == "uniform":
@@ -111,7 +111,7 @@ def padding(data: Path, mix: str) -> dict[str, list[tuple[float, float]]]:
     ways: list[tuple[int, float | None]] = [*((size, None) for size in BATCH_SIZES), (BATCH_SIZES[0], BATCH_SECONDS)]
     for size, seconds in ways:
         ours = TrainingBatches(lengths.tolist(), size, seed=0, batch_seconds=seconds)
-        shuffled = [cut(rng.permutation(len(lengths)), lengths, size, seconds) for _ in EPOCHS]
+        shuffled = [cut_batches(rng.permutation(len(lengths)), lengths, size, seconds) for _ in EPOCHS]
         shares = [
             [padding_share(lengths, steps) for steps in epochs]
             for epochs in (shuffled, [ours.step_indices(epoch) for epoch in EPOCHS])

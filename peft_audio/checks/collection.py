@@ -1,4 +1,4 @@
-"""What is wrong with a collection, told before it costs a training run."""
+"""Check a collection of recordings before training on it."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names
 from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.folder import ignored_note
 from peft_audio.data.scan import JOBS, scan
-from peft_audio.data.sources import find_clips, refuse_later_settings
+from peft_audio.data.sources import find_clips, refuse_training_settings
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable, several
 
-# A frame of wav2vec 2.0 and its kin: a shorter clip is filled up with zeros.
+# One frame of wav2vec 2.0 and similar encoders; shorter clips are padded with zeros.
 SHORTEST_SECONDS = 0.025
-# A share of samples at full scale that a loud recording does not reach by its peaks alone; a choice.
+# Share of samples at full scale that single peaks of a loud recording do not reach; this package's own choice.
 CLIPPED_SHARE = 1e-3
-# The interval of an accuracy is widest at 0.5; 0.8 is where results that are worth comparing begin.
+# Accuracy for which the width of the interval is reported: the lowest that is usually worth comparing.
 EXAMPLE_ACCURACY = 0.8
 MOST_SHOWN = 5
-# Choices: from there on, accuracy says more of the largest class than of the others.
+# From these ratios on, accuracy mostly reflects the largest class; this package's own choice.
 LARGEST_SHARE = 0.7
 LARGEST_TO_SMALLEST = 10
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, and where.
+    """One kind of fault and the clips that have it.
 
     Attributes:
-        what: The fault.
-        spoils: It would spoil a comparison; anything else is a warning.
-        files: Each clip that has it, with the reason or with what it is a copy of.
+        what: Description of the fault.
+        spoils: Whether it would invalidate a comparison; otherwise it is a warning.
+        files: Each clip or class that has the fault, with details.
     """
 
     what: str
@@ -59,23 +59,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What `peft-audio check` found.
+    """Result of `peft-audio check`.
 
     Attributes:
-        source: As given.
-        clips: How many, those that cannot be used included.
-        hours: Of those that can be used.
-        classes: Clips of each class that can be used, in all and by split.
-        seconds: Shortest, median and longest clip.
-        sampling_rates: Clips of each rate in hertz.
-        channels: Clips of each number of channels.
-        largest_class_accuracy: What always saying the largest training class gets right of the test; None without one.
-        interval: Width of the 95% interval (Wilson) that the test allows at an accuracy of 0.8, if its clips are
-            independent; None without a test.
-        groups: Groups of each split and class; None where no clip has a group.
-        shortcuts: Properties of the files, and how well each tells the classes apart.
-        notes: What was decided about the source, and what tells the classes apart in their content.
-        findings: The faults, those that spoil first.
+        source: Source as given.
+        clips: Number of clips, including unusable ones.
+        hours: Duration of the usable clips.
+        classes: Number of usable clips of each class, in total and by split.
+        seconds: Length of the shortest, median and longest clip.
+        sampling_rates: Number of clips by sampling rate in hertz.
+        channels: Number of clips by number of channels.
+        largest_class_accuracy: Test accuracy of always answering the largest training class; None without a test split.
+        interval: Width of the 95% Wilson interval at an accuracy of 0.8 on the test split, if its clips are
+            independent; None without a test split.
+        groups: Number of groups by split and class; None if no clip has a group.
+        shortcuts: Properties of the files, and how well each predicts the class.
+        notes: Messages about how the source was read, and content properties that predict the class.
+        findings: Faults, those that invalidate a comparison first.
     """
 
     source: str
@@ -94,46 +94,48 @@ class Check:
 
     @property
     def spoiled(self) -> bool:
-        """Whether something would spoil a comparison."""
+        """Return whether a finding would invalidate a comparison."""
         return any(finding.spoils for finding in self.findings)
 
 
 def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
-    """Decode every clip of a source once, and say what is wrong with it.
+    """Decode every clip of a source once and list the faults.
 
     Args:
-        cfg: The source, and how it is to be divided.
-        jobs: Clips read at once.
+        cfg: Source and settings of its splits.
+        jobs: Number of clips that are decoded in parallel.
 
     Raises:
-        UserError: There is nothing to check: no such source, no recordings, one class. Or a setting affects neither
-            splits nor input.
+        UserError: The source does not exist, or has no recordings or only one class; or a setting affects only
+            training.
     """
-    refuse_later_settings(cfg)
+    refuse_training_settings(cfg)
     collection = find_clips(cfg)
-    # Most of the memory that a check takes: held once, in the order of the scan.
+    # Allocated once, in the order of the scan, because these arrays take most of the memory of a check.
     fingerprints = np.zeros((len(collection.clips), SIZE), dtype=np.int8)
     hashes = np.full((len(collection.clips), LANDMARKS), EMPTY)
     times = np.zeros(hashes.shape, dtype=np.uint16)
 
-    def listen(number: int, waveform: np.ndarray, sampling_rate: int) -> None:
+    def describe_clip(number: int, waveform: np.ndarray, sampling_rate: int) -> None:
         fingerprints[number] = fingerprint(waveform, sampling_rate)
         hashes[number], times[number] = landmarks(waveform, sampling_rate)
 
-    scanned = scan(collection, listen, jobs, quiet=not sys.stderr.isatty())
+    scanned = scan(collection, describe_clip, jobs, quiet=not sys.stderr.isatty())
     scanned["number"] = np.arange(len(scanned))
     scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
     good = scanned[scanned["fault"] == ""]
-    findings = [*_bad(scanned), *(Finding(doubt, False, collection.labels) for doubt in collection.doubts)]
+    findings = [*_unusable(scanned), *(Finding(doubt, False, collection.labels) for doubt in collection.doubts)]
     try:
         good = divide(good, cfg) if cfg.splits_file is None else good
     except UserError as error:
         findings.append(Finding("the clips cannot be divided", True, (str(error),)))
-    findings += [*_odd(good, cfg), *_copies(good, fingerprints, hashes, times), *_sides(good, collection)]
+    findings += _suspicious(good, cfg)
+    findings += _copies(good, fingerprints, hashes, times)
+    findings += _split_faults(good, collection)
     findings += _unbalanced(good, collection, cfg)
     groups = count_groups(good, "recording" if collection.groups_are_recordings else "group")
     if groups is None or collection.groups_are_recordings:
-        findings += _suspected(good, collection, cfg)
+        findings += _undeclared_groups(good, collection, cfg)
     shortcuts = find_shortcuts(good)
     findings += [
         Finding(describe(cue), False, cue.examples) for cue in shortcuts if cue.warns and cue.kind == "artefact"
@@ -169,7 +171,7 @@ def _shortcut_notes(shortcuts: list[Shortcut], clips: int) -> Iterable[str]:
         if cue.warns and cue.kind == "content":
             yield f"{describe(cue)} {'; '.join(cue.examples)}"
     if shortcuts and clips > MOST_CLIPS:
-        yield f"tested {shortcuts[0].clips} of {clips} clips, drawn at random, for properties that give the class away"
+        yield f"tested {shortcuts[0].clips} of {clips} clips, drawn at random, for properties that reveal the class"
 
 
 def _by_split(clips: pd.DataFrame) -> dict[str, int]:
@@ -178,24 +180,24 @@ def _by_split(clips: pd.DataFrame) -> dict[str, int]:
 
 
 def _interval(clips: int) -> float:
-    found = binomtest(round(EXAMPLE_ACCURACY * clips), clips).proportion_ci(method="wilson")
-    return float(found.high - found.low)
+    interval = binomtest(round(EXAMPLE_ACCURACY * clips), clips).proportion_ci(method="wilson")
+    return float(interval.high - interval.low)
 
 
-def _bad(clips: pd.DataFrame) -> Iterable[Finding]:
-    """Find clips that no run can use, by fault."""
+def _unusable(clips: pd.DataFrame) -> Iterable[Finding]:
+    """Find clips that cannot be used, by fault."""
     bad = clips[clips["fault"] != ""]
-    found = (bad["name"] + " " + bad["error"]).groupby(bad["fault"], sort=False)
-    return [Finding(str(fault), True, tuple(files)) for fault, files in found]
+    by_fault = (bad["name"] + " " + bad["error"]).groupby(bad["fault"], sort=False)
+    return [Finding(str(fault), True, tuple(files)) for fault, files in by_fault]
 
 
-def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
-    """Clips that can be used, but may not be what they should be."""
+def _suspicious(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
+    """Find usable clips that may be damaged or have an unsuitable length."""
     seconds = clips["num_frames"] / clips["sampling_rate"]
-    heard = cfg.max_eval_seconds
+    limit = cfg.max_eval_seconds
     kinds = {
-        "cut off: the file is shorter than its header or end_seconds says": (clips["cut_off"], lambda row: ""),
-        "with a WAV header that was never finished: read to the end of the file": (
+        "cut off: the file is shorter than its header or end_seconds": (clips["cut_off"], lambda row: ""),
+        "with a WAV header without a length: read to the end of the file": (
             clips["unfinished"],
             lambda row: f": {row['num_frames'] / row['sampling_rate']:.1f} s",
         ),
@@ -206,8 +208,8 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
         ),
     }
     if cfg.window_seconds is None:
-        kinds[f"longer than {heard:g} s, of which the rest is not heard (try --data.window_seconds)"] = (
-            seconds > heard + 1.0,
+        kinds[f"longer than {limit:g} s, of which only the first {limit:g} s are read (try --data.window_seconds)"] = (
+            seconds > limit + 1.0,
             lambda row: f": {row['num_frames'] / row['sampling_rate']:.0f} s",
         )
     for what, (rows, detail) in kinds.items():
@@ -217,7 +219,14 @@ def _odd(clips: pd.DataFrame, cfg: DataConfig) -> Iterable[Finding]:
 
 
 def _copies(clips: pd.DataFrame, fingerprints: np.ndarray, hashes: np.ndarray, times: np.ndarray) -> Iterable[Finding]:
-    """Find clips of the same recording: to the byte, by their sound, or in parts; clears the rows of other clips."""
+    """Find exact copies, near copies and clips that share a part of one recording.
+
+    Args:
+        clips: Usable clips with `number`, their row in the arrays.
+        fingerprints: Fingerprints of all clips, see `near_copies`; rows of unusable clips are cleared.
+        hashes: Landmarks of all clips, see `trimmed_copies`; rows of unusable clips are cleared.
+        times: Times of the landmarks.
+    """
     if clips.empty:
         return
     clips = clips.set_index("number")
@@ -226,19 +235,19 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray, hashes: np.ndarray, t
     fingerprints[unused], hashes[unused] = 0, EMPTY
     near = near_duplicates(fingerprints, seconds.to_numpy())
     part = ["sha256", "start_seconds"]
-    # As objects: Arrow's text takes several times the memory to compare.
+    # Compared as objects, because comparing Arrow strings takes several times the memory.
     repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
     exact = repeated.groupby(part, sort=False).groups.values()
     groups = [("exact copies", rows.tolist()) for rows in exact if len(rows) > 1]
     unlike = [rows for rows in near if len(clips.loc[rows, part].drop_duplicates()) > 1]
     groups += [("near copies (rate, level or format differ)", rows) for rows in unlike]
     known = {clip: number for number, (_, rows) in enumerate(groups) for clip in rows}
-    # Windows and segments of one file are parts of it without being copies.
+    # Windows and segments of one file are not copies of each other.
     recordings = pd.factorize(clips["sha256"].astype(object).reindex(range(len(hashes))))[0]
     links = matching_pairs(hashes, times, recordings).tolist()
     links = [(one, other) for one, other in links if one not in known or known[one] != known.get(other)]
-    groups += [("trimmed or shifted copies (they share a part)", rows) for rows in _joined(links)]
-    found: dict[tuple[str, bool], list[str]] = {}
+    groups += [("trimmed or shifted copies (they share a part)", rows) for rows in _connected(links)]
+    files_of: dict[tuple[str, bool], list[str]] = {}
     for kind, rows in groups:
         members = clips.loc[rows]
         splits, labels = set(members["split"]) - {""}, set(members["label"])
@@ -247,14 +256,14 @@ def _copies(clips: pd.DataFrame, fingerprints: np.ndarray, hashes: np.ndarray, t
             f"{row['name']} ({', '.join(part for part in (row['label'], row['split']) if part)})"
             for row in members.to_dict("records")
         ]
-        found.setdefault((kind + " and".join(part for part in where if part), len(splits) > 1), []).append(
+        files_of.setdefault((kind + " and".join(part for part in where if part), len(splits) > 1), []).append(
             " = ".join(names)
         )
-    for (what, spoils), files in found.items():
+    for (what, spoils), files in files_of.items():
         yield Finding(what, spoils, tuple(files))
 
 
-def _joined(links: list[tuple[int, int]]) -> list[list[int]]:
+def _connected(links: list[tuple[int, int]]) -> list[list[int]]:
     """Group clips that are linked directly or through others."""
     members = sorted({clip for link in links for clip in link})
     place = {clip: number for number, clip in enumerate(members)}
@@ -266,24 +275,24 @@ def _joined(links: list[tuple[int, int]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sides(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
-    """Classes that a split lacks, and groups that stand in several."""
+def _split_faults(clips: pd.DataFrame, collection: ClipTable) -> Iterable[Finding]:
+    """Find classes that a split lacks, and groups that are in several splits."""
     for split, labels in missing_classes(clips, collection.labels, collection.task).items():
         yield Finding(f"classes missing from the {split} split", True, tuple(labels))
     leaking = leaking_groups(clips)
     if leaking:
         files = tuple(f"{group}: {', '.join(splits)}" for group, splits in leaking.items())
-        yield Finding("groups that stand in several splits", True, files)
+        yield Finding("groups in several splits", True, files)
 
 
 def _unbalanced(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
-    """Find classes that are too small to be tested, and one that outweighs the others."""
+    """Find classes that are too small to be tested, and a class that outweighs the others."""
     counts = clips["label"].value_counts()
     if len(counts) < 2:
         return
     splits = clips[clips["split"] != ""]
-    sides = 2 if cfg.validate_on_test else 3
-    needed = cfg.num_folds if cfg.fold is not None else sides
+    parts = 2 if cfg.validate_on_test else 3
+    needed = cfg.num_folds if cfg.fold is not None else parts
     few = counts[counts < needed] if splits.empty else counts[:0]
     if len(few):
         yield Finding(
@@ -295,7 +304,7 @@ def _unbalanced(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> 
     tested = splits["label"][splits["split"] == "test"].value_counts()
     single = sorted(tested.index[tested == 1])
     if single:
-        more = max(counts[single]) > sides
+        more = max(counts[single]) > parts
         yield Finding(
             "classes with one test clip, whose recall can only be 0 or 1. Test more of them: "
             f"{_ways_to_test_more(clips, collection, cfg, more)}",
@@ -314,7 +323,14 @@ def _unbalanced(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> 
 
 
 def _ways_to_test_more(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig, more: bool) -> str:
-    """Return what can be done about few test clips; `more` says whether a larger share would hold out more of them."""
+    """Return advice on few test clips.
+
+    Args:
+        clips: Usable clips.
+        collection: Clips of the source.
+        cfg: Settings of the splits.
+        more: Whether a larger test share would hold out more clips.
+    """
     if cfg.splits_file is not None:
         return f"add clips, or give more of them the split test in {cfg.splits_file}"
     folds = f"--data.fold 0 to {cfg.num_folds - 1}"
@@ -323,30 +339,30 @@ def _ways_to_test_more(clips: pd.DataFrame, collection: ClipTable, cfg: DataConf
     given = set(collection.clips["split"]) - {""}
     if "test" in given:
         return (
-            "add clips to the test split of the source, or divide the clips anew with a table of the columns id and "
+            "add clips to the test split of the source, or divide the clips with a table with the columns id and "
             "split as --data.splits_file"
         )
-    ways = ["raise --data.test_share"] if more else []
+    options = ["raise --data.test_share"] if more else []
     if not given:
         try:
             divide(clips.assign(split=""), replace(cfg, fold=0))
-            ways.append(f"test every clip once with {folds}")
+            options.append(f"test every clip once with {folds}")
         except UserError:
-            pass  # too few clips or groups for so many folds
-    return ", or ".join([", ".join(["add clips", *ways[:-1]]), *ways[-1:]])
+            pass  # too few clips or groups for this number of folds
+    return ", or ".join([", ".join(["add clips", *options[:-1]]), *options[-1:]])
 
 
-def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
-    """Look for groups that are not declared, and count what the splits put on several sides."""
-    # What parts of one recording share is known.
+def _undeclared_groups(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Iterable[Finding]:
+    """Find groups that are not declared and are in several splits."""
+    # One clip per recording, because parts of one recording share their name.
     one_each = clips.drop_duplicates("group") if collection.groups_are_recordings else clips
     labels = list(one_each["label"])
     suspicion: Suspicion | None = None
     if collection.others is not None:
         suspicion = suspect_column(collection.others.loc[list(one_each["id"])], labels)
     if suspicion is None:
-        searched = pattern_names(collection)
-        suspicion = suspect_groups(list(one_each["id"]), labels, [searched[number] for number in one_each["number"]])
+        names = pattern_names(collection)
+        suspicion = suspect_groups(list(one_each["id"]), labels, [names[number] for number in one_each["number"]])
     if suspicion is None:
         return
     groups = list(suspicion.groups)
@@ -359,11 +375,11 @@ def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> I
     if divided and not leaking:
         return
     shown = [str(group) for group in sizes.index if group in leaking or not divided]
-    sides = f"{len(leaking)} of them stand on several sides of the splits, with" if divided else "They have"
+    extent = f"{len(leaking)} of them are in several splits, with" if divided else "They have"
     what = (
         f"{suspicion.where}: clips share {len(sizes)} values, such as {listed(shown[:2])}, which may be speakers or "
-        f"recordings. {sides} {int(sizes[shown].sum())} of {len(clips)} clips. If they are, keep each on one side with "
-        f"{suspicion.flag}"
+        f"recordings. {extent} {int(sizes[shown].sum())} of {len(clips)} clips. If they are, keep each in one split "
+        f"with {suspicion.flag}"
     )
     empty = clips["group"] == ""
     if empty.any():
@@ -373,61 +389,61 @@ def _suspected(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> I
         try:
             divide(clips.assign(split=collection.clips["split"].reindex(clips["number"]).to_numpy()), cfg)
         except UserError as error:
-            what += f". The clips cannot be divided so: {error}"
+            what += f". But the clips cannot be divided by these groups: {error}"
     where = {group: f" ({', '.join(splits)})" for group, splits in leaking.items()}
     yield Finding(
         what, False, tuple(f"{group}: {several(sizes[group], 'clip')}{where.get(group, '')}" for group in shown)
     )
 
 
-def print_check(found: Check, console: Console) -> None:
-    """Show what was found as tables."""
-    for note in found.notes:
+def print_check(result: Check, console: Console) -> None:
+    """Print the result of a check as tables and lines."""
+    for note in result.notes:
         console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
-    columns = list(dict.fromkeys(split for counts in found.classes.values() for split in counts))
-    console.print(f"{found.clips} clips, {found.hours:.2f} hours, {len(found.classes)} classes", highlight=False)
+    columns = list(dict.fromkeys(split for counts in result.classes.values() for split in counts))
+    console.print(f"{result.clips} clips, {result.hours:.2f} hours, {len(result.classes)} classes", highlight=False)
     table = Table()
     for name in ("class", *columns):
         table.add_column(name, justify="left" if name == "class" else "right")
-    for label, counts in found.classes.items():
+    for label, counts in result.classes.items():
         table.add_row(escape(printable(label)), *(str(counts.get(column, 0)) for column in columns))
     console.print(table)
-    if found.seconds:
-        lengths = ", ".join(f"{name} {value:.2f} s" for name, value in found.seconds.items())
+    if result.seconds:
+        lengths = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
         console.print(f"clips: {lengths}", highlight=False)
-        rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in found.sampling_rates.items())
-        channels = ", ".join(f"{count} with {number}" for number, count in found.channels.items())
+        rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in result.sampling_rates.items())
+        channels = ", ".join(f"{count} with {number}" for number, count in result.channels.items())
         console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
-    if found.groups is not None:
-        each = list(found.groups.by_class.values())
-        sides = ", ".join(f"{split} {count}" for split, count in found.groups.by_split.items())
+    if result.groups is not None:
+        each = list(result.groups.by_class.values())
+        splits = ", ".join(f"{split} {count}" for split, count in result.groups.by_split.items())
         console.print(
-            f"groups: {found.groups.groups}{f' ({sides})' if sides else ''}, {min(each)} to {max(each)} of each class; "
-            f"{found.groups.statement}",
+            f"groups: {result.groups.groups}{f' ({splits})' if splits else ''}, {min(each)} to {max(each)} of each "
+            f"class; {result.groups.statement}",
             highlight=False,
             soft_wrap=True,
         )
-    if found.interval is not None:
+    if result.interval is not None:
         console.print(
-            f"test: an accuracy of {EXAMPLE_ACCURACY} is known to ± {found.interval / 2:.3f} at best (95%, clips "
-            f"independent); always saying the largest class gets {found.largest_class_accuracy or 0:.3f}",
+            f"test: the 95% interval of an accuracy of {EXAMPLE_ACCURACY} is at least ± {result.interval / 2:.3f} "
+            f"(independent clips); always answering the largest class gets {result.largest_class_accuracy or 0:.3f}",
             highlight=False,
             soft_wrap=True,
         )
-    for finding in found.findings:
+    for finding in result.findings:
         style = "bold red" if finding.spoils else "yellow"
-        console.print(f"[{style}]{'spoils' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")
+        console.print(f"[{style}]{'error' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")
         console.print(finding.what, highlight=False, markup=False, soft_wrap=True)
         for file in finding.files[:MOST_SHOWN]:
             console.print(f"    {printable(file)}", highlight=False, markup=False, soft_wrap=True)
         if len(finding.files) > MOST_SHOWN:
             console.print(f"    and {len(finding.files) - MOST_SHOWN} more; --json lists all", highlight=False)
-    verdict = "some of this would spoil a comparison" if found.spoiled else "nothing here would spoil a comparison"
-    if found.findings and not found.spoiled:
-        verdict = f"no broken clip and no leak, but {several(len(found.findings), 'warning')} above"
+    verdict = "no fault found" if not result.spoiled else "the errors above would invalidate a comparison"
+    if result.findings and not result.spoiled:
+        verdict = f"no unusable clip and no leak, but {several(len(result.findings), 'warning')} above"
     console.print(verdict, highlight=False)
 
 
-def to_json(found: Check) -> dict[str, Any]:
-    """The check as plain values."""
-    return asdict(found) | {"spoiled": found.spoiled}
+def to_json(result: Check) -> dict[str, Any]:
+    """Convert the result of a check to plain values."""
+    return asdict(result) | {"spoiled": result.spoiled}

@@ -1,8 +1,8 @@
-"""Count groups per split and class, and suspect groups that nobody has declared.
+"""Count groups per split and class, and suspect undeclared groups.
 
-A group is what clips share beside their class: a speaker, an artist, a source recording. A random split puts its clips
-on both sides, which makes results look better than they are. Data sets write the group into file names, folders or
-columns of a table; `suspect_groups` reads names and labels only.
+A group is a common origin of clips, such as a speaker, an artist or a source recording. A random division puts its
+clips into several splits, so that scores are too high. Data sets have the group in file names, folders or columns of a
+table. `suspect_groups` reads only names and labels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 DATE = r"(?:19|20)\d\d(?:-[01]\d-|_[01]\d_|\.[01]\d\.)[0-3]\d"
 TIME = r"[0-2]\d(?:-[0-5]\d-|_[0-5]\d_|\.[0-5]\d\.)[0-5]\d"
 FIELD = f"[^{re.escape(SEPARATORS)}]"
-# A time is one field only after a date: other names hold codes of two digits.
+# A time counts as one field only after a date, because other names hold two-digit codes.
 FIELDS = re.compile(rf"{DATE}(?!{FIELD})|(?<=(?:19|20)\d\d[-_.]\d\d[-_.]\d\d[-_. ]){TIME}(?!{FIELD})|{FIELD}+")
-# What was done to a recording, or which piece of it a clip is: clips of different recordings share it.
+# Names of processing steps and of pieces of a recording, which clips of different recordings share.
 TAGS = re.compile(
     r"v(er(sion)?)?\d+|\d+(\.\d+)?(k|hz|khz|kbps|bit|db|ms|bpm)"
     r"|(orig|original|clean|noise|noisy|pitch|pitched|speed|tempo|stretch|stretched|shift|shifted|gain|vol|volume"
@@ -37,19 +37,19 @@ TAGS = re.compile(
     re.IGNORECASE,
 )
 FEWEST_GROUPS = 3  # one for each split
-FEWEST_WORDS = 4  # fewer different words describe clips more often than they name who was recorded
-MOST_VERSIONS = 4  # of one item; with more values in an unknown last word, it rather names who was recorded
+FEWEST_WORDS = 4  # fewer different words usually describe clips instead of naming speakers
+MOST_VERSIONS = 4  # versions of one item; more values in an unknown last word usually name speakers
 NEARLY_ALL = 0.8
 FEWEST_CLIPS = 10
-FILLED = 0.8  # of the cells of a column have a value
-SHARED = 0.3  # of the clips share their value with another clip
-MOST_GROUPS = 0.8  # of the clips; with more groups nearly each clip has its own
-MOST_IN_ONE = 0.8  # of the clips; a value that nearly all have is a tag
-LIKE_CLASS = 0.9  # of the clips have the usual value of their class, so the value is another name of the class
-DENSE = 0.6  # of the numbers from 0 or 1 on are used, so they count clips
-MOST_OPTIONAL_FIELDS = 2  # of file names; names that differ by more are titles
-CLIPS_PER_NUMBER = 4  # of a class; so many clips with one number are not counted by it
-# Columns that hold groups in published tables, those that matter most first.
+FILLED = 0.8  # smallest share of cells of a column with a value
+SHARED = 0.3  # smallest share of clips that share their value with another clip
+MOST_GROUPS = 0.8  # largest number of groups per clip; with more, nearly every clip has its own value
+MOST_IN_ONE = 0.8  # largest share of clips with one value; a more frequent value is a tag
+LIKE_CLASS = 0.9  # share of clips with the usual value of their class from which the value names the class
+DENSE = 0.6  # share of used numbers, from 0 or 1 on, from which they count clips
+MOST_OPTIONAL_FIELDS = 2  # largest difference in the number of fields; names that differ more are titles
+CLIPS_PER_NUMBER = 4  # clips of a class per number from which the number does not count clips
+# Columns that hold groups in published tables, the most relevant first.
 GROUP_COLUMNS = (
     *("speaker", "spk", "actor", "singer", "artist", "subject", "patient", "participant", "person", "client"),
     *("uploader", "user", "author", "owner", "donor", "recordist", "animal", "individual", "recording", "record"),
@@ -60,12 +60,12 @@ GROUP_COLUMNS = (
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A property of names that may be a group.
+    """Property of names that may be a group.
 
     Attributes:
         where: Place of the value, such as "file names".
-        flag: The setting that declares it, such as `--data.group_pattern '^([^_]+)_'`.
-        groups: The value of each clip; "" where a cell is empty.
+        flag: Setting that declares it, such as `--data.group_pattern '^([^_]+)_'`.
+        groups: Value of each clip; "" if a cell is empty.
     """
 
     where: str
@@ -79,10 +79,10 @@ class GroupCounts:
 
     Attributes:
         groups: Number of groups.
-        by_split: Groups of each split; a group on two sides counts in both.
-        by_class: Groups of each class.
-        on_several_sides: Groups with clips in several splits.
-        statement: The result in words.
+        by_split: Number of groups by split; a group in two splits counts in both.
+        by_class: Number of groups by class.
+        on_several_sides: Number of groups with clips in several splits.
+        statement: Result in words.
     """
 
     groups: int
@@ -96,11 +96,11 @@ def count_groups(clips: pd.DataFrame, noun: str = "group") -> GroupCounts | None
     """Count groups per split and class.
 
     Args:
-        clips: With `label`, `group` ("" where unknown) and `split`.
-        noun: What a group is, such as "recording".
+        clips: Clips with `label`, `group` ("" if unknown) and `split`.
+        noun: Kind of group for the statement, such as "recording".
 
     Returns:
-        None where no clip has a group.
+        The counts; None if no clip has a group.
     """
     known = clips[clips["group"] != ""]
     if known.empty:
@@ -108,13 +108,13 @@ def count_groups(clips: pd.DataFrame, noun: str = "group") -> GroupCounts | None
     leaking = len(leaking_groups(known))
     total = int(known["group"].nunique())
     by_split = {split: int(known["group"][known["split"] == split].nunique()) for split in SPLITS}
-    statement = f"no {noun} stands on two sides"
+    statement = f"no {noun} is in two splits"
     if leaking:
-        statement = f"{leaking} of {several(total, noun)} stand on several sides"
+        statement = f"{leaking} of {several(total, noun)} {'is' if leaking == 1 else 'are'} in several splits"
     if not (known["split"] != "").any():
         by_split, statement = {}, "the clips are not divided"
     if total == len(clips):
-        statement += f"; each clip is a {noun} of its own"
+        statement += f"; each clip is its own {noun}"
     return GroupCounts(
         total,
         {split: count for split, count in by_split.items() if count},
@@ -125,22 +125,22 @@ def count_groups(clips: pd.DataFrame, noun: str = "group") -> GroupCounts | None
 
 
 def suspect_groups(names: Sequence[str], labels: Sequence[str], files: Sequence[str] | None = None) -> Suspicion | None:
-    """Look for groups in file names and in folders.
+    """Search for groups in file names and folders.
 
     Args:
-        names: Path of each clip relative to the source, with slashes or backslashes between folders.
+        names: Path of each clip relative to the source, with slashes or backslashes.
         labels: Class of each clip.
-        files: File name of each clip; the last part of its path where not given.
+        files: File name of each clip; the last component of its path when not given.
 
     Returns:
-        The most likely group, with a pattern that was tried on all names; None without a suspicion.
+        The most likely group with a pattern that matches all names; None if there is none.
     """
     if len(names) < FEWEST_CLIPS:
         return None
     files = [PurePosixPath(name).name for name in names] if files is None else files
     stems = [PurePosixPath(file).stem for file in files]
     for pattern, values in [*_from_folders(names, files, labels), *_from_stems(stems, labels)]:
-        # A pattern without "/" is searched in file names, like --data.group_pattern does.
+        # As with --data.group_pattern, a pattern without "/" is searched in file names.
         matches = [re.search(pattern, name) for name in (names if "/" in pattern else files)]
         if [match[1] if match else None for match in matches] == list(values):
             where = "folders" if "/" in pattern else "file names"
@@ -149,14 +149,14 @@ def suspect_groups(names: Sequence[str], labels: Sequence[str], files: Sequence[
 
 
 def suspect_column(table: pd.DataFrame, labels: Sequence[str]) -> Suspicion | None:
-    """Look for a column that holds groups.
+    """Search for a column that holds groups.
 
     Args:
-        table: Columns of a manifest that have no other meaning, all cells as text.
+        table: Unused columns of a manifest, with all cells as text.
         labels: Class of each row.
 
     Returns:
-        The column that matters most of those with a telling name; None without one.
+        The most relevant column with a name from `GROUP_COLUMNS`; None if there is none.
     """
     by_word = {}
     for column in map(str, table.columns):
@@ -174,8 +174,8 @@ def suspect_column(table: pd.DataFrame, labels: Sequence[str]) -> Suspicion | No
 
 
 def _from_folders(names: Sequence[str], files: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Propose the folders that lie between the class and the file."""
-    # Tables that were written on Windows.
+    """Propose the folders between the class folder and the file."""
+    # Tables written on Windows have backslashes.
     slash = "/" if not any("\\" in name for name in names) else r"/\\"
     parts = [re.split(f"[{slash}]", name) for name in names]
     between = slash if slash == "/" else f"[{slash}]"
@@ -187,7 +187,7 @@ def _from_folders(names: Sequence[str], files: Sequence[str], labels: Sequence[s
 
 
 def _are_shards(folders: Sequence[str], files: Sequence[str]) -> bool:
-    """Return whether numbered files continue from folder to folder, which divides a large collection only."""
+    """Return whether file numbers continue from folder to folder, as in a collection divided for its size."""
     numbers = [re.findall(r"\d+", PurePosixPath(file).stem) for file in files]
     if not all(numbers) or not all(re.search(r"\d", folder) for folder in folders):
         return False
@@ -201,7 +201,7 @@ def _are_shards(folders: Sequence[str], files: Sequence[str]) -> bool:
 
 
 def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Propose fields of the file names: names and ids first, then small numbers; in each, the leftmost first."""
+    """Propose fields of the file names: first names and ids, then counting numbers, each from left to right."""
     uuids = [re.search(UUID, stem) for stem in stems]
     if all(uuids):
         values = [match[0] for match in uuids if match]
@@ -220,8 +220,8 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
     is_grid = _are_settings([columns[i] for i in varying], labels)
     for i in varying:
         items = [tuple(row[:i]) for row in fields]
-        if _are_tags(columns[i]) or _tells_versions_apart(columns[i], items):
-            # Without anything before it, all clips are one item, which no groups are.
+        if _are_tags(columns[i]) or _names_versions(columns[i], items):
+            # A first field has nothing before it, so that all clips are one item, which is no group.
             yield from _items(stems, columns, i - 1) if _is_shared(items, labels) else ()
             continue
         if i and _is_date(columns[i - 1]) and _are_times(columns[i]):
@@ -230,25 +230,26 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
             numbers = _as_numbers(values)
             pattern = _pattern(stems, columns, i, ending)
             few_words = _are_words(values) and (is_title or len(set(values)) < FEWEST_WORDS)
-            if not _is_shared(values, labels) or (few_words if numbers is None else is_grid and not _counts(numbers)):
+            no_group = few_words if numbers is None else is_grid and not _count_clips(numbers)
+            if no_group or not _is_shared(values, labels):
                 continue
             if numbers is None:
                 yield pattern, values
                 continue
             pairs = Counter(zip(labels, values, strict=True))
             if sum(count for count in pairs.values() if count > 1) < SHARED * len(values):
-                continue  # each class counts its own clips
+                continue  # the numbers count the clips of each class
             is_last = not ending and i == varying[-1] and longest == shortest
-            if not _counts(numbers):
+            if not _count_clips(numbers):
                 yield pattern, values
             elif not is_last or len(values) / len(pairs) >= CLIPS_PER_NUMBER:
                 counted.append((pattern, values))
-    # The last number of a name counts clips more often than the others do.
+    # Last, because numbers from 0 or 1 on usually count clips.
     yield from counted
 
 
 def _items(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int) -> Iterator[tuple[str, list[str]]]:
-    """Propose the whole start of the names, up to and with a field."""
+    """Propose the start of the names up to and including a field."""
     pattern = _pattern(stems, columns, field, "", whole=True)
     matches = [re.match(pattern, stem) for stem in stems]
     if all(matches):
@@ -256,7 +257,11 @@ def _items(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int) -
 
 
 def _parts(values: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Give the leading letters or digits of a field of all names, then the field: what follows, and the values."""
+    """Yield a field's leading letters or digits if all values have them, then the whole field.
+
+    Yields:
+        Pattern of the part ("" for the whole field), and its values.
+    """
     for kind, ending in ((r"[^\W\d_]+", r"\d"), (r"\d+", r"[^\W\d_]")):
         heads = [re.match(f"({kind}){ending}", value) for value in values]
         if all(heads):
@@ -282,15 +287,15 @@ def _is_date(values: Sequence[str]) -> bool:
     return all(re.fullmatch(rf"{DATE}|(?:19|20)\d\d[01]\d[0-3]\d", value) for value in values)
 
 
-def _tells_versions_apart(values: Sequence[str], items: Sequence[tuple[str, ...]]) -> bool:
-    """Return whether a field says which piece or version of an item a clip is.
+def _names_versions(values: Sequence[str], items: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether a field names pieces or versions of an item, such as seg0, seg1, seg2 or dry, wet.
 
-    Nearly all of its values occur with each item, such as seg0, seg1, seg2 or dry, wet. Speakers who all say the same
-    sentences look like that too, so a word that may be a name needs few values.
+    Nearly all of its values occur with each item. Names of speakers who all read the same sentences have this property
+    too, so words count as versions only if they have few values.
 
     Args:
         values: Field of each clip.
-        items: What stands before the field.
+        items: Fields before it, for each clip.
     """
     if _as_numbers(values) is not None:
         return False
@@ -305,14 +310,14 @@ def _tells_versions_apart(values: Sequence[str], items: Sequence[tuple[str, ...]
 
 
 def _are_settings(columns: Sequence[Sequence[str]], labels: Sequence[str]) -> bool:
-    """Return whether numbers that do not count clips form a grid, such as the pitches and velocities of an instrument.
+    """Return whether numbers form a grid of settings, such as the pitches and velocities of an instrument.
 
     Args:
-        columns: Fields that vary.
+        columns: Fields that vary, each with one value per clip.
         labels: Class of each clip.
     """
     numbers = [_as_numbers(values) for values in columns]
-    grid = [i for i, found in enumerate(numbers) if found is not None and not _counts(found)]
+    grid = [i for i, column in enumerate(numbers) if column is not None and not _count_clips(column)]
     if len(grid) < 2:
         return False
     table = pd.DataFrame({"label": list(labels)} | dict(enumerate(columns))).drop_duplicates()
@@ -321,15 +326,23 @@ def _are_settings(columns: Sequence[Sequence[str]], labels: Sequence[str]) -> bo
     return bool((kinds > 1).all(axis=1).mean() >= NEARLY_ALL and len(table) >= NEARLY_ALL * kinds.prod(axis=1).sum())
 
 
-def _counts(numbers: Sequence[int]) -> bool:
-    """Return whether nearly all numbers from 0 or 1 on are used."""
+def _count_clips(numbers: Sequence[int]) -> bool:
+    """Return whether numbers count clips: they start at 0 or 1, and most of the range is used."""
     return min(numbers) in (0, 1) and len(set(numbers)) >= DENSE * (max(numbers) - min(numbers) + 1)
 
 
 def _pattern(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int, part: str, whole: bool = False) -> str:
-    """Return a pattern that finds a field or its `part`; `whole` takes all that comes before into the group."""
+    """Return a pattern that captures a field of file names.
+
+    Args:
+        stems: File names without extension.
+        columns: Values of each field.
+        field: Index of the field.
+        part: Pattern of a part of the field to capture instead; "" for the whole field.
+        whole: Also capture everything before the field.
+    """
     used = [character for character in SEPARATORS if any(character in stem for stem in stems)]
-    # "-" first, where it stands for itself in a character class.
+    # "-" comes first, where a character class takes it literally.
     characters = "".join("\\" + c if c in "[]" else c for c in used)
     separator = re.escape(used[0]) if len(used) == 1 and used[0] != "-" else f"[{characters}]"
     if used == ["-"]:
@@ -338,15 +351,15 @@ def _pattern(stems: Sequence[str], columns: Sequence[Sequence[str]], field: int,
     separator += "+" if doubled else ""
     dates = r"\d+(?:[-_.]\d\d){2}"
     inner = [dates if all(map(re.compile(dates).fullmatch, values)) else f"[^{characters}]+" for values in columns]
-    found = inner[field] if inner[field] == dates else f"[^{characters}{'' if '.' in used else '.'}]+"
+    value = inner[field] if inner[field] == dates else f"[^{characters}{'' if '.' in used else '.'}]+"
     before = "".join(one + separator for one in inner[:field])
     if field > 1 and dates not in inner[:field]:
         before = f"(?:{inner[0]}{separator}){{{field}}}"
-    return f"^({before}{found}){separator}" if whole else f"^{before}{part or f'({found})'}"
+    return f"^({before}{value}){separator}" if whole else f"^{before}{part or f'({value})'}"
 
 
 def _as_numbers(values: Sequence[str]) -> list[int] | None:
-    """Read values as numbers, or single letters as their places in the alphabet."""
+    """Read values as numbers, or single letters as their positions in the alphabet; None if they are neither."""
     if all(value.isdecimal() for value in values):
         return [int(value) for value in values]
     if all(re.fullmatch("[a-zA-Z]", value) for value in values):
@@ -355,7 +368,7 @@ def _as_numbers(values: Sequence[str]) -> list[int] | None:
 
 
 def _is_shared(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
-    """Return whether values are shared by clips like groups are, and say more than the class."""
+    """Return whether several clips share each value, as with groups, and the values do not just name the class."""
     counts = Counter(values)
     shared = sum(count for count in counts.values() if count > 1)
     if not FEWEST_GROUPS <= len(counts) <= MOST_GROUPS * len(values):

@@ -1,7 +1,7 @@
-"""Test whether properties of the files tell the classes apart without the content.
+"""Test whether properties of the files reveal the classes.
 
-A classifier reads nothing but one property, such as the silence at the end of each clip. If it names the class of clips
-that were held out, a network can learn the property instead of the sound.
+A classifier uses only one property, such as the silence at the end of each clip. If it predicts the class of held-out
+clips, a network can learn this property instead of the sound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 MOST_CLIPS = 2_000  # a seeded sample of a larger collection, so that a test takes seconds
 FOLDS = 5
-FEWEST_CLIPS = 5  # of a class, one for each fold; smaller classes are left out
+FEWEST_CLIPS = 5  # clips of a class, one per fold; smaller classes are left out
 MOST_VALUES = 20  # rarer codecs or rates count as one
 PERMUTATIONS = 999
 SIGNIFICANT = 0.01
@@ -32,14 +32,14 @@ QUIETEST = 1e-5
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well one property of the files tells the classes apart.
+    """Accuracy with which one property of the files predicts the class.
 
     Attributes:
         name: Property, such as "digital silence".
-        kind: "artefact" where the property comes from how files were made, "content" where the sound can explain it.
-        accuracy: Share of held-out clips that get the right class, as a mean over classes.
-        chance: The same for always naming one class: 1 / classes.
-        p_value: Share of random assignments of labels that do as well.
+        kind: "artefact" if the property comes from how files were made, "content" if the sound can explain it.
+        accuracy: Balanced accuracy on held-out clips: mean recall over classes.
+        chance: Balanced accuracy of always answering one class: 1 / classes.
+        p_value: Share of random permutations of labels with at least this accuracy.
         clips: Number of clips that were tested.
         examples: Sentences on the classes that differ most.
         warns: Whether the accuracy is above chance by more than the margin, with p < 0.01.
@@ -57,14 +57,14 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class _Property:
-    """A property of files, as numbers for a classifier and as phrases for people.
+    """Property of files, as numbers for a classifier and as phrases for messages.
 
     Attributes:
-        name: As in `Shortcut`.
-        kind: As in `Shortcut`.
+        name: Name, see `Shortcut`.
+        kind: Kind, see `Shortcut`.
         numbers: Function of the clips that returns features of shape (clips, features).
-        phrases: Function of the clips that returns what can be true of a clip: a phrase with `{}` for a median, the
-            clips that it is true of, and the value that the median is of.
+        phrases: Function of the clips that returns statements: a phrase with `{}` for a median, a mask of the clips
+            that it holds for, and the values of which the median is taken.
         fix: Advice on how to remove the property.
     """
 
@@ -76,7 +76,7 @@ class _Property:
 
 
 def find_shortcuts(clips: pd.DataFrame, seed: int = 0) -> list[Shortcut]:
-    """Test each property of the files, grouped where groups are known.
+    """Test each property of the files, with groups in one fold if known.
 
     Args:
         clips: Usable clips with `label`, `group` and the columns that `scan` adds.
@@ -106,19 +106,18 @@ def find_shortcuts(clips: pd.DataFrame, seed: int = 0) -> list[Shortcut]:
 
 
 def describe(shortcut: Shortcut) -> str:
-    """Write what a shortcut does and how to remove it, in one sentence or two."""
+    """Describe a shortcut and how to remove it, in one or two sentences."""
     fix = next(prop.fix for prop in PROPERTIES if prop.name == shortcut.name)
-    right = f"{shortcut.accuracy:.0%} of clips (mean over classes; always naming one class: {shortcut.chance:.0%})"
-    if shortcut.kind == "content":
-        return f"{shortcut.name} differs by class: a classifier that reads nothing else is right for {right}. {fix}"
-    return f"{shortcut.name} gives the class away: a classifier that reads nothing else is right for {right}. {fix}"
+    right = f"{shortcut.accuracy:.0%} of clips (mean over classes; always answering one class: {shortcut.chance:.0%})"
+    effect = "differs by class" if shortcut.kind == "content" else "reveals the class"
+    return f"{shortcut.name} {effect}: a classifier that uses only this is right for {right}. {fix}"
 
 
 def _sample(clips: pd.DataFrame, seed: int) -> pd.DataFrame:
     if len(clips) <= MOST_CLIPS:
         return clips
     order = np.random.default_rng(seed).permutation(len(clips))
-    # The first few of each class in that order, so that a rare class stays.
+    # The first few clips of each class come first, so that rare classes stay.
     rank = pd.Series(order).groupby(clips["label"]).rank() - 1
     first = np.lexsort([order, rank >= FEWEST_CLIPS])
     return clips.iloc[np.sort(first[:MOST_CLIPS])].reset_index(drop=True)
@@ -129,14 +128,14 @@ def _test(numbers: np.ndarray, clips: pd.DataFrame, seed: int) -> tuple[float, f
 
     Args:
         numbers: Features of shape (clips, features).
-        clips: With `label` and `group`.
+        clips: Clips with `id`, `label` and `group`.
         seed: Seed of the folds and the permutations.
 
     Returns:
-        The mean recall over classes, and the share of permutations that reach it.
+        Mean recall over classes, and the share of permutations that reach it.
     """
     names, truth = np.unique(clips["label"].to_numpy(dtype=str), return_inverse=True)
-    # A clip without a group is a group of its own.
+    # A clip without a group is its own group.
     groups = clips["group"].where(clips["group"] != "", "\0" + clips["id"].astype(str))
     _, group = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
     folds = min(FOLDS, group.max() + 1)
@@ -150,11 +149,11 @@ def _test(numbers: np.ndarray, clips: pd.DataFrame, seed: int) -> tuple[float, f
         try:
             cut = kind(folds, shuffle=True, random_state=seed)
             predicted = cross_val_predict(model, numbers, truth, cv=cut, groups=group)
-        except ValueError:  # the groups leave one class alone in a fold
+        except ValueError:  # a training fold has only one class
             return 0.0, 1.0
     accuracy = _mean_recall(truth, predicted, len(names))
     if accuracy < 1 / len(names) + MARGIN:
-        # Too little to be reported, so the permutations need not be made.
+        # Below the margin nothing is reported, so permutations are not needed.
         return accuracy, 1.0
     reached = sum(
         _mean_recall(_permuted(truth, group, rng), predicted, len(names)) >= accuracy for _ in range(PERMUTATIONS)
@@ -168,9 +167,9 @@ def _mean_recall(truth: np.ndarray, predicted: np.ndarray, classes: int) -> floa
 
 
 def _permuted(truth: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Permute labels so that clips of a group stay alike.
+    """Permute labels in agreement with groups.
 
-    Labels move between whole groups where each group has one class, and within groups where groups have several.
+    If each group has one class, labels are permuted between groups, otherwise within groups.
     """
     first = np.unique(group, return_index=True)[1]
     if (truth == truth[first][group]).all():
@@ -189,7 +188,7 @@ def _examples(phrases: Sequence[tuple[str, pd.Series, pd.Series]], labels: pd.Se
         for label in classes:
             own = labels == label
             if len(classes) == 2 and true[own].mean() < true[~own].mean():
-                continue  # the other class says the same
+                continue  # the sentence on the other class is equivalent
             by_contrast.append((abs(true[own].mean() - true[~own].mean()), phrase, label, true, value))
     by_contrast.sort(key=lambda entry: -entry[0])
     if by_contrast and by_contrast[0][0] >= MARGIN:
@@ -199,7 +198,7 @@ def _examples(phrases: Sequence[tuple[str, pd.Series, pd.Series]], labels: pd.Se
                 written.add(label)
                 yield _contrast(phrase, label, true, value, labels)
         return
-    # True of all classes alike, but by other amounts.
+    # The statements hold for all classes, so the sentence compares the medians.
     medians = [(value[true].groupby(labels[true]).median(), phrase) for phrase, true, value in phrases if true.any()]
     if medians:
         median, phrase = max(medians, key=lambda entry: entry[0].max() - entry[0].min())
@@ -269,14 +268,14 @@ PROPERTIES = (
         "artefact",
         _columns("leading_silence_seconds", "trailing_silence_seconds", "silence_seconds"),
         _silence_phrases,
-        "Trim the silence, or pad the recordings of all classes alike.",
+        "Trim the silence, or pad all recordings in the same way.",
     ),
     _Property(
         "file format",
         "artefact",
         _one_hot("codec"),
         _each_value("codec", "are {}"),
-        "Take recordings of one format, or code those of all classes alike.",
+        "Use recordings of one format, or encode all recordings in the same way.",
     ),
     _Property(
         "sampling rate",

@@ -1,4 +1,7 @@
-"""The `peft-audio` command: one file a group of commands, each importing what is heavy once it runs."""
+"""Parse and run the `peft-audio` command.
+
+Each module adds one command or two. They import heavy packages only when a command runs, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,20 @@ LESS_MEMORY = "Lower --batch-size where the command has it, or cut long recordin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. An error that the user can fix is printed in one line, with the exit code of its class."""
+    """Run one command and print errors that the user can fix in one line.
+
+    Args:
+        arguments: Command line without the program's name; `sys.argv` when not given.
+
+    Returns:
+        Exit code of the command, or of the class of the error.
+    """
     parser = make_parser()
     options, settings = parser.parse_known_args(arguments)
     if settings and options.command not in TAKES_SETTINGS:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
-    # Of a process that does nothing else; who calls this from Python goes on afterwards.
+    # Only in a process of its own, because it changes how modules are imported until the process ends.
     options.quick = quick_imports if arguments is None else nullcontext
     if "debug" in options:
         os.environ[DEBUG] = "1"
@@ -38,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # `peft-audio predict ... | head` closes our output early; Python would complain once more at exit.
+        # `peft-audio predict ... | head` closes stdout early, and Python would print another error at exit.
         sys.stderr.close()
         return 1
     except Exception as error:
@@ -47,17 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except OSError:
-            # What could not be written would be tried once more at exit, and Python would complain in its own words.
+            # Python would try to flush again at exit and print another error.
             with suppress(OSError):
                 sys.stdout.close()
         return code
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their flags, in the order in which `--help` lists them."""
+    """Make the parser of all commands, in the order of `--help`."""
     parser = argparse.ArgumentParser(
         prog="peft-audio",
-        description="Small adapters for audio classifiers. To train one: accelerate launch recipes/lora.py --help",
+        description="Train, evaluate, compare and share small adapters of audio classifiers. To train one: "
+        "accelerate launch recipes/lora.py --data.source FOLDER",
+        epilog="A first look at your recordings: peft-audio check FOLDER. Each command explains itself with --help.",
     )
     parser.add_argument("--version", action="version", version=f"peft-audio {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

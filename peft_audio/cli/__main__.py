@@ -1,4 +1,4 @@
-"""The same as the command `peft-audio`."""
+"""Run the command `peft-audio` as `python -m peft_audio.cli`."""
 
 import sys
 

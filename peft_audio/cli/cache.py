@@ -1,4 +1,4 @@
-"""`peft-audio cache`."""
+"""Run `peft-audio cache`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import Any
 
 
 def add_commands(commands: Any) -> None:
-    """Add `cache`."""
+    """Add the command `cache`."""
     cache = commands.add_parser(
         "cache",
-        help="show or clear what training kept of frozen encoders",
-        description="Training keeps the output of frozen parts on the disk, shared by runs (prefix_cache in the "
-        "recipes' --help). Shows each key's size and last use; clearing costs later runs a pass over their clips.",
+        help="list or clear the cached output of frozen encoder layers",
+        description="List the size and last use of each entry of the feature cache. Training caches the output of "
+        "frozen layers on disk, and runs share it (see prefix_cache in python recipes/lora.py --help). After clearing, "
+        "the next runs compute it again in one pass over their clips.",
     )
-    cache.add_argument("--clear", action="store_true", help="delete all of it")
-    cache.add_argument("--folder", metavar="DIR", help="as in --prefix_cache.folder (default: the Hugging Face cache)")
+    cache.add_argument("--clear", action="store_true", help="delete all entries")
+    cache.add_argument(
+        "--folder", metavar="DIR", help="folder given as --prefix_cache.folder (default: the Hugging Face cache)"
+    )
     cache.set_defaults(run=run_cache)
 
 
 def run_cache(options: argparse.Namespace) -> int:
-    """Show or clear what training kept of frozen encoders."""
+    """List or clear the feature cache.
+
+    Returns:
+        Exit code 0.
+    """
     from peft_audio.config import PrefixCacheConfig
     from peft_audio.encoders.base import Cut
     from peft_audio.feature_cache.store import cache_root, clear_stores, in_bytes, list_stores

@@ -1,4 +1,4 @@
-"""`peft-audio plan` and `peft-audio report`: before a comparison and after it."""
+"""Run `peft-audio plan` and `peft-audio report`, for use before and after a comparison."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from typing import Any
 
 
 def add_commands(commands: Any) -> None:
-    """Add `plan` and `report`."""
+    """Add the commands `plan` and `report`."""
     plan = commands.add_parser(
         "plan",
-        help="estimate what a comparison will cost before it is run",
-        description="Times a few steps of every arm, in about a minute, and estimates parameters, bytes, memory and "
-        "the time of all runs. With --minutes 10 it proposes what fits into ten minutes. The timing stays in the "
-        "comparison's folder, so that compare does not repeat it.",
-        epilog="It takes the settings of recipes/compare.py, such as --config FILE or --data.source FOLDER; "
-        "python recipes/compare.py --help explains them.",
+        help="estimate the cost of a comparison before running it",
+        description="Time a few steps of every arm, in about a minute, and estimate the parameters, bytes, memory and "
+        "time of all runs. With --minutes 10, propose settings that fit into ten minutes. The timing is saved in the "
+        "folder of the comparison, so that recipes/compare.py does not repeat it.",
+        epilog="The settings of recipes/compare.py are accepted, such as --config FILE or --data.source FOLDER; "
+        "python recipes/compare.py --help explains them. Example: peft-audio plan --data.source clips/ --minutes 10",
     )
     plan.add_argument("--json", action="store_true", help="print the figures as JSON")
     plan.set_defaults(run=run_plan)
 
     report = commands.add_parser(
         "report",
-        help="compare finished runs: tables, pictures and a page",
-        description="Reads comparisons made by recipes/compare.py, and runs of the recipes from anywhere, and writes "
-        "comparison.md, .json, .html, .png and .svg. Exit code 1 if a rule is broken, so that nothing is ranked.",
+        help="compare finished runs with tables, plots and a page",
+        description="Read finished comparisons and runs of the recipes, and write comparison.md, .json, .html, .png "
+        "and .svg. Exit code 1 if a rule of fair comparisons is broken; then nothing is ranked.",
     )
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a comparison, or a folder of runs")
-    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first DIR)")
-    report.add_argument("--reference", help="the arm that the others are held against (default: full)")
+    report.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: the first DIR)")
+    report.add_argument("--reference", help="the arm that the others are compared with (default: full)")
     report.add_argument(
         "--metric",
         choices=("macro_f1", "accuracy", "balanced_accuracy"),
-        help="the test metric that ranks the arms (default: that of the comparison, or macro_f1)",
+        help="test metric that ranks the arms (default: that of the comparison, or macro_f1)",
     )
-    report.add_argument("--margin", type=float, help="the difference in the metric that matters (default: 0.02)")
+    report.add_argument(
+        "--margin", type=float, help="largest difference in the metric that counts as equivalent (default: 0.02)"
+    )
     report.set_defaults(run=run_report)
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Estimate what a comparison will cost."""
+    """Estimate and print the cost of a comparison.
+
+    Returns:
+        Exit code: 130 if stopped with Ctrl-C, otherwise 0.
+    """
     from rich.console import Console
 
     from peft_audio.comparison.collect import with_commits
@@ -59,7 +65,7 @@ def run_plan(options: argparse.Namespace) -> int:
     try:
         with alone_in(expanded(cfg.output_dir)):
             print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)
-            # The first line of the output says whether the result can be ranked.
+            # Other messages go to stderr, so that the output starts with whether the result can be ranked.
             with redirect_stdout(sys.stderr):
                 cfg = with_commits(cfg)
                 cfg = resolve(cfg, cfg.has_one_encoder())
@@ -77,7 +83,11 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    """Compare finished runs."""
+    """Compare finished runs, and print and write the result.
+
+    Returns:
+        Exit code: 1 if a rule is broken, otherwise 0.
+    """
     from rich.console import Console
 
     from peft_audio.comparison.collect import read_comparison
@@ -85,7 +95,7 @@ def run_report(options: argparse.Namespace) -> int:
     from peft_audio.errors import UserError
 
     if options.margin is not None and not 0 < options.margin < 1:
-        raise UserError(f"--margin: got {options.margin}, must be between 0 and 1. Try 0.02, two points.")
+        raise UserError(f"--margin: got {options.margin}, must be between 0 and 1. Try 0.02 (2 percentage points).")
     comparison = read_comparison(options.folders, options.reference, options.margin, options.metric)
     written = write_comparison(comparison, options.out or options.folders[0])
     print_comparison(comparison, written, Console())

@@ -27,7 +27,7 @@ BAR_RECORDINGS = 17
 
 
 def add_commands(commands: Any) -> None:
-    """Add `predict`."""
+    """Add the command `predict`."""
     predict = commands.add_parser(
         "predict",
         help="label recordings with an adapter",
@@ -242,10 +242,13 @@ class _Tally:
         sys.stdout.flush()
         if self.cut:
             usual = self.usual_seconds
-            length = "S" if usual is None else f"{usual:.3g}"
-            windows = f"With --window-seconds {length} the whole recording is read, in windows as long as the training "
-            windows += "clips" if usual is not None else "clips (S seconds)"
-            cut = f"only the first {self.seconds:g} s of {several(self.cut, 'longer recording')} were read"
+            windows = "--window-seconds S reads whole recordings in windows; give S as long as the training clips"
+            if usual is not None:
+                windows = (
+                    f"--window-seconds {usual:.3g} reads whole recordings in windows as long as the training clips"
+                )
+            limit = f"{self.seconds:g} s"
+            cut = f"{several(self.cut, 'recording')} longer than {limit}: only the first {limit} were read"
             print(f"note: {cut}. {windows}.", file=sys.stderr)
         for what, (count, path, text) in self.unusual.items():
             fix = ""

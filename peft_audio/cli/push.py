@@ -1,4 +1,4 @@
-"""`peft-audio push`."""
+"""Run `peft-audio push`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,41 @@ from peft_audio.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
-    """Add `push`."""
+    """Add the command `push`."""
     push = commands.add_parser(
         "push",
         help="send an adapter to the Hugging Face Hub",
-        description="Sends an adapter (or a whole model) in one commit, after it has given its recorded answers again: "
-        "the files that it consists of and no others, with a card in the place of its README. --dry-run lists them.",
-        epilog="It needs a token that may write: hf auth login. Afterwards anybody can say "
-        "peft-audio predict CLIP --adapter org/name.",
+        description="Send an adapter or a whole model to the Hub in one commit. First it must reproduce its recorded "
+        "logits. Only its own files are sent, with a model card as README; --dry-run lists them.",
+        epilog="Needs a token with write access: hf auth login. Afterwards anyone can run peft-audio predict CLIP "
+        "--adapter org/name.",
     )
     push.add_argument("folder", type=Path, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
-    push.add_argument("repository", metavar="ORG/NAME", help="where to; made if it does not exist")
+    push.add_argument("repository", metavar="ORG/NAME", help="Hub repository; created if it does not exist")
+    push.add_argument("--base-id", metavar="ORG/NAME", help="Hub id of the base, if a local copy of it was trained on")
+    push.add_argument("--private", action="store_true", help="create a private repository")
+    push.add_argument("--license", default="", metavar="NAME", help="license on the card, such as apache-2.0")
     push.add_argument(
-        "--base-id", metavar="ORG/NAME", help="the base on the Hub, if it was trained on a copy in a folder"
+        "--comparison", type=Path, metavar="DIR", help="folder of a comparison whose tables are added to the card"
     )
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--license", default="", metavar="NAME", help="for the card, such as apache-2.0")
-    push.add_argument("--comparison", type=Path, metavar="DIR", help="what recipes/compare.py wrote, for the card")
     push.add_argument(
         "--without-trained-clips",
         action="store_true",
-        help="leave out trained_clips.bin, the hashes of the clips that it was trained on",
+        help="leave out trained_clips.bin, the hashes of the clips that the adapter was trained on",
     )
-    push.add_argument("--dry-run", action="store_true", help="say which files and how many bytes, and send nothing")
+    push.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
     push.set_defaults(run=run_push)
 
 
 def run_push(options: argparse.Namespace) -> int:
-    """Send an adapter to the Hub."""
+    """Send an adapter to the Hub, or list its files with `--dry-run`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: The push was refused, or would be after a dry run.
+    """
     with options.quick():
         from peft_audio.publish.push import push_adapter
 

@@ -1,4 +1,4 @@
-"""`peft-audio verify`."""
+"""Run `peft-audio verify`."""
 
 from __future__ import annotations
 
@@ -6,37 +6,41 @@ import argparse
 import json
 from typing import Any
 
-from peft_audio.cli.predict import ADAPTER_HELP
+from peft_audio.cli.predict import ADAPTER_HELP, BASE_HELP, REVISION_HELP
 
 
 def add_commands(commands: Any) -> None:
-    """Add `verify`."""
+    """Add the command `verify`."""
     verify = commands.add_parser(
         "verify",
-        help="say what is wrong with an adapter before it misleads",
-        description="Looks at every part of an adapter: safetensors only, all weights there and finite, the whole head "
-        "saved, the base the same, labels and sampling rate known, and the answers to fixed probe clips as recorded. "
-        "It takes ours, and anybody's PEFT adapter of an audio classifier. Of its files no pickle is read and no code "
-        "run; a base that has only a pickle is read by torch as weights alone. Exit code 1 if something is broken, 0 "
-        "if there are warnings only.",
-        epilog="Each finding says what it means and how to mend it. Adapters of others hold no labels and no recorded "
-        "answers, which is a warning; a head that was never saved is broken.",
+        help="find faults of an adapter before using it",
+        description="Check every part of an adapter: safetensors only, complete and finite weights, a complete head, "
+        "the right base, known labels and sampling rate, and the recorded logits of fixed probe clips. Any PEFT "
+        "adapter of an audio classifier is accepted. No pickle and no code of the adapter is loaded. A base that has "
+        "only a pickle is loaded as weights only. Exit code 1 if something is broken, 0 if there are only warnings.",
+        epilog="Each finding explains its consequence and how to fix it. Adapters of other tools hold no labels and no "
+        "recorded logits, which is a warning. A head that was not saved is broken. Example: peft-audio verify "
+        "runs/lora/adapter",
     )
     verify.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
-    verify.add_argument("--revision", help="of an adapter on the Hub: branch, tag or commit")
-    verify.add_argument("--base", help="the base encoder (folder or Hub id), if it is no longer where it was")
+    verify.add_argument("--revision", help=REVISION_HELP)
+    verify.add_argument("--base", help=BASE_HELP)
     verify.add_argument(
         "--snippet",
         action="store_true",
-        help="also run the README's code, in a fresh process without this package, with the base filled in. The code "
-        "is built from the adapter's record; README.md itself is never executed",
+        help="also run the README's code in a fresh process without this package. The code is built from the adapter's "
+        "record; README.md itself is never executed",
     )
-    verify.add_argument("--json", action="store_true", help="everything that was found, as JSON")
+    verify.add_argument("--json", action="store_true", help="print all findings as JSON")
     verify.set_defaults(run=run_verify)
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Examine an adapter; exit code 1 if something is broken."""
+    """Examine an adapter and print the findings.
+
+    Returns:
+        Exit code: 1 if something is broken, otherwise 0.
+    """
     from rich.console import Console
 
     with options.quick():

@@ -1,4 +1,4 @@
-"""Waveform to waveform, for training clips only; the only user of audiomentations."""
+"""Augment the waveforms of training clips with audiomentations."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ Augment = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 
 
 def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
-    """The preset as a function of a waveform and a seed, or None where nothing is to be done.
+    """Make the augmentation function of a preset.
 
     Args:
-        cfg: The preset, and folders of your own sounds.
-        sampling_rate: Of the waveforms, in hertz.
+        cfg: Preset, and folders of noises and impulse responses.
+        sampling_rate: Sampling rate of the waveforms in hertz.
 
     Returns:
-        A function that takes float32 of shape (samples,) and a seed, a sequence of numbers, and gives float32 of the
-        same shape. The same seed gives the same result in any process.
+        A function of a float32 waveform of shape (samples,) and a seed (a sequence of integers) that returns float32 of
+        the same shape. Equal seeds give equal results in any process. None if nothing is to be augmented.
+
+    Raises:
+        UserError: A folder holds no recordings, or some that cannot be used.
     """
     if cfg.preset == "none" and cfg.noise_folder is None and cfg.impulse_response_folder is None:
         return None
@@ -43,27 +46,29 @@ def make_augment(cfg: AugmentConfig, sampling_rate: int) -> Augment | None:
     if cfg.noise_folder is not None:
         noises = _recordings(cfg.noise_folder, "augment.noise_folder")
         transforms.append(AddBackgroundNoise(sounds_path=noises, min_snr_db=3.0, max_snr_db=30.0, p=0.5))
-    # A partial of a module's function can be pickled for worker processes that are spawned, a closure can not.
+    # Spawned worker processes can unpickle a partial of a module's function, but not a closure.
     return partial(_apply, Compose(transforms), sampling_rate)
 
 
 def _recordings(folder: str, flag: str) -> list[str]:
-    """The recordings below a folder, each of which can be used; audiomentations would pass over those that cannot."""
+    """List the recordings below a folder and refuse unusable ones, which audiomentations would skip silently."""
     files = [path for path in files_below(expanded(folder)) if is_recording(path.name)]
     broken = [f"{path} {facts['error']}" for path in files if (facts := scan_clip(path))["fault"]]
-    closed = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
-    if broken or closed or not files:
-        what = "holds no recordings" if not files else f"has {len(broken + closed)} that cannot be used here"
-        more = ":\n  " + "\n  ".join((broken + closed)[:10]) if broken or closed else ""
-        raise UserError(f"--{flag}: {folder} {what}; give WAV, FLAC, OGG or MP3{more}")
+    unsupported = [f"{path} needs PyAV" for path in files if path.suffix.lower() in PYAV_SUFFIXES]
+    unusable = broken + unsupported
+    if unusable or not files:
+        problem = "holds no recordings" if not files else f"has {len(unusable)} that cannot be used here"
+        details = ":\n  " + "\n  ".join(unusable[:10]) if unusable else ""
+        raise UserError(f"--{flag}: {folder} {problem}; give WAV, FLAC, OGG or MP3{details}")
     return list(map(str, files))
 
 
 def _transforms(preset: str, sampling_rate: int) -> list[Any]:
-    """The preset's transforms, none of which changes a clip's length; strengths are our choice.
+    """Return the transforms of a preset; none changes the length of a clip.
 
-    "light" is what a microphone and a room change. "speech" stays within what one speaker says on another day or over a
-    telephone. "environment" also moves events in time and drops parts, which would cut words.
+    "light" imitates changes of microphone and room. "speech" imitates the same speaker on another day or over a
+    telephone. "environment" also shifts events in time and masks parts, which would cut words. The strengths are this
+    package's own choice.
     """
     import audiomentations as a
 
@@ -95,14 +100,14 @@ def _transforms(preset: str, sampling_rate: int) -> list[Any]:
 
 def _apply(chain: Any, sampling_rate: int, waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:
     with _seeded(seed), warnings.catch_warnings():
-        # That a sound of another rate is resampled is as it should be.
+        # Audiomentations warns when it resamples a noise, which is intended here.
         warnings.simplefilter("ignore", UserWarning)
         return chain(samples=waveform, sample_rate=sampling_rate)
 
 
 @contextmanager
 def _seeded(seed: Sequence[int]) -> Iterator[None]:
-    """Audiomentations draws from the two global generators: seed both, and put back what they were."""
+    """Seed the global generators of Python and NumPy, which audiomentations uses, and restore them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     number = int(np.random.SeedSequence(seed).generate_state(1)[0])
     random.seed(number)

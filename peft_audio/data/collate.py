@@ -1,6 +1,6 @@
 """Prepare and pad clips into batches.
 
-Prediction needs no more than this module of data/, and starts sooner without the rest.
+Prediction imports only this module of the training data path, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def collate(items: Sequence[dict[str, Any]], config: Any) -> dict[str, Any]:
     """Pad clips into a batch.
 
     Args:
-        items: Clips as `Clips` returns them; one without `recording` is a recording of its own.
+        items: Clips as returned by `Clips`; a clip without `recording` counts as its own recording.
         config: Config of the encoder.
 
     Returns:
-        `inputs`, the model inputs by name; of shape (clips,): `samples`, the length that counts as the clip, `label`,
-        `index`, `recording`, `weight`; and with SpecAugment `time_mask`, bool of shape (clips, frames), and
-        `feature_mask`, bool of shape (clips, channels).
+        `inputs` holds the model inputs by name. `samples` (length in samples after padding to the encoder's minimum),
+        `label`, `index`, `recording` and `weight` are of shape (clips,). With SpecAugment, `time_mask` is bool of shape
+        (clips, frames), and `feature_mask` is bool of shape (clips, channels).
     """
     family = family_of(config)
     shortest = family.minimum_samples(config)
@@ -51,7 +51,7 @@ def collate(items: Sequence[dict[str, Any]], config: Any) -> dict[str, Any]:
 
 
 def collate_facts(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Collect what a batch holds beside its inputs; see `collate`."""
+    """Collect everything of a batch except its inputs; see `collate`."""
     masks = {
         name: pad_sequence([torch.from_numpy(item[name]) for item in items], batch_first=True)
         for name in ("time_mask", "feature_mask")

@@ -1,4 +1,4 @@
-"""Clips as the encoder is fed them: decoded, cropped, augmented, normalised."""
+"""Decode, crop, augment and normalise clips."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class View:
         family: Family of the encoder.
         extractor: Feature extractor of the encoder.
         cfg: Lengths of clips.
-        seed: With epoch and clip, decides crop, augmentation and masks.
-        augment: Of training clips.
-        masks: SpecAugment, of training clips.
-        views: In how many ways training hears a clip, in turn; anew in every epoch when None.
+        seed: Seed of crops, augmentation and masks, together with epoch and clip.
+        augment: Augmentation of training clips.
+        masks: SpecAugment masks of training clips.
+        views: Number of augmented versions per clip, used in turn; None for a new one in every epoch.
     """
 
     family: EncoderFamily
@@ -45,21 +45,26 @@ class View:
     views: int | None = None
 
     def seeds(self, draw: Draw) -> list[int]:
-        """What crop and augmentation of a training clip depend on."""
+        """Return the seed of crop and augmentation of a training clip: run seed, view and row."""
         assert draw.epoch is not None
         return [self.seed, draw.epoch if self.views is None else (draw.epoch - 1) % self.views + 1, draw.index]
 
     def spec_masks(self, samples: int, draw: Draw) -> dict[str, np.ndarray]:
-        """SpecAugment's masks for a training clip of so many samples, anew in every epoch; none where it is off."""
+        """Draw the SpecAugment masks of a training clip, new ones in every epoch; empty if SpecAugment is off.
+
+        Args:
+            samples: Length of the clip in samples.
+            draw: Row and epoch.
+        """
         return self.masks(samples, [self.seed, draw.epoch or 0, draw.index]) if self.masks else {}
 
     def evaluation_clip(self, source: Path | bytes, start: float, seconds: float | None) -> dict[str, Any]:
         """Prepare a clip for evaluation, from its start; see `prepare_clip`.
 
         Args:
-            source: A file, or the bytes of one.
-            start: Where the clip begins in it, in seconds.
-            seconds: Its length; None for all that follows.
+            source: Path or bytes of a file.
+            start: Start of the clip in the file, in seconds.
+            seconds: Length of the clip; None up to the end of the file.
         """
         limit = self.cfg.max_eval_seconds
         waveform = load_audio(source, self.extractor.sampling_rate, start, min(seconds or limit, limit))
@@ -71,11 +76,11 @@ class View:
         """Prepare a random crop of a clip for training, augmented; see `prepare_clip`.
 
         Args:
-            source: A file, or the bytes of one.
-            start: Where the clip begins in it, in seconds.
-            seconds: Its length.
-            seeds: What the draws depend on.
-            to_end: The clip ends where the recording does, wherever the header thinks that is.
+            source: Path or bytes of a file.
+            start: Start of the clip in the file, in seconds.
+            seconds: Length of the clip.
+            seeds: Seed of the crop and the augmentation.
+            to_end: The clip ends with the recording, even if its header gives a wrong length.
         """
         limit = self.cfg.max_seconds
         spare = seconds - limit
@@ -87,23 +92,23 @@ class View:
 
 
 class Clips(torch.utils.data.Dataset):
-    """Read a split's rows as prepared clips.
+    """Prepared clips of a split.
 
-    What a draw gives depends on the draw and the seed alone, so worker processes and their number change nothing.
+    An item depends only on its draw and the seed, so the number of worker processes changes nothing.
 
     Args:
-        rows: See `data.Splits`.
-        stored: Recordings that are bytes in a table.
-        view: How they are heard.
+        rows: Rows of a split, see `Splits`.
+        stored: Recordings stored as bytes.
+        view: Crop, augmentation and preparation of the clips.
     """
 
     def __init__(self, rows: Dataset, stored: Dataset | None, view: View):
         self.rows, self.stored, self.view = rows, stored, view
-        # Which recording of the split each row is a part of, from 0.
+        # Number of the recording that each row is a part of, from 0.
         self.recordings = pd.factorize(rows.select_columns("recording").to_pandas()["recording"])[0]
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The clip of a draw, ready for `collate`."""
+        """Return the clip of a draw, ready for `collate`."""
         row = self.rows[draw.index]
         source, start = recording_of(row, self.stored), row["start_seconds"]
         to_end = row["end_seconds"] is None
@@ -115,6 +120,6 @@ class Clips(torch.utils.data.Dataset):
                 item = self.view.training_clip(source, start, seconds, self.view.seeds(draw), to_end)
                 item |= self.view.spec_masks(item["samples"], draw)
         except AudioError as error:
-            raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
+            raise UserError(f"{row['path'] or row['id']} {error}; repair or remove it.") from error
         item |= {"label": row["label"], "index": draw.index, "weight": draw.weight}
         return item | {"recording": int(self.recordings[draw.index])}

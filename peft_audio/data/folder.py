@@ -1,4 +1,4 @@
-"""A folder of recordings, one subfolder a class."""
+"""Read a folder of recordings with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from peft_audio.data.clip_table import (
     SPLIT_NAMES,
     ClipTable,
     make_clips,
-    name_splits,
+    map_split_names,
+    normalise_label,
     similar_labels,
-    tidy,
 )
 from peft_audio.errors import UserError
 from peft_audio.text import listed, several
 
 
 def from_folder(root: Path) -> ClipTable:
-    """The recordings below a folder, labelled by the class folder that they are in, at whatever depth.
+    """List the recordings below a folder, labelled by their class folder, at any depth.
+
+    Args:
+        root: Folder of class folders, or of split folders with class folders.
 
     Raises:
-        UserError: There are none, or one class, or files that belong to no class.
+        UserError: There are no recordings, or some are outside any class folder.
     """
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     split_like = [folder.name for folder in folders if folder.name.lower() in SPLIT_NAMES]
     given = bool(folders) and len(split_like) == len(folders)
-    splits = name_splits(split_like, "data.source") if given else {}
+    splits = map_split_names(split_like, "data.source") if given else {}
     named = [name for name in split_like if _has_class_folders(root / name)]
     if named and not given:
         other = [folder.name for folder in folders if folder.name not in split_like]
@@ -38,30 +41,30 @@ def from_folder(root: Path) -> ClipTable:
             "move the others away, or put all clips in class folders."
         )
     names = _names_below(root)
-    _refuse_loose(root, [name for name in names if is_recording(name) and "/" not in name])
+    _refuse_unlabelled(root, [name for name in names if is_recording(name) and "/" not in name])
     notes: list[str] = []
     columns: dict[str, list[str]] = {"id": [], "label": [], "split": []}
     for folder in folders if given else [root]:
         prefix = f"{folder.name}/" if given else ""
-        clips, found = _find_clips(folder, [name[len(prefix) :] for name in names if name.startswith(prefix)])
+        clips, clip_labels = _find_clips(folder, [name[len(prefix) :] for name in names if name.startswith(prefix)])
         columns["id"] += [prefix + name for name in clips]
-        columns["label"] += found
+        columns["label"] += clip_labels
         columns["split"] += [splits[folder.name] if given else ""] * len(clips)
     labels = tuple(sorted(set(columns["label"])))
     if not labels:
-        there = f"it has {types_of(names)}, but" if names else "it has no files;"
+        contents = f"it has {types_of(names)}, but" if names else "it has no files;"
         raise UserError(
-            f"--data.source: found no recordings in {root}: {there} expected one subfolder a class with files of type "
-            f"{', '.join(sorted(AUDIO_SUFFIXES))}."
+            f"--data.source: found no recordings in {root}: {contents} expected one subfolder per class with files "
+            f"of type {', '.join(sorted(AUDIO_SUFFIXES))}."
         )
     depth = 3 if given else 2
     deeper = sorted(
         {label for name, label in zip(columns["id"], columns["label"], strict=True) if name.count("/") >= depth}
     )
     if deeper:
-        notes.append(f"recordings in deeper folders count to their class folder: {listed(deeper)}")
+        notes.append(f"recordings in deeper folders have the label of their class folder: {listed(deeper)}")
     if split_like and not given:
-        notes.append(f"{listed(split_like)}: taken as a class like the others, because it holds no class folders")
+        notes.append(f"{listed(split_like)}: read as a class, because it holds no class folders")
     return ClipTable(
         make_clips(columns | {"path": [str(root / name) for name in columns["id"]]}),
         labels,
@@ -71,16 +74,16 @@ def from_folder(root: Path) -> ClipTable:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below a folder, links to folders followed once, hidden ones left out; sorted by path.
+    """List the files below a folder, sorted by path, without hidden files. Links to folders are followed once.
 
     Raises:
-        UserError: A folder may not be read, or a name is not text.
+        UserError: A folder cannot be read, or a name is not valid UTF-8.
     """
     return [folder / name for name in _names_below(folder)]
 
 
 def _names_below(folder: Path) -> list[str]:
-    """What `files_below` gives, relative to the folder and as text: a Path takes several times the memory."""
+    """List the files of `files_below` as text relative to the folder, which takes less memory than paths."""
     names = names_below(folder, "--data.source: ")
     odd = [repr(str(folder / name)) for name in names if not is_text(f"{folder}/{name}")]
     if odd:
@@ -89,27 +92,27 @@ def _names_below(folder: Path) -> list[str]:
 
 
 def names_below(folder: Path, setting: str = "") -> list[str]:
-    """The same, whether the names are text or not.
+    """List the files below a folder relative to it, including names that are not valid UTF-8; see `files_below`.
 
     Args:
-        folder: Where to look.
-        setting: What the folder came by, for the message.
+        folder: Folder to search.
+        setting: Setting that named the folder, as a prefix of the message.
 
     Raises:
-        UserError: A folder may not be read.
+        UserError: A folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{setting}cannot look into {error.filename} ({error.strerror}); mend its permissions.")
+        raise UserError(f"{setting}cannot read folder {error.filename} ({error.strerror}); correct its permissions.")
 
     seen: set[str] = set()
     files: list[str] = []
     links = [folder]
-    # What is really in the folder first: a link elsewhere to the same clips must not give them another label.
+    # Real folders come before links, so that a link to the same clips does not give them another label.
     while links:
         for parent, folders, names in os.walk(links.pop(0), onerror=refuse):
             real = os.path.realpath(parent)
-            # A link back to a folder above would go round for ever.
+            # A link to a parent folder would cause an endless loop.
             if real in seen:
                 folders.clear()
                 continue
@@ -130,12 +133,12 @@ def types_of(names: Iterable[str]) -> str:
 
 
 def ignored_note(names: Sequence[str]) -> str:
-    """Say which files are no recordings by their names."""
-    return f"{several(len(names), 'file')} ignored, no recordings by their names: {types_of(names)} ({listed(names)})"
+    """Return a note on files whose names are not those of recordings."""
+    return f"{several(len(names), 'file')} ignored, not recordings by name: {types_of(names)} ({listed(names)})"
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name is valid UTF-8, so that it can be written down."""
+    """Return whether a file name is valid UTF-8, so that it can be printed and saved."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -144,11 +147,11 @@ def is_text(name: str) -> bool:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    inside = list(folder.iterdir())
-    return any(path.is_dir() for path in inside) and not any(is_recording(path.name) for path in inside)
+    entries = list(folder.iterdir())
+    return any(path.is_dir() for path in entries) and not any(is_recording(path.name) for path in entries)
 
 
-def _refuse_loose(folder: Path, names: list[str]) -> None:
+def _refuse_unlabelled(folder: Path, names: list[str]) -> None:
     if names:
         raise UserError(
             f"--data.source: {folder} has recordings outside any class folder ({listed(names)}); "
@@ -157,19 +160,24 @@ def _refuse_loose(folder: Path, names: list[str]) -> None:
 
 
 def _find_clips(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
-    """The recordings below each class folder, of the files below `folder`; the label is the class folder's name."""
+    """Return the recordings below each class folder, and their labels, which are the names of the class folders.
+
+    Args:
+        folder: Folder of class folders.
+        names: Files below the folder, relative to it.
+    """
     others = [name for name in names if not is_recording(name)]
     names = [name for name in names if is_recording(name)]
-    _refuse_loose(folder, [name for name in names if "/" not in name])
+    _refuse_unlabelled(folder, [name for name in names if "/" not in name])
     classes = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     folders = [name.partition("/")[0] for name in names]
-    barren = sorted(classes - set(folders))
-    if names and barren:
-        inside = [name for name in others if name.partition("/")[0] in barren]
-        only = f" (only {types_of(inside)})" if inside else ""
+    empty = sorted(classes - set(folders))
+    if names and empty:
+        unread = [name for name in others if name.partition("/")[0] in empty]
+        only = f" (only {types_of(unread)})" if unread else ""
         raise UserError(
-            f"--data.source: no recordings in {listed([str(folder / name) for name in barren])}{only}; "
-            f"add {'recordings of another type' if inside else 'some'}, or move the folder away."
+            f"--data.source: no recordings in {listed([str(folder / name) for name in empty])}{only}; "
+            f"add {'recordings of another type' if unread else 'some'}, or move the folder away."
         )
-    labels = {name: tidy(name) for name in set(folders)}
+    labels = {name: normalise_label(name) for name in set(folders)}
     return names, [labels[name] for name in folders]

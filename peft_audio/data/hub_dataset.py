@@ -1,4 +1,4 @@
-"""A dataset on the Hub, downloaded or streamed; its audio is decoded by us, never by datasets."""
+"""Read datasets of the Hub, downloaded or streamed; `audio.decoding` decodes them instead of the datasets library."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, ClipTable, make_clips, name_splits
+from peft_audio.data.clip_table import SPLITS, ClipTable, make_clips, map_split_names
 from peft_audio.errors import UserError, library_problem
 from peft_audio.files import atomic_file, sha256
 from peft_audio.text import listed
@@ -42,13 +42,13 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Stream:
-    """The training split of a Hub dataset, read over the network.
+    """Training split of a Hub dataset, read over the network.
 
     Attributes:
-        name: The dataset, and its configuration.
-        rows: With the columns `audio` (`bytes`, `path`) and `label`.
-        label_names: Of the numbers in `label`; None where the column holds names.
-        skipped: Grows with the clips that this process could not use: the reason by name.
+        name: Name of the dataset and its configuration.
+        rows: Rows with the columns `audio` (`bytes`, `path`) and `label`.
+        label_names: Names of the numbers in `label`; None if the column holds names.
+        skipped: Reason by name of each clip that this process could not use; grows during training.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns hold what."""
+    """Names of the columns of a dataset."""
 
     audio: str
     label: str
@@ -70,10 +70,10 @@ class _Columns:
 
 
 def from_hub(cfg: DataConfig) -> ClipTable:
-    """The clips of a Hub dataset; without those to train on, if they are streamed.
+    """List the clips of a Hub dataset, without the training clips if they are streamed.
 
     Raises:
-        UserError: It is not there or cannot be read, or it is not clear which columns to take.
+        UserError: The dataset does not exist or cannot be read, or its columns are ambiguous.
     """
     commit = resolve_commit(cfg)
     found = _open(cfg, commit)
@@ -86,10 +86,10 @@ def from_hub(cfg: DataConfig) -> ClipTable:
         if isinstance(part, IterableDataset):
             if split == "train":
                 continue
-            with _told_in_words(cfg):
+            with _readable_errors(cfg):
                 part = _download(part, f"{cfg.source} {cfg.config_name} {cfg.split_names} {commit} {split} {columns}")
         parts[split] = part
-        _refuse_files_elsewhere(part.data.column(columns.audio), cfg)
+        _refuse_outside_files(part.data.column(columns.audio), cfg)
     clips = [_clips(part, "" if set(parts) == {"train"} else split, columns, cfg) for split, part in parts.items()]
     table = pd.concat(clips, ignore_index=True)
     names = [Path(path).name for path in table["id"]]
@@ -104,20 +104,20 @@ def from_hub(cfg: DataConfig) -> ClipTable:
 
 
 def open_stream(cfg: DataConfig, commit: str | None) -> Stream:
-    """The training split of a Hub dataset, to be read as training goes.
+    """Open the training split of a Hub dataset for streaming.
 
     Args:
-        cfg: Which dataset and columns.
-        commit: That the other splits were read at.
+        cfg: Dataset and its columns.
+        commit: Commit that the other splits were read at.
 
     Raises:
-        UserError: It is not there or cannot be read.
+        UserError: The dataset does not exist or cannot be read.
     """
     found = _open(cfg, commit)
     columns = _columns(next(iter(found.values())).features, cfg)
     rows = _splits(found, cfg)[0]["train"]
     feature = rows.features[columns.label]
-    # Not as audio, even undecoded: datasets would encode each clip again, with a package that we do without.
+    # As plain bytes: even for undecoded audio, datasets would encode each clip again, with torchcodec.
     rows = rows.select_columns([columns.audio, columns.label]).cast_column(columns.audio, FILE)
     rows = _renamed(rows, {columns.audio: "audio", columns.label: "label"})
     names = feature.names if isinstance(feature, ClassLabel) else None
@@ -125,10 +125,10 @@ def open_stream(cfg: DataConfig, commit: str | None) -> Stream:
 
 
 def resolve_commit(cfg: DataConfig) -> str:
-    """The commit that a branch stands for now: what is pushed later does not change a run.
+    """Resolve the revision of a Hub dataset to its current commit, so that later pushes do not change a run.
 
     Raises:
-        UserError: There is no such dataset or revision, or the Hub cannot be asked.
+        UserError: The dataset or revision does not exist, or the Hub cannot be reached.
     """
     if cfg.revision is not None and COMMIT.fullmatch(cfg.revision):
         return cfg.revision
@@ -145,13 +145,13 @@ def resolve_commit(cfg: DataConfig) -> str:
 
 
 def _open(cfg: DataConfig, commit: str | None) -> DatasetDict | IterableDatasetDict:
-    with _told_in_words(cfg):
+    with _readable_errors(cfg):
         return load_dataset(cfg.source, cfg.config_name, revision=commit, streaming=cfg.streaming)
 
 
 @contextmanager
-def _told_in_words(cfg: DataConfig) -> Iterator[None]:
-    """What datasets cannot do, as a message with a way out."""
+def _readable_errors(cfg: DataConfig) -> Iterator[None]:
+    """Convert errors of the datasets library to messages with advice."""
     try:
         yield
     except Exception as error:  # datasets raises a dozen kinds, of its own and others
@@ -162,13 +162,17 @@ def _told_in_words(cfg: DataConfig) -> Iterator[None]:
         elif "scripts are no longer supported" in reason:
             advice = "try --data.revision refs/convert/parquet, where the Hub keeps a converted copy"
         elif "torchcodec" in reason:
-            # It is not in Parquet but in files of its own; datasets would decode those itself.
+            # The audio is in separate files instead of Parquet, and datasets insists on decoding those.
             advice = f"download its files (hf download {cfg.source} --repo-type dataset --local-dir DIR) and give DIR"
         raise UserError(f"--data.source: {cfg.source} cannot be read: {reason}; {advice}.") from error
 
 
 def _columns(features: Features, cfg: DataConfig) -> _Columns:
-    """The columns that were named, or the only ones that can be meant."""
+    """Return the columns named in the settings, or the only ones that fit.
+
+    Raises:
+        UserError: A named column does not exist, or none or several columns fit.
+    """
     usable = {
         "audio_column": [name for name, feature in features.items() if _is_audio(feature)],
         "label_column": [name for name, feature in features.items() if _is_class(feature)],
@@ -184,9 +188,9 @@ def _columns(features: Features, cfg: DataConfig) -> _Columns:
             continue
         candidates = [named] if named else [name for name in guessed[flag] if name in allowed]
         if len(candidates) != 1 or candidates[0] not in allowed:
-            what = f"has no such column {named!r}" if named else f"has {len(candidates)} columns that it could be"
+            problem = f"has no column {named!r}" if named else f"has {len(candidates)} columns that fit"
             every = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
-            raise UserError(f"--data.{flag}: {cfg.source} {what}; its columns are {every}. Name one of them.")
+            raise UserError(f"--data.{flag}: {cfg.source} {problem}; its columns are {every}. Name one of them.")
         found[flag] = candidates[0]
     return _Columns(str(found["audio_column"]), str(found["label_column"]), found["group_column"])
 
@@ -196,7 +200,7 @@ def _is_audio(feature: Any) -> bool:
 
 
 def _is_class(feature: Any) -> bool:
-    """Whether a column can hold a class or a group: names, numbers of names, whole numbers, text."""
+    """Return whether a column can hold a class or a group: class labels, integers, booleans or text."""
     plain = isinstance(feature, Value) and (feature.dtype.startswith(("int", "uint", "string", "large_string", "bool")))
     return isinstance(feature, ClassLabel) or plain
 
@@ -205,37 +209,37 @@ def _kind(feature: Any) -> str:
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
-def _splits(found: Any, cfg: DataConfig) -> tuple[dict[str, Any], list[str]]:
-    """The splits under our names, and a note on those that have none."""
-    names = list(found)
+def _splits(dataset: Any, cfg: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return the splits named train, validation and test, and a note on splits that are not used."""
+    names = list(dataset)
     absent = sorted(set(cfg.split_names or ()) - set(names))
     if absent:
         raise UserError(f"--data.split_names: {cfg.source} has no {listed(absent)}, only {listed(names, 20)}.")
-    ours = name_splits(names, "data.source", cfg.split_names)
-    if not ours and len(names) == 1:
-        ours = {names[0]: "train"}
-    splits = {split: found[name] for name, split in ours.items()}
-    other = [name for name in names if name not in ours]
+    split_of = map_split_names(names, "data.source", cfg.split_names)
+    if not split_of and len(names) == 1:
+        split_of = {names[0]: "train"}
+    splits = {split: dataset[name] for name, split in split_of.items()}
+    unused = [name for name in names if name not in split_of]
     if "train" not in splits:
         raise UserError(
-            f"--data.source: {cfg.source} has no train split, only {listed(names, 20)}; say which is which with "
-            f"--data.split_names, as in '{{{names[0]}: train}}'."
+            f"--data.source: {cfg.source} has no train split, only {listed(names, 20)}; map the names with "
+            f"--data.split_names, such as '{{{names[0]}: train}}'."
         )
     if cfg.streaming and set(splits) != set(SPLITS):
         raise UserError(
-            f"--data.streaming: {cfg.source} must have the splits {', '.join(SPLITS)}; it has {listed(list(found))}. "
-            "Leave streaming out, then the missing ones are made."
+            f"--data.streaming: {cfg.source} must have the splits {', '.join(SPLITS)}; it has {listed(names)}. "
+            "Without streaming, missing splits are made."
         )
-    return splits, [f"splits that are not used: {listed(other)}"] if other else []
+    return splits, [f"splits that are not used: {listed(unused)}"] if unused else []
 
 
 def _download(rows: IterableDataset, key: str) -> Dataset:
-    """A streamed split as a table on disk, kept in datasets' cache for the next run."""
+    """Save a streamed split as a table in the cache of datasets, or reuse that of an earlier run."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "peft_audio"
     file = cache / f"{sha256([key.encode()])[:32]}.arrow"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        # Several processes may write at once: each its own file, and the last one to be done stays.
+        # Several processes may write at once, each to its own file; the last one to finish replaces the others.
         partial = file.with_suffix(f".{os.getpid()}.partial")
         schema = rows.features.arrow_schema
         with atomic_file(file, partial=partial) as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -251,37 +255,41 @@ def _renamed(rows: Any, names: dict[str, str]) -> Any:
 
 def _clips(rows: Dataset, split: str, columns: _Columns, cfg: DataConfig) -> pd.DataFrame:
     paths = pc.struct_field(rows.data.column(columns.audio), "path").to_pylist()
-    found = {"id": [path or "" for path in paths], "label": _names(rows, columns.label, cfg), "split": split}
+    clips = {"id": [path or "" for path in paths], "label": _names(rows, columns.label, cfg), "split": split}
     if columns.group:
-        found["group"] = _names(rows, columns.group, cfg)
-    return make_clips(found)
+        clips["group"] = _names(rows, columns.group, cfg)
+    return make_clips(clips)
 
 
-def _refuse_files_elsewhere(audio: pa.ChunkedArray, cfg: DataConfig) -> None:
-    """Refuse rows that name a file instead of holding one: of what stands here, a dataset may name only its own."""
+def _refuse_outside_files(audio: pa.ChunkedArray, cfg: DataConfig) -> None:
+    """Refuse rows whose path is outside the caches, because a dataset could name any file of this machine."""
     caches = [Path(cache).resolve() for cache in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
     for path in pc.struct_field(audio, "path").filter(pc.is_null(pc.struct_field(audio, "bytes"))).to_pylist():
         if not any(Path(path or "").resolve().is_relative_to(cache) for cache in caches):
-            what = f"has a row without sound, which names the file {path}; that did not come with it and is not opened"
-            raise UserError(f"--data.source: {cfg.source} {what}. Take another revision, or another dataset.")
+            problem = f"has a row without audio that names {path}, a file outside the dataset, which is not opened"
+            raise UserError(f"--data.source: {cfg.source} {problem}. Use another revision, or another dataset.")
 
 
 def _names(rows: Dataset, column: str, cfg: DataConfig) -> list[str]:
-    """A column as text; a class label by its name."""
+    """Return a column as text, with class labels as names.
+
+    Raises:
+        UserError: Rows have no value.
+    """
     values, feature = rows.data.column(column).to_pylist(), rows.features[column]
     unknown = [i for i, value in enumerate(values) if value is None or (isinstance(feature, ClassLabel) and value < 0)]
     if unknown:
         raise UserError(
-            f"--data.source: {len(unknown)} rows of {cfg.source} have nothing in {column!r}, row {unknown[0]} first. "
-            "Take another column, or a revision with labels."
+            f"--data.source: {len(unknown)} rows of {cfg.source} have no value in {column!r}, row {unknown[0]} first. "
+            "Use another column, or a revision with labels."
         )
     to_name = feature.int2str if isinstance(feature, ClassLabel) else str
     return [to_name(value) for value in values]
 
 
 def _labels(clips: pd.DataFrame, feature: Any) -> tuple[str, ...]:
-    """The labels that occur, in the dataset's own order if it has one."""
-    found = set(clips["label"])
+    """Return the labels that occur, in the order of the dataset if it has one."""
+    occurring = set(clips["label"])
     if isinstance(feature, ClassLabel):
-        return tuple(name for name in feature.names if name in found)
-    return tuple(sorted(found))
+        return tuple(name for name in feature.names if name in occurring)
+    return tuple(sorted(occurring))

@@ -1,4 +1,4 @@
-"""Recognise folders whose subfolders are not the classes, and find the table or the level that has them."""
+"""Recognise folders whose subfolders are not the classes, and suggest the table or level that has the classes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from peft_audio.text import listed
 LARGEST_TABLE_BYTES = 50_000_000
 MOST_TABLES = 20
 MOST_SIBLINGS = 200
-# Of a table's first rows, and of the recordings: so many must be the same for the table to belong to the folder.
+# A table belongs to a folder if at least BELONGS of its first ROWS_TRIED rows name recordings of the folder.
 ROWS_TRIED, BELONGS = 100, 0.5
-NEARLY_ALL = 0.9  # of the recordings; a table with fewer is one of several
+NEARLY_ALL = 0.9  # share of the recordings; a table that lists fewer is one of several
 TABLE_FOLDERS = ("meta", "metadata", "annotation", "annotations", "label", "labels", "csv", "info", "doc", "docs")
-# Words of folder names that are followed by a number, by what they divide.
+# Words of folder names that are followed by a number, by the kind of division.
 DIVISIONS = {
     "folds or parts": ("fold", "cv", "part", "chunk", "batch", "shard", "split", "set", "group", "disc", "cd", "dir"),
     "splits": tuple(SPLIT_NAMES),
@@ -43,8 +43,8 @@ class _Table:
 
     Attributes:
         file: The table.
-        flags: Settings with which it is read.
-        clips: What it lists.
+        flags: Settings to read it with.
+        clips: Clips that it lists.
         has_folds: Whether it has a column `fold`.
     """
 
@@ -55,13 +55,13 @@ class _Table:
 
 
 def explain_folder(root: Path) -> str:
-    """Explain how to give a folder that is refused as it is.
+    """Suggest how to read a folder whose own layout was refused.
 
     Args:
         root: The folder.
 
     Returns:
-        The table that names its recordings, or the folder with the class folders; "" if neither is known.
+        Advice that names the table of its recordings, or the folder with the class folders; "" if none is found.
     """
     names = [name for name in names_below(root) if is_recording(name)]
     table = _table_of(root, names)
@@ -69,25 +69,25 @@ def explain_folder(root: Path) -> str:
         return table
     level = _class_level(root, names)
     if level is not None and level != root:
-        inside = sorted({name.partition("/")[0] for name in _below(level, root, names)})
+        classes = sorted({name.partition("/")[0] for name in _below(level, root, names)})
         return (
-            f"If the folders in {level} ({listed(inside)}) are the classes, give that folder: "
+            f"If the folders in {level} ({listed(classes)}) are the classes, give that folder: "
             f"{_command(str(level), {})}"
         )
-    loose = any("/" not in name for name in names)
+    has_recordings = any("/" not in name for name in names)
     above = root.resolve().parent
-    if loose and sum(map(_holds_recordings, _subfolders(above)[:MOST_SIBLINGS])) > 1:
+    if has_recordings and sum(map(_holds_recordings, _subfolders(above)[:MOST_SIBLINGS])) > 1:
         shown = str(root.parent) if root.name not in ("", ".", "..") else str(above)
         return f"If {root.resolve().name} is one class of several, give the folder above: {_command(shown, {})}"
     return ""
 
 
 def doubt_classes(root: Path, collection: ClipTable) -> list[str]:
-    """Doubt class folders that have the names of folds or speakers, or other labels in a table beside them.
+    """Warn of class folders named like folds or speakers, or that contradict a table beside them.
 
     Args:
         root: The folder.
-        collection: Its clips, labelled by folder.
+        collection: Clips of the folder, labelled by subfolder.
 
     Returns:
         Notes with the command that reads the labels.
@@ -95,21 +95,21 @@ def doubt_classes(root: Path, collection: ClipTable) -> list[str]:
     names = list(collection.clips["id"])
     kind = divisions(collection.labels)
     if kind:
-        what = f"{listed(collection.labels)} look like {kind}, not like classes."
+        doubt = f"{listed(collection.labels)} look like {kind}, not like classes."
         table = _table_of(root, names)
         inner = _inner_classes(names)
         if table:
-            return [f"{what} {table}"]
+            return [f"{doubt} {table}"]
         if inner:
-            what += f" The folders inside them ({listed(inner)}) may be the classes."
-        return [f"{what} If so, write a table with the columns path, label and group, and give it as the source."]
-    # A table has True where a folder has true.
-    ours = collection.clips["label"].map(as_name)
+            doubt += f" The folders inside them ({listed(inner)}) may be the classes."
+        return [f"{doubt} If so, write a table with the columns path, label and group, and give it as the source."]
+    # as_name gives equal labels to a table with True and a folder named true.
+    folder_labels = collection.clips["label"].map(as_name)
     paths = list(collection.clips["path"].map(os.path.normpath))
     for beside in _tables(root, names, near=[root]):
         listed_paths = beside.clips.clips["path"].map(os.path.normpath)
         labels = dict(zip(listed_paths, beside.clips.clips["label"].map(as_name), strict=True))
-        if any(labels.get(path, label) != label for path, label in zip(paths, ours, strict=True)):
+        if any(labels.get(path, label) != label for path, label in zip(paths, folder_labels, strict=True)):
             return [
                 f"{beside.file} has other labels ({listed(beside.clips.labels)}) than the folders, which are used. "
                 f"To use those of the table: {_command(str(beside.file), beside.flags)}"
@@ -118,7 +118,7 @@ def doubt_classes(root: Path, collection: ClipTable) -> list[str]:
 
 
 def divisions(labels: Sequence[str]) -> str:
-    """Name what folders divide, such as "speakers", where all labels are a telling word and a number; "" if not."""
+    """Return the kind of division, such as "speakers", if each label is one of its words and a number; otherwise ""."""
     for kind, words in DIVISIONS.items():
         if all(re.fullmatch(rf"(?:{'|'.join(words)})[-_. ]?0*\d+", label, re.IGNORECASE) for label in labels):
             return kind
@@ -126,7 +126,7 @@ def divisions(labels: Sequence[str]) -> str:
 
 
 def _inner_classes(names: Sequence[str]) -> list[str]:
-    """Return the folders below the first ones, if the first ones share them."""
+    """Return the names of the second-level folders if the first-level folders share them."""
     parts = [name.split("/") for name in names]
     if min(map(len, parts), default=0) < 3:
         return []
@@ -137,7 +137,7 @@ def _inner_classes(names: Sequence[str]) -> list[str]:
 
 
 def _table_of(root: Path, names: Sequence[str]) -> str:
-    """Explain which table names the recordings of a folder; "" if none does."""
+    """Suggest the table that names the recordings of a folder; "" if there is none."""
     above = root.resolve().parent
     near = [root, *_subfolders(root)[:MOST_SIBLINGS], above if root.is_absolute() else root / ".."]
     near += [folder for folder in _subfolders(near[-1]) if folder.name.lower() in TABLE_FOLDERS]
@@ -159,7 +159,7 @@ def _table_of(root: Path, names: Sequence[str]) -> str:
 
 
 def _tables(root: Path, names: Sequence[str], near: Sequence[Path]) -> Iterator[_Table]:
-    """Read the tables near a folder, and keep those whose recordings are in it."""
+    """Yield the tables near a folder whose recordings are in the folder."""
     files = [file for folder in near for file in _files(folder) if file.suffix.lower() in MANIFEST_SUFFIXES]
     known = {part for name in names for part in (Path(name).name, Path(name).stem)}
     for file in files[:MOST_TABLES]:
@@ -178,7 +178,7 @@ def _tables(root: Path, names: Sequence[str], near: Sequence[Path]) -> Iterator[
                     yield _Table(file, flags | extra, clips, has_folds)
                     break
         except (UserError, OSError):
-            continue  # another kind of table
+            continue  # not a table of recordings
 
 
 def _columns(rows: pd.DataFrame) -> dict[str, str]:
@@ -192,7 +192,7 @@ def _names_known(cells: pd.Series, known: set[str]) -> bool:
 
 
 def _starts(root: Path, cells: pd.Series) -> list[str]:
-    """Return the folders that paths of a table can start from: the root for names, else where the paths exist."""
+    """Return the folders that the paths of a table can be relative to: the root for bare names, or where they exist."""
     paths = [cell.replace("\\", "/") for cell in cells.head(ROWS_TRIED).map(as_text)]
     if not any("/" in path for path in paths):
         return [str(root)]
@@ -218,7 +218,7 @@ def _command(source: str, flags: dict[str, str]) -> str:
 
 
 def _class_level(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the first folder, from the root down, with several folders of recordings."""
+    """Return the topmost folder with several subfolders of recordings; None if there is none."""
     level, rest = root, list(names)
     while rest:
         first = {name.partition("/")[0] for name in rest}

@@ -1,4 +1,4 @@
-"""Make the loaders of a run: clips of similar length, padded into batches with masks."""
+"""Make the loaders of a run, with clips of similar length in padded batches."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from peft_audio.tasks.task import Task
 
 @dataclass(frozen=True)
 class Prefix:
-    """Report what the feature cache did; see `cache_frozen_prefix`.
+    """Report of the feature cache; see `cache_frozen_prefix`.
 
     Attributes:
-        cached: What was run once and kept, in words; empty where nothing was.
-        reason: Why not, or what of it was not.
-        clips: How many were kept, views of one clip apart.
-        bytes: What they take.
-        seconds: What it took to fill, whichever run did it.
-        reused: This run found them all there.
+        cached: Description of the cached part of the encoder; empty if nothing was cached.
+        reason: Reason why nothing, or only a part, was cached.
+        clips: Number of cached clips; each view of a clip counts.
+        bytes: Size of the cache.
+        seconds: Time that filling it took, in this or an earlier run.
+        reused: Whether an earlier run had cached all clips.
     """
 
     cached: str = ""
@@ -57,16 +57,16 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Loaders:
-    """Hold this process's share of the batches of each split.
+    """This process's share of the batches of each split.
 
     Attributes:
-        train: Crops, augmented, drawn anew each epoch.
-        train_order: How many of those make an epoch, and in which order they come.
-        train_whole: The training clips as evaluation sees clips.
-        validation: Whole clips.
-        test: Whole clips.
-        prefix: What became of the frozen prefix.
-        task: what a batch's `label` is a target of.
+        train: Augmented random crops of the training clips, drawn anew each epoch.
+        train_order: Steps of an epoch and their order.
+        train_whole: Training clips prepared as in evaluation.
+        validation: Whole validation clips.
+        test: Whole test clips.
+        prefix: Report of the feature cache.
+        task: Task that the labels are targets of.
     """
 
     train: Iterable[dict[str, torch.Tensor]]
@@ -82,14 +82,14 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     """Make the batches of each split for this process.
 
     Args:
-        splits: The rows.
-        extractor: The encoder's feature extractor: rate and normalisation.
-        encoder: The encoder's config: how many frames a clip gives.
-        cfg: A recipe's settings; `data`, `augment` and `train` are read.
-        accelerator: Says which process of how many this is.
+        splits: Rows of each split.
+        extractor: Feature extractor of the encoder.
+        encoder: Config of the encoder.
+        cfg: Settings of a recipe; `data`, `augment`, `train` and `prefix_cache` are used.
+        accelerator: Processes of the run.
 
     Raises:
-        UserError: A step is to be split into more parts than it has clips.
+        UserError: A step has fewer clips than processes times micro-batches.
     """
     train = cfg.train
     parts = train.gradient_accumulation_steps * accelerator.num_processes
@@ -146,7 +146,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
 def _workers(cfg: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     on_gpu = accelerator.device.type == "cuda"
     count = (4 if on_gpu else 0) if cfg.data.num_workers is None else cfg.data.num_workers
-    # Starting to read would otherwise draw from the generator of dropout, and how often depends on the workers.
+    # A separate generator, because starting an iterator would otherwise draw from the generator of dropout.
     own = torch.Generator()
     loading = {"num_workers": count, "pin_memory": on_gpu, "persistent_workers": count > 0, "generator": own}
     return loading | {"worker_init_fn": keep_worker_errors}
@@ -158,7 +158,7 @@ def _streamed(splits: Splits, view: View, padded: Any, cfg: Recipe, accelerator:
         splits.stream, splits.labels, view, cfg.train, accelerator.num_processes, accelerator.process_index
     )
     workers = _workers(cfg, accelerator)
-    # A worker reads whole files of the stream; one without any would have nothing to do.
+    # At most one worker per file of the stream, because a worker reads whole files.
     workers["num_workers"] = min(workers["num_workers"], clips.rows.num_shards)
     workers["persistent_workers"] = workers["num_workers"] > 0
     loader = DataLoader(clips, batch_size=None, collate_fn=partial(_collate_streamed, padded), **workers)
@@ -173,8 +173,8 @@ def used_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
     """Return the seconds of each row that are used, of shape (rows,).
 
     Args:
-        rows: See `data.Splits`.
-        limit: Of a clip, in seconds.
+        rows: Rows of a split, see `Splits`.
+        limit: Largest number of seconds per row.
     """
     known = rows.select_columns(["num_frames", "sampling_rate"]).to_pandas()
     return np.minimum(known["num_frames"] / known["sampling_rate"], limit).to_numpy()
@@ -195,21 +195,20 @@ def _in_windows(rows: Dataset, cfg: DataConfig) -> Dataset:
 
 
 def _balancing(labels: Sequence[int]) -> np.ndarray:
-    """Each row's weight by the inverse frequency of its class; their mean is 1."""
+    """Return the weight of each row by the inverse frequency of its class, with mean 1."""
     return compute_sample_weight("balanced", np.asarray(labels))
 
 
 def keep_worker_errors(worker_id: int) -> None:
-    """Let a worker process send the exceptions themselves; a DataLoader's `worker_init_fn`.
+    """Make a worker process send its exceptions pickled; a `worker_init_fn` of a DataLoader.
 
-    torch sends the class and the traceback as text, and calls the class with that text: attributes are lost, and the
-    message is the traceback.
+    By default torch sends only the class and the traceback as text, so that attributes and the message are lost.
     """
     worker.ExceptionWrapper = WorkerError  # type: ignore[misc]
 
 
 class WorkerError(ExceptionWrapper):
-    """Carry an exception from a worker process, with its attributes; the worker's traceback becomes a note of it."""
+    """Exception of a worker process with its attributes; its traceback is added as a note."""
 
     def __init__(self, exc_info: Any = None, where: str = "in background") -> None:
         super().__init__(exc_info, where)
@@ -219,7 +218,7 @@ class WorkerError(ExceptionWrapper):
         try:
             self.pickled = pickle.dumps(error)
             pickle.loads(self.pickled)
-        except Exception:  # of a library, with a constructor or an attribute that pickle cannot handle
+        except Exception:  # the exception has a constructor or an attribute that pickle cannot handle
             self.pickled = b""
 
     def reraise(self) -> NoReturn:

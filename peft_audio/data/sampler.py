@@ -1,4 +1,4 @@
-"""Which clips form a batch, in which order, on which process."""
+"""Assign clips to batches and processes, sorted by length and shuffled."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Batches are cut from shuffled windows of this many batches, sorted by length: the first of these that leaves little
-# padding, so that a clip does not meet the same neighbours in every epoch where lengths allow. Little is this share, or
-# so many seconds a clip, below which shuffling is worth more.
+# Number of batches per shuffled window; batches are cut from windows sorted by length. The smallest number that leaves
+# little padding is used, because small windows mix clips more between epochs. Padding is little below LITTLE_PADDING of
+# the input or LITTLE_PADDING_SECONDS per clip; these limits are this package's own choice.
 WINDOW_BATCHES = (8, 16, 32, 64)
 LITTLE_PADDING = 0.09
 LITTLE_PADDING_SECONDS = 0.1
@@ -22,9 +22,9 @@ class Draw:
     """One clip of one micro-batch.
 
     Attributes:
-        index: The row.
-        epoch: Which training view of it (crop, augmentation); None for the clip as evaluation sees it.
-        weight: What its loss counts in the optimizer step, its share of the step's clips; 0 for a filler.
+        index: Row of the clip.
+        epoch: Epoch that decides crop and augmentation; None for the clip as in evaluation.
+        weight: Weight of its loss in the optimizer step, the clip's share of the step; 0 for a filler.
     """
 
     index: int
@@ -33,20 +33,20 @@ class Draw:
 
 
 class TrainingBatches(Sampler[list[Draw]]):
-    """This process's micro-batches, `micro_batches` for each optimizer step, the same steps for any division.
+    """Sampler of this process's micro-batches, `micro_batches` per optimizer step.
 
-    An optimizer step's clips depend on (seed, epoch) alone. Processes and micro-batches split them; where a ragged
-    last step gives a part nothing, the part repeats a clip with weight 0, so that every process runs every step.
+    The clips of an optimizer step depend only on (seed, epoch). Processes and micro-batches split them. If the last
+    step has fewer clips than parts, empty parts repeat a clip with weight 0, so that every process runs every step.
 
     Args:
-        lengths: Of each row, in seconds.
-        batch_size: Clips per optimizer step.
-        seed: With the epoch, decides the order.
+        lengths: Length of each row in seconds, of shape (rows,).
+        batch_size: Clips per optimizer step over all processes.
+        seed: Seed of the order, together with the epoch.
         micro_batches: Parts of a step that one process runs one after another.
-        num_processes: Parts that run at once.
-        process_index: Which of those is this one.
-        clip_weights: What each row counts beside the others of its step; all the same when not given.
-        batch_seconds: Steps hold as many clips as, padded to the longest, last so long, instead of `batch_size`.
+        num_processes: Number of processes.
+        process_index: Index of this process.
+        clip_weights: Relative weight of each row in its step, of shape (rows,); equal weights when not given.
+        batch_seconds: Largest padded length of a step in seconds, instead of `batch_size`.
     """
 
     def __init__(
@@ -68,22 +68,25 @@ class TrainingBatches(Sampler[list[Draw]]):
         batches = len(self.lengths) / batch_size if batch_seconds is None else self.lengths.sum() / batch_seconds
         little = max(LITTLE_PADDING, LITTLE_PADDING_SECONDS / (LITTLE_PADDING_SECONDS + self.lengths.mean()))
         for window in WINDOW_BATCHES[1:]:
-            # One window for all would give the same batches in every epoch.
+            # A single window would give the same batches in every epoch.
             if batches < 2 * self.window + 2 or padding_share(self.lengths, self.step_indices(0)) <= little:
                 break
             self.window = min(window, int(batches // 2))
 
     def go_to(self, epoch: int, step: int = 0) -> None:
-        """Begin an epoch, or go on in it behind so many of its steps."""
+        """Set the epoch, and the number of its steps to skip."""
         self.epoch, self.first_step = epoch, step
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in this epoch."""
+        """Return the number of optimizer steps in this epoch."""
         return len(self.step_indices())
 
     def total_steps(self, epochs: int, limit: int | None = None) -> int:
-        """Count the optimizer steps of N epochs, or up to `limit`: with `batch_seconds`, each epoch has to be drawn."""
+        """Count the optimizer steps of `epochs` epochs, at most `limit`.
+
+        With `batch_seconds`, every epoch is drawn to count its steps.
+        """
         most = sys.maxsize if limit is None else limit
         if self.batch_seconds is None:
             return min(most, epochs * self.steps)
@@ -95,7 +98,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         return steps
 
     def clips_in(self, steps: int) -> int:
-        """Clips in the first steps of this epoch, over all processes."""
+        """Count the clips in the first `steps` steps of this epoch, over all processes."""
         return sum(len(indices) for indices in self.step_indices()[:steps])
 
     def __len__(self) -> int:
@@ -104,16 +107,20 @@ class TrainingBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         parts = self.micro_batches * self.num_processes
         for step in self.step_indices()[self.first_step :]:
-            whole = self.clip_weights[step].sum()
+            total = self.clip_weights[step].sum()
             for micro in range(self.micro_batches):
                 mine = step[micro * self.num_processes + self.process_index :: parts]
                 if mine:
-                    yield [Draw(i, self.epoch, float(self.clip_weights[i] / whole)) for i in mine]
+                    yield [Draw(i, self.epoch, float(self.clip_weights[i] / total)) for i in mine]
                 else:
                     yield [Draw(step[0], self.epoch, 0.0)]
 
     def step_indices(self, epoch: int | None = None) -> list[list[int]]:
-        """The rows of each optimizer step of an epoch, this one by default: like in length, steps in random order."""
+        """Return the rows of each optimizer step: of similar length, with steps in random order.
+
+        Args:
+            epoch: Epoch; the current one when not given.
+        """
         rng = np.random.default_rng([self.seed, self.epoch if epoch is None else epoch])
         order = rng.permutation(len(self.lengths))
         window: np.ndarray
@@ -121,9 +128,9 @@ class TrainingBatches(Sampler[list[Draw]]):
             window = np.arange(len(order)) // (self.window * self.batch_size)
         else:
             window = np.cumsum(self.lengths[order]) // (self.window * self.batch_seconds)
-        # Stable: by window, in it by length, and in the shuffled order where lengths are equal.
+        # Sorted by window, then by length; lexsort is stable, so equal lengths stay in shuffled order.
         by_length = order[np.lexsort((self.lengths[order], window))]
-        steps = cut(by_length, self.lengths, self.batch_size, self.batch_seconds)
+        steps = cut_batches(by_length, self.lengths, self.batch_size, self.batch_seconds)
         return [steps[i] for i in rng.permutation(len(steps))]
 
 
@@ -134,17 +141,34 @@ def evaluation_batches(
     process_index: int = 0,
     batch_seconds: float | None = None,
 ) -> list[list[Draw]]:
-    """This process's batches of a split, by length; over all processes every row exactly once."""
+    """Return this process's batches of a split, sorted by length; every row is in one batch of one process.
+
+    Args:
+        lengths: Length of each row in seconds, of shape (rows,).
+        batch_size: Clips per batch.
+        num_processes: Number of processes.
+        process_index: Index of this process.
+        batch_seconds: Largest padded length of a batch in seconds, instead of `batch_size`.
+    """
     known = np.asarray(lengths)
     order = np.argsort(known, kind="stable")[process_index::num_processes]
-    return [[Draw(i) for i in rows] for rows in cut(order, known, batch_size, batch_seconds)]
+    return [[Draw(i) for i in rows] for rows in cut_batches(order, known, batch_size, batch_seconds)]
 
 
-def cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_seconds: float | None) -> list[list[int]]:
-    """Rows in this order as batches, of a fixed count, or of as many as last `batch_seconds` once padded."""
+def cut_batches(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_seconds: float | None
+) -> list[list[int]]:
+    """Cut rows into batches of consecutive rows.
+
+    Args:
+        order: Row numbers in the order to cut, of shape (rows,).
+        lengths: Length of each row in seconds.
+        batch_size: Clips per batch.
+        batch_seconds: Largest padded length of a batch in seconds, instead of `batch_size`.
+    """
     rows = order.tolist()
     if batch_seconds is None:
-        return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     batches: list[list[int]] = []
     longest = 0.0
     for row in rows:
@@ -158,6 +182,6 @@ def cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_seconds: 
 
 
 def padding_share(lengths: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
-    """How much of the batches' input is padding, 0 to 1."""
+    """Return the share of padding in the input of batches, 0 to 1."""
     longest = sum(len(rows) * lengths[rows].max() for rows in batches)
     return 1 - sum(lengths[rows].sum() for rows in batches) / longest if longest else 0.0

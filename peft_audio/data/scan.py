@@ -1,4 +1,4 @@
-"""Decode every clip once, to know what is wrong with it before anything is trained on it."""
+"""Decode every clip once to find unusable clips before training."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from peft_audio.data.clip_table import ClipTable, clip_hash, recording_of
 from peft_audio.files import file_sha256, sha256
 
 FULL_SCALE = 0.999
-# Floats are sometimes written at the scale of 16 or 32 bits; beyond that they are no samples.
+# Float samples are sometimes at the scale of 16 or 32 bits; larger values are damage.
 ABSURD_PEAK = 1e10
 SLACK_SECONDS = 0.1
 # One step of 16 bits, with slack for rounding: digital silence with and without dither.
 DIGITAL_SILENCE = 1.01 / 32_768
-# Samples pass zero one by one; a shorter run is no pause.
+# Audio has single zero samples at zero crossings; shorter runs are no silence.
 SHORTEST_SILENCE_SECONDS = 0.02
 CHUNK_CLIPS = 512
 SILENCES = ("leading_silence_seconds", "trailing_silence_seconds", "silence_seconds")
-# Decoding leaves Python's lock, so threads are enough and share the memory.
+# Decoding releases the GIL, so threads suffice and share memory.
 JOBS = cpu_count()
 
-# Is told the number of a clip, the first 30 s of it as a mono waveform, and the rate.
-Listen = Callable[[int, np.ndarray, int], None]
+# Function of the row number of a clip, its first 30 s as a mono waveform of shape (samples,), and the rate in hertz.
+ScanCallback = Callable[[int, np.ndarray, int], None]
 
 
-def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, quiet: bool = True) -> pd.DataFrame:
-    """Read all clips of a collection, several at a time, holding no more than a few in memory.
+def scan(
+    collection: ClipTable, callback: ScanCallback | None = None, jobs: int = JOBS, quiet: bool = True
+) -> pd.DataFrame:
+    """Decode all clips of a collection in parallel, with only a few in memory.
 
     Args:
         collection: The clips.
-        listen: Called for each clip, from several threads; its number is that of the row that it gets here.
-        jobs: Clips read at once.
+        callback: Called for each clip from several threads, with its row number in the result.
+        jobs: Number of threads.
         quiet: Show no progress bar.
 
     Returns:
-        The clips with these columns more: `fault` (a `Fault` for a clip that cannot be used, else ""), `error` (the
+        The clips with additional columns: `fault` (a `Fault` for a clip that cannot be used, else ""), `error` (the
         reason in words, such as "is silent"; empty without a fault), `num_frames` and `sampling_rate` (of the clip, as
         the file has them), `channels`, `peak` (of the mix to mono, without its mean), `loud` (whether any channel is
         not silent), `clipped` (share of samples at full scale), `cut_off` (the header, or the end that was asked for,
@@ -57,14 +59,14 @@ def scan(collection: ClipTable, listen: Listen | None = None, jobs: int = JOBS, 
     clips = collection.clips.reset_index(drop=True)
 
     def facts(row: dict[str, Any]) -> dict[str, Any]:
-        told = partial(listen, row["number"]) if listen else None
-        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], told)
+        clip_callback = partial(callback, row["number"]) if callback else None
+        return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], clip_callback)
 
     parts = []
     with ThreadPoolExecutor(jobs) as pool, _bar(quiet) as progress:
         bar = progress.add_task("reading every clip", total=len(clips))
-        for at in range(0, len(clips), CHUNK_CLIPS):
-            rows = clips.iloc[at : at + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
+        for first in range(0, len(clips), CHUNK_CLIPS):
+            rows = clips.iloc[first : first + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
             parts.append(pd.DataFrame(list(pool.map(facts, rows))))
             progress.advance(bar, len(rows))
     return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
@@ -78,15 +80,15 @@ def scan_clip(
     source: Path | bytes,
     start: float = 0.0,
     end: float = float("nan"),
-    listen: Callable[[np.ndarray, int], None] | None = None,
+    callback: Callable[[np.ndarray, int], None] | None = None,
 ) -> dict[str, Any]:
-    """What one clip is, and what is wrong with it.
+    """Decode one clip, and measure its properties and faults.
 
     Args:
-        source: A file, or the bytes of one.
-        start: Where the clip begins, in seconds.
-        end: Where it ends; NaN for the end of the recording.
-        listen: Called with the first 30 s of it as a mono waveform, and the rate.
+        source: Path or bytes of a file.
+        start: Start of the clip in seconds.
+        end: End of the clip in seconds; NaN for the end of the recording.
+        callback: Called with the first 30 s as a mono waveform of shape (samples,), and the rate in hertz.
 
     Returns:
         The columns that `scan` adds.
@@ -101,12 +103,12 @@ def scan_clip(
         facts["sha256"] = _sha256(source)
         facts["clip_hash"] = clip_hash(facts["sha256"], start, end)
         seconds = None if np.isnan(end) else end - start
-        blocks = _checked(read_blocks(source, start, seconds), facts)
+        blocks = _measure(read_blocks(source, start, seconds), facts)
         first = next(blocks, None)
         if first is None:
             raise AudioError("holds no samples" + (f" after {start:g} s" if start else ""), "empty")
-        if listen:
-            listen(first.mean(axis=1), info.sampling_rate)
+        if callback:
+            callback(first.mean(axis=1), info.sampling_rate)
         for _ in blocks:
             pass
         facts["clipped"] /= facts["num_frames"] * info.channels
@@ -121,18 +123,22 @@ def scan_clip(
     return facts
 
 
-def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Count what is in each block on its way."""
+def _measure(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Yield blocks unchanged, and add their properties to `facts`.
+
+    Raises:
+        AudioError: Samples are not finite or far above full scale.
+    """
     run, previous = 0, None
     for block in blocks:
         if not np.isfinite(block).all():
             raise AudioError("holds samples that are NaN or infinite", "NaN or infinite samples")
         if (largest := np.abs(block).max()) > ABSURD_PEAK:
-            raise AudioError(f"holds samples up to {largest:.0e}, which is no sound (full scale is 1)")
+            raise AudioError(f"holds samples up to {largest:.0e}, far above full scale (1)")
         run, previous = _count_silence(block, previous, run, facts), block[-1].copy()
         facts["num_frames"] += len(block)
         facts["clipped"] += int((np.abs(block) >= FULL_SCALE).sum())
-        # What is trained on is the mix: channels may cancel each other, and a constant is as silent as zero.
+        # Models read the mono mix: channels can cancel each other, and a constant offset is silent.
         facts["loud"] |= bool((np.ptp(block, axis=0) > 2 * SILENT_PEAK).any())
         mono = block.mean(axis=1)
         mono = mono - mono.mean()
@@ -148,16 +154,18 @@ def _checked(blocks: Iterator[np.ndarray], facts: dict[str, Any]) -> Iterator[np
 
 
 def _count_silence(block: np.ndarray, previous: np.ndarray | None, run: int, facts: dict[str, Any]) -> int:
-    """Add the runs of digital silence that end in a block: samples of zero, or repeated to the bit, in all channels.
+    """Add the runs of digital silence that end in a block to `facts`.
+
+    Digital silence is zero, or exactly the previous sample, in all channels.
 
     Args:
-        block: Samples, which begin at `num_frames`.
-        previous: Last sample of the block before.
-        run: Silent samples that the block before ends with; the run may go on.
-        facts: Where the seconds are added.
+        block: Samples of shape (samples, channels) that start at `num_frames`.
+        previous: Last sample of the previous block.
+        run: Number of silent samples at the end of the previous block.
+        facts: Properties of the clip.
 
     Returns:
-        Silent samples that this block ends with, those of earlier blocks included.
+        Number of silent samples at the end of this block, including those of earlier blocks.
     """
     rate = facts["sampling_rate"]
     silent = (np.abs(block) <= DIGITAL_SILENCE).all(axis=1)
@@ -184,5 +192,5 @@ def _sha256(source: Path | bytes) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256_of_file(file: Path, changed: int) -> str:
-    # The parts of one recording come one after another.
+    # Cached, because parts of one recording follow each other.
     return file_sha256(file)

@@ -1,4 +1,4 @@
-"""What a source holds, whichever kind it is."""
+"""Find the clips of any kind of source."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from datasets import Dataset
 
 from peft_audio.config import DataConfig
 from peft_audio.config.fields import SourceKind, changed_fields, settings_of
-from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, grouped, make_clips
-from peft_audio.data.divide import take_splits
+from peft_audio.data.clip_table import SPLITS, ClipTable, check_labels, make_clips, with_groups
+from peft_audio.data.divide import apply_splits_file
 from peft_audio.data.folder import from_folder
 from peft_audio.data.hub_dataset import from_hub, resolve_commit
 from peft_audio.data.layouts import doubt_classes, explain_folder
@@ -25,48 +25,48 @@ from peft_audio.data.tables import MANIFEST_SUFFIXES
 from peft_audio.errors import UserError
 from peft_audio.files import expanded
 
-SERVED: dict[SourceKind, str] = {"manifest": "manifests", "hub": "datasets on the Hub"}
+SOURCE_NAMES: dict[SourceKind, str] = {"manifest": "manifests", "hub": "datasets on the Hub"}
 SAVE_AS = dict.fromkeys((".xlsx", ".xls", ".ods"), ".csv") | {".txt": ".tsv", ".tab": ".tsv", ".json": ".jsonl"}
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits"
 
 
 def find_clips(cfg: DataConfig, least_labels: int = 2) -> ClipTable:
-    """Find the clips of a source, grouped and, with `data.splits_file`, divided; nothing is decoded.
+    """Find the clips of a source with their groups and, with `data.splits_file`, their splits; decode nothing.
 
     Args:
-        cfg: The source, and how to read it.
-        least_labels: Number of labels without which it is refused; a classifier that is trained needs 2.
+        cfg: Source and settings to read it.
+        least_labels: Smallest number of labels; training a classifier needs 2.
 
     Raises:
-        UserError: It is not there, or there is nothing to classify in it.
+        UserError: The source does not exist, or has no clips or too few labels.
     """
     place = expanded(cfg.source)
     if cfg.source == "bundled":
-        _refuse_unread(cfg, "bundled")
+        _refuse_inapplicable(cfg, "bundled")
         collection = _bundled()
     elif place.is_dir():
-        _refuse_unread(cfg, "folder")
+        _refuse_inapplicable(cfg, "folder")
         collection = _from_folder(place, least_labels)
     elif place.suffix.lower() in MANIFEST_SUFFIXES:
-        _refuse_unread(cfg, "manifest")
+        _refuse_inapplicable(cfg, "manifest")
         collection = from_manifest(place, cfg)
     elif _is_on_hub(cfg):
         collection = from_hub(cfg)
     else:
-        what = "is no table of these kinds" if place.is_file() else "does not exist"
+        problem = "is no table of these kinds" if place.is_file() else "does not exist"
         save_as = f" Save this table as {SAVE_AS[place.suffix.lower()]}." if place.suffix.lower() in SAVE_AS else ""
         raise UserError(
-            f'--data.source: {cfg.source} {what}; give "bundled", a folder with one subfolder of recordings a class, '
-            f"a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset.{save_as}"
+            f'--data.source: {cfg.source} {problem}; give "bundled", a folder with one subfolder of recordings per '
+            f"class, a manifest ({', '.join(MANIFEST_SUFFIXES)}) or the id of a Hub dataset.{save_as}"
         )
     check_labels(collection.labels, cfg.source, least_labels)
-    collection = grouped(collection, cfg)
+    collection = with_groups(collection, cfg)
     if cfg.splits_file is None:
         return collection
-    clips, note = take_splits(collection.clips, cfg.splits_file)
+    clips, note = apply_splits_file(collection.clips, cfg.splits_file)
     kept = set(collection.task.label_names(list(clips["label"])))
     labels = tuple(label for label in collection.labels if label in kept)
-    check_labels(labels, f"what {cfg.splits_file} names of {cfg.source}", least_labels)
+    check_labels(labels, f"the part of {cfg.source} listed in {cfg.splits_file}", least_labels)
     return replace(collection, clips=clips, labels=labels, notes=(*collection.notes, *([note] if note else [])))
 
 
@@ -87,7 +87,12 @@ def _is_on_hub(cfg: DataConfig) -> bool:
 
 
 def pin_revision(cfg: DataConfig, accelerator: Accelerator | None) -> DataConfig:
-    """The settings with the commit of a Hub dataset, the same on every process, whatever is pushed meanwhile."""
+    """Set the revision of a Hub dataset to its current commit, the same on every process.
+
+    Args:
+        cfg: Settings of the source.
+        accelerator: Processes of the run; None for a single process.
+    """
     if not _is_on_hub(cfg):
         return cfg
     commit = resolve_commit(cfg)
@@ -96,27 +101,29 @@ def pin_revision(cfg: DataConfig, accelerator: Accelerator | None) -> DataConfig
     return replace(cfg, revision=commit)
 
 
-def refuse_later_settings(cfg: DataConfig) -> None:
-    """Refuse changed settings that affect neither splits nor input, where nothing is trained.
+def refuse_training_settings(cfg: DataConfig) -> None:
+    """Refuse settings that affect only training, for commands that do not train.
+
+    Settings that affect only cost are ignored.
 
     Raises:
-        UserError: One of them was given. Settings that affect cost alone are ignored.
+        UserError: Such a setting was changed.
     """
     for name, value in changed_fields(cfg).items():
         if settings_of(cfg)[name].stage not in ("splits", "input", "cost"):
             raise UserError(f"--data.{name}: got {value}, must be left out: nothing is trained here. Leave it out.")
 
 
-def _refuse_unread(cfg: DataConfig, kind: SourceKind) -> None:
+def _refuse_inapplicable(cfg: DataConfig, kind: SourceKind) -> None:
     """Refuse changed settings that do not apply to this kind of source."""
     for name, value in changed_fields(cfg).items():
         kinds = settings_of(cfg)[name].source_kinds
         fix = " Try --data.group_pattern, which takes the group from the file name." if name == "group_column" else ""
         if kind not in kinds:
-            served = [words for word, words in SERVED.items() if word in kinds]
+            applicable = [names for name, names in SOURCE_NAMES.items() if name in kinds]
             raise UserError(
                 f"--data.{name}: got {value}, must be left out with the source {cfg.source}: it is for "
-                f"{' and '.join(served)}.{fix or ' Leave it out.'}"
+                f"{' and '.join(applicable)}.{fix or ' Leave it out.'}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Recordings as rows, and rows as train, validation and test splits."""
+"""Build the train, validation and test splits of a source."""
 
 from __future__ import annotations
 
@@ -48,27 +48,34 @@ ROWS = pa.schema(
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of each split.
+    """Rows of each split.
 
-    A row has `id` (unique), `recording` (its id; a recording may be cut into several windows), `path` or `stored` (see
-    `clip_table.recording_of`), `label` (a number), `group` ("" if not known), `start_seconds` and `end_seconds` (None
-    for the recording's end), `num_frames` of the clip and `sampling_rate` in hertz as the file has them, `sha256` of
-    the file, `clip_hash` of the recording, or of the part of a file that the source names.
+    A row has these columns:
+        `id`: unique id.
+        `recording`: id of its recording, which may be cut into several windows.
+        `path` or `stored`: location of the recording, see `clip_table.recording_of`.
+        `label`: target as encoded by the task.
+        `group`: group; "" if not known.
+        `start_seconds`, `end_seconds`: times in the file; None for the end of the file.
+        `num_frames`: length of the clip in samples of the file.
+        `sampling_rate`: sampling rate of the file in hertz.
+        `sha256`: hash of the file.
+        `clip_hash`: hash of the recording, or of the part of a file that the source lists.
 
     Attributes:
-        train: What is trained on; no rows if it is streamed.
-        validation: What settings and the best epoch are chosen on.
-        test: Read once, at the end.
-        labels: The label names, in the order of the label numbers.
-        stored: Recordings that are bytes in a table.
-        skipped: Clips that cannot be used: `id` and `reason`.
-        notes: What was decided about the source, to be told.
-        ignored: Files that are not recordings by their names.
-        revision: The commit of a Hub dataset.
-        stream: The training clips, if they are streamed.
-        task: what a clip's label is a target of.
-        train_counts: Number of recordings of each label in the whole training split, before `data.max_train_clips`
-            draws some of them; empty if they are streamed.
+        train: Training rows; empty if they are streamed.
+        validation: Rows for choosing settings and the best epoch.
+        test: Rows that are read once, at the end.
+        labels: Label names, in the order of the label numbers.
+        stored: Recordings stored as bytes.
+        skipped: `id` and reason of each clip that cannot be used.
+        notes: Messages for the user about how the source was read.
+        ignored: Files whose names are not those of recordings.
+        revision: Commit of a Hub dataset.
+        stream: Training clips, if they are streamed.
+        task: Task that the labels are targets of.
+        train_counts: Number of training recordings by label, before `data.max_train_clips` draws some of them; empty if
+            they are streamed.
         train_audio: Quantiles of the length, level and sampling rate of the training clips, see `audio_quantiles`;
             empty if they are streamed.
     """
@@ -91,7 +98,7 @@ class Splits:
         return getattr(self, split)
 
     def recordings(self, split: str) -> pd.DataFrame:
-        """`id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
+        """Return `id`, `label` (text) and `group` of each recording of a split, in the order of an evaluation."""
         return recordings_of(self[split], self.labels, self.task)
 
     def clip_hashes(self, split: str) -> list[str]:
@@ -101,43 +108,43 @@ class Splits:
 
     def table(self) -> pa.Table:
         """Return the id, label, group, split and clip hash of every recording, as the run saves them."""
-        # What is validated on the test stands there once: the splits can be taken for another run.
+        # Without the validation split if it is the test split, so that the table can be used as data.splits_file.
         names = [split for split in SPLITS if split != "validation" or self.validation is not self.test]
         parts = [self.recordings(split).assign(split=split, clip_hash=self.clip_hashes(split)) for split in names]
         text = pa.schema(dict.fromkeys(("id", "label", "group", "split", "clip_hash"), pa.string()))
         return pa.Table.from_pandas(pd.concat(parts), text, preserve_index=False)
 
     def dataset_sha256(self) -> str:
-        """A hash of every recording's id, label and bytes: changed, added, cut or relabelled clips change it."""
+        """Hash the id, label, times and file of every recording, so that any changed clip changes the hash."""
         source = [f"{self.stream.name}\t{self.revision}"] if self.stream else []
         return hash_of_rows([self[split] for split in SPLITS], self.labels, self.task, source)
 
     def split_sha256(self) -> str:
-        """A hash of which recording stands in which split."""
+        """Hash the id and split of every recording."""
         rows = self.table().select(["id", "split"]).to_pydict()
         return _sha256(map("\t".join, zip(rows["id"], rows["split"], strict=True)))
 
 
 def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None, window: float | None = None) -> Splits:
-    """Find the clips, decode each one once to see that it can be used, and divide them.
+    """Find the clips of a source, decode each once to check it, and divide them.
 
     Args:
-        cfg: The source, and how to divide it.
-        accelerator: Where it runs: one process decodes, and tells the others what it found.
-        window: Fixed window of the encoder in seconds, for the notes; None if it takes clips of any length.
+        cfg: Source and settings of the splits.
+        accelerator: Processes of the run; the main process decodes and sends the result to the others.
+        window: Fixed window of the encoder in seconds, for the notes; None if it accepts clips of any length.
 
     Raises:
-        UserError: There is nothing to train on, clips cannot be used, or a class is too small to be divided.
+        UserError: A split or a class has no clips, clips cannot be used, or a class is too small to be divided.
     """
     cfg = pin_revision(cfg, accelerator)
     collection = find_clips(cfg)
     stream = open_stream(cfg, collection.revision) if cfg.streaming else None
     notes = [*collection.notes, *collection.doubts]
-    clips, skipped = _usable(_scanned(collection, accelerator), cfg)
+    clips, skipped = _drop_unusable(_scan_once(collection, accelerator), cfg)
     if cfg.splits_file is None and not cfg.streaming:
         clips = divide(clips, cfg)
     if cfg.validate_on_test:
-        # Nothing is chosen on a validation split then; it is trained on.
+        # The validation split is not needed then, so its clips are trained on.
         clips = clips.assign(split=clips["split"].replace("validation", "train"))
     absent = missing_classes(clips, collection.labels, collection.task)
     if absent:
@@ -154,86 +161,92 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None, window:
     notes += _warnings(clips, cfg, window)
     counts = dict(clips["label"][clips["split"] == "train"].value_counts().astype(int))
     if cfg.max_train_clips is not None:
-        clips = _fewer(clips, cfg.max_train_clips, cfg.split_seed)
-    # At this point the table of clips is there twice; a collection of many is held once from here on.
+        clips = _limit_training_clips(clips, cfg.max_train_clips, cfg.split_seed)
+    # Frees the unscanned copy of the table, which is large for many clips.
     collection = replace(collection, clips=collection.clips.iloc[:0])
     rows = cut_windows(clips, cfg.window_seconds, cfg.hop_seconds)
     train = rows[rows["split"] == "train"]
-    # The level is that of the scan, which decodes every clip once in any case.
+    # The levels come from the scan, which decodes every clip.
     audio = audio_quantiles(train["num_frames"] / train["sampling_rate"], train["rms"], train["sampling_rate"])
     splits = _to_splits(rows, collection, cfg)
     return replace(splits, skipped=skipped, notes=tuple(notes), stream=stream, train_counts=counts, train_audio=audio)
 
 
-def _scanned(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:
-    """What the first process found in the clips, on every process."""
+def _scan_once(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:
+    """Scan the clips on the main process, and return the result on every process."""
     if accelerator is None or accelerator.num_processes == 1:
         return scan(collection, quiet=not sys.stderr.isatty())
-    found = [scan(collection, quiet=not sys.stderr.isatty()) if accelerator.is_main_process else None]
-    return broadcast_object_list(found)[0]
+    scanned = [scan(collection, quiet=not sys.stderr.isatty()) if accelerator.is_main_process else None]
+    return broadcast_object_list(scanned)[0]
 
 
-def _usable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[tuple[str, str], ...]]:
-    """The clips that can be used, and those that cannot, with the reason."""
+def _drop_unusable(clips: pd.DataFrame, cfg: DataConfig) -> tuple[pd.DataFrame, tuple[tuple[str, str], ...]]:
+    """Return the usable clips, and the id and error of the others.
+
+    Raises:
+        UserError: Unusable clips are not allowed, or there are too many.
+    """
     bad = clips[clips["fault"] != ""]
     if not len(bad):
         return clips, ()
     where = bad["path"].where(bad["path"] != "", bad["id"])
     lines = [f"{path} {error}" for path, error in zip(where, bad["error"], strict=True)]
-    told = "\n  " + "\n  ".join(lines)
+    details = "\n  " + "\n  ".join(lines)
     if cfg.on_bad_clip == "error":
         raise UserError(
-            f"--data.source: {len(bad)} of {len(clips)} clips cannot be used; mend or remove them, or leave them out "
-            f"with --data.on_bad_clip skip:{told}"
+            f"--data.source: {len(bad)} of {len(clips)} clips cannot be used; repair or remove them, or leave them out "
+            f"with --data.on_bad_clip skip:{details}"
         )
     if len(bad) > cfg.max_bad_share * len(clips):
         raise UserError(
             f"--data.max_bad_share: {len(bad)} of {len(clips)} clips cannot be used, more than the share of "
-            f"{cfg.max_bad_share:g} that may be skipped; mend them, or raise it:{told}"
+            f"{cfg.max_bad_share:g} that may be skipped; repair them, or raise it:{details}"
         )
     return clips[clips["fault"] == ""], tuple(zip(bad["id"], bad["error"], strict=True))
 
 
 def _warnings(clips: pd.DataFrame, cfg: DataConfig, window: float | None) -> list[str]:
-    """What does not stop a run, but should be known of it."""
-    # Not by grouping all clips, nor as Arrow's text: either takes several times the memory.
+    """Return warnings about the clips."""
+    # Grouping all clips, or comparing Arrow strings, would take several times the memory.
     repeated = clips[clips["sha256"].astype(object).duplicated(keep=False)]
     copies = repeated.groupby(["sha256", "start_seconds"])
     counts = {
-        "stand in more than one split, as exact copies": (copies["split"].transform("nunique") > 1).sum(),
-        "stand in more than one class, as exact copies": (copies["label"].transform("nunique") > 1).sum(),
-        "are cut off: shorter than the header or end_seconds says": clips["cut_off"].sum(),
-        "have a WAV header that was never finished: read to the end of the file": clips["unfinished"].sum(),
+        "are exact copies in more than one split": (copies["split"].transform("nunique") > 1).sum(),
+        "are exact copies in more than one class": (copies["label"].transform("nunique") > 1).sum(),
+        "are cut off: shorter than their header or end_seconds": clips["cut_off"].sum(),
+        "have a WAV header without a length: read to the end of the file": clips["unfinished"].sum(),
     }
     if cfg.window_seconds is None and window is None:
         long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]
-        counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation hears"] = long.sum()
+        counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation reads"] = long.sum()
     notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]
     notes += ["peft-audio check lists these clips"] if notes else []
     long = 0 if window is None else int((clips["num_frames"] > window * clips["sampling_rate"]).sum())
     if long:
         notes.append(
-            f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training takes random "
-            "crops of it, evaluation and prediction average over consecutive windows"
+            f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training reads random "
+            "crops of that length, evaluation and prediction average over consecutive windows"
         )
     leaking = leaking_groups(clips)
     if leaking:
-        notes.append(f"warning: groups that stand in more than one split: {listed(list(leaking))}")
+        notes.append(f"warning: groups in more than one split: {listed(list(leaking))}")
     return notes
 
 
-def _fewer(clips: pd.DataFrame, wanted: int, seed: int) -> pd.DataFrame:
-    """So many training clips, as evenly over the classes as they allow."""
+def _limit_training_clips(clips: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Draw `count` of the training clips, with classes as even as possible; other splits stay.
+
+    Raises:
+        UserError: There are more classes than clips to draw.
+    """
     train = clips[clips["split"] == "train"].sort_values("id")
     classes = train["label"].nunique()
-    if wanted < classes:
-        raise UserError(
-            f"--data.max_train_clips: got {wanted}, must be {classes}, one of each class, or more. Raise it."
-        )
+    if count < classes:
+        raise UserError(f"--data.max_train_clips: got {count}, must be {classes}, one per class, or more. Raise it.")
     shuffled = train.iloc[np.random.default_rng(seed).permutation(len(train))]
-    # Every class's first clip, then every class's second one, and so on.
+    # The first clip of every class, then the second of every class, and so on.
     rank = shuffled.groupby("label").cumcount().sort_values(kind="stable")
-    return clips.drop(index=train.index.difference(rank.index[:wanted]))
+    return clips.drop(index=train.index.difference(rank.index[:count]))
 
 
 def _to_splits(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> Splits:
@@ -247,20 +260,20 @@ def _to_splits(clips: pd.DataFrame, collection: ClipTable, cfg: DataConfig) -> S
 
 
 def to_rows(clips: pd.DataFrame, labels: Sequence[str], name: str, task: Task) -> Dataset:
-    """Clips as the rows of a split, see `Splits`.
+    """Convert clips to the rows of a split, see `Splits`.
 
     Args:
-        clips: With the columns of `ROWS`, and labels as text.
-        labels: In the order of their numbers.
-        name: Of the split.
-        task: encodes the labels.
+        clips: Clips with the columns of `ROWS`, and labels as text.
+        labels: Label names in the order of their numbers.
+        name: Name of the split.
+        task: Task that encodes the labels.
     """
     rows = clips[ROWS.names].assign(label=list(task.encode(list(clips["label"]), labels)))
-    # Training draws by row number: the order of the rows must not depend on how the splits were made.
+    # Sorted, because training draws by row number and must not depend on how the splits were made.
     order = [(column, "ascending") for column in ("recording", "start_seconds", "id")]
     schema = ROWS.set(ROWS.get_field_index("label"), pa.field("label", task.target_type()))
     table = pa.Table.from_pandas(rows, schema, preserve_index=False).sort_by(order)
-    # Without a fingerprint, datasets makes one of a copy of all rows.
+    # Given, because datasets would copy all rows to compute one.
     return Dataset(table, fingerprint=name)
 
 
@@ -268,10 +281,10 @@ def hash_of_rows(tables: Iterable[Dataset], labels: Sequence[str], task: Task, s
     """Hash the id, label, part and bytes of each row, see `Splits.dataset_sha256`.
 
     Args:
-        tables: Rows as `to_rows` makes them.
-        labels: Labels in the order of their numbers.
-        task: Decoder of the labels.
-        source: Other lines to hash.
+        tables: Rows from `to_rows`.
+        labels: Label names in the order of their numbers.
+        task: Task that decodes the labels.
+        source: Further lines to hash.
     """
     facts = ["id", "label", "start_seconds", "end_seconds", "sha256"]
     rows = pd.concat([table.select_columns(facts).to_pandas() for table in tables]).drop_duplicates("id")
@@ -280,7 +293,7 @@ def hash_of_rows(tables: Iterable[Dataset], labels: Sequence[str], task: Task, s
 
 
 def recordings_of(rows: Dataset, labels: Sequence[str], task: Task) -> pd.DataFrame:
-    """`id`, `label` (text) and `group` of each recording among the rows, in the order of an evaluation."""
+    """Return `id`, `label` (text) and `group` of each recording of the rows, in the order of an evaluation."""
     known = rows.select_columns(["recording", "label", "group"]).to_pandas()
     known = known.drop_duplicates("recording", ignore_index=True)
     names = task.decode(known["label"].to_numpy(), labels)

@@ -1,4 +1,4 @@
-"""Training clips read over the network, in steps of a fixed number of clips."""
+"""Stream training clips over the network, in steps of a fixed number of clips."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from peft_audio.data.sampler import Draw
 from peft_audio.data.scan import scan_clip
 from peft_audio.errors import UserError
 
-# Before so many clips, a share of bad ones says nothing.
+# Number of clips before which the share of unusable ones is not judged.
 FIRST_CLIPS = 50
 
 
 @dataclass
 class StreamedSteps:
-    """How a stream is divided: `train.max_steps` into `train.epochs` parts."""
+    """Division of a stream into parts that count as epochs.
+
+    Attributes:
+        max_steps: Optimizer steps of the run, `train.max_steps`.
+        epochs: Number of parts, `train.epochs`.
+        batch_size: Clips per optimizer step over all processes.
+        epoch: Current part.
+    """
 
     max_steps: int
     epochs: int
@@ -33,34 +40,34 @@ class StreamedSteps:
     epoch: int = 0
 
     def go_to(self, epoch: int, step: int = 0) -> None:
-        """Begin a part, or go on in it: the stream itself goes on where it was."""
+        """Set the current part; the stream itself continues at its position."""
         self.epoch = epoch
 
     @property
     def steps(self) -> int:
-        """Optimizer steps between two validations."""
+        """Return the number of optimizer steps between two validations."""
         return -(-self.max_steps // self.epochs)
 
     def total_steps(self, epochs: int, limit: int | None = None) -> int:
-        """Count the optimizer steps of N parts, up to `limit`."""
+        """Count the optimizer steps of `epochs` parts, at most `limit`."""
         steps = self.steps * epochs
         return steps if limit is None else min(steps, limit)
 
     def clips_in(self, steps: int) -> int:
-        """Clips in so many steps, over all processes."""
+        """Count the clips in `steps` steps, over all processes."""
         return steps * self.batch_size
 
 
 class StreamedClips(torch.utils.data.IterableDataset):
-    """This process's micro-batches, without end: the stream begins again, shuffled anew, when it is through.
+    """Endless stream of this process's micro-batches; each pass over the source is shuffled differently.
 
     Args:
-        stream: The training clips.
-        labels: The label names, in the order of the label numbers.
-        view: How clips are heard.
-        train: Clips of a step, and how they are divided.
-        num_processes: Over how many processes.
-        process_index: Which of those is this one.
+        stream: Training clips.
+        labels: Label names, in the order of the label numbers.
+        view: Crop, augmentation and preparation of the clips.
+        train: Settings of the steps and micro-batches.
+        num_processes: Number of processes.
+        process_index: Index of this process.
     """
 
     def __init__(
@@ -76,11 +83,11 @@ class StreamedClips(torch.utils.data.IterableDataset):
         self.num_processes, self.process_index = num_processes, process_index
         self.names = stream.label_names
         shuffled = stream.rows.shuffle(seed=train.seed, buffer_size=view.cfg.shuffle_buffer)
-        # By files if they divide evenly; otherwise each process reads all and keeps its share.
+        # Divided by files if they divide evenly; otherwise each process reads all rows and keeps its share.
         self.rows = split_dataset_by_node(shuffled, process_index, num_processes)
 
     def __iter__(self) -> Iterator[tuple[list[dict[str, Any]], list[tuple[str, str]]]]:
-        """Micro-batches, each with the clips that were skipped on the way to it."""
+        """Yield micro-batches, each with the name and error of clips skipped since the last one."""
         skipped: list[tuple[str, str]] = []
         clips = self._clips(skipped)
         micro_batches = self.train.gradient_accumulation_steps
@@ -103,7 +110,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
             before = seen
             for row in self.rows:
                 seen += 1
-                # A number of no clip that another process or worker draws for.
+                # Unique over all processes and workers, because it seeds the augmentation.
                 index = (seen * others + me) * self.num_processes + self.process_index
                 try:
                     yield self._item(row, index)
@@ -117,11 +124,13 @@ class StreamedClips(torch.utils.data.IterableDataset):
 
     def _item(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         if row["label"] is None or (self.names is not None and row["label"] < 0):
-            raise UserError(f"--data.source: {row['audio']['path']} has no label. Take another column, or a revision.")
+            raise UserError(
+                f"--data.source: {row['audio']['path']} has no label. Use another column, or another revision."
+            )
         name = str(row["label"]) if self.names is None else self.names[row["label"]]
         if name not in self.labels:
-            raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test do not have.")
-        source = row["audio"]["bytes"] or b""  # without any, as an empty file
+            raise UserError(f"--data.source: the stream has the label {name!r}, which validation and test lack.")
+        source = row["audio"]["bytes"] or b""  # missing audio is reported like an empty file
         facts = scan_clip(source)
         if facts["fault"]:
             raise AudioError(facts["error"], facts["fault"])
@@ -134,28 +143,35 @@ class StreamedClips(torch.utils.data.IterableDataset):
     def _check_bad(self, name: str, reason: str, bad: int, seen: int) -> None:
         cfg = self.view.cfg
         if cfg.on_bad_clip == "error":
-            raise UserError(f"--data.source: {name} {reason}; mend it, or leave such out with --data.on_bad_clip skip.")
+            raise UserError(
+                f"--data.source: {name} {reason}; repair it, or skip such clips with --data.on_bad_clip skip."
+            )
         if seen >= FIRST_CLIPS and bad > cfg.max_bad_share * seen:
             raise UserError(
                 f"--data.max_bad_share: {bad} of the first {seen} clips cannot be used, more than the share of "
-                f"{cfg.max_bad_share:g} that may be skipped; mend them, or raise it. The last one: {name} {reason}"
+                f"{cfg.max_bad_share:g} that may be skipped; repair them, or raise it. The last one: {name} {reason}"
             )
 
 
 class StreamLoader:
-    """A loader that goes on where it was, each time that it is iterated over, and remembers what was skipped."""
+    """Loader that continues at its position each time it is iterated over, and records skipped clips.
+
+    Args:
+        loader: Loader of `StreamedClips`.
+        stream: Stream whose `skipped` is filled.
+    """
 
     def __init__(self, loader: DataLoader, stream: Stream):
         self.loader, self.stream = loader, stream
         self.batches: Iterator[Any] | None = None
 
     def skip(self, count: int) -> None:
-        """Read so many micro-batches again that an earlier process has trained on."""
+        """Read and drop `count` micro-batches that an earlier process has trained on."""
         for _ in zip(range(count), self, strict=False):
             pass
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Micro-batches."""
+        """Yield micro-batches."""
         self.batches = iter(self.loader) if self.batches is None else self.batches
         for batch, skipped in self.batches:
             self.stream.skipped.update(skipped)

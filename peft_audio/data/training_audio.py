@@ -11,10 +11,10 @@ QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 # Recordings are far outside beyond these distances from the 1% and 99% quantiles; our choice.
 FARTHEST_FACTOR = {"seconds": 2.0, "sampling_rate": 1.34}
 FARTHEST_DECIBELS = 20.0
-# The level of digital silence, which has none.
+# Level that stands for digital silence, whose decibels are minus infinity.
 SILENCE_DBFS = -120.0
 
-# For each of seconds, level_dbfs and sampling_rate, its value by the name of the quantile.
+# Values of seconds, level_dbfs and sampling_rate by the name of the quantile.
 AudioQuantiles = Mapping[str, Mapping[str, float]]
 
 
@@ -46,36 +46,36 @@ def audio_quantiles(seconds: Any, rms: Any, sampling_rate: Any) -> dict[str, dic
 def far_outside(
     trained: AudioQuantiles, seconds: float, level: float | None, sampling_rate: int | None, model_rate: int
 ) -> dict[str, str]:
-    """Describe in what a recording is far from the training clips.
+    """Describe the properties in which a recording is far from the training clips.
 
     Args:
-        trained: quantiles of the training clips; empty where the adapter does not record them.
-        seconds: length that runs through the model at once.
-        level: in dBFS; None where it is unknown.
-        sampling_rate: of the file, in hertz; None where it is unknown.
-        model_rate: sampling rate of the model's input; what lies above half of it is lost in any case.
+        trained: quantiles of the training clips; empty if the adapter does not record them.
+        seconds: length of the longest window.
+        level: level in dBFS; None if unknown.
+        sampling_rate: sampling rate of the file in hertz; None if unknown.
+        model_rate: sampling rate of the model's input in hertz; higher rates count as this one.
 
     Returns:
         A text for each of `seconds`, `level_dbfs` and `sampling_rate` that is far outside.
     """
-    found = {}
+    texts = {}
     if "seconds" in trained and _is_far(seconds, trained["seconds"], FARTHEST_FACTOR["seconds"]):
-        found["seconds"] = f"{seconds:.3g} s at once; training clips lasted {_span(trained['seconds'], '.3g')} s"
+        texts["seconds"] = f"{seconds:.3g} s per window; training clips lasted {_span(trained['seconds'], '.3g')} s"
     if level is not None and "level_dbfs" in trained:
         low, high = trained["level_dbfs"]["q01"], trained["level_dbfs"]["q99"]
         if not low - FARTHEST_DECIBELS <= level <= high + FARTHEST_DECIBELS:
             span = _span(trained["level_dbfs"], ".0f")
-            found["level_dbfs"] = f"level {level:.0f} dBFS; training clips had {span} dBFS"
+            texts["level_dbfs"] = f"level {level:.0f} dBFS; training clips had {span} dBFS"
     if sampling_rate is not None and "sampling_rate" in trained:
         usable = {name: min(rate, model_rate) for name, rate in trained["sampling_rate"].items()}
         if _is_far(min(sampling_rate, model_rate), usable, FARTHEST_FACTOR["sampling_rate"]):
             span = _span(trained["sampling_rate"], ",.0f")
-            found["sampling_rate"] = f"sampled at {sampling_rate:,} Hz; training clips at {span} Hz"
-    return found
+            texts["sampling_rate"] = f"sampled at {sampling_rate:,} Hz; training clips at {span} Hz"
+    return texts
 
 
 def usual_seconds(trained: AudioQuantiles, longest: float) -> float | None:
-    """Return the length of a typical training clip in seconds, at most `longest`; None where it is not recorded."""
+    """Return the length of a typical training clip in seconds, at most `longest`; None if not recorded."""
     return min(trained["seconds"]["q50"], longest) if "seconds" in trained else None
 
 

@@ -1,4 +1,4 @@
-"""Long recordings as windows."""
+"""Cut long recordings into windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import written_seconds
+from peft_audio.data.clip_table import format_seconds
 from peft_audio.errors import require
 
 if TYPE_CHECKING:
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 
 def window_starts(seconds: float, window: float, hop: float | None = None) -> list[float]:
-    """Where the windows of a recording begin; the last one ends where the recording does.
+    """Return the start of each window in seconds; the last window ends at the end of the recording.
 
     Args:
-        seconds: Of the recording.
-        window: Length of a window, in seconds; one window stands for a recording that is not longer.
-        hop: From start to start, in seconds; `window` when not given.
+        seconds: Length of the recording; if it is at most `window`, there is one window.
+        window: Length of a window in seconds.
+        hop: Distance between the starts of two windows in seconds; `window` when not given.
     """
     spare = max(0.0, seconds - window)
-    # A hair more than a whole number of hops is rounding, not another window.
+    # The tolerance keeps rounding errors from adding a window.
     count = math.ceil(spare / (hop or window) - 1e-6) + 1
     return [min(number * (hop or window), spare) for number in range(count)]
 
 
 def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None) -> pd.DataFrame:
-    """Each recording as windows.
+    """Cut each recording into windows.
 
     Args:
-        clips: With `id`, `num_frames`, `sampling_rate`, `start_seconds`, `end_seconds`.
-        window: See `window_starts`; recordings stay whole when not given.
-        hop: See `window_starts`.
+        clips: One row per recording with `id`, `num_frames`, `sampling_rate`, `start_seconds` and `end_seconds`.
+        window: Length of a window in seconds; None to keep recordings whole.
+        hop: Distance between the starts of two windows in seconds; `window` when not given.
 
     Returns:
-        The rows, with `recording`, the id of what they were cut from.
+        One row per window, with `recording`, the id of its recording.
     """
     clips = clips.assign(recording=clips["id"])
     return clips if window is None else cut_rows(clips, window, hop)
 
 
 def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd.DataFrame:
-    """Cut each row into windows; its `recording` and other columns stay. See `cut_windows`."""
+    """Cut each row into windows and keep its `recording` and other columns; see `cut_windows`."""
     seconds = clips["num_frames"] / clips["sampling_rate"]
     starts = [window_starts(length, window, hop) for length in seconds]
     counts = np.array([len(found) for found in starts])
@@ -56,7 +56,7 @@ def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd
     frames = np.round(window * rows["sampling_rate"].to_numpy()).astype(int)
     return rows.assign(
         id=[
-            f"{name}@{written_seconds(at)}" if part else name
+            f"{name}@{format_seconds(at)}" if part else name
             for name, at, part in zip(rows["id"], start, cut, strict=True)
         ],
         start_seconds=start,
@@ -71,7 +71,7 @@ def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
     Training then takes random crops of at most a window, and evaluation cuts recordings into consecutive windows.
 
     Args:
-        cfg: Lengths as they were asked for.
+        cfg: Lengths given in the settings.
         window: Window in seconds; None if the encoder takes clips of any length.
 
     Raises:

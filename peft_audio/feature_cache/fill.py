@@ -19,8 +19,7 @@ from peft_audio.config import AugmentConfig, Recipe, TrainConfig
 from peft_audio.config.fields import settings_of
 from peft_audio.data.dataset import Clips
 from peft_audio.data.loaders import Loaders, used_seconds
-from peft_audio.data.sampler import Draw
-from peft_audio.data.sampler import cut as cut_batches
+from peft_audio.data.sampler import Draw, cut_batches
 from peft_audio.encoders.base import Cut
 from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError

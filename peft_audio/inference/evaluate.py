@@ -26,7 +26,7 @@ from peft_audio.data.divide import divide
 from peft_audio.data.loaders import used_seconds
 from peft_audio.data.sampler import evaluation_batches
 from peft_audio.data.scan import scan
-from peft_audio.data.sources import find_clips, pin_revision, refuse_later_settings
+from peft_audio.data.sources import find_clips, pin_revision, refuse_training_settings
 from peft_audio.data.splits import recordings_of, to_rows
 from peft_audio.data.tables import as_name
 from peft_audio.data.windows import cut_windows
@@ -262,7 +262,7 @@ def _notes_on_seen(seen: Seen | None, split: str) -> list[str]:
 
 def _refuse_conflicting_settings(cfg: DataConfig, crop: dict[str, float]) -> None:
     """Refuse lengths that differ from those of the adapter's record."""
-    refuse_later_settings(cfg)
+    refuse_training_settings(cfg)
     recorded = {"window_seconds": crop.get("window_seconds"), "hop_seconds": crop.get("hop_seconds")}
     for name, required in (recorded | {"max_eval_seconds": crop["evaluation_seconds"]}).items():
         value = getattr(cfg, name)

@@ -16,7 +16,7 @@ from peft_audio.adapters.load import Adapter
 from peft_audio.adapters.record import AdapterRecord
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, load_audio, read_info
 from peft_audio.data.folder import is_text
-from peft_audio.data.sampler import cut
+from peft_audio.data.sampler import cut_batches
 from peft_audio.data.training_audio import far_outside, level_dbfs
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import UserError, require
@@ -313,9 +313,7 @@ def _make_batches(
                 yield _Batch([parts[row] for row in rows], done)
 
 
-def _group_recordings(
-    spans: dict[int, list[Span]], batch_size: int, limit: float, shortest: float
-) -> list[list[int]]:
+def _group_recordings(spans: dict[int, list[Span]], batch_size: int, limit: float, shortest: float) -> list[list[int]]:
     """Group recordings of similar length whose windows fit into one batch; longer recordings form their own group."""
     groups: list[list[int]] = []
     windows = 0
@@ -332,7 +330,7 @@ def _group_recordings(
 def _sort_into_batches(seconds: Sequence[float], batch_size: int, limit: float) -> list[list[int]]:
     """Return the indices of each batch: sorted by length, which saves padding and changes no answer."""
     lengths = np.asarray(seconds)
-    cuts = cut(lengths.argsort(kind="stable"), lengths, batch_size, limit)
+    cuts = cut_batches(lengths.argsort(kind="stable"), lengths, batch_size, limit)
     return [rows[first : first + batch_size] for rows in cuts for first in range(0, len(rows), batch_size)]
 
 

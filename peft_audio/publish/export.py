@@ -32,9 +32,9 @@ from peft_audio.pages.render import render_text
 from peft_audio.processes import run_python
 from peft_audio.text import marked
 
-# The largest difference allowed between logits of ONNX Runtime and the recorded ones, relative to a clip's largest
-# logit where that is above 1. benchmarks/validity/onnx_difference.py measured at most 3.7e-4: each operation adds its
-# terms in another order (3e-7), and large random weights make that grow. The rest is a margin for other CPUs.
+# Largest allowed difference between logits of ONNX Runtime and the recorded ones, relative to max(1, the clip's largest
+# absolute logit). benchmarks/validity/onnx_difference.py measured at most 3.7e-4: ONNX Runtime sums in another order
+# (3e-7), and large random weights amplify the difference. The rest is a margin for other CPUs.
 ONNX_TOLERANCE = 1e-3
 # Code appended to the snippet of an export: compute the logits of each clip by label, for batches of shape (clips,
 # samples).
@@ -51,8 +51,8 @@ with open(sys.argv[2], "w", encoding="utf-8") as file:
 BY_PIPELINE = """
 
 def answer_batch(batch):
-    found = [classify(clip, top_k=None, function_to_apply="none") for clip in batch]
-    return [{answer["label"]: answer["score"] for answer in clip} for clip in found]
+    scores = [classify(clip, top_k=None, function_to_apply="none") for clip in batch]
+    return [{score["label"]: score["score"] for score in clip} for clip in scores]
 """
 BY_ONNX = """
 
@@ -63,12 +63,12 @@ def answer_batch(batch):
 
 @dataclass(frozen=True)
 class Form:
-    """A form of export.
+    """Properties of a form of export.
 
     Attributes:
         name: Name of its flag.
         files: Names of its files.
-        needs: Additional packages that writing and checking it needs.
+        needs: Additional packages for writing and checking it.
         pads_short: Whether its snippet pads clips that are too short for the encoder.
         tolerance: Allowed difference to the recorded logits, relative to max(1, the clip's largest absolute logit).
         answering: Code that follows its snippet in the process that checks it.
@@ -134,14 +134,14 @@ GRAPH_BYTES = 2**31 - 1
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export.
+    """Result of an export.
 
     Attributes:
         folder: Directory of the export.
         size_bytes: Size of all its files.
-        difference: The largest between its logits and the recorded ones, relative to a clip's largest logit where that
-            is above 1.
-        tolerance: The largest difference that was allowed.
+        difference: Largest difference between its logits and the recorded ones, relative to max(1, the clip's largest
+            absolute logit).
+        tolerance: Largest allowed difference.
     """
 
     folder: Path
@@ -160,64 +160,64 @@ def export_adapter(
 ) -> Exported:
     """Export an adapter, or a whole model, to a folder that needs neither a base nor this package.
 
-    The export is written to a temporary folder. It is moved to its place after a fresh process, which runs the code of
-    its README, has reproduced the recorded logits.
+    The export is written to a temporary folder and verified there. A fresh process runs the code of its README and must
+    reproduce the recorded logits. Then the folder is moved to its destination.
 
     Args:
-        adapter: See `load_adapter`.
+        adapter: Folder or Hub id, see `load_adapter`.
         folder: Destination; created here.
         form: "merged" for `transformers.pipeline`, "onnx" for ONNX Runtime.
-        base: Where the base encoder is now, if not where the record says.
-        revision: Of an adapter on the Hub.
+        base: Folder or Hub id of the base encoder, if it was moved since training.
+        revision: Branch, tag or commit of an adapter on the Hub.
         overwrite: Replace an earlier export.
 
     Raises:
-        UserError: The adapter cannot be loaded, something else stands in the place, a package is not installed, or the
-            fresh process did not get the recorded logits.
+        UserError: The adapter cannot be loaded, the destination exists, a package is not installed, or the fresh
+            process did not reproduce the recorded logits.
     """
     kind = FORMS[form]
     missing = [package for package in kind.needs if find_spec(package) is None]
     if missing:
         raise UserError(f"--{form}: needs {' and '.join(missing)}; install with: pip install {' '.join(kind.needs)}")
     folder = folder.expanduser()
-    _check_place(folder, overwrite)
+    _check_destination(folder, overwrite)
     loaded = load_adapter(adapter, base, revision=revision)
     if [probe["seconds"] for probe in loaded.record.probes] != list(loaded.record.family.probes(loaded.record.input)):
         raise UserError(f"{adapter}: its {RECORD} lacks probe clips to check an export with; save it again.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-        written = Path(aside) / "export"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary) / "export"
         write_export(loaded, written, kind)
         difference = _verify(loaded, written, kind)
         size = sum(path.stat().st_size for path in written.iterdir())
-        # Check again: minutes have passed.
-        _check_place(folder, overwrite)
+        # The export takes minutes, in which another process may have created the destination.
+        _check_destination(folder, overwrite)
         replace_folder(written, folder)
     return Exported(folder, size, difference, kind.tolerance)
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
+def _check_destination(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise UserError(f"{folder} exists already; give a folder that does not, or --overwrite to replace an export.")
+        raise UserError(f"{folder} already exists; give a folder that does not, or --overwrite to replace an export.")
     try:
         exported = json.loads((folder / RECORD).read_text(encoding="utf-8"))["exported"]
-        strange = {path.name for path in folder.iterdir()} - {*FORMS[exported].files}
+        others = {path.name for path in folder.iterdir()} - {*FORMS[exported].files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--overwrite: {folder} is not an export of peft-audio, and stays as it is. Give another folder."
+            f"--overwrite: {folder} is not an export of peft-audio and is not replaced. Give another folder."
         ) from error
-    if strange:
-        raise UserError(f"--overwrite: {folder} holds other files too ({min(strange)} first). Give another folder.")
+    if others:
+        raise UserError(f"--overwrite: {folder} holds other files too ({min(others)} first). Give another folder.")
 
 
 def write_export(adapter: Adapter, folder: Path, form: Form) -> None:
-    """Write the files of an export, unverified.
+    """Write the files of an export without verifying them.
 
     Args:
-        adapter: Merged, on the CPU.
-        folder: Made here.
+        adapter: Adapter merged into its base, on the CPU.
+        folder: Destination; created here.
         form: One of `FORMS`.
     """
     folder.mkdir()
@@ -225,7 +225,7 @@ def write_export(adapter: Adapter, folder: Path, form: Form) -> None:
     if form.name == "merged":
         with quiet_loading():
             adapter.model.save_pretrained(folder)
-        # safetensors makes its files readable by their owner only.
+        # safetensors creates files that only their owner can read.
         (folder / "model.safetensors").chmod(0o644)
     else:
         adapter.model.config.save_pretrained(folder)
@@ -245,14 +245,17 @@ class _Logits(nn.Module):
 
 
 def write_graph(adapter: Adapter, path: Path) -> None:
-    """Write a model as an ONNX graph from the model's first input to `logits`, of shape (clips, labels).
+    """Write a model as an ONNX graph from the model's first input to `logits` of shape (clips, labels).
 
-    The axes of clips and of time are dynamic; clips of a batch are of one length. The graph's metadata repeats labels
-    and facts of the record.
+    The axes of clips and time are dynamic; clips of a batch have one length. The graph's metadata repeats labels and
+    input settings of the record.
 
-    torch's older exporter follows one pass through the model; the newer one (`dynamo=True`), which reads the program,
-    takes many times as long and gives no closer logits. What following one pass could get wrong is what the fresh
-    process looks for: other lengths, another batch.
+    This uses the older exporter of torch, which traces one forward pass. The newer one (`dynamo=True`) takes many times
+    as long and gives no closer logits. Tracing can fix lengths and batch sizes, so the verification tries others.
+
+    Args:
+        adapter: Adapter merged into its base, on the CPU.
+        path: Destination.
 
     Raises:
         UserError: The weights are too large for one file.
@@ -263,7 +266,7 @@ def write_graph(adapter: Adapter, path: Path) -> None:
     if size > GRAPH_BYTES:
         raise UserError(f"--onnx: {size / 1e9:.1f} GB of weights, but one ONNX file holds 2 GB. Use --merged.")
     record = adapter.record
-    # Another batch and another length than any that the graph is checked with; within a fixed window.
+    # A batch size and a length that the verification does not use, within a fixed window.
     seconds = 1.5 if record.input_seconds is None else 0.7 * record.input_seconds
     waveforms = torch.randn(3, round(record.sampling_rate * seconds), generator=torch.Generator().manual_seed(0))
     example, _ = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)
@@ -293,25 +296,25 @@ def _verify(adapter: Adapter, folder: Path, form: Form) -> float:
     """Return the largest relative difference between recorded logits and those of a fresh process.
 
     Raises:
-        UserError: It is more than the form allows, or the process failed.
+        UserError: The difference is more than the form allows, or the process failed.
     """
     batches, expected = check_batches(adapter, form)
-    measured = _ask(folder, form, adapter, batches)
-    found = max(map(relative_difference, expected, measured)) if len(expected) == len(measured) else math.inf
-    if found > form.tolerance:
+    measured = _logits_in_fresh_process(folder, form, adapter, batches)
+    difference = max(map(relative_difference, expected, measured)) if len(expected) == len(measured) else math.inf
+    if difference > form.tolerance:
         raise UserError(
-            f"the export differs from the recorded logits by {found:.1e}, more than {form.tolerance:.0e}; nothing was "
-            "written. Very large weights do that; load_adapter with merge=False answers as recorded."
+            f"the export differs from the recorded logits by {difference:.1e}, more than {form.tolerance:.0e}; nothing "
+            "was written. Very large weights cause this. Use load_adapter with merge=False instead."
         )
-    return found
+    return difference
 
 
 def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-    """Collect the batches that an export is checked with, and the logits that it must return.
+    """Return the batches that verify an export, and their expected logits.
 
     Returns:
-        Batches of shape (clips, samples): each probe clip alone, as far as the form takes it; and two clips together.
-        And the logits of each clip by label: the recorded ones, and for what is not recorded those of `adapter`.
+        Batches of shape (clips, samples): each probe clip that the form accepts, and a batch of two clips. And the
+        logits of each clip by label: those of the record, and for the last clip those of `adapter`.
     """
     probes = probe_waveforms(adapter.record.sampling_rate, adapter.record.family.probes(adapter.record.input))
     pairs = [
@@ -325,16 +328,18 @@ def check_batches(adapter: Adapter, form: Form) -> tuple[list[np.ndarray], list[
     return batches, [*(logits for _, logits in pairs), adapter.record.probes[2]["logits"], of_second]
 
 
-def _ask(folder: Path, form: Form, adapter: Adapter, batches: Sequence[np.ndarray]) -> list[dict[str, float]]:
+def _logits_in_fresh_process(
+    folder: Path, form: Form, adapter: Adapter, batches: Sequence[np.ndarray]
+) -> list[dict[str, float]]:
     """Compute the logits of each clip by label in a process that runs only the code of the export's README."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        script, questions, answers = (Path(elsewhere) / name for name in ("ask.py", "clips.npz", "answers.json"))
-        np.savez(questions, *batches)
+    with tempfile.TemporaryDirectory() as temporary:
+        script, clips, answers = (Path(temporary) / name for name in ("verify.py", "clips.npz", "answers.json"))
+        np.savez(clips, *batches)
         script.write_text(export_snippet(adapter.record, form) + form.answering, encoding="utf-8")
         try:
-            child = run_python([str(script), str(questions), str(answers)], VERIFY_SECONDS, folder)
+            child = run_python([str(script), str(clips), str(answers)], VERIFY_SECONDS, folder)
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"the export gave no answers within {VERIFY_SECONDS} s; nothing was written.") from error
+            raise UserError(f"the export did not finish within {VERIFY_SECONDS} s; nothing was written.") from error
         if child.returncode:
             raise UserError(f"the export does not load in a fresh process:\n{child.stdout}{child.stderr}")
         return json.loads(answers.read_text(encoding="utf-8"))

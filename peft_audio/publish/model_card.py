@@ -76,7 +76,7 @@ def _metadata(record: AdapterRecord, repository: str, run: Finished | None, lice
         metrics=[kind for kind, _ in METRICS.values()] if results else None,
         tags=["audio-classification", "peft-audio", record.strategy, record.base.model_type],
         license=license or None,
-        # The Hub requires a name with results and rejects one without.
+        # The Hub requires a name with results and rejects a name without results.
         eval_results=results or None,
         model_name=repository.rpartition("/")[2] if results else None,
     )
@@ -93,13 +93,13 @@ def _confusions(run: Finished, labels: Sequence[str]) -> tuple[int, str] | None:
     """Count the test clips and tabulate their confusions; None if the run did not read the test split."""
     if run.report.get("test_accuracy") is None:
         return None
-    found = predictions_of(run)
-    matrix = confusion_matrix(found.clips["label"], found.decided, labels=labels).tolist()
+    predictions = predictions_of(run)
+    matrix = confusion_matrix(predictions.clips["label"], predictions.decided, labels=labels).tolist()
     if len(labels) <= LARGEST_MATRIX:
         cells = [(label, *(str(count or "") for count in row)) for label, row in zip(labels, matrix, strict=True)]
-        return len(found), markdown_table(("true \\ said", *labels), cells, numbers_from=1)
-    wrong = [(label, said, str(count)) for label, said, count in confusions(labels, matrix)[:MOST_FREQUENT]]
-    return len(found), markdown_table(("true", "said", "clips"), wrong, numbers_from=2)
+        return len(predictions), markdown_table(("true \\ predicted", *labels), cells, numbers_from=1)
+    wrong = [(label, predicted, str(count)) for label, predicted, count in confusions(labels, matrix)[:MOST_FREQUENT]]
+    return len(predictions), markdown_table(("true", "predicted", "clips"), wrong, numbers_from=2)
 
 
 def _training(run: Finished, record: AdapterRecord) -> str:
@@ -140,8 +140,8 @@ def _comparison(folder: Path) -> str:
     text = (folder / "comparison.md").read_text(encoding="utf-8")
     # Failed runs and notes are of interest only to those who ran the comparison.
     parts = [part for part in text.split("\n## ") if not part.startswith(("Failed runs", "Notes"))]
-    found = "#" + "\n### ".join(parts)
-    for told in (about["source"], about["encoder"]):
-        # On the Hub a source has the form org/name; anything longer is a folder.
-        found = found.replace(marked(told), marked(_data_name(told, told.count("/") == 1 and is_hub_id(told))))
-    return found
+    tables = "#" + "\n### ".join(parts)
+    for name in (about["source"], about["encoder"]):
+        # A Hub id has the form org/name; anything longer is a folder.
+        tables = tables.replace(marked(name), marked(_data_name(name, name.count("/") == 1 and is_hub_id(name))))
+    return tables

@@ -21,7 +21,7 @@ from peft_audio.errors import HubUnreachableError, UserError, encoder_given_by, 
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import made_adapter
 
-UNKNOWN_COMMIT = "0" * 40  # of a base, in a dry run without the Hub
+UNKNOWN_COMMIT = "0" * 40  # commit of a base in a dry run without the Hub
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Pushed:
 
     Attributes:
         files: Name and bytes of each file.
-        notes: What a dry run could not compare without the Hub.
-        obstacle: Why a push would be refused, found by a dry run; "" if nothing is known.
+        notes: Checks that a dry run skipped because the Hub was unreachable.
+        obstacle: Reason found by a dry run why a push would be refused; "" if there is none.
         url: URL of the commit; None after a dry run.
         commit: Hash of the commit; None after a dry run.
     """
@@ -53,10 +53,10 @@ def push_adapter(
     dry_run: bool = False,
     trained_clips: bool = True,
 ) -> Pushed:
-    """Push an adapter, or a whole model, to the Hub in one commit, after it has reproduced its recorded logits.
+    """Push an adapter, or a whole model, to the Hub in one commit.
 
-    Only the files of the adapter are sent, with a model card as README. If the adapter is in a run folder, the card
-    has its training settings and confusions.
+    First the adapter must reproduce its recorded logits. Only its files are sent, with a model card as README. If the
+    adapter is in a run folder, the card has its training settings and confusions.
 
     Args:
         folder: Adapter directory, such as `runs/lora/adapter`.
@@ -65,14 +65,17 @@ def push_adapter(
         private: Create a private repository. An existing one is not changed.
         comparison: Folder with `comparison.md`; its tables are added to the card.
         license: Hub id of the licence.
-        dry_run: Send nothing, do not contact the repository, and do without the Hub if it cannot be reached.
-        trained_clips: Send `trained_clips.bin`, the hashes of the clips that it was trained on, where it has them.
+        dry_run: List the files and send nothing. Skip checks that need the Hub if it is unreachable.
+        trained_clips: Also send `trained_clips.bin`, the hashes of the clips that the adapter was trained on.
 
     Raises:
-        UserError: It was not made by this package, is broken, its base is not on the Hub, or the Hub refuses it.
+        UserError: The adapter was not made by this package or is broken, its base is not on the Hub, or the Hub refuses
+            the push.
     """
     if not is_hub_id(repository):
-        raise UserError(f"ORG/NAME: got {repository}, must be two names of letters, digits, - _ and ., as org/digits.")
+        raise UserError(
+            f"ORG/NAME: got {repository}, expected two names of letters, digits, - _ and ., such as org/digits."
+        )
     notes: list[str] = []
     obstacle = ""
     record = read_record(folder)
@@ -82,7 +85,7 @@ def push_adapter(
         if not dry_run:
             raise
         if isinstance(error, HubUnreachableError):
-            notes.append(f"the base was not compared with {base_id}, which a push does: {error}")
+            notes.append(f"skipped the comparison of the base with {base_id}, which a push makes: {error}")
             record = replace(record, base=replace(record.base, name=base_id or "", commit=UNKNOWN_COMMIT))
         else:
             obstacle = str(error)
@@ -93,9 +96,9 @@ def push_adapter(
         if not dry_run:
             raise
         problems = []
-        notes.append(f"the recorded answers were not compared, which a push does: {error}")
+        notes.append(f"skipped the check of the recorded logits, which a push makes: {error}")
     if problems:
-        raise UserError(f"{folder} does not give its recorded answers and is not sent: {problems[0]}")
+        raise UserError(f"{folder} does not reproduce its recorded logits and was not sent: {problems[0]}")
     run = _run_of(folder, record)
     with tempfile.TemporaryDirectory(prefix="peft_audio_push_") as temporary:
         staged = Path(temporary)
@@ -108,7 +111,11 @@ def push_adapter(
 
 
 def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) -> AdapterRecord:
-    """Return the record with the Hub id and commit of its base."""
+    """Return the record with the Hub id and commit of its base.
+
+    Raises:
+        UserError: The base is not on the Hub, or `base_id` has other weights.
+    """
     if base_id is not None:
         if record.base.commit is not None and record.base.name != base_id:
             raise UserError(f"--base-id: got {base_id}, but {folder} was trained on {record.base.name}. Leave it out.")
@@ -118,26 +125,28 @@ def _with_base_on_hub(folder: Path, record: AdapterRecord, base_id: str | None) 
         with encoder_given_by("--base-id"):
             commit = pin_base(cfg)[1]
         if commit is None:
-            raise UserError(f"--base-id: {base_id} is a folder here; give the base's name on the Hub, from elsewhere.")
-        with encoder_given_by("--base-id"):
-            found = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
-        if found != record.base.sha256:
             raise UserError(
-                f"--base-id: {base_id} has other weights ({found[:12]}) than {folder} was trained on "
-                f"({record.base.sha256[:12]}). Give the one that has them."
+                f"--base-id: {base_id} is a local folder, which hides the Hub id; run the command in another folder."
+            )
+        with encoder_given_by("--base-id"):
+            sha256 = identify_base(cfg, load_classifier(cfg, record.labels)).sha256
+        if sha256 != record.base.sha256:
+            raise UserError(
+                f"--base-id: {base_id} has other weights ({sha256[:12]}) than the base of {folder} "
+                f"({record.base.sha256[:12]}). Give the id of the same base."
             )
         return replace(record, base=replace(record.base, name=base_id, commit=commit))
     if record.base.commit is not None or (record.whole and record.base.name == BUNDLED_ENCODER):
         return record
-    advice = "upload it (hf upload org/name FOLDER) and give its name with --base-id org/name"
+    advice = "upload it (hf upload org/name FOLDER) and give its Hub id with --base-id org/name"
     if record.base.name == BUNDLED_ENCODER:
         raise UserError(
             f"{folder}: its base is the bundled encoder, which only peft-audio has. Write it to a folder "
             f"(peft-audio base FOLDER), {advice}."
         )
     raise UserError(
-        f"{folder}: its base, {record.base.name}, is a folder of this machine, which nobody else has. If it stands for "
-        f"a base on the Hub, name that with --base-id org/name; else {advice}."
+        f"{folder}: its base, {record.base.name}, is a local folder that others do not have. If it is a copy of a base "
+        f"on the Hub, give that with --base-id org/name; otherwise {advice}."
     )
 
 
@@ -145,18 +154,18 @@ def _run_of(folder: Path, record: AdapterRecord) -> Path | None:
     """Return the folder of the run that made an adapter, if the adapter is in it."""
     run = made_adapter(folder, record)
     if run is None and (folder.resolve().parent / "report.json").is_file():
-        where = folder.resolve().parent
-        raise UserError(f"{folder} stands in the folder of another run, {where}; move it to a place of its own first.")
+        parent = folder.resolve().parent
+        raise UserError(f"{folder} is in the folder of another run, {parent}; move it to its own folder first.")
     return run
 
 
 def _stage(folder: Path, staged: Path, record: AdapterRecord, card: str, trained_clips: bool) -> None:
-    """Copy the files to push; they contain no path of this machine."""
+    """Copy the files to push to a temporary folder, without local paths."""
     clips = [TRAINED_CLIPS] if trained_clips and (folder / TRAINED_CLIPS).exists() else []
     for name in (PREPROCESSOR, *(WHOLE_FILES if record.whole else ADAPTER_FILES), *clips):
         source = folder / name
         if source.is_symlink() or not source.is_file():
-            raise UserError(f"{source} is not a file; an adapter is sent whole or not at all. Save it again.")
+            raise UserError(f"{source} is not a file, so the adapter is incomplete. Save it again.")
         shutil.copyfile(source, staged / name)
     (staged / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     (staged / "README.md").write_text(card, encoding="utf-8")
@@ -171,7 +180,7 @@ def _send(
     staged: Path, repository: str, private: bool, record: AdapterRecord, files: tuple[tuple[str, int], ...]
 ) -> Pushed:
     api = HfApi()
-    # The hashes of an adapter that was pushed there before are not those of this one.
+    # Hashes of an adapter that was pushed before do not belong to this one.
     stale = {TRAINED_CLIPS} - {name for name, _ in files}
     try:
         _check_repository(api, repository, private, record)
@@ -180,16 +189,16 @@ def _send(
             repo_id=repository,
             folder_path=staged,
             allow_patterns=[name for name, _ in files],
-            # Files of a whole model beside those of an adapter would be loaded instead of it, and the other way round.
+            # Beside the files of an adapter, files of a whole model would be loaded instead, and vice versa.
             delete_patterns=[*(ADAPTER_FILES if record.whole else WHOLE_FILES), *stale],
             commit_message=f"{record.strategy}, trained with peft-audio {record.versions['peft-audio']}",
         )
     except UserError:
         raise
-    except Exception as error:  # the kinds differ between versions of huggingface_hub
+    except Exception as error:  # exception classes differ between versions of huggingface_hub
         raise UserError(
             f"{repository}: no file was sent, because a push is a single commit: {library_problem(error)}. "
-            "Correct that if it is not the connection, and repeat the command."
+            "Correct this, or check the connection, and repeat the command."
         ) from error
     return Pushed(files, url=done.commit_url, commit=done.oid)
 
@@ -197,12 +206,12 @@ def _send(
 def _check_repository(api: HfApi, repository: str, private: bool, record: AdapterRecord) -> None:
     """Refuse an existing repository that is public or holds another model."""
     try:
-        there = api.model_info(repository)
+        existing = api.model_info(repository)
     except RepositoryNotFoundError:
         return
-    if private and not there.private:
-        raise UserError(f"--private: {repository} exists and is public; make it private on the Hub, or leave that out.")
-    names = {file.rfilename for file in there.siblings or ()}
+    if private and not existing.private:
+        raise UserError(f"--private: {repository} exists and is public; make it private on the Hub, or leave it out.")
+    names = {file.rfilename for file in existing.siblings or ()}
     other = names & set(ADAPTER_FILES if record.whole else WHOLE_FILES)
     if other and RECORD not in names:
         raise UserError(f"{repository} holds a model that peft-audio did not push ({min(other)}); give another name.")

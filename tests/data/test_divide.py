@@ -122,11 +122,11 @@ def test_given_splits_are_left_alone_and_their_leaks_found() -> None:
         (
             SPOKEN[SPOKEN["group"] < "speaker02"],
             {},
-            "the clips of class 'word0' stand in 2 groups, too few to hold out test",
+            "the clips of class 'word0' are in 2 groups, too few to hold out test",
         ),
         (SPOKEN[SPOKEN["group"] < "speaker03"], {"fold": 0}, "--data.num_folds: got 5, must be at most 3"),
         (SPOKEN.assign(split="train"), {"fold": 0}, "--data.fold: got 0, must be left out"),
-        (SPOKEN.assign(split="test"), {}, "none to train on"),
+        (SPOKEN.assign(split="test"), {}, "a test split but no train split"),
         (SPOKEN.assign(group=["", *SPOKEN["group"][1:]]), {}, "1 of 600 clips have no group: 00-000"),
         (SPOKEN[:8].assign(group=""), {"fold": 0}, "--data.num_folds: got 5, must be at most 2"),
     ],

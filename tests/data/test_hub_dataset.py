@@ -160,11 +160,11 @@ def test_splits_of_other_names_and_labels_of_other_kinds(tmp_path: Path) -> None
         lost = load("org/odd", env)
         named = load("org/odd", env, split_names={"one": "train", "three": "test"})
         wrong = load("org/odd", env, split_names={"one": "train"}, label_column="audio")
-    assert "has no train split, only one, two, three; say which is which with --data.split_names" in lost.stderr
+    assert "has no train split, only one, two, three; map the names with --data.split_names" in lost.stderr
     assert named.returncode == 0, named.stderr
     found = json.loads(named.stdout.splitlines()[-1])
     assert found["test"] == [f"three.{i:05}.wav" for i in range(8)] and len(found["train"] + found["validation"]) == 8
-    assert "--data.label_column: org/odd has no such column 'audio'" in wrong.stderr
+    assert "--data.label_column: org/odd has no column 'audio'" in wrong.stderr
 
 
 @pytest.mark.slow

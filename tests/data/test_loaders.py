@@ -367,4 +367,4 @@ def test_file_that_vanished_is_named_in_one_line(tmp_path: Path, num_workers: in
     gone.unlink()
     with pytest.raises(UserError) as error:
         list(loaders.train)
-    assert str(error.value) == f"{gone} does not exist; mend or remove it."
+    assert str(error.value) == f"{gone} does not exist; repair or remove it."

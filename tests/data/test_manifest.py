@@ -20,7 +20,7 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import similar_labels
 from peft_audio.data.dataset import Clips, View
 from peft_audio.data.manifest import from_manifest
-from peft_audio.data.recording_files import Below
+from peft_audio.data.recording_files import RecordingIndex
 from peft_audio.data.sampler import Draw
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.data.tables import as_name, read_table
@@ -176,11 +176,11 @@ def test_parts_of_a_recording_stay_on_one_side(tmp_path: Path) -> None:
     splits = load(write(tmp_path / "parts.jsonl", rows))
     sides = {split: {name.split("@")[0] for name in splits[split]["id"]} for split in ("train", "validation", "test")}
     assert sum(map(len, sides.values())) == 12 and all(sides.values())
-    assert "parts of one recording stay on one side of the splits" in splits.notes
+    assert "parts of one recording stay in one split" in splits.notes
     # Given splits are taken as they are, and the leak is told.
     given = [row | {"split": ("train", "test", "validation")[i % 3]} for i, row in enumerate(rows)]
     notes = "\n".join(load(write(tmp_path / "given.jsonl", given)).notes)
-    assert "warning: groups that stand in more than one split: 0.wav, 1.wav" in notes
+    assert "warning: groups in more than one split: 0.wav, 1.wav" in notes
 
 
 def test_parts_far_into_a_recording_have_ids_and_hashes_of_their_own() -> None:
@@ -258,12 +258,12 @@ def test_times_of_other_tools_are_parts_of_recordings(
         (
             "start,end",
             (70.2, 72.2),
-            "they lie outside of the files (0.wav has 2.0 s, and its row means 70.2 to 72.2 s)",
+            "they are outside the files (0.wav has 2.0 s, but its row has 70.2 to 72.2 s)",
         ),
-        ("start,end", (8000, 16000), "they lie outside of the files"),
+        ("start,end", (8000, 16000), "they are outside the files"),
         ("start,end", ("2020-01-01", "2020-01-02"), "'2020-01-01' is not a number of seconds"),
         ("start_sample,end_sample", (8000, 16000), "must be in seconds"),
-        ("offset", (0.5,), "no column says the start"),
+        ("offset", (0.5,), "no column holds the start"),
     ],
 )
 def test_times_that_cannot_be_used_are_named(
@@ -293,7 +293,7 @@ def test_segments_of_other_tools_stay_on_one_side(tmp_path: Path) -> None:
     sides = {split: {Path(row["path"]).name for row in splits[split]} for split in ("train", "validation", "test")}
     assert sum(map(len, sides.values())) == 12 and all(sides.values())
     assert sum(len(splits[split]) for split in sides) == 24
-    assert "24 rows that differ in View alone are left out" in splits.notes
+    assert "24 rows that differ only in View are left out" in splits.notes
 
 
 def test_recordings_of_one_name_are_found_by_their_folders(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_recordings_of_one_name_are_found_by_their_folders(tmp_path: Path) -> No
         (tmp_path / "a" / f"s{i}" / "0001.wav").touch()
     (tmp_path / "b" / "s1").mkdir(parents=True)
     (tmp_path / "b" / "s1" / "0001.wav").touch()
-    below = Below(tmp_path)
+    below = RecordingIndex(tmp_path)
     began = time.perf_counter()
     for i in range(2, 1000):
         assert below.find(f"/gone/s{i}/0001.wav") == f"{tmp_path}/a/s{i}/0001.wav"
@@ -376,7 +376,7 @@ def test_other_separators_are_read(folder: Path, suffix: str, separator: str) ->
     pd.DataFrame(ROWS).to_csv(folder / f"other.{suffix}", index=False, sep=separator)
     splits = load(folder / f"other.{suffix}")
     assert splits.dataset_sha256() == load(folder / "clips.csv").dataset_sha256()
-    assert any("is divided by" in note for note in splits.notes)
+    assert any("is separated by" in note for note in splits.notes)
 
 
 def test_names_are_found_as_people_write_them(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_fewer_training_clips_are_spread_over_the_classes(uneven: Path, bundled:
 
 
 def test_fewer_training_clips_than_classes_are_refused(uneven: Path) -> None:
-    with pytest.raises(UserError, match=r"--data.max_train_clips: got 2, must be 3, one of each class, or more"):
+    with pytest.raises(UserError, match=r"--data.max_train_clips: got 2, must be 3, one per class, or more"):
         load(uneven, max_train_clips=2)
 
 
@@ -316,11 +316,11 @@ def test_what_is_decided_about_a_folder_is_said(tmp_path: Path) -> None:
     splits = load(root)
     notes = "\n".join(splits.notes)
     assert splits.labels == ("Dog", "cat", "dog", "test")
-    for words in ("test: taken as a class", "deeper folders count to their class folder: cat", "'Dog' and 'dog'"):
+    for words in ("test: read as a class", "deeper folders count to their class folder: cat", "'Dog' and 'dog'"):
         assert words in notes, notes
     sides = [split for split in SPLITS for row in splits[split] if row["id"].endswith(("y.wav", "n.wav"))]
-    assert ("stand in more than one split, as exact copies" in notes) == (len({*sides}) > 1)
-    assert "3 of 26 clips stand in more than one class, as exact copies" in notes
+    assert ("are exact copies in more than one split" in notes) == (len({*sides}) > 1)
+    assert "3 of 26 clips are exact copies in more than one class" in notes
 
 
 def test_copies_and_groups_on_two_sides_are_warned_of(tmp_path: Path) -> None:
@@ -328,8 +328,8 @@ def test_copies_and_groups_on_two_sides_are_warned_of(tmp_path: Path) -> None:
     root = make_clips(tmp_path, counts)
     shutil.copy(root / "train" / "a" / "000.wav", root / "test" / "a" / "900.wav")
     notes = "\n".join(load(root, group_pattern=r"\d+").notes)
-    assert "warning: 2 of 25 clips stand in more than one split, as exact copies" in notes
-    assert "warning: groups that stand in more than one split: 000, 001, 002 and 1 more" in notes
+    assert "warning: 2 of 25 clips are exact copies in more than one split" in notes
+    assert "warning: groups in more than one split: 000, 001, 002 and 1 more" in notes
 
 
 def test_names_in_other_letters_and_with_spaces_are_names_like_others(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_files_of_other_types_are_counted_and_named(tmp_path: Path) -> None:
         tmp_path
     )
     make_clips(tmp_path, {"a": 6})
-    note = "4 files ignored, no recordings by their names: 3 .dss, 1 .txt (a/0.dss, a/1.dss, a/2.dss and 1 more)"
+    note = "4 files ignored, not recordings by name: 3 .dss, 1 .txt (a/0.dss, a/1.dss, a/2.dss and 1 more)"
     assert ignored_note(load(tmp_path).ignored) == note
 
 

@@ -84,6 +84,6 @@ def test_predict_warns_and_proposes_windows_of_the_training_clips(
     (folder / "peft_audio.json").write_text(text.replace('"training_audio": {}', f'"training_audio": {written}'))
     assert main(["predict", *paths, "--adapter", str(folder)]) == 0
     err = capsys.readouterr().err
-    assert "--window-seconds 0.5 reads all of it, in windows as long as the training clips" in err
+    assert "--window-seconds 0.5 reads whole recordings in windows as long as the training clips" in err
     assert "phone.wav (sampled at 8,000 Hz; training clips at 22,050 to 48,000 Hz)" in err
     assert err.count("warning: far from the training clips of the adapter: 1 recording, such as") == 3

@@ -180,7 +180,7 @@ def test_only_an_export_is_replaced(
 ) -> None:
     monkeypatch.setattr(export, "_ask", answers_of_ours)
     folder = shutil.copytree(exports["onnx"], tmp_path / "out")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export.export_adapter(lora_dir, folder, "merged")
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files too \(notes.txt first\)"):
@@ -190,7 +190,7 @@ def test_only_an_export_is_replaced(
     assert {path.name for path in folder.iterdir()} == COMMON | {"model.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     adapter = shutil.copytree(lora_dir, tmp_path / "adapter")
-    with pytest.raises(UserError, match="is not an export of peft-audio, and stays as it is"):
+    with pytest.raises(UserError, match="is not an export of peft-audio and is not replaced"):
         export.export_adapter(lora_dir, adapter, "merged", overwrite=True)
     assert load_adapter(adapter).labels == LABELS
 

@@ -80,7 +80,7 @@ RECORDINGS = cases(
         (
             "recordings",
             "an empty folder",
-            ["found no recordings in none", "one subfolder a class"],
+            ["found no recordings in none", "one subfolder per class"],
             once("--data.source", "none", make=lambda root: (root / "none").mkdir()),
         ),
         ("recordings", "one class only", ["data.source", "class"], once(make=remove("data/low"))),
@@ -100,19 +100,19 @@ RECORDINGS = cases(
         (
             "recordings",
             "a clip vanishes between scan and training",
-            ["3.wav", "mend or remove it"],
+            ["3.wav", "repair or remove it"],
             once(hook=partial(hooks.remove_before_reading, CLIP)),
         ),
         (
             "recordings",
             "a clip turns to garbage between scan and training",
-            ["3.wav", "mend or remove it"],
+            ["3.wav", "repair or remove it"],
             once(hook=partial(hooks.spoil_before_reading, CLIP)),
         ),
         (
             "recordings",
             "the same, read by a worker process",
-            ["3.wav", "mend or remove it"],
+            ["3.wav", "repair or remove it"],
             once("--data.num_workers", "1", hook=partial(hooks.spoil_before_reading, CLIP)),
         ),
     ]

@@ -139,7 +139,7 @@ def say_check(case: Case, root: Path, data: Path) -> str:
     words = [quoted(note, root) for note in found["notes"]]
     for finding in found["findings"]:
         more = f"; and {len(finding['files']) - MOST_SHOWN} more" if len(finding["files"]) > MOST_SHOWN else ""
-        kind = "spoils" if finding["spoils"] else "warning"
+        kind = "error" if finding["spoils"] else "warning"
         words.append(
             f"{kind}: {quoted(finding['what'] + ': ' + '; '.join(finding['files'][:MOST_SHOWN]) + more, root)}"
         )
