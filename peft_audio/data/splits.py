@@ -224,7 +224,7 @@ def _warnings(clips: pd.DataFrame, cfg: DataConfig, window: float | None) -> lis
     long = 0 if window is None else int((clips["num_frames"] > window * clips["sampling_rate"]).sum())
     if long:
         notes.append(
-            f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training reads random "
+            f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training takes random "
             "crops of that length, evaluation and prediction average over consecutive windows"
         )
     leaking = leaking_groups(clips)

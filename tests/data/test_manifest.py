@@ -246,8 +246,8 @@ def test_times_of_other_tools_are_parts_of_recordings(
     table = from_manifest(write(tmp_path / "table.jsonl", rows), DataConfig())
     assert np.array_equal(spans(table.clips), [wanted] * 2, equal_nan=True)
     assert table.notes == (
-        f"columns {', '.join(columns.split(','))}: read as the part".replace("columns start_time", "column start_time")
-        + " of the recording that a row means",
+        f"columns {', '.join(columns.split(','))}: read as start".replace("columns start_time", "column start_time")
+        + " and end of each row's part of its recording",
     )
 
 
