@@ -90,6 +90,13 @@ class AdapterRecord:
         return self.input.get("input_seconds")
 
     @property
+    def reading(self) -> str:
+        """Return what evaluation read of a clip, for READMEs."""
+        if self.input_seconds is not None:
+            return f"evaluation averaged over consecutive windows of {self.crop['window_seconds']:g} s"
+        return f"the first {self.crop['evaluation_seconds']:g} s of a clip were used in evaluation"
+
+    @property
     def task(self) -> Task:
         """Return the task that its logits answer."""
         return task_of()
@@ -256,7 +263,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         metrics=metrics_table(record),
         place=place,
         sampling_rate=record.sampling_rate,
-        seconds=f"{record.crop['evaluation_seconds']:g}",
+        reading=record.reading,
         sha256=record.base.sha256,
         snippet=readme_snippet(record, place),
         where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
@@ -281,6 +288,7 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         labels=labels_as_code(record),
         layer_weighted_sum=record.layer_weighted_sum,
         revision=record.base.commit,
+        fit=record.family.fit_code(record.input),
     )
     return render_text(
         "readme_snippet.py.txt",
@@ -290,6 +298,7 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         load=load.strip(),
         places="\n".join(places),
         sampling_rate=record.sampling_rate,
+        average="[0]" if record.input_seconds is None else record.task.average_code(),
     ).strip()
 
 

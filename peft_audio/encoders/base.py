@@ -15,6 +15,7 @@ from peft_audio.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
 # Weight names that transformers uses in every family: the weighted sum of layers, and the vector for masked frames.
 LAYER_WEIGHTS = "layer_weights"
@@ -84,6 +85,8 @@ class EncoderFamily:
         head: Modules of the fresh head, in order of use.
         layers: List of transformer layers.
         masked_module: Module whose first argument SpecAugment masks.
+        masked_channels_first: Whether it is of shape (clips, channels, frames), not (clips, frames, channels).
+        mask_frame_ms: Length of a frame that SpecAugment masks, in milliseconds.
         attention_block: Attention of one layer.
         attention: Linear layers of the attention, the output projection last.
         keys_and_values: Linear layers of the attention that IA3 scales.
@@ -107,6 +110,8 @@ class EncoderFamily:
     head: tuple[str, ...] = ("projector", "classifier")
     layers: str = "encoder.layers"
     masked_module: str = "encoder"
+    masked_channels_first: bool = False
+    mask_frame_ms: float = 20.0
     attention_block: str = "attention"
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     keys_and_values: tuple[str, ...] = ("k_proj", "v_proj")
@@ -240,6 +245,10 @@ class EncoderFamily:
         """Return the number of frames of a clip of `samples` samples, at least `minimum_samples`."""
         raise NotImplementedError
 
+    def mask_shape(self, config: Any, samples: int) -> tuple[int, int]:
+        """Return the frames and channels that SpecAugment masks in a clip of `samples` samples."""
+        return self.count_frames(config, max(samples, self.minimum_samples(config))), self.width(config)
+
     def freeze_stem(self, model: Any) -> None:
         """Freeze what comes before the transformer, so that no graph is built through it."""
         raise NotImplementedError
@@ -279,6 +288,17 @@ class EncoderFamily:
             about: `input` section of the record. The code may use `np` and `waveforms`, of shape (clips, samples).
         """
         raise NotImplementedError
+
+    def graph_input(self, about: Mapping[str, Any]) -> str:
+        """Return the name of an ONNX graph's input."""
+        return about["names"][0]
+
+    def graph_front(self, extractor: Any) -> nn.Module | None:
+        """Return a module that makes the model's first input from waveforms inside an ONNX graph.
+
+        None where the graph takes the model's first input itself.
+        """
+        return None
 
     def prepare(self, waveform: np.ndarray, extractor: Any) -> dict[str, np.ndarray]:
         """Return one clip's model inputs, before padding.

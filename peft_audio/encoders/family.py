@@ -14,6 +14,7 @@ from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.encoders.wav2vec2_bert import WAV2VEC2_BERT
 from peft_audio.encoders.wav2vec2_conformer import WAV2VEC2_CONFORMER
 from peft_audio.encoders.wavlm import WAVLM
+from peft_audio.encoders.whisper import WHISPER
 from peft_audio.errors import EncoderError
 
 FAMILIES: dict[str, EncoderFamily] = {
@@ -27,6 +28,7 @@ FAMILIES: dict[str, EncoderFamily] = {
     "wav2vec2-bert": WAV2VEC2_BERT,
     "wav2vec2-conformer": WAV2VEC2_CONFORMER,
     "wavlm": WAVLM,
+    "whisper": WHISPER,
 }
 
 

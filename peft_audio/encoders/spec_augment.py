@@ -1,4 +1,4 @@
-"""Mask the transformer's input as SpecAugment does (Park et al., 2019, arXiv 1904.08779), drawn per clip.
+"""Mask an encoder's frames as SpecAugment does (Park et al., 2019, arXiv 1904.08779), drawn per clip.
 
 transformers draws masks for a whole batch from NumPy's global generator, only in train mode, and stops at clips shorter
 than a span. Here a mask depends on the clip's seed alone, so workers, processes and batches change nothing.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from peft_audio.config import AugmentConfig
 from peft_audio.encoders.base import MASK_VECTOR
@@ -40,17 +41,16 @@ def make_masks(cfg: AugmentConfig, encoder: Any) -> Masks | None:
 
 def _draw(cfg: AugmentConfig, encoder: Any, samples: int, seed: Sequence[int]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([*seed, STREAM])
-    family = family_of(encoder)
-    frames = family.count_frames(encoder, max(samples, family.minimum_samples(encoder)))
+    frames, channels = family_of(encoder).mask_shape(encoder, samples)
     return {
         "time_mask": _spans(frames, cfg.mask_time_share, cfg.mask_time_frames, rng),
-        "feature_mask": _spans(family.width(encoder), cfg.mask_feature_share, cfg.mask_feature_channels, rng),
+        "feature_mask": _spans(channels, cfg.mask_feature_share, cfg.mask_feature_channels, rng),
     }
 
 
 @contextmanager
 def masked(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Apply the batch's masks to the transformer's input inside the block.
+    """Apply the batch's masks inside the block: to the transformer's input, or to log-mel features.
 
     Hidden frames become the vector that the encoder was pretrained with, or zeros where it has none; hidden channels
     become zeros.
@@ -62,16 +62,19 @@ def masked(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
     if "time_mask" not in batch:
         yield
         return
-    encoder, masked_module = encoder_of(model), family_of(model.config).masked_module
+    encoder, family = encoder_of(model), family_of(model.config)
     vector = getattr(encoder, MASK_VECTOR, None)
 
-    def hide(transformer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = args[0]
+    def hide(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0].transpose(1, 2) if family.masked_channels_first else args[0]
         fill = torch.zeros_like(hidden[0, 0]) if vector is None else vector.detach().to(hidden.dtype)
-        hidden = torch.where(batch["time_mask"][:, :, None], fill, hidden)
-        return (hidden.masked_fill(batch["feature_mask"][:, None, :], 0), *args[1:])
+        # A fixed window goes on after the longest clip of the batch.
+        time = F.pad(batch["time_mask"], (0, hidden.shape[1] - batch["time_mask"].shape[1]))
+        hidden = torch.where(time[:, :, None], fill, hidden)
+        hidden = hidden.masked_fill(batch["feature_mask"][:, None, :], 0)
+        return (hidden.transpose(1, 2) if family.masked_channels_first else hidden, *args[1:])
 
-    hook = encoder.get_submodule(masked_module).register_forward_pre_hook(hide)
+    hook = encoder.get_submodule(family.masked_module).register_forward_pre_hook(hide)
     try:
         yield
     finally:

@@ -103,7 +103,7 @@ def export_snippet(record: AdapterRecord, form: Form) -> str:
         "export_onnx.py.txt",
         sampling_rate=record.sampling_rate,
         values=indent(record.family.graph_code(record.input), "    "),
-        input_name=record.input["names"][0],
+        input_name=record.family.graph_input(record.input),
     )
 
 
@@ -117,7 +117,8 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         metrics=metrics_table(record),
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,
-        seconds=f"{record.crop['evaluation_seconds']:g}",
+        reading=record.reading,
+        window=None if record.input_seconds is None else f"{record.input_seconds:g}",
         minimum_samples=record.minimum_samples,
         snippet=export_snippet(record, form).strip(),
         decision=record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]"),
@@ -236,19 +237,20 @@ def write_export(adapter: Adapter, folder: Path, form: Form) -> None:
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, front: nn.Module | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.front = model, front
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.model(values).logits
+        return self.model(values if self.front is None else self.front(values)).logits
 
 
 def write_graph(adapter: Adapter, path: Path) -> None:
     """Write a model as an ONNX graph from the model's first input to `logits` of shape (clips, labels).
 
-    The axes of clips and time are dynamic; clips of a batch have one length. The graph's metadata repeats labels and
-    input settings of the record.
+    Log-mel features are computed inside the graph, from waveforms of the fixed window. The axes of clips and, without
+    such a window, of time are dynamic; clips of a batch have one length. The graph's metadata repeats labels and input
+    settings of the record.
 
     This uses the older exporter of torch, which traces one forward pass. The newer one (`dynamo=True`) takes many times
     as long and gives no closer logits. Tracing can fix lengths and batch sizes, so the verification tries others.
@@ -269,19 +271,25 @@ def write_graph(adapter: Adapter, path: Path) -> None:
     # A batch size and a length that the verification does not use, within a fixed window.
     seconds = 1.5 if record.input_seconds is None else 0.7 * record.input_seconds
     waveforms = torch.randn(3, round(record.sampling_rate * seconds), generator=torch.Generator().manual_seed(0))
-    example, _ = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)
-    name = record.input["names"][0]
+    front, name = record.family.graph_front(adapter.extractor), record.family.graph_input(record.input)
+    axes = {0: "clips", 1: record.family.graph_axis}
+    if front is None:
+        example = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)[0][name]
+    else:
+        assert record.input_seconds is not None
+        window = round(record.input_seconds * record.sampling_rate)
+        example, axes = nn.functional.pad(waveforms, (0, window - waveforms.shape[1])), {0: "clips"}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Logits(adapter.model).eval(),
-            (example[name],),
+            _Logits(adapter.model, front).eval(),
+            (example,),
             str(path),
             dynamo=False,
             opset_version=OPSET,
             input_names=[name],
             output_names=["logits"],
-            dynamic_axes={name: {0: "clips", 1: record.family.graph_axis}, "logits": {0: "clips"}},
+            dynamic_axes={name: axes, "logits": {0: "clips"}},
         )
     graph = onnx.load(path)
     about = {

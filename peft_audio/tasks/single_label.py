@@ -87,6 +87,10 @@ class SingleLabel(Task):
         """Write the expression for the name of the label with the highest logit."""
         return name.format(f"{logits}.argmax()")
 
+    def average_code(self) -> str:
+        """Write the logarithm of the mean softmax."""
+        return ".softmax(-1).mean(0).log()"
+
     def average_windows(self, logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:
         """Average the probabilities of a recording's windows; the logits are the logarithms of the means."""
         import torch

@@ -103,6 +103,10 @@ class Task(ABC):
             name: expression for a label's name, with `{}` in place of its number.
         """
 
+    def average_code(self) -> str:
+        """Write Python code that follows the logits of windows and averages their probabilities, as logits."""
+        raise NotImplementedError
+
     @abstractmethod
     def average_windows(self, logits: torch.Tensor, recordings: torch.Tensor) -> torch.Tensor:
         """Average the probabilities of a recording's windows.
