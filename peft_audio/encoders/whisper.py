@@ -78,9 +78,10 @@ class WhisperFamily(EncoderFamily):
 
     def fit_code(self, about: Mapping[str, Any]) -> str:
         """Return code that cuts the positions of `model`."""
-        count = POSITIONS_PER_SECOND * about["input_seconds"]
+        seconds = int(about["input_seconds"])
+        count = POSITIONS_PER_SECOND * seconds
         return (
-            f"# Keep the positions of {about['input_seconds']} s, the window that the adapter was trained with.\n"
+            f"# Keep the positions of {seconds} s, the window that the adapter was trained with.\n"
             "table = model.encoder.embed_positions\n"
             f"table.num_embeddings = model.config.max_source_positions = {count}\n"
             f"table.weight = torch.nn.Parameter(table.weight[:{count}], requires_grad=False)"
@@ -122,7 +123,7 @@ class WhisperFamily(EncoderFamily):
 
     def input_code(self, about: Mapping[str, Any]) -> str:
         """Return code that makes the features of consecutive windows; the last one ends where the clip does."""
-        samples = about["input_seconds"] * about["sampling_rate"]
+        samples = int(about["input_seconds"]) * about["sampling_rate"]
         return (
             f"size = {samples}  # samples of a window; the last one ends where the clip does\n"
             "starts = [*range(0, len(waveform) - size, size), max(0, len(waveform) - size)]\n"
@@ -132,7 +133,7 @@ class WhisperFamily(EncoderFamily):
 
     def graph_code(self, about: Mapping[str, Any]) -> str:
         """Return code that pads waveforms to the window; the graph computes their features."""
-        samples = about["input_seconds"] * about["sampling_rate"]
+        samples = int(about["input_seconds"]) * about["sampling_rate"]
         return (
             "values = np.asarray(waveforms, np.float32)\n"
             f'assert values.shape[1] <= {samples}, "average the probabilities of windows of {samples} samples"\n'
