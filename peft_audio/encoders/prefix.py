@@ -57,7 +57,9 @@ def run_until(
 
 
 def replay(
-    model: Any, prefix: Iterable[tuple[nn.Module, Callable[..., Any]]], rename: Callable[[dict[str, Any], torch.Tensor], None]
+    model: Any,
+    prefix: Iterable[tuple[nn.Module, Callable[..., Any]]],
+    rename: Callable[[dict[str, Any], torch.Tensor], None],
 ) -> Callable[[], None]:
     """Let a model take `features` and `samples` in place of its inputs, in place.
 
