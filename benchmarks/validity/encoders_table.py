@@ -34,7 +34,6 @@ PAGE = ROOT / "docs" / "encoders_table.md"
 # Types without a family, and why.
 REFUSED = {
     "audio-spectrogram-transformer": "no family yet",
-    "whisper": "no family yet",
 }
 # Both parities of the number of frames, nearly equal lengths, and a clip that is shorter than any encoder takes.
 LENGTHS = (8_000, 7_990, 7_321, 5_000, 2_900, 300)

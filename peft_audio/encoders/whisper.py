@@ -28,6 +28,7 @@ class WhisperFamily(EncoderFamily):
     a clip's logits cannot depend on its batch. They do depend on the length of the window, which is recorded.
     """
 
+    padding: str = "silence, up to a fixed window"
     layers: str = "layers"
     masked_module: str = "conv1"
     masked_channels_first: bool = True
@@ -118,7 +119,7 @@ class WhisperFamily(EncoderFamily):
             "minimum_samples": minimum_samples,
             "input_seconds": extractor.chunk_length,
             "mels": extractor.feature_size,
-            "padding": "silence, to the window",
+            "padding": self.padding,
         }
 
     def input_code(self, about: Mapping[str, Any]) -> str:
