@@ -6,7 +6,8 @@
 Times training steps of LoRA: forward and backward through the transformer's layers alone, on random frames, because
 the CNN before them has no attention and is run once a clip where its output is cached. Everything is in eval mode, as
 in our recipes what is frozen is. Each measurement is a fresh process, the choices of an encoder in turn. It runs on the
-GPU where there is one. torch.compile compiles each layer; on a CPU that needs a C++ compiler.
+GPU where there is one; on a CPU, seconds are those of the processor, so that other programs count less. torch.compile
+compiles each layer; on a CPU that needs a C++ compiler. WavLM's sdpa is peft-audio's attention, eager transformers'.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from joblib import cpu_count
@@ -29,7 +30,7 @@ from machine import NANO, PRECISIONS, SAMPLING_RATE, measured, run, said, set_en
 
 BUNDLED = "bundled"
 FAMILIES = ("wav2vec2", "hubert", "unispeech-sat", "wavlm")
-EAGER_ONLY = ("wavlm",)  # whose attention ignores LoRA too
+OURS = ("wavlm",)  # whose sdpa is peft-audio's; transformers' eager attention ignores LoRA
 BUNDLED_SECONDS = 0.5
 BETTER = 1.05  # a choice replaces the default where it is so many times as fast, in every repeat, at every length
 
@@ -102,10 +103,8 @@ def parse() -> argparse.Namespace:
 
 def choices(encoder: str, about: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, bool]]:
     """Attention implementations, each compiled or not, that there are here; the library's default first."""
-    attentions = ["eager"]
-    if encoder not in EAGER_ONLY:
-        flash = about["gpu"] and options.precision == "bf16" and find_spec("flash_attn")
-        attentions = ["sdpa", "eager", *(["flash_attention_2"] if flash else [])]
+    flash = about["gpu"] and options.precision == "bf16" and find_spec("flash_attn") and encoder not in OURS
+    attentions = ["sdpa", "eager", *(["flash_attention_2"] if flash else [])]
     compiler = about["gpu"] or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
     both = [False, True] if compiler and not options.no_compile else [False]
     return [(attention, compiled) for attention in attentions for compiled in both]
@@ -127,13 +126,18 @@ def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModel
 
+    from peft_audio.encoders.family import FAMILIES
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = setting.encoder
     config = AutoConfig.from_pretrained(NANO) if name == BUNDLED else AutoConfig.for_model(name)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     torch.manual_seed(0)
-    model = AutoModel.from_config(config, attn_implementation=setting.attention, dtype=torch.float32).to(dtype)
-    targets = ["intermediate_dense", "output_dense"] if name in EAGER_ONLY else ["q_proj", "v_proj"]
+    attention = "eager" if name in OURS else setting.attention
+    model = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32).to(dtype)
+    if setting.attention != attention:
+        FAMILIES[name].replace_attention(model)
+    targets = ["intermediate_dense", "output_dense"] if name in OURS else ["q_proj", "v_proj"]
     # PEFT keeps what trains in float32.
     adapted: Any = get_peft_model(model, LoraConfig(r=8, target_modules=targets)).eval().to(device)
     encoder = adapted.get_base_model().encoder
@@ -144,16 +148,17 @@ def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
     frames = int(model._get_feat_extract_output_lengths(samples))
     hidden = torch.randn(options.batch, frames, config.hidden_size, device=device, dtype=dtype)
     mask = torch.ones(options.batch, frames, dtype=torch.bool, device=device)
+    threads = torch.get_num_threads()
     seconds = []
     for _ in range(options.steps + 1):
-        began = perf_counter()
+        began = perf_counter() if device == "cuda" else process_time() / threads
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = encoder(hidden, attention_mask=mask)[0].float().square().mean()
         loss.backward()
         encoder.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(perf_counter() - began)
+        seconds.append((perf_counter() if device == "cuda" else process_time() / threads) - began)
     return {"first": seconds[0], "step": median(seconds[1:])}
 
 

@@ -33,6 +33,7 @@ from peft_audio.adapters.snippet import check_snippet, differs_from_readme
 from peft_audio.adapters.verify import check_probes
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.encoders.family import FAMILIES
 from peft_audio.encoders.loading import identify_base, load_with_absent, pin_base, quiet_loading
 from peft_audio.errors import EncoderError, UserError, library_problem
 from peft_audio.files import expanded, is_folder
@@ -121,6 +122,7 @@ def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
     fresh = {f"{PEFT_PREFIX}{name}" for name in absent}
     yield _head(fresh, shapes, settings)
     yield from _keys(adapter, model, fresh)
+    yield from _uncalled(model, shapes)
 
 
 def _where(adapter: ReadAdapter, settings: dict[str, Any]) -> ModelConfig:
@@ -237,6 +239,24 @@ def _keys(adapter: ReadAdapter, model: Any, fresh: set[str]) -> Iterator[Finding
         yield Finding("keys", "broken", f"{why}: {list(shapes[name])}, not {list(wanted[name])} (r, or labels)", AGAIN)
     if not missing and not unknown and not other:
         yield Finding("keys", "ok", f"all {len(wanted)} weights that PEFT would save, in their shapes")
+
+
+def _uncalled(model: Any, shapes: Shapes) -> Iterator[Finding]:
+    """Warn of changes that have no effect in plain PEFT until they are merged."""
+    family = FAMILIES.get(model.config.model_type)
+    layers = family.uncalled if family else ()
+    # A weight or bias of the layer itself is one that was trained whole: it takes the place of the base's.
+    changed = [
+        layer
+        for layer in layers
+        if any(f".{layer}." in name and not name.endswith((f".{layer}.weight", f".{layer}.bias")) for name in shapes)
+    ]
+    if family and changed:
+        why = (
+            f"transformers' {family.examples} reads the weights of {', '.join(changed)} without calling these layers: "
+            "until it is merged, plain PEFT leaves them as they were, without an error"
+        )
+        yield Finding("merging", "warning", why, "call merge_and_unload() before use, or load it with peft-audio")
 
 
 def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> Shapes:

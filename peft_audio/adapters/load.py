@@ -182,6 +182,13 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
     return Adapter(model.eval(), extractor, record, folder)
 
 
+def as_published(adapter: Adapter) -> Adapter:
+    """Merge an adapter, and put transformers' own attention back, in place: what its README loads without us."""
+    model = adapter.model.merge_and_unload() if isinstance(adapter.model, PeftModel) else adapter.model
+    adapter.record.family.restore_attention(model)
+    return replace(adapter, model=model.eval())
+
+
 def check_peft_files(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight in an adapter's file, once PEFT can be let at its settings.
 

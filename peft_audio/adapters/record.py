@@ -256,6 +256,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
     return render_text(
         "adapter_readme.md",
         base_name=marked(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
+        family=record.family.examples,
         inside="" if repository else ", from inside this folder",
         kind="model" if whole else f"{marked(record.strategy)} adapter",
         labels=labels_as_code(record),
@@ -266,6 +267,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         reading=record.reading,
         sha256=record.base.sha256,
         snippet=readme_snippet(record, place),
+        uncalled=_uncalled(record),
         where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
     )
 
@@ -289,6 +291,7 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         layer_weighted_sum=record.layer_weighted_sum,
         revision=record.base.commit,
         fit=record.family.fit_code(record.input),
+        uncalled=_uncalled(record),
     )
     return render_text(
         "readme_snippet.py.txt",
@@ -300,6 +303,11 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         sampling_rate=record.sampling_rate,
         average="[0]" if record.input_seconds is None else record.task.average_code(),
     ).strip()
+
+
+def _uncalled(record: AdapterRecord) -> str:
+    """Name the layers on which an adapter has no effect until it is merged."""
+    return "" if record.whole else ", ".join(record.family.uncalled)
 
 
 def labels_as_code(record: AdapterRecord) -> str:

@@ -91,7 +91,8 @@ class EncoderFamily:
         attention: Linear layers of the attention, the output projection last.
         keys_and_values: Linear layers of the attention that IA3 scales.
         feed_forward: Linear layers of the feed-forward block, the output last.
-        lora_reaches_attention: Whether the attention calls its linear layers, so that LoRA and quantisation work there.
+        uncalled: Linear layers whose weights transformers reads without calling them. Plain PEFT's change of one has no
+            effect until it is merged; `replace_attention` must call them.
         dropouts: Config keys that set dropout in the encoder.
         switched_off: Config settings that are always overridden at load.
         unquantized_linear: Linear layers that quantisation must leave alone.
@@ -116,7 +117,7 @@ class EncoderFamily:
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     keys_and_values: tuple[str, ...] = ("k_proj", "v_proj")
     feed_forward: tuple[str, ...] = ("intermediate_dense", "output_dense")
-    lora_reaches_attention: bool = True
+    uncalled: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = ()
     switched_off: Mapping[str, Any] = field(default_factory=dict)
     unquantized_linear: tuple[str, ...] = ()
@@ -136,12 +137,12 @@ class EncoderFamily:
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """List the linear layers of the transformer that LoRA can change."""
-        return (self.attention if self.lora_reaches_attention else ()) + self.feed_forward
+        return self.attention + self.feed_forward
 
     @property
     def ia3_targets(self) -> tuple[str, ...]:
         """List the linear layers that IA3 scales: keys, values and the inner activations of the feed-forward block."""
-        return (self.keys_and_values if self.lora_reaches_attention else ()) + self.feed_forward[-1:]
+        return self.keys_and_values + self.feed_forward[-1:]
 
     @property
     def ia3_feed_forward(self) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ class EncoderFamily:
         return self.only_arithmetic or self.arithmetic.get(device_type, NOT_MEASURED)
 
     def accepts_attention(self, attention: str) -> bool:
-        """Check whether transformers has this attention implementation for the family."""
+        """Check whether there is this attention implementation for the family."""
         return self.only_arithmetic is None or attention in ("auto", self.only_arithmetic.attention)
 
     def load_settings(self, dropout: float | None) -> dict[str, Any]:
@@ -259,6 +260,12 @@ class EncoderFamily:
 
     def make_padding_exact(self, model: Any) -> None:
         """Make a clip's logits independent of the batch that it is padded into, in place."""
+
+    def replace_attention(self, model: Any) -> None:
+        """Replace an attention that does not call its linear layers by one that does, in place."""
+
+    def restore_attention(self, model: Any) -> None:
+        """Put transformers' attention back, in place."""
 
     def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
         """Return the `input` section of an adapter's record: how a clip becomes the model's inputs.

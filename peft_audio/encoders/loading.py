@@ -199,6 +199,7 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     if window is not None:
         family.fit_model(model, window)
     family.make_padding_exact(model)
+    family.replace_attention(model)
     return model.eval()
 
 
@@ -216,6 +217,7 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
     if window is not None:
         family.fit_model(model, window)
     family.make_padding_exact(model)
+    family.replace_attention(model)
     return model.eval()
 
 
@@ -234,18 +236,19 @@ def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool =
     # A daemon thread of transformers would convert an old pytorch_model.bin on the Hub behind the user's back.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        attention = {} if cfg.attention == "auto" else {"attn_implementation": cfg.attention}
-        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False, **attention)
+        config = AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+        family = FAMILIES.get(config.model_type)
+        # transformers has no name for an attention of our own.
+        if cfg.attention != "auto" and not (family and family.uncalled):
+            config._attn_implementation = cfg.attention
         _refuse_foreign_kernels(cfg, config)
         if not any_family:
             family_of(config)
-        config.update(classifier_settings(cfg, labels, FAMILIES.get(config.model_type)))
+        config.update(classifier_settings(cfg, labels, family))
         with quiet_loading():
             model, loading = _with_weights(cfg, base, commit, config)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise unloadable(cfg.name, error) from error
-    # transformers' WavLM hands torch a mask of each kind, in every layer; nobody else can mend it.
-    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     for module in model.modules():
         # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):

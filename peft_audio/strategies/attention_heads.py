@@ -78,7 +78,7 @@ def train_attention_heads(model: Any, setup: Setup) -> tuple[Any, Trainable]:
         The model wrapped by PEFT, and what trains in it.
 
     Raises:
-        UserError: The encoder's attention ignores LoRA, or it has fewer heads.
+        UserError: The encoder has fewer heads.
     """
     import numpy as np
     import torch
@@ -86,11 +86,6 @@ def train_attention_heads(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     cfg = setup.cfg
     family, config = setup.family, model.config
     layers, each, count = family.layer_count(config), family.attention_heads(config), cfg.attention_heads.count
-    if not family.lora_reaches_attention:
-        raise UserError(
-            f"--model.name: got {cfg.model.name}, must be of another family: {family.examples}'s attention ignores "
-            "LoRA, as which heads train. Use recipes/last_n_layers.py with --last_n_layers.part attention."
-        )
     if count > layers * each:
         raise UserError(
             f"--attention_heads.count: got {count}, must be 1 to {layers * each}: the encoder has {layers} layers of "

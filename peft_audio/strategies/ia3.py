@@ -22,8 +22,7 @@ class IA3Recipe(Recipe):
 def apply_ia3(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     """Train vectors that scale keys, values and the inner activations of feed-forward blocks, and the head.
 
-    IA3 (Liu et al., 2022, arXiv 2205.05638). Where the attention ignores adapters, as WavLM's does, the feed-forward
-    block alone is scaled.
+    IA3 (Liu et al., 2022, arXiv 2205.05638).
 
     Args:
         model: Model from `load_classifier`.

@@ -106,9 +106,8 @@ def _targets(family: EncoderFamily, cfg: LoraConfig) -> list[str]:
     wanted = set(groups[cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)
     unknown = sorted(wanted - set(family.lora_targets))
     if unknown:
-        why = "" if family.lora_reaches_attention else f" ({family.examples}'s attention ignores LoRA)"
         raise UserError(
-            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(family.lora_targets)}{why}, "
+            f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(family.lora_targets)}, "
             "or a group of them such as all-linear. Correct the list."
         )
     return sorted(wanted)

@@ -20,9 +20,10 @@ from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
 from peft_audio.adapters.files import WEIGHTS
 from peft_audio.config import ModelConfig
+from peft_audio.encoders.family import FAMILIES
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.errors import UserError
-from peft_audio.strategies import LastNLayersConfig, LastNLayersRecipe, LoraConfig, LoraRecipe
+from peft_audio.strategies import LastNLayersConfig, LastNLayersRecipe
 
 # What somebody without this package does, in one process for all cells; the base's place comes from outside.
 PLAIN = """
@@ -38,7 +39,8 @@ for name, cell in json.load(open(sys.argv[1])).items():
         model = kind.from_pretrained(cell["folder"], dtype=torch.float32).eval()
     else:
         settings = {"num_labels": 3, "use_weighted_layer_sum": cell["mixture"], "dtype": torch.float32}
-        model = PeftModel.from_pretrained(kind.from_pretrained(cell["base"], **settings), cell["folder"]).eval()
+        model = PeftModel.from_pretrained(kind.from_pretrained(cell["base"], **settings), cell["folder"])
+        model = (model.merge_and_unload() if cell["merge"] else model).eval()
     with torch.no_grad():
         answers[name] = [model(torch.tensor([clip])).logits[0].tolist() for clip in cell["clips"]]
 assert not any(name.startswith("peft_audio") for name in sys.modules)
@@ -78,6 +80,7 @@ def loaded_by_others(cells: dict[tuple[str, str], Cell], file: Path) -> dict[str
             "folder": str(cell.folder),
             "base": str(cell.base),
             "whole": cell.whole,
+            "merge": bool(FAMILIES[ENCODERS[key[0]].model_type].uncalled),
             "mixture": cell.mixture,
             "clips": waveforms,
         }
@@ -162,14 +165,6 @@ def test_only_what_trained_is_in_the_file(cells: Any, encoder: str) -> None:
     assert all(name.startswith(f"{prefix}1.") for name in beside["last_n_layers"])
     assert all(".attention." in name for name in beside["last_n_layers, attention"])
     assert {name.removeprefix(prefix)[0] for name in beside["last_n_layers, attention"]} == {"0", "1"}
-
-
-def test_lora_on_attention_that_ignores_it_is_refused(tmp_path: Path) -> None:
-    base = save_encoder(tmp_path / "wavlm", ENCODERS["wavlm-base"])
-    for targets in ("attention", ["q_proj", "output_dense"]):
-        model = load_classifier(ModelConfig(name=str(base)), LABELS)
-        with pytest.raises(UserError, match=r"--lora.targets: got .*q_proj.*WavLM's attention ignores LoRA"):
-            adapt(model, LoraRecipe(lora=LoraConfig(targets=targets)))
 
 
 def test_more_last_layers_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_resolved_settings_are_told_and_stay(
     assert resolve(found) == found
     assert resolve(Recipe(model=ModelConfig(name=str(tiny_base), attention="eager"))).model.attention == "eager"
     wavlm = save_encoder(tmp_path / "wavlm", ENCODERS["wavlm-base"])
-    assert resolve(Recipe(model=ModelConfig(name=str(wavlm)))).model.attention == "eager"
+    assert resolve(Recipe(model=ModelConfig(name=str(wavlm)))).model.attention == "sdpa"
+    with pytest.raises(UserError, match=r"--model.attention: got eager, must be sdpa for WavLM, which has no other"):
+        resolve(Recipe(model=ModelConfig(name=str(wavlm), attention="eager")))
 
 
 def test_attention_is_what_the_model_computes_with(tiny_base: Path) -> None:
