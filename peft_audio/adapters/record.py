@@ -244,12 +244,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
+def adapter_readme(record: AdapterRecord, repository: str | None = None, warning: str | None = None) -> str:
     """The product's README: what it is, and a snippet that loads it without this package.
 
     Args:
         record: What it says of itself.
         repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
+        warning: Restriction of its scores, stated below them.
     """
     whole, place = record.whole, repository or "."
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
@@ -268,6 +269,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None) -> str:
         sha256=record.base.sha256,
         snippet=readme_snippet(record, place),
         uncalled=_uncalled(record),
+        warning=None if warning is None else marked(warning),
         where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
     )
 

@@ -27,6 +27,10 @@ LARGEST_LIST = 512_000
 FALSE_ALARMS = 0.01
 
 
+class TrainedClipsError(UserError):
+    """`trained_clips.bin` cannot be read."""
+
+
 @dataclass(frozen=True)
 class TrainedClips:
     """Clips that an adapter was trained or validated on.
@@ -81,7 +85,7 @@ def read_trained_clips(folder: Path) -> TrainedClips | None:
     """Read `trained_clips.bin` from the folder of an adapter; None where there is none.
 
     Raises:
-        UserError: It is damaged or of a newer version.
+        TrainedClipsError: It is damaged or of a newer version.
     """
     path = folder / TRAINED_CLIPS
     try:
@@ -89,13 +93,15 @@ def read_trained_clips(folder: Path) -> TrainedClips | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); remove it or get the adapter again.") from error
-    damaged = UserError(f"{path} is damaged; remove it or get the adapter again.")
+        raise TrainedClipsError(
+            f"{path} cannot be read ({error.strerror}); remove it or get the adapter again."
+        ) from error
+    damaged = TrainedClipsError(f"{path} is damaged; remove it or get the adapter again.")
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise damaged
     _, version, functions, clips, bits = HEADER.unpack_from(content)
     if version > VERSION:
-        raise UserError(f"{path} has format version {version}, expected {VERSION} or less; upgrade peft-audio.")
+        raise TrainedClipsError(f"{path} has format version {version}, expected {VERSION} or less; upgrade peft-audio.")
     expected = bits // 8 if functions else 8 * clips
     if len(content) - HEADER.size != expected or functions > 64 or (functions and not bits):
         raise damaged

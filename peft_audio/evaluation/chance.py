@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -122,3 +122,11 @@ def learned_nothing_line(found: AgainstChance, split: str) -> str:
     figures = f"balanced accuracy {found.balanced_accuracy:.3f}, 95% interval from {found.low:.3f}"
     figures += f"; guessing gives {found.chance:.3f}"
     return f"It is not shown to be better than guessing on {clips}: {figures}. {ADVICE}"
+
+
+def reported_line(chance: Mapping[str, Any] | None) -> str | None:
+    """Write the line for people from `chance` of a report; None where something was learned, or that is not known."""
+    if chance is None or not chance["learned_nothing"]:
+        return None
+    known = {field.name: chance[field.name] for field in fields(AgainstChance)}
+    return learned_nothing_line(AgainstChance(**known), chance["split"])

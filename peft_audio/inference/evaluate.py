@@ -18,6 +18,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from peft_audio.adapters.load import Adapter
+from peft_audio.adapters.trained_clips import TrainedClipsError
 from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable
 from peft_audio.data.collate import collate
@@ -138,7 +139,13 @@ def evaluate_adapter(
     rows = to_rows(windows, adapter.labels, name, adapter.task)
     evaluation = _run_adapter(adapter, rows, collection, batch_size)
     recordings = recordings_of(rows, adapter.labels, adapter.task)
-    seen = seen_clips(chosen.set_index("id", drop=False).loc[list(recordings["id"])], adapter.folder, run)
+    try:
+        seen = seen_clips(chosen.set_index("id", drop=False).loc[list(recordings["id"])], adapter.folder, run)
+        about_seen = _notes_on_seen(seen, name)
+    except TrainedClipsError as error:
+        # The scores hold without it.
+        seen = None
+        about_seen = [f"warning: {error} Until then nobody knows which of these clips the adapter was trained on"]
 
     def scores(mask: np.ndarray) -> Scores | None:
         logits, targets = evaluation.logits[mask], evaluation.labels[mask]
@@ -158,7 +165,7 @@ def evaluate_adapter(
     long = int((used_seconds(rows) > limit).sum())
     if long:
         notes.append(f"{long} are longer than {limit:g} s, of which the adapter uses only the first {limit:g} s")
-    notes += _notes_on_seen(seen, name)
+    notes += about_seen
     occur = set(chosen["label"])
     where = bad["path"].where(bad["path"] != "", bad["id"])
     return AdapterEvaluation(

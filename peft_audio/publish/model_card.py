@@ -12,6 +12,7 @@ from peft_audio.adapters.hub import is_hub_id
 from peft_audio.adapters.record import AdapterRecord, adapter_readme
 from peft_audio.config import settings_on_card
 from peft_audio.errors import UserError
+from peft_audio.evaluation.chance import reported_line
 from peft_audio.evaluation.scores import confusions
 from peft_audio.files import read_json
 from peft_audio.pages.render import render_text
@@ -38,10 +39,11 @@ def model_card(record: AdapterRecord, repository: str, run: Path | None, compari
         UserError: A file is missing from one of the folders.
     """
     finished = None if run is None else read_run(run)
+    chance = None if finished is None else finished.report.get("chance")
     return render_text(
         "model_card.md",
         metadata=_metadata(record, repository, finished, license).to_yaml(),
-        readme=adapter_readme(record, repository).strip(),
+        readme=adapter_readme(record, repository, reported_line(chance)).strip(),
         confusions=None if finished is None else _confusions(finished, record.labels),
         training=None if finished is None else _training(finished, record),
         comparison=None if comparison is None else _comparison(comparison).strip(),

@@ -23,7 +23,7 @@ from peft_audio.data.splits import Splits
 from peft_audio.encoders.family import encoder_of
 from peft_audio.encoders.loading import load_classifier, versions
 from peft_audio.errors import UserError
-from peft_audio.evaluation.chance import AgainstChance, compare_with_chance, learned_nothing_line
+from peft_audio.evaluation.chance import compare_with_chance, reported_line
 from peft_audio.evaluation.run_split import Evaluation
 from peft_audio.files import read_json, write_atomically
 from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
@@ -291,9 +291,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
 
 def print_chance(report: RunReport, console: Console) -> None:
     """Print a line where the run learned nothing."""
-    if report.chance is not None and report.chance["learned_nothing"]:
-        known = {field.name: report.chance[field.name] for field in fields(AgainstChance)}
-        line = learned_nothing_line(AgainstChance(**known), report.chance["split"])
+    if (line := reported_line(report.chance)) is not None:
         console.print(printable(f"warning: {line}"), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -16,6 +16,7 @@ from helpers.tones import write_tone
 
 from peft_audio import DataConfig, HeadOnlyRecipe, ModelConfig, TrainConfig, fine_tune
 from peft_audio.adapters.trained_clips import (
+    TrainedClipsError,
     encode_trained_clips,
     read_trained_clips,
     write_trained_clips,
@@ -97,6 +98,12 @@ def test_an_adapter_elsewhere_scores_its_training_clips_apart(
     assert any(note.startswith(told) for note in found["notes"])
     assert main(["evaluate", str(adapter), str(source), "--split", "test"]) == 0
     assert "trained or validated on" in capsys.readouterr().out
+    # A damaged record costs that division, not the scores.
+    (adapter / "trained_clips.bin").write_bytes(b"PACLIPS")
+    unknown = evaluated(capsys, adapter, source, "--split", "test", "--data.test_share", "0.4")
+    assert unknown["accuracy"] == found["accuracy"] and unknown["seen_clips"] is None
+    (note,) = [note for note in unknown["notes"] if "trained_clips.bin" in note]
+    assert note.startswith(f"warning: {adapter / 'trained_clips.bin'} is damaged; remove it or get the adapter again.")
 
 
 def test_other_and_mixed_collections_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,9 +261,9 @@ def test_lists_are_exact_and_filters_take_one_clip_in_a_hundred_for_another(tmp_
     assert len(encode_trained_clips(clip_hashes(0, 64_100))) < 100_000
     for damaged in (packed[:-1], b"other" + packed, packed[:10]):
         (tmp_path / "trained_clips.bin").write_bytes(damaged)
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(TrainedClipsError, match="is damaged"):
             read_trained_clips(tmp_path)
     newer = packed[:8] + np.uint32(2).tobytes() + packed[12:]
     (tmp_path / "trained_clips.bin").write_bytes(newer)
-    with pytest.raises(UserError, match="format version 2, expected 1 or less"):
+    with pytest.raises(TrainedClipsError, match="format version 2, expected 1 or less"):
         read_trained_clips(tmp_path)

@@ -207,6 +207,13 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     assert "<i>" not in re.sub(r"```.*?```|`[^`]*`", "", text.replace("\\<", ""), flags=re.DOTALL)
     assert "## Comparison: facebook/wav2vec2-base on birds\n\n### Scores" in text and "Traceback" not in text
     assert "| lora.r | 8 |" in text
+    # A run that learned nothing says so beside its scores.
+    assert "**Warning:**" not in text
+    chance = {"recordings": 60, "balanced_accuracy": 0.33, "low": 0.21, "chance": 1 / 3, "interval": "recordings"}
+    chance |= {"only_label": "b|c", "learned_nothing": True, "split": "test"}
+    (tmp_path / "report.json").write_text(json.dumps(report | {"chance": chance}))
+    useless = model_card(record, NAME, run=tmp_path, comparison=None, license="")
+    assert "\n\n**Warning:** It learned nothing: the answer is 'b\\|c' for each of the 60 test clips. Try" in useless
     # A dataset of the Hub is named as such, at its commit.
     (tmp_path / "report.json").write_text(json.dumps(report | {"dataset_revision": COMMIT}))
     (tmp_path / "config.yaml").write_text(to_yaml(LoraRecipe(data=DataConfig(source="org/birds"))))
