@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from peft_audio.comparison import budget
 from peft_audio.comparison import plan as planning
 from peft_audio.comparison.collect import with_commits
 from peft_audio.comparison.settings import CompareRecipe
@@ -91,7 +92,7 @@ def row(name: str, flags: list[str], cpu_time: bool) -> str:
         cfg = with_commits(cfg)
         cfg = resolve(cfg, cfg.has_one_encoder())
         timing = planning.measure(cfg)
-        cfg, settings = planning.fit(cfg, timing)
+        cfg, settings = budget.fit(cfg, timing)
     planned = planning.plan(cfg, timing, settings)
     took = time.perf_counter() - began
     # A busy machine is not timed again, but by the timing that is there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 
+from peft_audio.checks import clusters
 from peft_audio.checks.groups import GroupCounts, Suspicion, count_groups, suspect_column, suspect_groups
 from peft_audio.checks.near_copies import SIZE, fingerprint, near_duplicates
 from peft_audio.checks.shortcuts import MOST_CLIPS, Shortcut, describe, find_shortcuts
 from peft_audio.checks.trimmed_copies import EMPTY, landmarks, matching_pairs
 from peft_audio.checks.trimmed_copies import SIZE as LANDMARKS
 from peft_audio.config import DataConfig
-from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names
+from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names, recording_of
 from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.folder import ignored_note
-from peft_audio.data.scan import JOBS, scan
+from peft_audio.data.scan import JOBS, late_bar, scan
 from peft_audio.data.sources import find_clips, refuse_training_settings
 from peft_audio.errors import UserError
 from peft_audio.text import listed, printable, several
@@ -98,12 +100,14 @@ class Check:
         return any(finding.spoils for finding in self.findings)
 
 
-def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
+def check(cfg: DataConfig, jobs: int = JOBS, deep: str | None = None) -> Check:
     """Decode every clip of a source once and list the faults.
 
     Args:
         cfg: Source and settings of its splits.
         jobs: Number of clips that are decoded in parallel.
+        deep: Folder or Hub id of an encoder whose embeddings are searched for groups that no name shows; None for no
+            such search.
 
     Raises:
         UserError: The source does not exist, or has no recordings or only one class; or a setting affects only
@@ -134,8 +138,15 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
     findings += _split_faults(good, collection)
     findings += _unbalanced(good, collection, cfg)
     groups = count_groups(good, "recording" if collection.groups_are_recordings else "group")
-    if groups is None or collection.groups_are_recordings:
+    undeclared = groups is None or collection.groups_are_recordings
+    if undeclared:
         findings += _undeclared_groups(good, collection, cfg)
+    about_clusters: tuple[str, ...] = ()
+    if deep is not None and undeclared:
+        clustered, about_clusters = _clustered(good, collection, deep)
+        findings += clustered
+    elif deep is not None:
+        about_clusters = ("--deep: groups are declared, so embeddings were not searched for others",)
     shortcuts = find_shortcuts(good)
     findings += [
         Finding(describe(cue), False, cue.examples) for cue in shortcuts if cue.warns and cue.kind == "artefact"
@@ -157,7 +168,7 @@ def check(cfg: DataConfig, jobs: int = JOBS) -> Check:
         interval=_interval(len(test)) if len(test) else None,
         groups=groups,
         shortcuts=tuple(shortcuts),
-        notes=(*collection.notes, *_ignored(collection), *_shortcut_notes(shortcuts, len(good))),
+        notes=(*collection.notes, *_ignored(collection), *_shortcut_notes(shortcuts, len(good)), *about_clusters),
         findings=tuple(sorted(findings, key=lambda finding: not finding.spoils)),
     )
 
@@ -394,6 +405,56 @@ def _undeclared_groups(clips: pd.DataFrame, collection: ClipTable, cfg: DataConf
     yield Finding(
         what, False, tuple(f"{group}: {several(sizes[group], 'clip')}{where.get(group, '')}" for group in shown)
     )
+
+
+def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[list[Finding], tuple[str, ...]]:
+    """Look for groups in what an encoder makes of the clips; return findings and notes."""
+    tested = clips if len(clips) <= clusters.MOST_CLIPS else clips.sample(clusters.MOST_CLIPS, random_state=0)
+    if len(tested) < clusters.FEWEST_CLIPS:
+        return [], (f"--deep: needs {clusters.FEWEST_CLIPS} usable clips, got {len(tested)}",)
+    seconds = tested["num_frames"] / tested["sampling_rate"]
+    # Clips of similar length need less padding.
+    tested = tested.iloc[np.argsort(seconds.to_numpy(), kind="stable")]
+    parts = [
+        (
+            recording_of(row, collection.stored),
+            float(row["start_seconds"]),
+            None if np.isnan(row["end_seconds"]) else float(row["end_seconds"] - row["start_seconds"]),
+        )
+        for row in tested.to_dict("records")
+    ]
+    with late_bar("embedding clips", len(parts), quiet=not sys.stderr.isatty()) as advance:
+        embeddings = clusters.embed(parts, base, advance)
+    found = clusters.find_clusters(embeddings, list(tested["label"]))
+    if found is None:
+        return [], (
+            f"--deep: embeddings of {several(len(tested), 'clip')} by {base} form no clear clusters across classes. "
+            "That does not show that there are no groups: it misses small and faint ones (docs/limits.md)",
+        )
+    tested = tested.assign(group=[f"cluster {number + 1}" for number in found])
+    leaking = leaking_groups(tested)
+    divided = bool((tested["split"] != "").any())
+    if divided and not leaking:
+        return [], ()
+    members = dict(list(tested.groupby("group", sort=True)))
+    in_all = int(tested["group"].isin(leaking).sum())
+    sides = (
+        f"{len(leaking)} of them stand on several sides of the splits, with {in_all} of {len(tested)} clips"
+        if divided
+        else "A random split would put clips of each on both sides"
+    )
+    what = (
+        f"embeddings by {base}: clips form {len(members)} clusters that come back in several classes, which may be "
+        f"speakers, devices or places. {sides}. Listen to some clips of each. If they are groups, name them with "
+        "--data.group_column or --data.group_pattern; the clusters are too inexact to be the groups"
+    )
+    files = tuple(
+        f"{group}: {several(len(rows), 'clip')} of {rows['label'].nunique()} classes"
+        + (f" ({', '.join(leaking[group])})" if group in leaking else "")
+        + f", such as {listed([PurePath(name).name for name in rows['name'].iloc[:3]])}"
+        for group, rows in members.items()
+    )
+    return [Finding(what, False, files)], ()
 
 
 def print_check(result: Check, console: Console) -> None:

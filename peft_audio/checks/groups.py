@@ -214,7 +214,7 @@ def _from_stems(stems: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[s
         return  # free text
     counted: list[tuple[str, list[str]]] = []
     columns = [[row[i] for row in fields] for i in range(shortest)]
-    varying = [i for i, values in enumerate(columns) if len(set(values)) > 1 and not _names_class(values, labels)]
+    varying = [i for i, values in enumerate(columns) if len(set(values)) > 1 and not names_class(values, labels)]
     many_words = sum(_are_words(columns[i]) for i in varying) > 1 or sum(map(_are_words, columns)) > 2
     is_title = many_words and any(" " in stem.strip() for stem in stems)
     is_grid = _are_settings([columns[i] for i in varying], labels)
@@ -375,10 +375,10 @@ def _is_shared(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
         return False
     if shared < SHARED * len(values) or max(counts.values()) > MOST_IN_ONE * len(values):
         return False
-    return not _names_class(values, labels)
+    return not names_class(values, labels)
 
 
-def _names_class(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
+def names_class(values: Sequence[Hashable], labels: Sequence[str]) -> bool:
     """Return whether nearly all clips of each class have one value."""
     usual = pd.Series(list(values)).groupby(list(labels)).agg(lambda column: column.value_counts().iloc[0])
     return bool(usual.sum() >= LIKE_CLASS * len(values))

@@ -26,6 +26,12 @@ def add_commands(commands: Any) -> None:
     check.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     check.add_argument("--json", action="store_true", help="print all results as JSON")
     check.add_argument("--jobs", type=int, help="number of clips decoded in parallel (default: one per core)")
+    check.add_argument(
+        "--deep",
+        action="store_true",
+        help="also look for groups in the sound, by clusters of encoder embeddings, where no groups are declared",
+    )
+    check.add_argument("--base", help="the encoder of --deep: a folder or Hub id (default: the bundled one)")
     check.set_defaults(run=run_check)
 
 
@@ -40,14 +46,17 @@ def run_check(options: argparse.Namespace) -> int:
     # Importing the strategies registers their settings, so that messages on unknown settings can name their recipe.
     import peft_audio.strategies  # noqa: F401
     from peft_audio.checks.collection import check, print_check, to_json
-    from peft_audio.config import CheckSettings, parse_config
+    from peft_audio.config import CheckSettings, ModelConfig, parse_config
     from peft_audio.data.scan import JOBS
     from peft_audio.errors import UserError
 
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs: got {options.jobs}, must be 1 or more. Leave it out.")
+    if options.base is not None and not options.deep:
+        raise UserError(f"--base: got {options.base}, but only --deep uses an encoder. Add --deep, or leave it out.")
     cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
-    result = check(cfg.data, options.jobs or JOBS)
+    deep = (options.base or ModelConfig().name) if options.deep else None
+    result = check(cfg.data, options.jobs or JOBS, deep)
     if options.json:
         print(json.dumps(to_json(result), indent=2, ensure_ascii=False))
     else:

@@ -53,9 +53,10 @@ def run_plan(options: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
+    from peft_audio.comparison.budget import fit
     from peft_audio.comparison.collect import with_commits
     from peft_audio.comparison.jobs import alone_in
-    from peft_audio.comparison.plan import fit, measure, plan, print_plan
+    from peft_audio.comparison.plan import measure, plan, print_plan
     from peft_audio.comparison.settings import CompareRecipe
     from peft_audio.config import parse_config
     from peft_audio.files import expanded

@@ -1,4 +1,4 @@
-"""Estimate what a comparison will cost from a few timed steps of each arm, and cut it to fit into a time."""
+"""Estimate what a comparison will cost from a few timed steps of each arm."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ MOST_AT_ONCE = 4
 LIMIT_SECONDS = 45.0
 LIMIT_SHARE = 0.25
 TIMING = "timing.json"
-# A comparison is not cut below these before it loses arms; choices.
-LEAST_CLIPS_PER_CLASS = 10
-LEAST_EPOCHS = 2
-LEAST_RATES = 2
+LEAST_RATES = 2  # that a ranking needs
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ def plan(cfg: CompareRecipe, timing: Timing, settings: dict[str, Any] | None = N
     ranked = replace(cfg, seeds=max(cfg.seeds, MIN_SEEDS), trials=max(cfg.trials, LEAST_RATES))
     fits = None if cfg.minutes is None else seconds[1] + timing.seconds <= 60 * cfg.minutes
     return Plan(
-        arms=tuple(_arm_plan(cfg, timing, name) for name in cfg.arms),
+        arms=tuple(arm_plan(cfg, timing, name) for name in cfg.arms),
         seconds=seconds,
         at_once=cfg.jobs or (timing.shared if cfg.seeds > 1 or cfg.trials > 1 else timing.devices),
         unranked=unranked(cfg),
@@ -458,7 +455,8 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     return max(places)
 
 
-def _arm_plan(cfg: CompareRecipe, timing: Timing, name: str) -> ArmPlan:
+def arm_plan(cfg: CompareRecipe, timing: Timing, name: str) -> ArmPlan:
+    """Estimate what the runs of one arm will cost."""
     of_arm, folds = timing.measured.arms[name], cfg.folds or 1
     tuned = is_tuned(cfg, Cell(name, None))
     least = len(grid_of(cfg, cfg.all_arms()[name])) if tuned and cfg.trials > 1 else 0
@@ -482,115 +480,6 @@ def _arm_plan(cfg: CompareRecipe, timing: Timing, name: str) -> ArmPlan:
         runs=(least_runs, most_runs, final_runs),
         seconds=(least_runs * tuning + final_runs * final, most_runs * tuning + final_runs * final),
     )
-
-
-def fit(cfg: CompareRecipe, timing: Timing) -> tuple[CompareRecipe, dict[str, Any]]:
-    """Cut a comparison so that it fits into `cfg.minutes`.
-
-    The order of the cuts is: extra trials, training clips, epochs, the dearest arms. Learning rates and final seeds
-    that a ranking needs are cut last. What was cut first is then restored as far as the time allows.
-
-    Args:
-        cfg: comparison.
-        timing: measured costs of its arms; the time that they took counts.
-
-    Returns:
-        The cut comparison, and the settings that were changed, by dotted name.
-    """
-    if cfg.minutes is None:
-        return cfg, {}
-    left = 60 * cfg.minutes - timing.seconds
-    cuts = [
-        _fewer_trials(cfg),
-        _fewer_clips(cfg, timing),
-        _fewer_epochs(cfg),
-        _fewer_arms(cfg, timing),
-        [{"seeds": seeds} for seeds in range(min(cfg.seeds, MIN_SEEDS) - 1, 0, -1)],
-        [{"trials": 1}] if cfg.trials > 1 and not _has_own_rates(cfg) else [],
-    ]
-    choices: list[list[dict[str, Any]]] = [[{}, *each] for each in cuts]
-    chosen = [0] * len(choices)
-
-    def settings() -> dict[str, Any]:
-        return {name: value for i, each in enumerate(choices) for name, value in each[chosen[i]].items()}
-
-    def fits() -> bool:
-        return duration(with_settings(cfg, settings()), timing) <= left
-
-    last = 0
-    for last, each in enumerate(choices):
-        while not fits() and chosen[last] < len(each) - 1:
-            chosen[last] += 1
-        if fits():
-            break
-    for i in reversed(range(last)) if fits() else ():
-        while chosen[i]:
-            chosen[i] -= 1
-            if not fits():
-                chosen[i] += 1
-                break
-    return with_settings(cfg, settings()), settings()
-
-
-def _fewer_trials(cfg: CompareRecipe) -> list[dict[str, Any]]:
-    """List smaller numbers of extra trials, then what else a ranking does not need: rates, tuning seeds and seeds."""
-    found: list[dict[str, Any]] = [{"extra_trials": count} for count in range(cfg.extra_trials - 1, -1, -1)]
-    more: dict[str, Any] = {"extra_trials": 0} if cfg.extra_trials else {}
-    for name, least in (("tuning_seeds", 1), ("trials", LEAST_RATES), ("seeds", MIN_SEEDS)):
-        if name == "trials" and _has_own_rates(cfg):
-            continue
-        for count in range(getattr(cfg, name) - 1, least - 1, -1):
-            more = more | {name: count}
-            found.append(more)
-    return found
-
-
-def _has_own_rates(cfg: CompareRecipe) -> bool:
-    """Return whether an arm brings its own learning rates, so that their number cannot be cut for all arms."""
-    arms = (cfg.all_arms()[name] for name in cfg.arms)
-    return any(arm.learning_rates and not arm.control for arm in arms)
-
-
-def _fewer_clips(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
-    """List smaller numbers of training clips, each about a tenth below the one before."""
-    clips = min(timing.measured.recordings, cfg.data.max_train_clips or sys.maxsize)
-    least = LEAST_CLIPS_PER_CLASS * timing.measured.classes
-    found = []
-    while clips > least:
-        clips = max(least, int(0.9 * clips))
-        found.append({"data.max_train_clips": clips})
-    return found
-
-
-def _fewer_epochs(cfg: CompareRecipe) -> list[dict[str, Any]]:
-    """List smaller budgets of training, in the unit that the comparison uses."""
-    if cfg.train_seconds is not None:
-        return [{"train_seconds": round(cfg.train_seconds * 0.8**power, 1)} for power in range(1, 8)]
-    if cfg.train.max_steps is not None:
-        return [{"train.max_steps": max(1, round(cfg.train.max_steps * 0.8**power))} for power in range(1, 8)]
-    return [{"train.epochs": epochs} for epochs in range(cfg.train.epochs - 1, LEAST_EPOCHS - 1, -1)]
-
-
-def _fewer_arms(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
-    """List smaller sets of arms: the dearest one goes first; the reference, one other arm and the majority stay."""
-    controls = {name for name in cfg.arms if cfg.all_arms()[name].control}
-    costs = {name: _arm_plan(cfg, timing, name).seconds[1] for name in cfg.arms}
-    competing = sorted({*cfg.arms} - controls - {cfg.reference}, key=lambda name: -costs[name])
-    droppable = [*competing[:-1], *(name for name in controls if name != "majority")]
-    found, arms = [], list(cfg.arms)
-    for name in sorted(droppable, key=lambda name: -costs[name]):
-        arms = [arm for arm in arms if arm != name]
-        found.append({"arms": arms})
-    return found
-
-
-def with_settings(cfg: CompareRecipe, settings: dict[str, Any]) -> CompareRecipe:
-    """Replace settings of a comparison by dotted name."""
-    for name, value in settings.items():
-        section, _, field = name.rpartition(".")
-        changed = {field: value} if not section else {section: replace(getattr(cfg, section), **{field: value})}
-        cfg = replace(cfg, **changed)
-    return cfg
 
 
 def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:

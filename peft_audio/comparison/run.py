@@ -8,10 +8,11 @@ from contextlib import nullcontext, redirect_stdout
 
 from rich.console import Console
 
+from peft_audio.comparison.budget import fit
 from peft_audio.comparison.collect import note_jobs, read_comparison, with_commits
 from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
 from peft_audio.comparison.page import print_comparison, write_comparison
-from peft_audio.comparison.plan import fit, measure, plan, print_plan, runs_at_once, steps_for_seconds, unranked
+from peft_audio.comparison.plan import measure, plan, print_plan, runs_at_once, steps_for_seconds, unranked
 from peft_audio.comparison.progress import watching
 from peft_audio.comparison.results import Comparison
 from peft_audio.comparison.settings import CompareRecipe

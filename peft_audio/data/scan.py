@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ DIGITAL_SILENCE = 1.01 / 32_768
 # Audio has single zero samples at zero crossings; shorter runs are no silence.
 SHORTEST_SILENCE_SECONDS = 0.02
 CHUNK_CLIPS = 512
+BAR_SECONDS = 2
 SILENCES = ("leading_silence_seconds", "trailing_silence_seconds", "silence_seconds")
 # Decoding releases the GIL, so threads suffice and share memory.
 JOBS = cpu_count()
@@ -74,6 +77,35 @@ def scan(
 
 def _bar(quiet: bool) -> Progress:
     return Progress(console=Console(stderr=True), transient=True, disable=quiet, redirect_stdout=False)
+
+
+@contextmanager
+def late_bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr once work has taken `BAR_SECONDS`.
+
+    Args:
+        what: Name of the work.
+        total: Number of clips.
+        quiet: Show none.
+
+    Yields:
+        A function that takes the number of further clips that are done.
+    """
+    bar, begun, shown = _bar(quiet), perf_counter(), False
+    task = bar.add_task(what, total=total)
+
+    def advance(clips: int) -> None:
+        nonlocal shown
+        if not shown and perf_counter() - begun > BAR_SECONDS:
+            bar.start()
+            shown = True
+        bar.advance(task, clips)
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            bar.stop()
 
 
 def scan_clip(

@@ -14,6 +14,7 @@ from helpers.tones import divide
 from rich.console import Console
 
 from peft_audio.comparison import plan as planning
+from peft_audio.comparison.budget import fit
 from peft_audio.comparison.plan import (
     ArmTiming,
     Measured,
@@ -21,7 +22,6 @@ from peft_audio.comparison.plan import (
     Timing,
     as_flags,
     duration,
-    fit,
     makespan,
     measure,
     plan,
@@ -147,6 +147,13 @@ def test_cuts_are_made_in_their_order_and_a_ranking_is_lost_last() -> None:
         else:
             assert not unranked(cut)
     assert cut_last == sorted(cut_last) and {*cut_last} == {-1, 0, 1, 2, 3, 4}
+
+
+def test_spare_seeds_and_rates_go_after_epochs_and_before_arms() -> None:
+    cuts = [fit(settings(minutes=minutes, seeds=8, trials=3), TIMING)[1] for minutes in (100, 80, 16, 12, 8, 6)]
+    spare, arms = ([bool(cut.keys() & names) for cut in cuts] for names in ({"seeds", "trials"}, {"arms"}))
+    assert spare == sorted(spare) and arms == sorted(arms)
+    assert not cuts[0].keys() & {"seeds", "trials", "arms"} and 0 < spare.index(True) < arms.index(True)
 
 
 def test_what_was_cut_first_is_restored_where_dropping_an_arm_left_time() -> None:
