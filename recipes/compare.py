@@ -4,8 +4,8 @@ python recipes/compare.py                                               # the bu
 python recipes/compare.py --data.source FOLDER --output_dir runs/mine --arms "[head_only, lora, full]"
 python recipes/compare.py --help
 
-Starts the recipes as a user would, tries learning rates on validation, runs fresh seeds, and writes comparison.md,
-.json, .html, .png and .svg. The same command goes on where an earlier one stopped.
+Starts one process per run, tries learning rates on validation, runs fresh seeds, and writes comparison.md, .json,
+.html, .png and .svg. Repeat the command to resume a comparison.
 """
 
 import sys
@@ -15,7 +15,7 @@ from peft_audio.config import parse_config
 
 if __name__ == "__main__":
     cfg = parse_config(CompareRecipe)
-    # Imports torch, so it waits until the settings are read.
+    # Imported late, because it imports torch: settings are checked first.
     from peft_audio.comparison.run import conclude
 
     sys.exit(conclude(cfg))

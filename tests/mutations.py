@@ -296,15 +296,15 @@ MUTATIONS = (
     Mutation(
         "comparison: arms on other splits are paired",
         "peft_audio/comparison/compare.py",
-        "hashes(finals[arm.name]) == hashes(finals[base.name]) and all(",
-        "all(",
+        "hashes(finals[name]) == hashes(finals[home])",
+        "True",
         "tests/comparison/test_compare.py",
     ),
     Mutation(
         "comparison: broken rules do not keep arms from being ranked",
         "peft_audio/comparison/compare.py",
-        "[replace(arm, claim=None, p_holm=None) for arm in arms] if broken else with_fronts(ranked(arms))",
-        "with_fronts(ranked(arms))",
+        "    if broken:\n        arms = [replace(",
+        "    if False:\n        arms = [replace(",
         "tests/comparison/test_compare.py",
     ),
     Mutation(

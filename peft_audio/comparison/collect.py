@@ -1,4 +1,4 @@
-"""From folders to a comparison: one that `recipes/compare.py` made or is making, or runs of whatever origin."""
+"""Read comparisons and single runs from folders."""
 
 from __future__ import annotations
 
@@ -29,8 +29,14 @@ JOBS = "runs.json"
 
 
 @dataclass
-class Found:
-    """What was found so far: runs, what failed by arm, and rates that diverged by arm and fold."""
+class RunsFound:
+    """Runs that were read from folders.
+
+    Attributes:
+        runs: finished runs.
+        failures: failed runs by arm.
+        diverged: learning rates whose loss diverged, by arm and fold.
+    """
 
     runs: list[Finished] = field(default_factory=list)
     failures: dict[str, list[Failure]] = field(default_factory=dict)
@@ -40,8 +46,8 @@ class Found:
 def with_commits(cfg: CompareRecipe) -> CompareRecipe:
     """Replace the revisions of Hub bases by commits, so that all runs start from the same weights.
 
-    A comparison that is continued keeps the revisions that it recorded. An arm whose own base cannot be found keeps the
-    revision that it names: its runs fail, and the other arms go on.
+    A resumed comparison keeps the revisions that it recorded. An arm whose own base cannot be found keeps the revision
+    that it names, so that only its runs fail.
 
     Raises:
         UserError: The base that the arms share cannot be found.
@@ -71,7 +77,7 @@ def with_commits(cfg: CompareRecipe) -> CompareRecipe:
 
 
 def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
-    """Write down what belongs to the comparison, for `peft-audio report`."""
+    """Save the settings and runs of a comparison for `peft-audio report`."""
     folder = expanded(cfg.output_dir)
     listed = [
         {
@@ -93,32 +99,31 @@ def read_comparison(
     """Compare the runs in some folders.
 
     Args:
-        folders: Of comparisons, whose own settings and lists of runs count, or of any runs; searched to the bottom.
-        reference: The arm to hold the others against; the comparison's own when not given.
-        margin: The difference that matters; the comparison's own when not given.
-        metric: Metric that ranks the arms; the comparison's own when not given.
+        folders: Folders of comparisons or of runs, which are searched at any depth.
+        reference: Arm that the others are compared with; that of the comparison when not given.
+        margin: Smallest difference that matters; that of the comparison when not given.
+        metric: Metric that ranks the arms; that of the comparison when not given.
 
     Raises:
-        UserError: There is nothing to compare in them, what is there is damaged, or two comparisons have arms of one
-            name.
+        UserError: The folders hold no runs, a file is damaged, or two comparisons have arms with the same name.
     """
-    found, question, settings = Found(), Question(), {}
+    found, question, settings = RunsFound(), Question(), {}
     for folder in map(Path.resolve, folders):
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; give the folder of a comparison, or of runs.")
+            raise UserError(f"{folder} is not a folder; give the folder of a comparison or of runs.")
         comparisons = sorted(path.parent for path in folder.rglob(JOBS) if (path.parent / SETTINGS).is_file())
         for inner in comparisons:
             jobs = _jobs(inner)
             settings[inner] = _settings(inner / SETTINGS, jobs)
             question = _question(settings[inner], inner / SETTINGS)
             for job in jobs:
-                _take(job, inner, question.controls, found)
+                _add_job(job, inner, question.controls, found)
         reports = sorted(path.parent for path in folder.rglob("report.json"))
         loose = [path for path in reports if not any(path.is_relative_to(inner) for inner in comparisons)]
         if not loose and not comparisons:
-            raise UserError(f"{folder} holds no report.json, in it or below; give the folder of finished runs.")
+            raise UserError(f"{folder} and its subfolders hold no report.json; give the folder of finished runs.")
         for path in loose:
-            _take_loose(path, folder, found)
+            _add_run(path, folder, found)
     _check_names(settings)
     question = replace(
         question,
@@ -130,12 +135,12 @@ def read_comparison(
 
 
 def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
-    """Read the settings of a comparison, with arms that only its jobs describe, as in those of earlier versions."""
+    """Read the settings of a comparison; arms of earlier versions may be described only by their jobs."""
     try:
         own = plain_yaml(file.read_text(encoding="utf-8")).get("own_arms") or {}
         jobs_only = {job.arm: {"recipe": job.recipe} for job in jobs if job.arm not in {**ARMS, **own}}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        jobs_only = {}  # read_config says what is wrong
+        jobs_only = {}  # read_config reports the error
     more = ["--own_arms", json.dumps(own | jobs_only)] if jobs_only else []
     return read_config(CompareRecipe, ["--config", str(file), *more])
 
@@ -149,12 +154,16 @@ def _question(cfg: CompareRecipe, file: Path) -> Question:
 
 
 def _check_names(settings: dict[Path, CompareRecipe]) -> None:
-    """Arms of one name in two comparisons would become one arm."""
+    """Refuse two comparisons with arms of the same name, because they would become one arm.
+
+    Raises:
+        UserError: Two comparisons have an arm of the same name.
+    """
     homes: dict[str, Path] = {}
     for folder, cfg in settings.items():
         for name in cfg.arms:
             if name in homes:
-                raise UserError(f"{homes[name]} and {folder} both have an arm {name}; report on them one by one.")
+                raise UserError(f"{homes[name]} and {folder} both have an arm {name}; report on each separately.")
             homes[name] = folder
 
 
@@ -162,18 +171,18 @@ def _jobs(folder: Path) -> list[Job]:
     listed = read_json(folder / JOBS).get("jobs")
     try:
         jobs = [Job(**(entry | {"folder": folder / entry["folder"]})) for entry in listed or ()]
-        # A list that somebody else wrote may name other folders of this machine, and what a terminal acts upon.
+        # A list from somebody else may name folders outside, or hold control characters for the terminal.
         inside = all(Path(os.path.normpath(job.folder)).is_relative_to(folder) for job in jobs)
         sound = all(isinstance(job.flags, dict) and job.arm == printable(job.arm) for job in jobs)
     except (TypeError, KeyError):
         sound = False
     if listed is None or not sound or not inside:
-        raise UserError(f"{folder / JOBS} is damaged; start the comparison again, it keeps what is finished.")
+        raise UserError(f"{folder / JOBS} is damaged; run the comparison again, which keeps finished runs.")
     return jobs
 
 
-def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> None:
-    """Put one job of a comparison where it belongs."""
+def _add_job(job: Job, folder: Path, controls: frozenset[str], found: RunsFound) -> None:
+    """Add a job of a comparison to the finished, diverged or failed runs."""
     if finished(job):
         run = read_run(job.folder)
         found.runs.append(replace(run, control=run.control or job.arm in controls))
@@ -184,19 +193,22 @@ def _take(job: Job, folder: Path, controls: frozenset[str], found: Found) -> Non
         return
     record = read_json(beside(job.folder, ".json"))
     other = other_settings(job)
-    said = f"made with other settings ({other})" if other else record.get("last_lines", "not run to its end")
+    reason = f"made with other settings ({other})" if other else record.get("last_lines", "not run to its end")
     place = job.folder.relative_to(folder).as_posix()
-    found.failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), said))
+    found.failures.setdefault(job.arm, []).append(Failure(place, record.get("exit_code", -1), reason))
 
 
-def _take_loose(path: Path, folder: Path, found: Found) -> None:
-    """Put a run that no list names where it belongs; one that a launcher saw fail left an old report behind."""
+def _add_run(path: Path, folder: Path, found: RunsFound) -> None:
+    """Add a run outside any comparison to the finished or failed runs.
+
+    A run that failed when it was repeated has an old report, but its record has the exit code.
+    """
     record = read_json(beside(path, ".json"))
     if record.get("phase") == "timing":
         return
     if "flags" in record and record.get("exit_code") != 0:
-        said = str(record.get("last_lines", "it was not run to its end"))
-        lost = Failure(path.relative_to(folder).as_posix(), record.get("exit_code", -1), said)
+        reason = str(record.get("last_lines", "it was not run to its end"))
+        lost = Failure(path.relative_to(folder).as_posix(), record.get("exit_code", -1), reason)
         found.failures.setdefault(printable(str(record.get("arm", "?"))), []).append(lost)
         return
     found.runs.append(read_run(path))

@@ -118,8 +118,8 @@ def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool
 def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
     for name, lost in failures.items():
         if lost:
-            return f"every final run is missing; the first of {name} that failed said:\n{lost[0].last_lines}"
-    return "no run read the test split; a comparison needs final runs (train.evaluate_test true)."
+            return f"every final run is missing; last lines of the first failed run of {name}:\n{lost[0].last_lines}"
+    return "no run read the test split; a comparison needs runs with train.evaluate_test true."
 
 
 def _one_seed(finals: Arms, competing: Arms, tables: Tables, question: Question) -> list[Finished]:
@@ -321,13 +321,13 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
     """List the notes of a comparison."""
     names = {arm.name for arm in arms}
     if question.reference not in names:
-        yield f"there is no arm {question.reference} to hold the others against; name another reference."
+        yield f"there is no arm {question.reference} to compare the others with; name another reference."
     for arm in arms:
         if arm.at_edge:
             yield f"{arm.name}: its best learning rate is at the edge of those tried; a better one may lie beyond."
         spent = arm.train_time
         if spent and question.seconds and not arm.control and not 0.8 < spent / question.seconds < 1.25:
-            yield f"{arm.name}: {question.seconds:g} s of training became {spent:.0f} s; the timed steps misled."
+            yield f"{arm.name}: {question.seconds:g} s of training were planned, but it took {spent:.0f} s."
     chosen_by = {run.settings.get("train.best_metric", question.metric) for run in runs if not run.control}
     if chosen_by and chosen_by != {question.metric}:
         selection = " or ".join(sorted(METRIC_NAMES.get(name, str(name)) for name in chosen_by))
@@ -345,7 +345,7 @@ def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) ->
 
 
 def _notes_on_costs(arms: Sequence[Arm]) -> Iterable[str]:
-    """List which costs are missing or cannot be trusted, and why."""
+    """List costs that are missing or unreliable, with the reason."""
     missing: dict[str, list[str]] = {}
     for arm in arms:
         columns = ", ".join(column for cost, column in MEASURED_COSTS.items() if getattr(arm, cost) is None)
@@ -353,12 +353,12 @@ def _notes_on_costs(arms: Sequence[Arm]) -> Iterable[str]:
     for columns, names in missing.items():
         if columns:
             yield (
-                f"missing costs of {', '.join(names)}: {columns}. These runs shared their device, or no record says "
-                "that they did not."
+                f"missing costs of {', '.join(names)}: {columns}. These runs shared their device, or have no "
+                "record that they did not."
             )
     busy = [f"{arm.name} ({arm.other_cpus:.1f} CPUs)" for arm in arms if arm.other_cpus is not None]
     if busy:
         yield (
-            f"times of {', '.join(busy)} were measured on a busy machine: other programs used so many CPUs meanwhile. "
+            f"times of {', '.join(busy)} were measured on a busy machine, where other programs used these CPUs. "
             "The times are too long, and the order of the arms by time is uncertain; measure again on a quiet machine."
         )

@@ -1,4 +1,4 @@
-"""Test arms against the controls of a comparison, and say what follows."""
+"""Test arms against the controls of a comparison, and describe the results."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def useless_text(arm: Arm, majority: str, metric: str, rare: str = "") -> str:
         arm: arm that is not better.
         majority: label that the majority control answers.
         metric: metric of the comparison.
-        rare: see `rare_classes`. An arm with a higher score is then not blamed.
+        rare: see `rare_classes`; if not empty, the sentence on an arm with a higher score names the rare classes.
     """
     test = arm.against_majority
     if test is None or test.better:

@@ -1,4 +1,4 @@
-"""Run the jobs of a comparison as processes, each as a user would start it, and measure the load meanwhile."""
+"""Run the jobs of a comparison as processes with the command of a user, and measure the load meanwhile."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ from peft_audio.processes import (
 from peft_audio.runs.folder import beside
 
 LAST_LINES = 12
-# Seconds between two measurements of what other processes use.
+# Seconds between two measurements of the load of other processes.
 LOAD_EVERY_SECONDS = 0.5
-# Share of a run's threads that others may occupy before its costs count as measured on a busy machine; a choice.
+# Share of a run's threads that others may occupy before its costs count as measured on a busy machine; this
+# package's own choice.
 TOLERATED_LOAD = 0.1
 # Records of version 0.1.0 have no field "diverged"; their last lines hold one of these texts instead.
 OLD_DIVERGED = ("the loss became", "the gradient became", "the validation loss was never a finite number")
@@ -86,7 +87,7 @@ def other_settings(job: Job) -> str | None:
 
 
 def diverged(job: Job) -> bool:
-    """Return whether a tuning run with these settings ended because its loss was not finite; it is not repeated."""
+    """Return whether a tuning run with these settings ended with a loss that is not finite; it is not repeated."""
     record = _record(job)
     old = any(text in record.get("last_lines", "") for text in OLD_DIVERGED)
     return job.phase == "tuning" and bool(record.get("diverged", old))
@@ -99,13 +100,13 @@ def _record(job: Job) -> dict[str, Any]:
     return record if same else {}
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict[str, Any]], None]) -> None:
+def run_jobs(jobs: Sequence[Job], at_once: int | None, on_end: Callable[[Job, dict[str, Any]], None]) -> None:
     """Start the runs that are not finished, and wait for them.
 
     Args:
         jobs: runs, in the order in which they start.
         at_once: number of runs side by side; by default one for each GPU, or one on a CPU.
-        tell: callback that gets each job and the record of its process when the job ends.
+        on_end: callback that gets each job and the record of its process when the job ends.
     """
     gpus = visible_gpus()
     at_once = at_once or max(1, len(gpus))
@@ -131,9 +132,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, tell: Callable[[Job, dict
         try:
             futures = {pool.submit(work, job): job for job in jobs}
             for future in as_completed(futures):
-                tell(futures[future], future.result())
+                on_end(futures[future], future.result())
         except BaseException:
-            # Otherwise these runs would write into folders that the next call uses.
+            # End the runs, because they would write into folders that the next call uses.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             end_processes([child.pid for child in children])
@@ -155,8 +156,8 @@ def wait_and_measure(child: subprocess.Popen[bytes], threads: int) -> dict[str, 
     """Wait for a process and measure how much other processes used the CPUs meanwhile.
 
     Args:
-        child: process to wait for; its children count as a part of it.
-        threads: threads that it computes with.
+        child: process to wait for; its children count as part of it.
+        threads: number of threads of the process.
 
     Returns:
         `other_cpus`, the mean number of CPUs that other processes kept busy; `busy`, whether they left it fewer CPUs
@@ -190,7 +191,7 @@ def _run(
     record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
     began = time.perf_counter()
     with beside(job.folder, ".log").open("wb") as log:
-        # In a session of its own, the child gets no interrupt from the terminal; the comparison ends it.
+        # In its own session, the child gets no interrupt from the terminal; the comparison ends it.
         child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
         if stop.is_set():
@@ -225,7 +226,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         _lock(lock, folder)
-        # Such runs would write into folders that are used next, and share the device.
+        # End them, because they would write into folders that are used next, and share the device.
         for path in folder.glob("runs/*/*.json"):
             record = read_json(path)
             if "pid" in record and "exit_code" not in record and creation_time(record["pid"]) == record["created"]:
@@ -241,7 +242,9 @@ def _lock(lock: FileLock, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"--output_dir: {folder} is in use by another comparison; wait, or give another.") from error
+        raise UserError(
+            f"--output_dir: {folder} is in use by another comparison; wait, or give another folder."
+        ) from error
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
-        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another.") from error
+        raise UserError(f"--output_dir: {folder} cannot be used ({why}); give another folder.") from error

@@ -28,19 +28,19 @@ from peft_audio.files import expanded, read_json, write_atomically
 from peft_audio.processes import child_environment, end_processes, python_command, visible_gpus
 from peft_audio.text import several
 
-# Of a CPU's cores, as many tune side by side: each run holds the encoder and its libraries in memory.
+# Largest number of runs side by side on a CPU, because each holds the encoder and its libraries in memory.
 MOST_AT_ONCE = 4
-# Time that the timed steps of all arms may take, in seconds, and the largest share of `minutes`. A plan is to be there
-# within a minute, and the command starts and ends in some seconds of it.
+# Largest time of the timed steps of all arms, in seconds and as a share of `minutes`. A plan must take at most a
+# minute, of which the command needs some seconds to start and end.
 LIMIT_SECONDS = 45.0
 LIMIT_SHARE = 0.25
 TIMING = "timing.json"
-LEAST_RATES = 2  # that a ranking needs
+LEAST_RATES = 2  # smallest number of rates for a ranking
 
 
 @dataclass(frozen=True)
 class ArmTiming:
-    """What the parts of one arm's runs cost.
+    """Costs of the parts of one arm's runs.
 
     Attributes:
         trainable_parameters: number of trained parameters; of fitted coefficients for a baseline.
@@ -76,7 +76,7 @@ class ArmTiming:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the runs of a comparison cost, by their parts.
+    """Costs of the parts of a comparison's runs.
 
     Attributes:
         clips: number of clips of each split.
@@ -101,13 +101,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be timed.
+    """Request to time arms.
 
     Attributes:
         arms: recipe and command line of a final run of each arm, by name.
-        first: arm that is timed first, and that the size of the sample follows.
-        shared_threads: threads of a run that shares the CPUs with others.
-        limit_seconds: time that all of it should take, from the start of the process.
+        first: arm that is timed first and decides the size of the sample.
+        shared_threads: number of threads of a run that shares the CPUs with others.
+        limit_seconds: time that the process should take from its start.
         spawned: `time.time()` when the process was started.
     """
 
@@ -229,36 +229,40 @@ def runs_at_once(cfg: CompareRecipe, costs_count: bool) -> int:
 
 
 def unranked(cfg: CompareRecipe) -> tuple[str, ...]:
-    """Return the reasons, as far as settings tell, why the result of a comparison cannot be ranked.
+    """Return the reasons why the settings of a comparison forbid a ranking; empty if they do not.
 
     `rules.broken_rules` tests the finished runs.
     """
-    found = []
+    reasons = []
     if cfg.seeds < MIN_SEEDS:
-        found.append(f"{several(cfg.seeds, 'seed')}, must be {MIN_SEEDS} or more (--seeds {MIN_SEEDS})")
+        reasons.append(f"{several(cfg.seeds, 'seed')}, must be {MIN_SEEDS} or more (--seeds {MIN_SEEDS})")
     if cfg.trials < LEAST_RATES:
-        found.append(f"{several(cfg.trials, 'learning rate')}, must be {LEAST_RATES} or more (--trials {LEAST_RATES})")
+        reasons.append(
+            f"{several(cfg.trials, 'learning rate')}, must be {LEAST_RATES} or more (--trials {LEAST_RATES})"
+        )
     arms = {name: cfg.all_arms()[name] for name in cfg.arms}
-    told = {name: cfg.shared_settings(arm) for name, arm in arms.items() if not arm.control or name == cfg.reference}
-    on_test = [name for name, settings in told.items() if settings.get("data.validate_on_test")]
+    competing = {
+        name: cfg.shared_settings(arm) for name, arm in arms.items() if not arm.control or name == cfg.reference
+    }
+    on_test = [name for name, settings in competing.items() if settings.get("data.validate_on_test")]
     if on_test:
-        found.append(f"epochs or rates of {', '.join(on_test)} are {ON_TEST}, must be chosen on validation")
+        reasons.append(f"epochs or rates of {', '.join(on_test)} are {ON_TEST}, must be chosen on validation")
     for setting in equal_settings(cfg.train_seconds is not None):
-        values = {name: settings[setting] for name, settings in told.items() if setting in arms[name].flags}
+        values = {name: settings[setting] for name, settings in competing.items() if setting in arms[name].flags}
         section, _, field = setting.partition(".")
-        usual = [] if len(values) == len(told) else [getattr(getattr(cfg, section), field)]
+        usual = [] if len(values) == len(competing) else [getattr(getattr(cfg, section), field)]
         if len({*map(str, values.values()), *map(str, usual)}) > 1:
-            found.append(f"{', '.join(values)}: other {setting} than the other arms, must be the same")
-    return tuple(found)
+            reasons.append(f"{', '.join(values)}: other {setting} than the other arms, must be the same")
+    return tuple(reasons)
 
 
 def measure(cfg: CompareRecipe) -> Timing:
-    """Time a few steps of every arm in one process, or read what was measured before for the same settings.
+    """Time a few steps of every arm in one process, or read an earlier timing with the same settings.
 
-    What was measured on a busy machine is measured again until the comparison begins.
+    A timing made on a busy machine is repeated as long as the comparison has not started.
 
     Raises:
-        UserError: An arm's settings are wrong, or it cannot be timed.
+        UserError: The settings of an arm are wrong, or it cannot be timed.
     """
     check_arms(cfg)
     folder = expanded(cfg.output_dir)
@@ -268,7 +272,7 @@ def measure(cfg: CompareRecipe) -> Timing:
     }
     about = json.loads(json.dumps({name: job.flags | {"recipe": job.recipe} for name, job in jobs.items()}))
     stored = _stored(folder / TIMING, about)
-    # A comparison that has begun keeps its timing, so that the same command makes the same cuts.
+    # A started comparison keeps its timing, so that the same command makes the same cuts.
     if stored and (not stored.busy or (folder / "runs").exists()):
         return stored
     gpus, shared = visible_gpus(), runs_at_once(cfg, costs_count=False)
@@ -296,7 +300,7 @@ def measure(cfg: CompareRecipe) -> Timing:
 
 
 def _timed(request: Request, environment: dict[str, str], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Time the arms in a fresh process; return what it measured, and how busy the machine was."""
+    """Time the arms in a fresh process, and return the measured costs and the load of the machine."""
     asked, written, log = (folder / name for name in ("timing-request.json", "timing-result.json", "timing.log"))
     folder.mkdir(parents=True, exist_ok=True)
     written.unlink(missing_ok=True)
@@ -319,7 +323,7 @@ def _timed(request: Request, environment: dict[str, str], folder: Path) -> tuple
 
 
 def _stored(path: Path, about: dict[str, Any]) -> Timing | None:
-    """Read an earlier timing, if it is of these arms with the same settings."""
+    """Read an earlier timing of the same arms with the same settings; None if there is none."""
     stored = read_json(path)
     of_arms = stored.get("about", {})
     if not about or any(of_arms.get(name) != facts for name, facts in about.items()):
@@ -483,18 +487,18 @@ def arm_plan(cfg: CompareRecipe, timing: Timing, name: str) -> ArmPlan:
 
 
 def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
-    """Print whether the result can be ranked, what was cut, a row per arm, and the total."""
+    """Print whether the result can be ranked, the cut settings, a row per arm, and the total."""
 
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    say(verdict(planned))
+    show(verdict(planned))
     if planned.settings:
-        say(f"to fit into {minutes:g} minutes: {as_flags(planned.settings)}")
+        show(f"to fit into {minutes:g} minutes: {as_flags(planned.settings)}")
     if planned.rank_minutes is not None:
-        say(f"a comparison that can be ranked would take about {math.ceil(planned.rank_minutes)} minutes")
+        show(f"a comparison that can be ranked would take about {math.ceil(planned.rank_minutes)} minutes")
     if planned.fits is False:
-        say(f"nothing more can be cut: the comparison takes longer than {minutes:g} minutes")
+        show(f"nothing more can be cut: the comparison takes longer than {minutes:g} minutes")
     title = "Estimated costs, from a few steps of each arm"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # Names of usual length stay in one line; longer ones are folded, not cut.
@@ -517,16 +521,16 @@ def print_plan(planned: Plan, minutes: float | None, console: Console) -> None:
     runs = [sum(arm.runs[i] + arm.runs[2] for arm in planned.arms) for i in (0, 1)]
     count = f"{runs[0]}" if runs[0] == runs[1] else f"{runs[0]} to {runs[1]}"
     side = f", up to {planned.at_once} runs side by side" if planned.at_once > 1 else ", one run after the other"
-    say(f"{count} runs, {_minutes(planned.seconds)} min in all{side}")
+    show(f"{count} runs, {_minutes(planned.seconds)} min in all{side}")
     if planned.other_cpus is not None:
-        say(
+        show(
             f"warning: other programs kept {planned.other_cpus:.1f} CPUs busy during the timing; the comparison is "
             "faster on a quiet machine"
         )
 
 
 def verdict(planned: Plan) -> str:
-    """Say whether the result of a comparison can be ranked."""
+    """Return a sentence on whether the result of a comparison can be ranked."""
     if planned.unranked:
         return f"The result cannot be ranked: {'; '.join(planned.unranked)}."
     return "The result can be ranked."

@@ -21,8 +21,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from peft_audio.comparison.results import Arm, Comparison, Trial
 from peft_audio.tasks.metrics import METRIC_NAMES
 
-# Labels are placed by our own search. adjustText 1.4 was tried instead: with its best settings 4 of 27 labels of nine
-# arms covered a mark (ours: none), and a figure took three times as long.
+# Labels are placed by the search below instead of adjustText 1.4. With its best settings 4 of 27 labels of nine arms
+# covered a mark (here none), and a figure took three times as long.
 # Distances in pixels from a point to the edge of its label, in the order of the search.
 DISTANCES = (9, 15, 23, 33, 46, 62, 82, 108, 140)
 DIRECTIONS = 16
@@ -176,8 +176,8 @@ def score_limits(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
     return low - spare, high + spare
 
 
-def say(panel: Axes, text: str) -> None:
-    """Write a sentence into a panel without data."""
+def write_note(panel: Axes, text: str) -> None:
+    """Write a sentence into a panel that has no data."""
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=GREY)
     panel.set_xticks([])
     panel.set_yticks([])
@@ -200,7 +200,7 @@ def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, 
     shown = [arm for arm in scored if finite(getattr(arm, cost)) and getattr(arm, cost) > 0]
     if not shown:
         unknown = "nothing was trained" if cost == "num_trainable_params" else "no run is known to have run alone"
-        return say(panel, unknown if scored else "no arm has a test score")
+        return write_note(panel, unknown if scored else "no arm has a test score")
     costs = np.array([getattr(arm, cost) / unit for arm in shown])
     scores = np.array([test_score(arm, metric) for arm in shown])
     missing = f" ({len(scored) - len(shown)} of {len(scored)} arms not measured)" if len(shown) < len(scored) else ""
@@ -404,7 +404,7 @@ def _draw_rates(panel: Axes, comparison: Comparison) -> None:
     panel.set_title("Choosing the learning rate, on validation")
     tried = [arm for arm in comparison.arms if any(finite(trial.validation) for trial in arm.trials)]
     if not tried:
-        return say(panel, "no learning rates were tried")
+        return write_note(panel, "no learning rates were tried")
     scale = 1 if comparison.best_metric == "loss" else 100
     looks = looks_of(comparison.arms)
     for arm in tried:
@@ -453,7 +453,7 @@ def _draw_curves(panel: Axes, arms: Sequence[Arm], what: str) -> None:
     means = {arm.name: scale * _mean([getattr(curve, what) for curve in arm.curves]) for arm in arms if arm.curves}
     trained = [arm for arm in arms if arm.curves and np.isfinite(means[arm.name]).any()]
     if not trained:
-        return say(panel, "no run has finished an epoch")
+        return write_note(panel, "no run has finished an epoch")
     looks, lowest, highest = looks_of(arms), math.inf, 0.0
     for arm in trained:
         look, mean = looks[arm.name], means[arm.name]

@@ -1,4 +1,4 @@
-"""Show how far a comparison is, and how long it will still take."""
+"""Show the progress of a comparison and estimate the time left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNKNOWN = "time left: unknown"
 
 @dataclass(frozen=True)
 class Kind:
-    """Runs that take about as long as each other.
+    """Kind of runs that take about equally long.
 
     Attributes:
         arm: name of the arm.
@@ -39,12 +39,12 @@ class Kind:
 
 
 def kind_of(job: Job) -> Kind:
-    """Return the kind of a run; the first seed of a final run measures costs."""
+    """Return the kind of a run; final runs with seed 0 measure costs."""
     return Kind(job.arm, job.phase, job.phase == "final" and job.flags["train.seed"] == 0)
 
 
 def expected_runs(cfg: CompareRecipe) -> Counter[Kind]:
-    """Count the runs of a comparison; extra trials, which it may not need, are included."""
+    """Count the runs of a comparison by kind, including extra trials that may not be needed."""
     runs: Counter[Kind] = Counter()
     for cell in cells(cfg):
         tuned = is_tuned(cfg, cell)
@@ -83,16 +83,21 @@ class Watch:
 
     @property
     def total(self) -> int:
-        """Return the number of runs, as far as it is known."""
+        """Return the number of runs that ended and are left."""
         return self.done + self.left.total()
 
     def begin(self, jobs: Sequence[Job], missing: Sequence[Job]) -> None:
-        """Start a series of runs; those that are not missing ended in an earlier call of the same command."""
+        """Start a series of runs, and count those that an earlier call of the command finished.
+
+        Args:
+            jobs: all runs of the series.
+            missing: runs that are not finished.
+        """
         if jobs and jobs[0].phase == "final":
-            # Every trial that was needed is made.
+            # No further trials are needed.
             self.left = Counter({kind: count for kind, count in self.left.items() if kind.phase == "final"})
-        there = [job for job in jobs if job not in missing]
-        for job in there:
+        finished_before = [job for job in jobs if job not in missing]
+        for job in finished_before:
             self._count(job, read_json(beside(job.folder, ".json")))
         self._show()
 
@@ -101,16 +106,16 @@ class Watch:
         self.left = Counter({kind: count for kind, count in self.left.items() if kind.arm not in arms})
         self._show()
 
-    def tell(self, job: Job, record: dict[str, Any]) -> None:
-        """Print how a run ended and how long the comparison will still take."""
+    def report(self, job: Job, record: dict[str, Any]) -> None:
+        """Print the result of a run and the estimated time left."""
         self._count(job, record)
         report = read_json(job.folder / "report.json") if record.get("exit_code") == 0 else {}
-        last = record.get("last_lines", "").splitlines()[-1:] or ["no word"]
+        last = record.get("last_lines", "").splitlines()[-1:] or ["no output"]
         failed = "the loss diverged" if diverged(job) else f"FAILED, {last[0]}"
         # The metric that chooses rates and epochs.
         value = report.get(f"validation_{self.metric}")
-        said = failed if value is None else f"validation {METRIC_NAMES[self.metric]} {value:.3f}"
-        line = f"[{self.done}/{self.total}] {job.arm} {job.folder.name}: {said} ({record.get('seconds', 0):.0f} s"
+        result = failed if value is None else f"validation {METRIC_NAMES[self.metric]} {value:.3f}"
+        line = f"[{self.done}/{self.total}] {job.arm} {job.folder.name}: {result} ({record.get('seconds', 0):.0f} s"
         self.console.print(f"{printable(line)}; {self.time_left()})", highlight=False, markup=False, soft_wrap=True)
         self._show()
 
@@ -122,9 +127,9 @@ class Watch:
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def seconds_left(self) -> float | None:
-        """Estimate the time of the runs that are left from those that ended; None before any has.
+        """Estimate the time of the remaining runs from those that ended; None before the first has ended.
 
-        A run takes as long as others of its kind did; else as others of its arm, of its phase, or any.
+        The estimate of a run is the mean of its kind, or else of its arm, of its phase, or of all runs.
         """
         if not any(self.took.values()):
             return None
@@ -158,7 +163,7 @@ class Watch:
 
 @contextmanager
 def watching(cfg: CompareRecipe, at_once: dict[bool, int], console: Console) -> Iterator[Watch]:
-    """Show a bar of the whole comparison on a terminal; elsewhere only a line per run appears."""
+    """Show a bar of the whole comparison on a terminal, and a line per run anywhere."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""What must hold before arms are ranked. Each broken rule is a sentence that names the arm and the values."""
+"""Check the rules that must hold before arms are ranked; each broken rule is a sentence with the arm and the values."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ TrialsOfArms = Mapping[tuple[str, int | None], Trials]
 def broken_rules(
     finals: Arms, tuning: Arms, trials: TrialsOfArms, failures: Mapping[str, Sequence[Failure]], timed: bool
 ) -> list[str]:
-    """Why these runs cannot be ranked; controls are not held to it.
+    """List the broken rules, because of which runs cannot be ranked.
 
     Args:
-        finals: Final runs of each competing arm.
-        tuning: Tuning runs of each.
-        trials: Scores on validation by arm and fold.
-        failures: Runs of competing arms that failed.
-        timed: Whether the budget was a time, so that arms made different numbers of steps.
+        finals: Final runs by competing arm; controls need not keep the rules.
+        tuning: Tuning runs by competing arm.
+        trials: Validation scores by arm and fold.
+        failures: Failed runs by competing arm.
+        timed: Whether the budget is a time, so that arms make different numbers of steps.
     """
     every = {name: [*runs, *tuning.get(name, ())] for name, runs in finals.items()}
-    found = [f"{name}: {len(lost)} of its runs failed." for name, lost in failures.items() if lost]
-    found += [f"{name}: it has no final run." for name, runs in finals.items() if not runs]
-    found += _different("were trained or tested on different data or splits (hashes)", every, hashes)
-    found += [
+    broken = [f"{name}: {len(lost)} of its runs failed." for name, lost in failures.items() if lost]
+    broken += [f"{name}: it has no final run." for name, runs in finals.items() if not runs]
+    broken += _different("were trained or tested on different data or splits (hashes)", every, hashes)
+    broken += [
         f"{name}: its runs of one fold are of different data or splits (hashes)."
         for name, runs in every.items()
         if len(hashes(runs)) > len({run.fold for run in runs})
     ]
-    found += _different("had different final seeds or folds", finals, places)
+    broken += _different("had different final seeds or folds", finals, seeds_and_folds)
     for name in equal_settings(timed):
-        found += _different(f"had different {name}", every, partial(_values, name))
+        broken += _different(f"had different {name}", every, partial(_values, name))
     for name, runs in finals.items():
-        found += _of_one_arm(name, runs, tuning.get(name, ()))
-    return [*found, *_tuning(finals, tuning, trials)]
+        broken += _of_one_arm(name, runs, tuning.get(name, ()))
+    return [*broken, *_tuning(finals, tuning, trials)]
 
 
 def equal_settings(timed: bool) -> list[str]:
@@ -57,12 +57,12 @@ def equal_settings(timed: bool) -> list[str]:
 
 
 def hashes(runs: Sequence[Finished]) -> list[tuple[str, str, str]]:
-    """What the runs of each fold were trained and tested on."""
+    """Return the distinct folds of runs with the hashes of their data and splits."""
     return sorted({(str(run.fold), run.report["dataset_sha256"], run.report["split_sha256"]) for run in runs})
 
 
-def places(runs: Sequence[Finished]) -> list[tuple[int, str]]:
-    """Seed and fold of each."""
+def seeds_and_folds(runs: Sequence[Finished]) -> list[tuple[int, str]]:
+    """Return the distinct pairs of seed and fold of runs."""
     return sorted({(run.seed, str(run.fold)) for run in runs})
 
 
@@ -72,7 +72,7 @@ def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished
         yield f"{name}: its epochs or rates were {ON_TEST}."
     if any(run.report.get("test_accuracy") is not None for run in tuning):
         yield f"{name}: its tuning runs read the test split (train.evaluate_test)."
-    # Written so that NaN, and a report that does not say, are no zeros.
+    # NaN and a missing value must not count as 0.
     drifts = [run.report.get("encoder_drift") for run in finals]
     moved = [drift for drift in drifts if drift != 0]
     if moved:
@@ -80,7 +80,7 @@ def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished
     seeds = {run.seed for run in finals}
     if len(seeds) < MIN_SEEDS:
         yield f"{name}: only {len(seeds)} of at least {MIN_SEEDS} final seeds."
-    if len(places(finals)) < len(finals):
+    if len(seeds_and_folds(finals)) < len(finals):
         yield f"{name}: a final seed was run more than once."
     reused = sorted(seeds & {run.seed for run in tuning})
     if reused:
@@ -88,7 +88,7 @@ def _of_one_arm(name: str, finals: Sequence[Finished], tuning: Sequence[Finished
 
 
 def _tuning(finals: Arms, tuning: Arms, trials: TrialsOfArms) -> Iterable[str]:
-    """Rates: as many trials for each arm, on validation of the same fold, and the best one used."""
+    """Check that every arm had equally many trials on validation, and used its best rate in each fold."""
     counts = {name: [(str(fold), len(trials[arm, fold])) for arm, fold in trials if arm == name] for name in finals}
     if not any(counts.values()):
         yield "no arm's learning rate was chosen on validation; one that suits one arm may not suit another."
@@ -109,7 +109,7 @@ def _tuning(finals: Arms, tuning: Arms, trials: TrialsOfArms) -> Iterable[str]:
 
 
 def _tuned(finals: Arms, tuning: Arms) -> Arms:
-    """The tuning runs of competing arms that have any: all of an arm's trials may have diverged."""
+    """Return the arms that have tuning runs; an arm has none if all its trials diverged."""
     return {name: tuning[name] for name in finals if tuning.get(name)}
 
 
@@ -118,13 +118,13 @@ def _seeds(runs: Sequence[Finished]) -> list[int]:
 
 
 def _different(what: str, arms: Arms, value: Callable[[Sequence[Finished]], Any]) -> Iterable[str]:
-    """One sentence where arms differ in something."""
+    """Yield a sentence if arms differ in a value of their runs."""
     by_value: dict[str, list[str]] = {}
     for name, runs in arms.items():
         by_value.setdefault(str(value(runs)), []).append(name)
     if len(by_value) > 1:
-        sides = " against ".join(", ".join(names) for names in by_value.values())
-        yield f"arms {what}: {sides}."
+        camps = " against ".join(", ".join(names) for names in by_value.values())
+        yield f"arms {what}: {camps}."
 
 
 def _values(name: str, runs: Sequence[Finished]) -> list[str]:

@@ -22,17 +22,17 @@ from peft_audio.files import expanded
 from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.training.hardware import resolve
 
-AGAIN = "The same command goes on from there."
+AGAIN = "Repeat the command to resume."
 
 
 def run_arms(cfg: CompareRecipe) -> Comparison:
-    """Run what is not finished of a comparison, as the only one in its folder, and write the results into it.
+    """Run the unfinished runs of a comparison, and write the results to its folder, which is locked meanwhile.
 
     Args:
         cfg: Settings of the comparison.
 
     Raises:
-        UserError: A setting cannot be used, another process has the folder, or it holds finished runs with other
+        UserError: A setting cannot be used, another process uses the folder, or it holds finished runs with other
             settings.
     """
     with alone_in(expanded(cfg.output_dir)):
@@ -42,13 +42,13 @@ def run_arms(cfg: CompareRecipe) -> Comparison:
 def _run_arms(cfg: CompareRecipe) -> Comparison:
     console = Console()
 
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     reasons = unranked(cfg)
     if cfg.minutes is None and reasons:
-        say(f"note: nothing will be ranked; {'; '.join(reasons)}")
-    # With `minutes`, the first line says whether the result can be ranked.
+        show(f"note: nothing will be ranked; {'; '.join(reasons)}")
+    # With `minutes`, the output starts with whether the result can be ranked, so other messages go to stderr.
     with redirect_stdout(sys.stderr) if cfg.minutes is not None else nullcontext():
         cfg = with_commits(cfg)
         cfg = resolve(cfg, cfg.has_one_encoder())
@@ -74,17 +74,17 @@ def _run_arms(cfg: CompareRecipe) -> Comparison:
             note_jobs(cfg, done)
             watch.begin(jobs, missing)
             if not missing:
-                say(f"{jobs[0].phase}: all {len(jobs)} runs are there")
+                show(f"{jobs[0].phase}: all {len(jobs)} runs are finished")
                 return
-            say(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do; a line as each ends")
+            show(f"{jobs[0].phase}: {len(missing)} of {len(jobs)} runs to do")
             if jobs[0].phase == "tuning":
-                say(f"validation {METRIC_NAMES[cfg.train.best_metric]} decides on epochs and learning rates")
-            run_jobs(missing, at_once[costs_count], watch.tell)
+                show(f"validation {METRIC_NAMES[cfg.train.best_metric]} decides on epochs and learning rates")
+            run_jobs(missing, at_once[costs_count], watch.report)
 
         chosen = tune(cfg, run, steps)
         watch.leave_out({*cfg.arms} - {cell.arm for cell in chosen})
         finals = final_jobs(cfg, chosen, steps)
-        # The first seed of each arm says what it costs, alone on the device; the others may share it.
+        # The first seed of each arm runs alone on the device to measure costs; the others may share it.
         run([job for job in finals if job.flags["train.seed"] == 0], True)
         run([job for job in finals if job.flags["train.seed"] != 0], False)
     comparison = read_comparison([expanded(cfg.output_dir)])
@@ -97,14 +97,14 @@ def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     """Refuse to replace runs that were finished with other settings.
 
     Raises:
-        UserError: There is one, and the user did not say that it may go.
+        UserError: Such a run exists, and `overwrite` is false.
     """
     other = {job.folder: made for job in jobs if (made := other_settings(job))}
     if other and not cfg.overwrite:
         folder, made = next(iter(other.items()))
         raise UserError(
             f"--output_dir: {cfg.output_dir} holds {len(other)} finished runs with other settings, such as {made} in "
-            f"{folder.name}; give another, or --overwrite true to make them again."
+            f"{folder.name}; give another folder, or --overwrite true to repeat them."
         )
 
 
@@ -116,7 +116,7 @@ def conclude(cfg: CompareRecipe) -> int:
         return int(bool(comparison.broken_rules) or any(arm.failures for arm in comparison.arms))
     except KeyboardInterrupt:
         print_traceback_if_debugging()
-        print(f"stopped; what is finished stays in {folder}. {AGAIN}", file=sys.stderr)
+        print(f"stopped; finished runs are kept in {folder}. {AGAIN}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message, code = failure(error, str(folder), again=AGAIN)

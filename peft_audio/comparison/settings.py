@@ -1,4 +1,4 @@
-"""What a comparison is told: which arms, how much each is given, and what they share."""
+"""Define the settings of a comparison: arms, their budgets and their shared settings."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ from peft_audio.config.settings import (
 from peft_audio.errors import UserError, require
 from peft_audio.strategies import STRATEGIES
 
-# By the names of their files.
+# Recipes by the names of their files.
 RECIPES: dict[str, type[Any]] = {name: strategy.recipe for name, strategy in STRATEGIES.items()}
 RECIPES |= {"baseline": BaselineRecipe}
-# Why a method that a reader may look for is not an arm.
+# Reasons why a known method is not offered as an arm.
 REFUSED = {
-    "adalora": "AdaLoRA moves rank between layers in a training loop of its own (update_and_allocate after each step), "
-    "and so would not train under the same conditions",
+    "adalora": "AdaLoRA needs its own training loop (update_and_allocate after each step) to move rank between layers, "
+    "so it would not train under the same conditions",
 }
 
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One way of training.
+    """Settings of one arm.
 
     Args:
-        recipe: The recipe that makes its runs: that of a strategy, such as lora, or baseline, which has no learning
-            rate.
-        learning_rates: The rates that are tried first, all on validation; the recipe's default and its neighbours half
-            a decade below and above when not given.
-        flags: More settings of that recipe, by name, such as {lora.r: 4}.
-        control: It shows what the task is worth instead of competing: it is not ranked, and may have settings that
-            break the rules for the others.
+        recipe: Recipe of its runs: that of a strategy, such as lora, or baseline, which has no learning rate.
+        learning_rates: Rates that are tried first, all on validation. Default: that of the recipe and its neighbours
+            half a decade below and above.
+        flags: Further settings of the recipe by name, such as {lora.r: 4}.
+        control: Show a baseline for the task instead of competing. Controls are not ranked, and need not keep the rules
+            for the other arms.
     """
 
     recipe: str
@@ -58,11 +57,11 @@ class ArmConfig:
         require(usable, "own_arms", rates, "different learning rates above 0", "Leave them out, or try [1e-3].")
         decided = [name for name in self.flags if name in settings_decided_by_comparison()]
         require(
-            not decided, "own_arms", ", ".join(decided), "left to the comparison", "Take it out of the arm's flags."
+            not decided, "own_arms", ", ".join(decided), "left to the comparison", "Remove it from the arm's flags."
         )
 
 
-# Arms that can be named without being described; recipes/configs/compare_remedies.yaml describes others.
+# Predefined arms; recipes/configs/compare_remedies.yaml defines others.
 ARMS = {name: ArmConfig(name) for name in STRATEGIES} | {
     "dora": ArmConfig("lora", flags={"lora.use_dora": True}),
     "rslora": ArmConfig("lora", flags={"lora.use_rslora": True}),
@@ -82,44 +81,42 @@ class CompareRecipe:
     """Compare ways of fine-tuning under equal conditions.
 
     Args:
-        output_dir: Folder of the comparison. What is in it already is not run again, as long as its settings are the
-            same.
-        overwrite: Make runs again that are finished in output_dir with other settings; without it they are kept, and
-            nothing runs.
-        arms: What is compared. One per strategy, by the name of its recipe, such as head_only, lora or full; dora,
-            rslora, random_heads, head_only_mixture; controls (majority, log_mel, random_head_only, random_full); and
-            the names in own_arms.
-        own_arms: Arms of your own, in a YAML file, as in "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
-            recipes/configs/compare_remedies.yaml describes remedies against overfitting; `peft-audio recipe
+        output_dir: Folder of the comparison. Finished runs in it with the same settings are not repeated.
+        overwrite: Repeat finished runs in output_dir that have other settings. Otherwise they are kept, and the
+            comparison stops.
+        arms: Arms to compare: the name of a strategy's recipe, such as head_only, lora or full; dora, rslora,
+            random_heads, head_only_mixture; a control (majority, log_mel, random_head_only, random_full); or a name in
+            own_arms.
+        own_arms: Your own arms, in a YAML file, such as "own_arms: {lora_r2: {recipe: lora, flags: {lora.r: 2}}}".
+            recipes/configs/compare_remedies.yaml defines remedies against overfitting; `peft-audio recipe
             compare_remedies` prints it.
-        reference: The arm that the others are held against.
-        metric: Test metric that ranks the arms and that claims are about. The best epoch and the best learning rate are
+        reference: Arm that the others are compared with.
+        metric: Test metric that ranks the arms and that claims refer to. The best epoch and the best learning rate are
             chosen on validation by train.best_metric. `peft-audio report --metric` ranks finished runs by another one.
-        margin: The difference in the metric that matters to you; claims are made against it. 0.02, two points, is a
+        margin: Smallest difference in the metric that matters to you; claims refer to it. The default, 0.02, is our
             choice.
-        trials: Learning rates that each arm is tried with on validation before any is extended. 1 takes the default
-            rates as they are; nothing is ranked then, because what suits one arm may not suit another.
-        extra_trials: While an arm's best rate is the lowest or highest that was tried, every arm gets one more trial,
-            at most this many times; that arm looks further out, the others between their best rates.
-        tuning_seeds: Seeds that a learning rate is tried with; never those of the final runs.
-        seeds: Final runs of each arm, with fresh seeds, the only ones that read the test split. Below 5 nothing is
-            ranked. A baseline, which draws nothing, is run once.
-        folds: Divide the clips into so many folds and hold each out once, as data.fold does; rates are chosen in each
-            anew, and the test clips of all are pooled.
-        train_seconds: Give every arm this many seconds of training instead of as many epochs: a few steps of each are
-            timed first, and train.epochs and the schedule are stretched over as many steps as fit.
-        minutes: Cut the comparison so that it takes at most this many minutes, as far as a few timed steps of each arm
-            tell. Cuts are made in this order: extra trials, training clips (10 per class remain), epochs (2 remain),
-            the dearest arms; 2 learning rates and 5 seeds, which a ranking needs, last. The same command makes the
-            same cuts again.
-        jobs: Runs at once. By default one for each GPU; on a CPU, as many as it has cores (at most 4), except for the
-            first seed of each arm, which is alone while its costs are measured. Given, it holds for all; above 1 on a
-            CPU, no times are reported.
-        data: Which recordings, and how much of each.
-        model: Which pretrained encoder.
-        augment: What happens to training clips.
-        prefix_cache: What is done about parts that are frozen; all arms and seeds share what is kept.
-        train: How the training goes.
+        trials: Number of learning rates that each arm first tries on validation. With 1, each arm uses its default
+            rate, and nothing is ranked, because one arm's rate may suit it less than another's.
+        extra_trials: Largest number of additional trials of every arm. One is added while the best rate of an arm is
+            the lowest or highest that was tried: beyond it for that arm, near the best rate for the others.
+        tuning_seeds: Number of seeds per tried learning rate; they differ from those of the final runs.
+        seeds: Number of final runs of each arm, with fresh seeds; only these read the test split. With fewer than 5,
+            nothing is ranked. A baseline uses no random numbers and is run once.
+        folds: Divide the clips into this number of folds and hold out each once, see data.fold. Rates are chosen in
+            each fold, and the test clips of all folds are pooled.
+        train_seconds: Seconds of training of every arm, instead of epochs. A few steps of each arm are timed first;
+            then train.epochs and the schedule are extended over the steps that fit.
+        minutes: Largest duration of the comparison in minutes, estimated from a few timed steps of each arm. It is cut
+            in this order: extra trials, training clips (to 10 per class), epochs (to 2), the most expensive arms. The 2
+            learning rates and 5 seeds that a ranking needs are cut last. The same command makes the same cuts again.
+        jobs: Number of runs side by side. Default: one per GPU; on a CPU one per core, at most 4, but the first seed of
+            each arm runs alone to measure its costs. A given number holds for all runs; with more than 1 on a CPU, no
+            times are reported.
+        data: Recordings and their splits.
+        model: Pretrained encoder.
+        augment: Augmentation of training clips.
+        prefix_cache: Feature cache of frozen layers, which all arms and seeds share.
+        train: Training.
     """
 
     output_dir: str = "runs/compare"
@@ -154,11 +151,11 @@ class CompareRecipe:
             hint += " it in own_arms, as recipes/configs/compare_remedies.yaml does for remedies against overfitting."
             require(name in self.all_arms(), "arms", name, f"among {', '.join(self.all_arms())}", hint)
             usable = name.replace("_", "").replace("-", "").replace(".", "").isalnum() and not name.startswith(".")
-            require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "It names a folder.")
+            require(usable, "own_arms", name, "a name of letters, digits, - _ and .", "Folders are named after it.")
         require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "different arms", "Name each once.")
         usable = self.reference in self.arms
         require(usable, "reference", self.reference, f"one of the arms: {', '.join(self.arms)}", "Add it, or name one.")
-        require(0 < self.margin < 1, "margin", self.margin, "between 0 and 1", "Try 0.02, two points.")
+        require(0 < self.margin < 1, "margin", self.margin, "between 0 and 1", "Try 0.02.")
         for name, least in (("trials", 1), ("extra_trials", 0), ("tuning_seeds", 1), ("seeds", 1)):
             value = getattr(self, name)
             require(value >= least, name, value, f"{least} or more", "Leave it out for the default.")
@@ -184,15 +181,15 @@ class CompareRecipe:
             raise UserError("--data.streaming: got True, must be false: a comparison reads the same clips many times.")
 
     def has_one_encoder(self) -> bool:
-        """Tell whether all arms start from `model.name`."""
+        """Return whether all arms start from `model.name`."""
         return not any("model.name" in self.all_arms()[arm].flags for arm in self.arms)
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Every arm that can be named, the user's own included."""
+        """Return the predefined arms and those of `own_arms`, by name."""
         return {**ARMS, **self.own_arms}
 
     def shared_settings(self, arm: ArmConfig) -> dict[str, Any]:
-        """What every run of an arm is told, by flag: settings that differ from a recipe's own, then the arm's."""
+        """Return the settings of every run of an arm by dotted name: changed shared settings, and those of the arm."""
         shared: dict[str, Any] = {"train.evaluate_train": self.train.evaluate_train}
         recipe = RECIPES[arm.recipe]()
         for section in SECTIONS:
@@ -200,5 +197,5 @@ class CompareRecipe:
                 if hasattr(getattr(recipe, section, None), name):
                     shared[f"{section}.{name}"] = value
         if arm.flags.get("model.name", self.model.name) != self.model.name:
-            shared.pop("model.revision", None)  # it is a revision of another repository
+            shared.pop("model.revision", None)  # the revision belongs to another repository
         return shared | arm.flags

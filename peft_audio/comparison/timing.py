@@ -1,7 +1,7 @@
 """Time a few steps of every arm of a comparison in one process, which imports its libraries once.
 
-A run pays for its start, its data, its encoder and its saved adapter once, for each clip and for each step. These parts
-are measured apart, on a sample of the clips, so that `plan` can add them up for any number of clips, epochs and runs.
+The cost of a run has a fixed part (start, data, encoder, saved adapter), a part per clip and a part per step. They are
+measured separately on a sample of the clips, so that `plan` can add them for any number of clips, epochs and runs.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from peft_audio.training.hardware import make_accelerator, peak_memory_bytes, re
 from peft_audio.training.loop import train
 from peft_audio.training.tracking import Log
 
-# Steps that are timed of each arm, and evaluated clips: as many as the time allows.
+# Smallest and largest number of timed steps and of evaluated clips per arm, depending on the time.
 STEPS = (2, 8)
 EVALUATED_CLIPS = (16, 64)
 BASELINE_CLIPS = 128
-# A fresh process that verifies an adapter is waited for at most so long.
+# Timeout of the process that verifies an adapter.
 VERIFY_SECONDS = 120
 
 
@@ -112,7 +112,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
 
 @contextmanager
 def naming(arm: str) -> Iterator[None]:
-    """Put the name of an arm before an error that the user can fix."""
+    """Add the name of an arm to the message of a `UserError`."""
     try:
         yield
     except UserError as error:
@@ -120,7 +120,7 @@ def naming(arm: str) -> Iterator[None]:
 
 
 def affordable(one: ArmTiming, seconds: float, batch_size: int) -> tuple[int, int]:
-    """Choose how many steps and evaluated clips to time of each arm.
+    """Choose the number of steps and evaluated clips to time per arm.
 
     Args:
         one: timing of the first arm, from one step.
@@ -138,7 +138,7 @@ def affordable(one: ArmTiming, seconds: float, batch_size: int) -> tuple[int, in
 
 
 def sample(splits: Splits, trained: int, evaluated: int) -> Splits:
-    """Draw training and validation clips; every class keeps a clip to train on."""
+    """Draw a sample of training and validation clips, with at least one training clip per class."""
     rng = np.random.default_rng(0)
     labels = np.asarray(splits.train["label"])
     order = rng.permutation(len(labels))
@@ -226,14 +226,14 @@ def time_network(cfg: Recipe, splits: Splits, amounts: tuple[int, int], shared_t
 
 
 def _use(cfg: Recipe, passes: float) -> Any:
-    """Decide for a sample of the clips as the cache will decide for all of them."""
+    """Return the setting of the feature cache that it would choose for all clips."""
     if cfg.prefix_cache.use != "auto":
         return cfg.prefix_cache.use
     return "always" if passes > (cfg.prefix_cache.views or 1) else "never"
 
 
 def _reset_peak_memory() -> None:
-    """Free what an earlier arm left, and start the peak of this process anew where the system can."""
+    """Free the memory of an earlier arm, and reset the peak memory of this process if the system can."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

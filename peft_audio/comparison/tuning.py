@@ -78,7 +78,7 @@ Run = Callable[[Sequence[Job], bool], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """Name what is tuned on its own: an arm, in each fold if there are folds."""
+    """Unit of tuning: an arm, or an arm in one fold."""
 
     arm: str
     fold: int | None
@@ -178,7 +178,7 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
         trials = {cell: scores_of(cfg, cell, rates, steps) for cell, rates in tuned.items()}
         trials = {cell: scores for cell, scores in trials.items() if set(scores.values()) != {DIVERGED_SCORE}}
         if tuned and not trials:
-            raise UserError(f"every tuning run failed; the first one said:\n{_first_words(cfg, tuned, steps)}")
+            raise UserError(f"every tuning run failed; last lines of the first one:\n{_last_lines(cfg, tuned, steps)}")
         if extra == cfg.extra_trials or not any(at_edge(scores) for scores in trials.values()):
             break
         for cell, scores in trials.items():
@@ -196,7 +196,7 @@ def tuning_jobs(cfg: CompareRecipe, cell: Cell, rates: Sequence[float | None], s
 def final_jobs(cfg: CompareRecipe, chosen: dict[Cell, float | None], steps: dict[str, int]) -> list[Job]:
     """List the final runs: one per seed and cell, ordered by seed, so that a stopped comparison has all arms.
 
-    A baseline draws nothing, so it has one seed.
+    A baseline uses no random numbers, so it has one seed.
     """
     return [
         make_job(cfg, cell, "final", seed, rate, **budget(cfg, cell, steps))
@@ -210,7 +210,7 @@ def budget(cfg: CompareRecipe, cell: Cell, steps: dict[str, int]) -> dict[str, A
     """Return the settings that fit an arm's training to its steps, if the budget is a time."""
     if cell.arm not in steps:
         return {}
-    # There are always enough epochs: the steps end the training.
+    # The number of epochs is never the limit, so that the steps end the training.
     return {"train__max_steps": steps[cell.arm], "train__epochs": max(cfg.train.epochs, steps[cell.arm])}
 
 
@@ -229,7 +229,7 @@ def scores_of(
     return scores
 
 
-def _first_words(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
+def _last_lines(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
     cell, rates = next(iter(tuned.items()))
     job = tuning_jobs(cfg, cell, rates, steps)[0]
-    return read_json(beside(job.folder, ".json")).get("last_lines", "nothing")
+    return read_json(beside(job.folder, ".json")).get("last_lines", "no output")

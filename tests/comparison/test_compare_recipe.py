@@ -99,7 +99,7 @@ def test_what_the_disk_refuses_is_told(tones: Path, tiny_base: Path, tmp_path: P
     assert ended.returncode == 2
     (told,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert "cannot be written" in told
-    assert "The same command goes on" in told
+    assert "Repeat the command to resume" in told
     assert "train.resume" not in told
     assert "Traceback" not in ended.stderr
 
@@ -181,7 +181,7 @@ def test_one_folder_takes_one_comparison_at_a_time(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"):
         code, said = finish("--output_dir", str(tmp_path))
     assert code == 2
-    assert said.strip().endswith("is in use by another comparison; wait, or give another.")
+    assert said.strip().endswith("is in use by another comparison; wait, or give another folder.")
 
 
 def test_what_the_comparison_decides_cannot_be_given() -> None:

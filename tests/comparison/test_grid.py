@@ -109,7 +109,7 @@ def test_nothing_goes_on_where_every_trial_failed(tmp_path: Path) -> None:
             record = {"recipe": job.recipe, "flags": job.flags, "exit_code": 2, "last_lines": "error: no folder x"}
             beside(job.folder, ".json").write_text(json.dumps(record))
 
-    with pytest.raises(UserError, match="every tuning run failed; the first one said:\nerror: no folder x"):
+    with pytest.raises(UserError, match="every tuning run failed; last lines of the first one:\nerror: no folder x"):
         tune(settings(tmp_path), run, {})
 
 

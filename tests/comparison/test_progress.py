@@ -31,7 +31,7 @@ def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
     (job.folder / "report.json").write_text(json.dumps(REPORT))
     record = {"exit_code": 0, "seconds": seconds, "flags": job.flags, "recipe": job.recipe} | record
     beside(job.folder, ".json").write_text(json.dumps(record))
-    watch.tell(job, record)
+    watch.report(job, record)
 
 
 def test_runs_are_counted_with_extra_trials_and_folds(tmp_path: Path) -> None:
