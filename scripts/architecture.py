@@ -21,9 +21,9 @@ from typing import Any, get_type_hints
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "peft_audio"
 LONG_FUNCTION = 60
-# Used by nearly every folder; arrows to them would hide the others.
+# Modules that nearly every folder uses; arrows to them would hide the others.
 EVERYWHERE = ("text", "files", "errors", "processes")
-# A tuple, list or set of so many names of settings counts as a list that is kept by hand.
+# Number of setting names from which a tuple, list or set counts as a list kept by hand.
 LISTED_NAMES = 3
 
 

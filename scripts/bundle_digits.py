@@ -1,10 +1,10 @@
-"""Make the bundled dataset: a part of the Free Spoken Digit Dataset as Parquet with FLAC bytes, split by speaker.
+"""Make the bundled dataset from a part of the Free Spoken Digit Dataset, as Parquet with FLAC bytes.
 
     git clone https://github.com/Jakobovski/free-spoken-digit-dataset
     python scripts/bundle_digits.py free-spoken-digit-dataset/recordings peft_audio/assets/digits
 
-No speaker stands in two splits. The takes are the first ones of each speaker and digit, so the result depends on
-nothing but the recordings; the same recordings give the same bytes with the same versions of soundfile and pyarrow.
+The splits are divided by speaker. They hold the first takes of each speaker and digit. The same recordings give the
+same bytes with the same versions of soundfile and pyarrow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-# In alphabetical order: three speakers to learn from, one to choose settings on, two to be measured on.
+# Speakers in alphabetical order.
 SPEAKERS = {"train": ("george", "jackson", "lucas"), "validation": ("nicolas",), "test": ("theo", "yweweler")}
 TAKES = {"train": range(15), "validation": range(15), "test": range(15)}
 EXAMPLE = "7_theo_49.wav"
@@ -38,14 +38,14 @@ def main() -> None:
             for digit in range(10)
             for take in TAKES[split]
         ]
-        # FLAC is compressed already.
+        # FLAC is already compressed.
         pq.write_table(pa.Table.from_pylist(rows), arguments.out / f"{split}.parquet", compression="none")
         print(f"{split}: {len(rows)} clips of {', '.join(speakers)}")
     (arguments.out / "example.flac").write_bytes(to_flac(arguments.recordings / EXAMPLE))
 
 
 def make_row(path: Path, label: str, speaker: str) -> dict[str, object]:
-    """A clip as the bundled Parquet files hold it."""
+    """Make the row of a clip for the bundled Parquet files."""
     info = soundfile.info(path)
     return {
         "id": path.stem,
@@ -58,7 +58,7 @@ def make_row(path: Path, label: str, speaker: str) -> dict[str, object]:
 
 
 def to_flac(path: Path) -> bytes:
-    """The same 16-bit samples, losslessly compressed."""
+    """Compress the 16-bit samples of a file losslessly, and return the bytes of the FLAC file."""
     samples, sampling_rate = soundfile.read(path, dtype="int16")
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, sampling_rate, format="FLAC", subtype="PCM_16")

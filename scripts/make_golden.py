@@ -1,10 +1,9 @@
-"""Make the golden adapters: one product of each strategy on a tiny encoder, which every later version must load.
+"""Make the golden adapters, one per strategy on a tiny encoder, which every later version must load.
 
     python scripts/make_golden.py tests/golden
 
-They are kept as they were made: a new strategy gets a new folder, and what is there already is left alone, because an
-adapter that is made again says nothing of older ones. Nothing in them was trained; all that a strategy trains is drawn
-at random, so that every weight matters. The recorded logits are those of the probe clips in each `peft_audio.json`.
+Existing golden adapters are never replaced, because an adapter that is made again proves nothing about older versions.
+A new strategy gets a new folder. Trainable weights are random, so that every weight changes the logits. Each `peft_audio.json` holds the recorded logits of the probe clips.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from peft_audio.strategies import (
 )
 from peft_audio.strategies.attention_heads import unfreeze_heads
 
-# A name that stands for no place: the folder is wherever the tests find it.
+# Relative name of the base; tests run in the folder that holds it.
 BASE = "golden-base"
 LABELS = ("low", "mid dle", "höher", "zed")
 
@@ -64,7 +63,7 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
 
 
 def make_base(folder: Path) -> None:
-    """A wav2vec 2.0 of two layers of width 32, with random weights."""
+    """Save a wav2vec 2.0 model with two layers of width 32 and random weights."""
     torch.manual_seed(0)
     config = Wav2Vec2Config(
         hidden_size=32,
@@ -82,7 +81,7 @@ def make_base(folder: Path) -> None:
 
 
 def make_product(name: str, strategy: Callable[[Any], Any]) -> None:
-    """Save what a strategy makes of the base into a folder of its name."""
+    """Apply a strategy to the base, and save the adapter in a folder named after the strategy."""
     torch.manual_seed(0)
     cfg = LoraRecipe(model=ModelConfig(name=BASE, layer_weighted_sum=name.endswith("_weighted")))
     model = load_classifier(cfg.model, LABELS)
@@ -91,18 +90,18 @@ def make_product(name: str, strategy: Callable[[Any], Any]) -> None:
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if path in trained.parameters:
-                # Around what a whole model was, so that its norms still are some.
+                # Full models keep their weights plus noise, so that norms stay usable.
                 weight.copy_(weight * (trained.strategy == "full") + 0.2 * torch.randn_like(weight))
     record = describe_adapter(cfg, base, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
     with TemporaryDirectory(dir=".") as run:
         saved = save_adapter(Path(run), model, trained, extractor, record, verify=False)
-        # It says where the base was on the machine that made it.
+        # Removed, because it holds the path of the base on this machine.
         (saved / "README.md").unlink()
         saved.rename(name)
 
 
 def main(folder: Path) -> None:
-    """Make what is not there yet."""
+    """Make the base and the adapters that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if not Path(BASE).exists():

@@ -44,7 +44,7 @@ SETTINGS = {
 RUN = SETTINGS | {"data.max_train_clips": "40", "train.epochs": "2", "lora.r": "4"}
 COMPARISON = SETTINGS | {
     "arms": "[head_only, lora, majority]",
-    # Rates so high that few steps set the two arms apart.
+    # High rates, so that few steps separate the two arms.
     "own_arms": "{head_only: {recipe: head_only, learning_rates: [3e-2, 1e-1]}, "
     "lora: {recipe: lora, learning_rates: [1e-2, 3e-2]}}",
     "reference": "lora",
@@ -89,7 +89,7 @@ def arguments(settings: dict[str, str]) -> list[str]:
 
 
 def run_recipe(recipe: str, settings: dict[str, str]) -> None:
-    """Run a recipe in a process of its own."""
+    """Run a recipe in a separate process."""
     subprocess.run([sys.executable, f"recipes/{recipe}.py", *arguments(settings)], check=True)
 
 
@@ -168,7 +168,7 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    # Cloud machines give one name to several models.
+    # Cloud machines use one name for several processor models.
     words = [facts[name] for name in ("model name", "cpu family", "model", "stepping") if name in facts]
     return ", ".join([*words, torch.backends.cpu.get_cpu_capability()])
 
@@ -182,7 +182,7 @@ def with_local_paths(place: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    """Make what does not exist yet."""
+    """Make the golden runs that do not exist yet."""
     os.environ.update(ENVIRONMENT)
     os.chdir(ROOT)
     steps = {

@@ -1,16 +1,16 @@
-"""Pretrain the bundled encoder, wav2vec2-nano, on what `synthesise_speech.py` spoke.
+"""Pretrain the bundled encoder, wav2vec2-nano, on speech from `synthesise_speech.py`.
 
-Two linear heads sit on the encoder's last layer while it trains, and are thrown away afterwards: one names the phone of
-every 20 ms frame, the other names the word of the whole clip from the mean of its frames. Phrases have phones only.
+Two linear heads on the encoder's last layer are used only for pretraining. One classifies the phone of every 20 ms
+frame; the other classifies the word of the clip from the mean of its frames. Phrases have only phone labels.
 
-Training batches hold clips of equal length, so nothing in them is padding and the first convolution's group norm sees
-each clip as it would be alone; evaluation pads, with `peft_audio.encoders.exact_padding.make_padding_exact`.
+Training batches hold clips of equal length without padding, so the group norm of the first convolution treats each clip
+as if it were alone. Evaluation pads clips, with `peft_audio.encoders.exact_padding.make_padding_exact`.
 
-Every core runs a process of one thread on its own share of the clips, and the gradients are averaged once a step.
-Threads would meet some thousand times a step, and each meeting waits for whoever else uses the machine.
+Every core runs a process with one thread on its share of the clips, and gradients are averaged once per step. Threads
+would synchronise some thousand times per step, which is slow on a busy machine.
 
-The clock drives the learning rate, so a run ends when it was told to; the same seed on another machine makes another,
-equally good checkpoint.
+The learning rate follows the clock, so a run ends after the given time. On another machine, the same seed gives
+another, equally good checkpoint.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from peft_audio.encoders.exact_padding import make_padding_exact
 
 SAMPLING_RATE = 16_000
-HOP_SAMPLES, WINDOW_SAMPLES = 320, 400  # of wav2vec2's convolutions: one frame every 20 ms, each seeing 25 ms
-SHORTEST_SAMPLES = 4_000  # 12 frames: SpecAugment needs more than its mask's length
+HOP_SAMPLES, WINDOW_SAMPLES = 320, 400  # wav2vec 2.0's convolutions give one frame of 25 ms every 20 ms
+SHORTEST_SAMPLES = 4_000  # 12 frames; SpecAugment needs more frames than its mask has
 TRACK_SECONDS = 0.005  # step of the stored phone labels
-IGNORED = -100  # PyTorch's "no label here"
+IGNORED = -100  # PyTorch's index for missing labels
 
-# No dropout: drawing its masks costs a CPU more than the layers do, and the augmentation regularises enough. Eager
-# attention trains faster than sdpa on a CPU at these lengths.
+# Without dropout, because drawing its masks takes a CPU longer than the layers, and augmentation regularises enough.
+# Eager attention trains faster than sdpa on a CPU at these lengths.
 ENCODER: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 6,
@@ -64,24 +64,24 @@ ENCODER: dict[str, Any] = {
 }
 PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1.5e-3, 400, 0.02
 WORD_WEIGHT, WORD_SMOOTHING = 0.5, 0.05
-BATCH_SAMPLES = 576_000  # 36 s a step, over all processes: about 50 words, or 20 phrases
+BATCH_SAMPLES = 576_000  # 36 s per step over all processes: about 50 words or 20 phrases
 SMALLEST_BATCH = 4  # clips
 HELD_OUT_CLIPS = 1_500
-UNSEEN_VARIANTS = ("+Gene", "+f4", "+steph")  # espeak-ng's speakers that never train, to see what a new voice costs
+UNSEEN_VARIANTS = ("+Gene", "+f4", "+steph")  # voices of espeak-ng that are held out, to measure the loss on new voices
 
 
 @dataclass(frozen=True)
 class Speech:
-    """All clips.
+    """Clips of synthetic speech.
 
     Attributes:
-        audio: int16 samples of all clips, end to end.
+        audio: int16 samples of all clips, concatenated.
         start: first sample of each clip.
         length: samples of each clip.
         word: index of each clip's word, IGNORED for a phrase.
         engine: index into `engines` of each clip's engine.
         variant: name of each clip's voice.
-        track: phone label of every 5 ms, of all clips end to end; each clip's last label is its closing silence.
+        track: phone label of every 5 ms of all clips, concatenated; each clip's last label is its final silence.
         track_start: first label of each clip in `track`.
         phones: names of the phones, `engine:name`.
         engines: names of the engines.
@@ -101,13 +101,13 @@ class Speech:
 
 @dataclass(frozen=True)
 class Batch:
-    """Which clips to cut, and how.
+    """Clips of a batch and their random changes.
 
     Attributes:
-        clips: indices, (clips,).
-        speed: factor of each clip's speed (and pitch), (clips,).
-        before: samples of silence before each clip, (clips,).
-        samples: samples of each clip with its silence, (clips,); the longest is the batch's length.
+        clips: indices of the clips, of shape (clips,).
+        speed: factor of each clip's speed and pitch, of shape (clips,).
+        before: samples of silence before each clip, of shape (clips,).
+        samples: samples of each clip with its silence, of shape (clips,); the longest is the batch's length.
     """
 
     clips: torch.Tensor
@@ -117,22 +117,29 @@ class Batch:
 
     @property
     def mask(self) -> torch.Tensor:
-        """Which samples are a clip's own, (clips, samples)."""
+        """Return the mask of samples that are not padding, bool of shape (clips, samples)."""
         return torch.arange(int(self.samples.max()))[None] < self.samples[:, None]
 
 
 def phone_track(phones: list[tuple[float, int]], seconds: float) -> np.ndarray:
-    """Labels on a 5 ms grid, from the start (seconds) and label of each phone; what precedes the first is silence."""
+    """Return labels on a 5 ms grid, with silence before the first phone.
+
+    Args:
+        phones: start in seconds and label of each phone.
+        seconds: length of the clip.
+    """
     starts = np.array([start for start, _ in phones])
     labels = np.array([label for _, label in phones])
     grid = np.arange(int(seconds / TRACK_SECONDS) + 2) * TRACK_SECONDS
-    track = labels[np.searchsorted(starts, grid, side="right") - 1]  # -1, before the first, is the last: silence
+    track = labels[
+        np.searchsorted(starts, grid, side="right") - 1
+    ]  # index -1, before the first phone, is the final silence
     track[-1] = labels[-1]
     return track.astype(np.int16)
 
 
 def load_speech(folder: Path) -> Speech:
-    """Read what `synthesise_speech.py` wrote; phones heard fewer than 100 times get no label."""
+    """Read the output of `synthesise_speech.py`; phones that occur fewer than 100 times get no label."""
     clips = dict(np.load(folder / "clips.npz"))
     engines = sorted(set(clips["engine"]))
     spoken = [
@@ -148,7 +155,7 @@ def load_speech(folder: Path) -> Speech:
     lengths = np.array([len(track) for track in tracks])
     word = clips["word"].astype(np.int64)
     return Speech(
-        audio=torch.from_numpy(np.load(folder / "audio.npy", mmap_mode="c")),  # so that processes share it
+        audio=torch.from_numpy(np.load(folder / "audio.npy", mmap_mode="c")),  # mapped, so that processes share it
         start=torch.from_numpy(clips["start"].astype(np.int64)),
         length=torch.from_numpy(clips["length"].astype(np.int64)),
         word=torch.from_numpy(np.where(word < 0, IGNORED, word)),
@@ -162,7 +169,7 @@ def load_speech(folder: Path) -> Speech:
 
 
 def split_speech(speech: Speech, seed: int) -> dict[str, torch.Tensor]:
-    """Clips to train on; held-out clips of the same words and voices; clips of voices that never train."""
+    """Split clips into training clips, held-out clips of the same voices, and clips of held-out voices."""
     unseen = torch.from_numpy(np.array([voice.endswith(UNSEEN_VARIANTS) for voice in speech.variant]))
     seen = torch.nonzero(~unseen)[:, 0]
     seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(seed))]
@@ -174,16 +181,16 @@ def split_speech(speech: Speech, seed: int) -> dict[str, torch.Tensor]:
 
 
 def training_batches(speech: Speech, clips: torch.Tensor, size: int, random: torch.Generator) -> Iterator[Batch]:
-    """Batches for ever: each epoch draws every clip's speed and silence anew, then joins clips of like length.
+    """Yield batches without end; each epoch draws new speeds and silences, and groups clips of similar length.
 
     Args:
         speech: all clips.
-        clips: indices of those to use.
-        size: samples of a batch, silence included.
-        random: draws everything.
+        clips: indices of the clips to use.
+        size: samples per batch, including silence.
+        random: generator of all draws.
 
     Yields:
-        Batches of clips that all are as long as the longest.
+        Batches in which all clips are as long as the longest one.
     """
     while True:
         speed = 0.8 + 0.45 * torch.rand(len(clips), generator=random)
@@ -192,10 +199,10 @@ def training_batches(speech: Speech, clips: torch.Tensor, size: int, random: tor
         samples = (speech.length[clips] / speed).long() + before + after
         samples = samples.clamp(min=SHORTEST_SAMPLES)
         batches = []
-        # Sorting thousands at a time leaves the companions of a clip to chance and makes lengths equal to a few ms.
+        # Sorting some thousand clips at a time keeps batches random, with lengths equal to a few ms.
         for chunk in torch.randperm(len(clips), generator=random).split(6_000):
             left = chunk[samples[chunk].argsort(descending=True)]
-            while len(left) >= SMALLEST_BATCH:  # the few left over wait for the next epoch
+            while len(left) >= SMALLEST_BATCH:  # the remaining few are left out of this epoch
                 longest = int(samples[left[0]])
                 rows, left = left[: size // longest], left[size // longest :]
                 batches.append(Batch(clips[rows], speed[rows], before[rows], torch.full((len(rows),), longest)))
@@ -204,45 +211,45 @@ def training_batches(speech: Speech, clips: torch.Tensor, size: int, random: tor
 
 
 def evaluation_batches(speech: Speech, clips: torch.Tensor, size: int = 50) -> Iterator[Batch]:
-    """The clips as they are, the shortest first, padded to the longest of their batch."""
+    """Yield batches of unchanged clips, sorted by length and padded to the longest of their batch."""
     for rows in clips[speech.length[clips].argsort()].split(size):
         speed, before = torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.long)
         yield Batch(rows, speed, before, speech.length[rows].clamp(min=SHORTEST_SAMPLES))
 
 
 def cut_waveforms(speech: Speech, batch: Batch) -> torch.Tensor:
-    """The batch's clips at their speeds, silence around them: (clips, samples), -1 to 1."""
+    """Return the clips of a batch at their speeds with silence around them, of shape (clips, samples), -1 to 1."""
     length = speech.length[batch.clips][:, None]
-    at = (torch.arange(int(batch.samples.max()))[None] - batch.before[:, None]) * batch.speed[:, None]
-    inside = (at >= 0) & (at < length - 1)
-    whole = at.floor().long().clamp(min=0).minimum(length - 2)
-    first = speech.start[batch.clips][:, None] + whole
+    position = (torch.arange(int(batch.samples.max()))[None] - batch.before[:, None]) * batch.speed[:, None]
+    inside = (position >= 0) & (position < length - 1)
+    floor = position.floor().long().clamp(min=0).minimum(length - 2)
+    first = speech.start[batch.clips][:, None] + floor
     low, high = speech.audio[first].float(), speech.audio[first + 1].float()
-    return (low + (high - low) * (at - whole)) * inside / 32768
+    return (low + (high - low) * (position - floor)) * inside / 32768
 
 
 def frame_labels(speech: Speech, batch: Batch) -> torch.Tensor:
-    """The phone at the middle of every frame, (clips, frames); IGNORED in the padding."""
+    """Return the phone at the centre of every frame, of shape (clips, frames); IGNORED in the padding."""
     frames = (batch.samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
     numbers = torch.arange(int(frames.max()))[None]
     middle = numbers * HOP_SAMPLES + WINDOW_SAMPLES / 2 - batch.before[:, None]
-    place = (middle * batch.speed[:, None] / SAMPLING_RATE / TRACK_SECONDS).floor().long()
+    step = (middle * batch.speed[:, None] / SAMPLING_RATE / TRACK_SECONDS).floor().long()
     last = ((speech.length[batch.clips] / SAMPLING_RATE / TRACK_SECONDS).long() + 1)[:, None]
-    place = torch.where((place < 0) | (place > last), last, place)  # outside the clip: its closing silence
-    labels = speech.track[speech.track_start[batch.clips][:, None] + place].long()
+    step = torch.where((step < 0) | (step > last), last, step)  # outside the clip: its final silence
+    labels = speech.track[speech.track_start[batch.clips][:, None] + step].long()
     return labels.masked_fill(numbers >= frames[:, None], IGNORED)
 
 
 def uniform(low: float, high: float, count: int, random: torch.Generator) -> torch.Tensor:
-    """Numbers between `low` and `high`, (count, 1)."""
+    """Draw numbers between `low` and `high`, of shape (count, 1)."""
     return low + (high - low) * torch.rand(count, 1, generator=random)
 
 
 def channel_gain(hertz: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:
-    """What microphones and lines do to a spectrum: (count, frequencies), amplitude factors.
+    """Draw amplitude responses of microphones and telephone lines, of shape (count, frequencies).
 
-    A low-pass at 2.5 to 3.9 kHz half of the time (telephone speech), a high-pass at 20 to 250 Hz, a tilt, and an uneven
-    response that wanders by 4 dB between eight points.
+    Each has a high-pass at 20 to 250 Hz, a spectral tilt, and an uneven response with a standard deviation of 4 dB at
+    eight points. Half of them have a low-pass at 2.5 to 3.9 kHz, as telephone speech has.
     """
     narrow = uniform(0, 1, count, random) < 0.5
     cutoff = torch.where(narrow, uniform(2_500, 3_900, count, random), torch.tensor(20_000.0))
@@ -256,7 +263,7 @@ def channel_gain(hertz: torch.Tensor, count: int, random: torch.Generator) -> to
 
 
 def rooms(count: int, samples: int, random: torch.Generator) -> torch.Tensor:
-    """Impulse responses, (count, samples): the direct sound and, six times in ten, a tail of decaying noise."""
+    """Draw impulse responses of rooms, of shape (count, samples); 60% have a tail of decaying noise."""
     decay = uniform(0.01, 0.12, count, random) * SAMPLING_RATE
     tail = torch.randn(count, samples, generator=random) * torch.exp(-torch.arange(samples)[None] / decay)
     tail = tail / tail.square().sum(1, keepdim=True).sqrt() * uniform(0, 0.7, count, random)
@@ -266,14 +273,14 @@ def rooms(count: int, samples: int, random: torch.Generator) -> torch.Tensor:
 
 
 def distort(waveforms: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """A channel, a room and coloured noise at 5 to 45 dB, in one pass over the spectrum.
+    """Apply a random channel, room and coloured noise (5 to 45 dB signal-to-noise ratio) in one spectral pass.
 
     Args:
-        waveforms: (clips, samples).
-        random: draws everything.
+        waveforms: waveforms of shape (clips, samples).
+        random: generator of all draws.
 
     Returns:
-        As many waveforms, (clips, samples).
+        Waveforms of shape (clips, samples).
     """
     count, samples = waveforms.shape
     tail = SAMPLING_RATE // 5
@@ -281,7 +288,7 @@ def distort(waveforms: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     hertz = torch.linspace(0, SAMPLING_RATE / 2, size // 2 + 1).clamp(min=30)
     spectrum = torch.fft.rfft(waveforms, size) * torch.fft.rfft(rooms(count, tail, random), size)
     spectrum = spectrum * channel_gain(hertz, count, random)
-    # Noise is drawn as a spectrum, which saves two transforms; by Parseval both powers are sums over it.
+    # Drawing the spectrum of the noise saves two transforms. By Parseval's theorem, powers are sums over spectra.
     noise = torch.randn(count, size // 2 + 1, 2, generator=random)
     noise = torch.view_as_complex(noise) * (hertz / 1_000) ** uniform(-1, 0.2, count, random)
     speech_power = spectrum.abs().square().sum(1, keepdim=True) * size / samples
@@ -292,7 +299,7 @@ def distort(waveforms: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
 
 def normalise(waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Each clip to mean 0 and variance 1 over its own samples, 0 in the padding, as the feature extractor does."""
+    """Normalise each clip to mean 0 and variance 1 without its padding, as the feature extractor does."""
     count = mask.sum(1, keepdim=True)
     centred = (waveforms - (waveforms * mask).sum(1, keepdim=True) / count) * mask
     return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
@@ -303,7 +310,7 @@ Measures = dict[str, torch.Tensor]
 
 
 class Pretraining(nn.Module):
-    """The encoder and the two heads that are thrown away."""
+    """Encoder with the two heads for pretraining."""
 
     of_engine: torch.Tensor
 
@@ -317,15 +324,15 @@ class Pretraining(nn.Module):
         self.register_buffer("of_engine", torch.tensor(of_engine))
 
     def forward(self, waveforms: torch.Tensor, mask: torch.Tensor, engine: torch.Tensor) -> Logits:
-        """Logits of phones and words.
+        """Compute the logits of phones and words.
 
         Args:
-            waveforms: (clips, samples), normalised.
-            mask: (clips, samples), which samples are valid.
-            engine: (clips,), who spoke; only its phones are candidates, since the engines name theirs differently.
+            waveforms: normalised waveforms of shape (clips, samples).
+            mask: bool of shape (clips, samples), false in the padding.
+            engine: index of each clip's engine, of shape (clips,); phones of other engines are excluded.
 
         Returns:
-            Phone logits (clips, frames, phones) and word logits (clips, words), float32.
+            Phone logits of shape (clips, frames, phones) and word logits of shape (clips, words), float32.
         """
         attention_mask = None if bool(mask.all()) else mask.long()
         hidden = self.encoder(waveforms, attention_mask=attention_mask).last_hidden_state
@@ -337,7 +344,7 @@ class Pretraining(nn.Module):
 
 
 def measure(model: Pretraining, speech: Speech, batch: Batch, random: torch.Generator | None) -> Measures:
-    """Losses and accuracies of one batch; `random` draws the augmentation, None leaves the clips as they are."""
+    """Compute the losses and accuracies of one batch; `random` draws the augmentation, None leaves clips unchanged."""
     waveforms, mask = cut_waveforms(speech, batch), batch.mask
     if random is not None:
         waveforms = distort(waveforms, random)
@@ -345,7 +352,7 @@ def measure(model: Pretraining, speech: Speech, batch: Batch, random: torch.Gene
     with torch.autocast("cpu", torch.bfloat16):
         phone_logits, word_logits = model(normalise(waveforms, mask), mask, speech.engine[batch.clips])
     known, one_word = labels != IGNORED, words != IGNORED
-    # A batch of phrases has no words; a sum over none is 0, where a mean would be NaN.
+    # A sum, because the mean would be NaN for a batch of phrases, which has no words.
     word_losses = cross_entropy(word_logits, words, label_smoothing=WORD_SMOOTHING, reduction="sum")
     return {
         "phone_loss": cross_entropy(phone_logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED),
@@ -358,7 +365,7 @@ def measure(model: Pretraining, speech: Speech, batch: Batch, random: torch.Gene
 
 
 def summarise(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Mean losses over batches, and accuracies over all their frames and words."""
+    """Average losses over batches, and accuracies over all frames and words."""
     total = {key: sum(batch[key] for batch in measured) for key in measured[0]}
     return {
         "phone_loss": round(total["phone_loss"] / len(measured), 4),
@@ -370,7 +377,7 @@ def summarise(measured: list[dict[str, float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(model: Pretraining, speech: Speech, clips: torch.Tensor) -> dict[str, float]:
-    """Losses and accuracies on clips as they are."""
+    """Compute losses and accuracies on unchanged clips."""
     model.eval()
     batches = evaluation_batches(speech, clips)
     measured = [{k: v.item() for k, v in measure(model, speech, batch, None).items()} for batch in batches]
@@ -379,7 +386,7 @@ def evaluate(model: Pretraining, speech: Speech, clips: torch.Tensor) -> dict[st
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves biases and norms alone."""
+    """Make an AdamW optimizer with weight decay for matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -387,20 +394,20 @@ def make_optimizer(model: nn.Module) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, done: float) -> float:
-    """A warm-up by steps times a cosine by the clock, `done` going from 0 to 1."""
+    """Return the learning rate: a warm-up by steps times a cosine by the share `done` of the time."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return PEAK_LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done))) + 1e-6
 
 
 def save_checkpoint(model: Pretraining, folder: Path, record: dict) -> None:
-    """An ordinary transformers directory, the encoder in half precision, and what was measured beside it."""
+    """Save the encoder in half precision as a transformers directory, with the record as pretraining.json."""
     deepcopy(model.encoder).half().save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def average_gradients(model: nn.Module, done: float) -> float:
-    """Average the gradients over the processes, and `done` with them, so that all agree on the time."""
+    """Average the gradients and the share `done` of the time over the processes."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([torch.tensor([done]), *(gradient.flatten() for gradient in gradients)])
     distributed.all_reduce(flat)
@@ -412,8 +419,8 @@ def average_gradients(model: nn.Module, done: float) -> float:
 
 
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Measures, step: int, done: float) -> float:
-    """One step down both losses; returns how much of the time is over, as all processes see it."""
-    optimizer.zero_grad(set_to_none=False)  # every process then averages the same list of gradients
+    """Take an optimizer step on both losses, and return the share of the time, equal on all processes."""
+    optimizer.zero_grad(set_to_none=False)  # gradients stay, so that every process averages the same list
     (losses["phone_loss"] + WORD_WEIGHT * losses["word_loss"]).backward()
     done = average_gradients(model, done)
     for group in optimizer.param_groups:
@@ -424,7 +431,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Measur
 
 
 def pretrain(model: Pretraining, speech: Speech, rank: int, args: argparse.Namespace) -> None:
-    """Train until the minutes are over; the first process prints, and now and then evaluates and saves."""
+    """Train for the given minutes; the first process prints, evaluates and saves."""
     splits, random = split_speech(speech, args.seed), torch.Generator().manual_seed(1000 * args.seed + rank)
     mine = splits["training"][rank :: args.processes]
     optimizer = make_optimizer(model)
@@ -450,7 +457,7 @@ def pretrain(model: Pretraining, speech: Speech, rank: int, args: argparse.Names
 
 
 def run_process(rank: int, meeting_point: str, args: argparse.Namespace) -> None:
-    """One of the processes, from reading the speech to the end of the training."""
+    """Run one process from reading the speech to the end of the training."""
     torch.set_num_threads(1)
     speech = load_speech(args.speech)
     torch.manual_seed(args.seed)  # the same weights in every process
@@ -465,21 +472,24 @@ def run_process(rank: int, meeting_point: str, args: argparse.Namespace) -> None
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Pretrain wav2vec2-nano (2.85M parameters): the phone of every frame, the word of every clip.",
-        epilog="First: python scripts/synthesise_speech.py SPEECH. Two CPU cores take two or three steps a second; "
-        "more minutes make a better encoder.",
+        description="Pretrain wav2vec2-nano (2.85M parameters) to classify the phone of every frame and the word of "
+        "every clip.",
+        epilog="First run: python scripts/synthesise_speech.py SPEECH. Two CPU cores do two or three steps per second; "
+        "more minutes give a better encoder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("speech", type=Path, help="folder that synthesise_speech.py wrote")
+    parser.add_argument("speech", type=Path, help="output folder of synthesise_speech.py")
     parser.add_argument("checkpoint", type=Path, help="folder to write, loadable by Wav2Vec2Model.from_pretrained")
     parser.add_argument(
-        "--minutes", type=float, default=75, help="how long to train; the learning rate follows the clock"
+        "--minutes", type=float, default=75, help="duration of the training; the learning rate follows the clock"
     )
-    parser.add_argument("--save-minutes", type=float, default=10, help="evaluate and save this often, and at the end")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, held-out clips and augmentation")
-    parser.add_argument("--processes", type=int, default=2, help="how many share a step; as many as cores is best")
+    parser.add_argument(
+        "--save-minutes", type=float, default=10, help="minutes between two saves; the end is saved too"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, held-out clips and augmentation")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes; one per core is best")
     return parser.parse_args()
 
 

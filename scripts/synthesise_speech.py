@@ -1,14 +1,14 @@
-"""Speak common English words and short phrases with espeak-ng and flite, keeping the time of every phone.
+"""Synthesise common English words and short phrases with espeak-ng and flite, with the time of every phone.
 
-This makes the speech on which `pretrain_nano.py` trains the bundled encoder. It needs the programs `espeak-ng` (with
-its library `libespeak-ng.so.1`) and `flite`, and from Python numpy, soundfile, soxr and wordfreq.
+The result is the speech that `pretrain_nano.py` trains the bundled encoder on. Needs the programs `espeak-ng` (with its
+library `libespeak-ng.so.1`) and `flite`, and the Python packages numpy, soundfile, soxr and wordfreq.
 
 The output folder holds
-    audio.npy     int16 samples at 16 kHz, all clips end to end
+    audio.npy     int16 samples at 16 kHz of all clips, concatenated
     clips.npz     per clip: start and length (samples), word (index, -1 for a phrase), engine, voice
     phones.json   per clip: [start in seconds, phone name] of every phone
     words.json    the words, in the order of their indices
-    summary.json  what was asked for and what came out
+    summary.json  settings, and the numbers of clips and hours
 """
 
 import argparse
@@ -39,12 +39,12 @@ SHORTEST_SAMPLES = 1_000
 
 
 def names(text: str) -> list[str]:
-    """Names written with spaces between them."""
+    """Split names separated by spaces."""
     return text.split()
 
 
-# The bundled task is spoken digits, so the encoder must never have heard one: not a digit, not another number, nothing
-# that sounds like one, no compound that ends in one. Homophones are also looked for by pronunciation (`sound_alikes`).
+# The bundled task is spoken digits, so the pretraining must contain no digit, no other number, no homophone and no
+# compound that ends in a number. Homophones are also found by pronunciation (`sound_alikes`).
 NUMBERS = names("zero one two three four five six seven eight nine ten eleven twelve twenty hundred")
 NUMBER_STEMS = re.compile(
     "(zero|nought|naught|three|four|five|six|seven|eight|nine|eleven|twel[fv]|twent|thirt|fift|forty|fort(ie|y)"
@@ -64,14 +64,22 @@ ESPEAK_VARIANTS = names(
 )
 ESPEAK_RATE, ESPEAK_PITCH, ESPEAK_SPREAD = 1, 3, 4  # numbers of espeak-ng's parameters
 EVENT_LIST_END, EVENT_PHONEME = 0, 7
-FLITE_VOICES = ["slt", "rms", "awb", "kal16"]  # the voices made from recordings at 16 kHz
+FLITE_VOICES = ["slt", "rms", "awb", "kal16"]  # voices made from recordings at 16 kHz
 
 Phones = list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One spoken text: its int16 samples at 16 kHz and the start (seconds) and name of each phone."""
+    """One spoken text.
+
+    Attributes:
+        text: the text.
+        engine: "espeak" or "flite".
+        voice: voice of the engine.
+        samples: int16 samples at 16 kHz.
+        phones: start in seconds and name of each phone.
+    """
 
     text: str
     engine: str
@@ -81,10 +89,10 @@ class Clip:
 
 
 class Event(ctypes.Structure):
-    """`espeak_EVENT` of espeak-ng's speak_lib.h."""
+    """Structure `espeak_EVENT` of espeak-ng's speak_lib.h."""
 
     class Id(ctypes.Union):
-        """What an event carries; a phoneme event carries its name."""
+        """Value of an event; that of a phoneme event is its name."""
 
         _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
 
@@ -104,12 +112,12 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 
 
 class Espeak:
-    """The espeak-ng library: unlike the program, it also says when each phone begins."""
+    """The espeak-ng library, which unlike the program also reports the start of each phone."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libespeak-ng.so.1")
         self.rate = self.library.espeak_Initialize(2, 0, None, 1)  # synchronous, default buffer, phoneme events on
-        self.callback = CALLBACK(self._collect)  # kept: ctypes would otherwise free it under the library
+        self.callback = CALLBACK(self._collect)  # kept, because ctypes would free it while the library uses it
         self.library.espeak_SetSynthCallback(self.callback)
         self.samples: list[np.ndarray] = []
         self.phones: Phones = []
@@ -123,23 +131,23 @@ class Espeak:
                 name = events[i].id.string.decode("utf8", "replace")
                 self.phones.append((events[i].audio_position / 1000, name))
             i += 1
-        return 0  # go on speaking
+        return 0  # continue speaking
 
-    def say(self, text: str, voice: str, rate: int, pitch: int, spread: int) -> tuple[np.ndarray, Phones]:
+    def speak(self, text: str, voice: str, rate: int, pitch: int, spread: int) -> tuple[np.ndarray, Phones]:
         """Speak one text.
 
         Args:
-            text: what to say.
+            text: text to speak.
             voice: accent and variant, such as `en-us+f2`.
             rate: words per minute.
-            pitch: 0 to 100.
-            spread: of the pitch, 0 to 100.
+            pitch: pitch, 0 to 100.
+            spread: range of the pitch, 0 to 100.
 
         Returns:
             int16 samples at `self.rate`, and the phones.
 
         Raises:
-            ValueError: the installed espeak-ng has no such voice.
+            ValueError: the installed espeak-ng does not have the voice.
         """
         self.samples, self.phones = [], []
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -153,15 +161,15 @@ class Espeak:
 
 
 def trim(samples: np.ndarray, phones: Phones, rng: random.Random) -> tuple[np.ndarray, Phones] | None:
-    """Cut the silence at both ends to a random 0 to 120 ms; the phones' times follow.
+    """Cut the silence at both ends to a random 0 to 120 ms, and shift the times of the phones.
 
     Args:
-        samples: int16, 16 kHz.
-        phones: start (seconds) and name of each.
-        rng: draws how much silence stays.
+        samples: int16 samples at 16 kHz.
+        phones: start in seconds and name of each phone.
+        rng: generator of the lengths of the silences.
 
     Returns:
-        The clip's samples and phones, or None if there is hardly any sound.
+        Samples and phones of the clip, or None if there is hardly any sound.
     """
     loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > SILENCE_LEVEL)
     if len(loud) < SHORTEST_SAMPLES:
@@ -172,19 +180,19 @@ def trim(samples: np.ndarray, phones: Phones, rng: random.Random) -> tuple[np.nd
 
 
 def speak_with_espeak(job: tuple[list[str], int, int]) -> list[Clip]:
-    """Say every text of a job several times with espeak-ng, each time as someone else.
+    """Speak every text of a job several times with espeak-ng, each time with another voice.
 
     Args:
-        job: the texts, how many times to say each, and the seed of the choices.
+        job: texts, number of repetitions, and seed of the choices.
     """
     texts, repeats, seed = job
     engine, rng, clips = Espeak(), random.Random(f"espeak-{seed}"), []
     for text in (text for text in texts for _ in range(repeats)):
         voice = rng.choice(ESPEAK_ACCENTS) + rng.choice(["", *(f"+{variant}" for variant in ESPEAK_VARIANTS)])
         try:
-            spoken, phones = engine.say(text, voice, rng.randint(120, 260), rng.randint(15, 85), rng.randint(20, 80))
+            spoken, phones = engine.speak(text, voice, rng.randint(120, 260), rng.randint(15, 85), rng.randint(20, 80))
         except ValueError:
-            continue  # versions differ in their variants; the rest are plenty
+            continue  # versions differ in their variants, and the others suffice
         resampled = soxr.resample(spoken.astype(np.float32), engine.rate, SAMPLING_RATE)
         trimmed = trim(np.clip(resampled, -32768, 32767).astype(np.int16), phones, rng)
         if trimmed:
@@ -193,8 +201,8 @@ def speak_with_espeak(job: tuple[list[str], int, int]) -> list[Clip]:
 
 
 def flite_settings(voice: str, rng: random.Random) -> list[str]:
-    """Random speed and pitch for one of flite's voices, as arguments of the program."""
-    # kal16 is a diphone voice that takes a mean pitch in hertz; the statistical voices take a factor.
+    """Return a random speed and pitch for a voice of flite, as arguments of the program."""
+    # kal16 is a diphone voice with a mean pitch in hertz; the statistical voices have a factor.
     if voice == "kal16":
         pitch = f"int_f0_target_mean={rng.uniform(80, 160):.0f}"
     else:
@@ -203,10 +211,10 @@ def flite_settings(voice: str, rng: random.Random) -> list[str]:
 
 
 def speak_with_flite(job: tuple[list[str], int, int]) -> list[Clip]:
-    """Say every text of a job several times with flite, taking its voices in turn.
+    """Speak every text of a job several times with flite, using its voices in turn.
 
     Args:
-        job: the texts, how many times to say each, and the seed of the choices.
+        job: texts, number of repetitions, and seed of the choices.
     """
     texts, repeats, seed = job
     rng, clips = random.Random(f"flite-{seed}"), []
@@ -218,7 +226,7 @@ def speak_with_flite(job: tuple[list[str], int, int]) -> list[Clip]:
             printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             samples, rate = soundfile.read(path, dtype="int16")
             assert rate == SAMPLING_RATE, f"flite's voice {voice} speaks at {rate} Hz"
-            # `-psdur` prints phone:end before the stretch, so the ends are scaled to the length of the audio.
+            # `-psdur` prints the phone ends before stretching, so they are scaled to the length of the audio.
             names, ends = zip(*(piece.rsplit(":", 1) for piece in printed.split()), strict=True)
             scale = len(samples) / rate / float(ends[-1])
             starts = [0.0, *(float(end) * scale for end in ends[:-1])]
@@ -229,28 +237,28 @@ def speak_with_flite(job: tuple[list[str], int, int]) -> list[Clip]:
 
 
 def pronounce(words: Iterable[str], accent: str) -> list[str]:
-    """espeak-ng's phonemes for each word, stress marks left out."""
-    listing = "\n\n".join(words)  # a blank line ends a clause, so that each word is spoken as if alone
+    """Return the phonemes of espeak-ng for each word, without stress marks."""
+    listing = "\n\n".join(words)  # a blank line ends a clause, so that each word is spoken separately
     command = ["espeak-ng", "-q", "-x", "--sep=", "-v", accent, "--stdin"]
     printed = subprocess.run(command, input=listing, capture_output=True, text=True, check=True).stdout
     return [re.sub("[',]", "", line).strip() for line in printed.splitlines() if line.strip()]
 
 
 def sound_alikes(words: list[str]) -> set[str]:
-    """The words that some accent pronounces as it pronounces a number."""
-    found = set()
+    """Return the words that an accent pronounces like a number."""
+    homophones = set()
     for accent in sorted(set(ESPEAK_ACCENTS)):
         numbers, spoken = set(pronounce(NUMBERS, accent)), pronounce(words, accent)
         if len(spoken) != len(words):
             raise RuntimeError(f"espeak-ng gave {len(spoken)} pronunciations for {len(words)} words in {accent}")
-        found |= {word for word, phones in zip(words, spoken, strict=True) if phones in numbers}
-    return found
+        homophones |= {word for word, phones in zip(words, spoken, strict=True) if phones in numbers}
+    return homophones
 
 
 def choose_words(count: int) -> list[str]:
-    """The most frequent English words of 3 to 10 letters that are not, and do not sound like, a number."""
+    """Return the most frequent English words of 3 to 10 letters, without numbers and their homophones."""
     common = [w for w in top_n_list("en", 20_000) if w.isascii() and w.isalpha() and 3 <= len(w) <= 10]
-    # Without a vowel it is an abbreviation, which one engine spells and the other reads.
+    # Words without a vowel are abbreviations, which one engine spells and the other reads.
     common = [w for w in common if re.search("[aeiouy]", w) and w not in NUMBER_WORDS and not NUMBER_STEMS.search(w)]
     common = common[: count + 100]
     alike = sound_alikes(common)
@@ -258,12 +266,12 @@ def choose_words(count: int) -> list[str]:
 
 
 def make_phrases(words: list[str], count: int, rng: random.Random) -> list[str]:
-    """Random phrases of two or three of the words; they teach what happens between words, not grammar."""
+    """Return random phrases of two or three words, which contain transitions between words but no grammar."""
     return [" ".join(rng.sample(words, rng.choice((2, 2, 3)))) for _ in range(count)]
 
 
 def speak_all(pool: Pool, speak: Callable, texts: list[str], repeats: int, seed: int) -> list[Clip]:
-    """Share texts among processes; the result does not depend on how many there are."""
+    """Distribute texts over processes; the result does not depend on their number."""
     if not repeats:
         return []
     jobs = [(texts[i::64], repeats, seed + i) for i in range(64)]
@@ -271,7 +279,7 @@ def speak_all(pool: Pool, speak: Callable, texts: list[str], repeats: int, seed:
 
 
 def save(folder: Path, clips: list[Clip], words: list[str], summary: dict) -> None:
-    """Write the clips and what is known of them."""
+    """Save the clips, their labels, the words and the summary."""
     index = {word: i for i, word in enumerate(words)}
     lengths = np.array([len(clip.samples) for clip in clips])
     np.save(folder / "audio.npy", np.concatenate([clip.samples for clip in clips]))
@@ -289,33 +297,33 @@ def save(folder: Path, clips: list[Clip], words: list[str], summary: dict) -> No
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Speak common English words and phrases with espeak-ng and flite, keeping every phone's time.",
-        epilog="The defaults make about 15 hours of speech, in about 6 minutes on two CPU cores. "
+        description="Synthesise common English words and phrases with espeak-ng and flite, with every phone's time.",
+        epilog="The defaults give about 15 hours of speech in about 6 minutes on two CPU cores. "
         "Next: python scripts/pretrain_nano.py SPEECH CHECKPOINT",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("speech", type=Path, help="folder to write; made if missing")
-    parser.add_argument("--words", type=int, default=2400, help="how many; numbers and their homophones are left out")
-    parser.add_argument("--espeak-per-word", type=int, default=24, help="clips by espeak-ng (fast, robotic)")
-    parser.add_argument("--flite-per-word", type=int, default=10, help="clips by flite (slower, human-like)")
+    parser.add_argument("speech", type=Path, help="output folder; created if missing")
+    parser.add_argument("--words", type=int, default=2400, help="number of words, without numbers and homophones")
+    parser.add_argument("--espeak-per-word", type=int, default=24, help="clips per word by espeak-ng (fast, robotic)")
+    parser.add_argument("--flite-per-word", type=int, default=10, help="clips per word by flite (slower, human-like)")
     parser.add_argument(
-        "--phrases", type=int, default=3000, help="phrases of 2 or 3 words, said twice by either engine"
+        "--phrases", type=int, default=3000, help="phrases of 2 or 3 words, each spoken twice by each engine"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--processes", type=int, default=2, help="processes to share the work; the result is the same")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes; it does not change the result")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Choose the words, have them spoken, save."""
+    """Choose the words, speak them and save the clips."""
     args, began = parse_arguments(), time.monotonic()
     args.speech.mkdir(parents=True, exist_ok=True)
     words = choose_words(args.words)
     phrases = make_phrases(words, args.phrases, random.Random(args.seed))
     clips: list[Clip] = []
-    # espeak-ng carries state from one text to the next, so a job's clips repeat only in a process of its own.
+    # espeak-ng keeps state between texts, so a job is reproducible only in a fresh process.
     with get_context().Pool(args.processes, maxtasksperchild=1) as pool:
         for engine, speak, per_word in (
             ("espeak-ng", speak_with_espeak, args.espeak_per_word),
@@ -324,8 +332,8 @@ def main() -> None:
             clips += speak_all(pool, speak, words, per_word, 1000 * args.seed)
             clips += speak_all(pool, speak, phrases, 2, 1000 * args.seed + 500)
             print(f"{len(clips)} clips up to {engine}, {time.monotonic() - began:.0f} s", flush=True)
-    asked = {key: value for key, value in vars(args).items() if key not in ("speech", "processes")}
-    summary = asked | {
+    settings = {key: value for key, value in vars(args).items() if key not in ("speech", "processes")}
+    summary = settings | {
         "spoken_words": len(words),
         "clips": len(clips),
         "phrase_clips": sum(" " in clip.text for clip in clips),
