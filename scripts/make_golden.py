@@ -3,7 +3,8 @@
     python scripts/make_golden.py tests/golden
 
 Existing golden adapters are never replaced, because an adapter that is made again proves nothing about older versions.
-A new strategy gets a new folder. Trainable weights are random, so that every weight changes the logits. Each `peft_audio.json` holds the recorded logits of the probe clips.
+A new strategy gets a new folder. Trainable weights are random, so that every weight changes the logits. Each
+`peft_audio.json` holds the recorded logits of the probe clips.
 """
 
 from __future__ import annotations

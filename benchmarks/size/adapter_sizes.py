@@ -1,9 +1,9 @@
-"""How large is what each strategy saves, on an encoder of wav2vec2-base's size with random weights?
+"""Measure the size of the saved weights of each strategy, on an encoder of the size of wav2vec2-base.
 
     python benchmarks/size/adapter_sizes.py
 
-Prints the table of docs/adapters.md. Bytes are of the weights' file; everything else in an adapter is a few kB. Nothing
-is trained: sizes do not depend on values. It takes 2 GB of memory and of disk space for a while, and a few minutes.
+Prints the table of docs/adapters.md. Bytes are those of the weights' file; the other files of an adapter have a few kB.
+The weights are random, because sizes do not depend on values. Takes a few minutes, 2 GB of memory and 2 GB of disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def adapt(model: Any, recipe: Recipe) -> tuple[Any, Trainable]:
     return strategy_of(recipe)(model, Setup(family_of(model.config), recipe))
 
 
-# The settings are the recipes' defaults, but where the name says otherwise.
+# Settings are the defaults of the recipes unless the name gives others.
 STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "full": lambda model: adapt(model, FullRecipe()),
     "last_n_layers, n 2": lambda model: adapt(model, LastNLayersRecipe()),
@@ -63,9 +63,9 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
 
 
 def main() -> None:
-    """Print a Markdown row a strategy."""
+    """Print one Markdown row per strategy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--labels", type=int, default=10, help="of the head (default: %(default)s)")
+    parser.add_argument("--labels", type=int, default=10, help="number of labels (default: %(default)s)")
     labels = [f"class {i}" for i in range(parser.parse_args().labels)]
     print(f"| strategy | trained parameters | bytes of the file | of the full model's, {len(labels)} labels |")
     print("|---|---|---|---|")

@@ -1,11 +1,11 @@
-"""How many bytes is a checkpoint, and which share of a training's time goes into writing them by default?
+"""Measure the size of checkpoints, and the share of training time for writing them.
 
     python benchmarks/size/checkpoints.py
 
-Prints the table of docs/resuming.md: each strategy on an encoder of wav2vec2-base's size with random weights, behind
-one step of the optimizer, so that all of its state is there. Seconds are of hashing, writing and syncing on this disk,
-the median of three; the share is theirs of the time between two checkpoints at the default, which are further apart
-where it would pass 1%. It takes 4 GB of memory and of disk space for a while, and a few minutes.
+Prints the table of docs/resuming.md for each strategy on an encoder of the size of wav2vec2-base with random weights,
+after one optimizer step, so that the optimizer has its state. Seconds are the median of three, for hashing, writing and
+syncing on this disk. The share relates them to the default time between two checkpoints, which is extended if it would
+exceed 1%. Takes a few minutes, 4 GB of memory and 4 GB of disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHOWN += ["head_only"]
 
 
 def main() -> None:
-    """Print a Markdown row a strategy."""
+    """Print one Markdown row per strategy."""
     labels, cfg = [f"class {i}" for i in range(10)], TrainConfig()
     between = 60 * (cfg.checkpoint_every_minutes or 0)
     print("| strategy | bytes of a checkpoint | of the best weights beside it | seconds to write | of the time |")
@@ -58,7 +58,7 @@ def main() -> None:
                 began = time.perf_counter()
                 save_position(learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
                 seconds.append(time.perf_counter() - began)
-            # The first one also writes the best weights, which only a new best epoch does.
+            # The first checkpoint is left out, because it also writes the best weights.
             took = median(seconds[1:])
             sizes = [_bytes(root, kind) for kind in ("step", "best")]
             share = took / max(between, took / MOST)

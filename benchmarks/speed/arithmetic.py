@@ -1,13 +1,14 @@
-"""Which attention implementation is fastest, and whether torch.compile pays: for each family and length of clips.
+"""Time attention implementations and torch.compile, for each family and length of clips.
 
     python benchmarks/speed/arithmetic.py --out arithmetic.md
     python benchmarks/speed/arithmetic.py --encoders wav2vec2 --seconds 5 --batch 1 --repeats 2 --no-compile
 
-Times training steps of LoRA: forward and backward through the transformer's layers alone, on random frames, because
-the CNN before them has no attention and is run once a clip where its output is cached. Everything is in eval mode, as
-in our recipes what is frozen is. Each measurement is a fresh process, the choices of an encoder in turn. It runs on the
-GPU where there is one; on a CPU, seconds are those of the processor, so that other programs count less. torch.compile
-compiles each layer; on a CPU that needs a C++ compiler. WavLM's sdpa is peft-audio's attention, eager transformers'.
+Times LoRA training steps: forward and backward passes through the transformer layers, on random frames. The
+convolutions before them have no attention, and run once per clip if their output is cached. All modules are in eval
+mode, as frozen modules are in the recipes. Each measurement is a fresh process, and the choices take turns. Runs on the
+GPU if there is one. On a CPU, seconds are processor time, so that other programs count less. torch.compile compiles
+each layer; on a CPU it needs a C++ compiler. For WavLM, sdpa is the attention of peft-audio and eager that of
+transformers.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from time import perf_counter, process_time
 from typing import Any
 
 from joblib import cpu_count
-from machine import NANO, PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
+from machine import NANO, PRECISIONS, SAMPLING_RATE, in_words, measured, run, set_environment
 
 BUNDLED = "bundled"
 FAMILIES = ("wav2vec2", "hubert", "unispeech-sat", "wavlm")
-OURS = ("wavlm",)  # whose sdpa is peft-audio's; transformers' eager attention ignores LoRA
+OURS = ("wavlm",)  # families with peft-audio's sdpa attention; the eager one of transformers ignores LoRA
 BUNDLED_SECONDS = 0.5
-BETTER = 1.05  # a choice replaces the default where it is so many times as fast, in every repeat, at every length
+BETTER = 1.05  # smallest speed relative to the default, in every repeat and at every length, of a recommended choice
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed.
+    """One setting to time.
 
     Attributes:
-        encoder: A family, at its base size, or `BUNDLED`.
-        seconds: How long each clip is.
-        attention: As transformers names it.
-        compiled: Whether each layer is.
+        encoder: Family at its base size, or `BUNDLED`.
+        seconds: Length of each clip.
+        attention: Attention implementation, by its name in transformers.
+        compiled: Whether each layer is compiled.
     """
 
     encoder: str
@@ -53,7 +54,7 @@ class Setting:
 
     @property
     def choice(self) -> str:
-        """What one would set for the encoder."""
+        """Return the attention implementation and whether layers are compiled, in words."""
         return self.attention + (", compiled" if self.compiled else "")
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     options.precision = options.precision or ("bf16" if about["fast_bf16"] else "fp32")
     found: dict[Setting, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="arithmetic_") as folder:
-        # What torch compiled on another day would hide what it takes.
+        # A fresh cache, because an earlier one would hide the time of compiling.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         for encoder in options.encoders:
             for seconds in [BUNDLED_SECONDS] if encoder == BUNDLED else options.seconds:
@@ -84,25 +85,25 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     encoders = (*FAMILIES, BUNDLED)
     parser.add_argument("--encoders", nargs="+", choices=encoders, default=encoders, help="default: all")
-    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 30.0], help="of a clip (default: 5 30)")
-    parser.add_argument("--batch", type=int, default=4, help="clips a step (default: 4)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a measurement, after a first (default: 3)")
+    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 30.0], help="length of clips (default: 5 30)")
+    parser.add_argument("--batch", type=int, default=4, help="clips per step (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after the first one (default: 3)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where it is fast, else fp32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
-    parser.add_argument("--threads", type=int, default=threads, help="of the CPU (default: all)")
-    parser.add_argument("--out", type=Path, help="a file for the page as well")
+    parser.add_argument("--threads", type=int, default=threads, help="number of CPU threads (default: all)")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def choices(encoder: str, about: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, bool]]:
-    """Attention implementations, each compiled or not, that there are here; the library's default first."""
+    """List the available attention implementations, compiled or not, the default of transformers first."""
     flash = about["gpu"] and options.precision == "bf16" and find_spec("flash_attn") and encoder not in OURS
     attentions = ["sdpa", "eager", *(["flash_attention_2"] if flash else [])]
     compiler = about["gpu"] or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
@@ -121,7 +122,7 @@ def measure(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
 
 
 def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the first step, which compiles, and of the steps after it."""
+    """Return the seconds of the first step, which compiles, and the median of the following steps."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModel
@@ -138,7 +139,7 @@ def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
     if setting.attention != attention:
         FAMILIES[name].replace_attention(model)
     targets = ["intermediate_dense", "output_dense"] if name in OURS else ["q_proj", "v_proj"]
-    # PEFT keeps what trains in float32.
+    # PEFT keeps trainable weights in float32.
     adapted: Any = get_peft_model(model, LoraConfig(r=8, target_modules=targets)).eval().to(device)
     encoder = adapted.get_base_model().encoder
     if setting.compiled:
@@ -163,8 +164,8 @@ def timed(setting: Setting, options: argparse.Namespace) -> dict[str, float]:
 
 
 def page(found: dict[Setting, list[dict[str, float]]], about: dict[str, Any], options: argparse.Namespace) -> str:
-    """A row a setting, and what to choose for each encoder."""
-    lines = ["| encoder | clips of | choice | s a step | first step, s | at the least | default's s / this |"]
+    """Format one row per setting, and the recommended choice of each encoder."""
+    lines = ["| encoder | clips of | choice | s per step | first step, s | at least | default's s / this |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: |"]
     gains: dict[str, dict[str, list[float]]] = {}
     for setting, runs in found.items():
@@ -179,20 +180,20 @@ def page(found: dict[Setting, list[dict[str, float]]], about: dict[str, Any], op
     chosen = ["| encoder | choice |", "| --- | --- |"]
     chosen += [f"| {encoder} | {choose(speeds)} |" for encoder, speeds in gains.items()]
     how = (
-        f"{options.precision}, {options.batch} clips a step, medians of {options.repeats} repeats of {options.steps} "
-        "steps after a first. LoRA of rank 8 on q_proj and v_proj (wavlm: on the feed-forward block), forward and "
-        "backward through the transformer's layers alone. The first step of the first run compiles; later runs find "
-        "what torch then left on the disk."
+        f"{options.precision}, {options.batch} clips per step, medians of {options.repeats} repeats of {options.steps} "
+        "steps after the first. LoRA of rank 8 on q_proj and v_proj (wavlm: on the feed-forward block), forward and "
+        "backward passes through the transformer layers only. The first step of the first run compiles; later runs use "
+        "its cache on disk."
     )
     why = (
-        f"To be chosen: what is at least {BETTER - 1:.0%} faster than the default in every repeat and at every length, "
-        "and of that what is fastest at its worst; else the default."
+        f"Recommended: of the choices at least {BETTER - 1:.0%} faster than the default in every repeat and at every "
+        "length, the one with the best slowest case; otherwise the default."
     )
-    return "\n\n".join([said(about), how, "\n".join(lines), why, "\n".join(chosen)])
+    return "\n\n".join([in_words(about), how, "\n".join(lines), why, "\n".join(chosen)])
 
 
 def choose(speeds: dict[str, list[float]]) -> str:
-    """The choice that beats the default, which is the first, by enough everywhere."""
+    """Return the choice that is faster than the default (the first one) by enough in all cases, or the default."""
     default, *others = speeds
     worst = {choice: min(speeds[choice]) for choice in others}
     best = max(worst, key=worst.__getitem__, default=default)

@@ -1,12 +1,12 @@
-"""Train as the documentation of transformers and PEFT shows; training.py compares our recipes with it.
+"""Train as documented by transformers and PEFT; training.py compares the recipes with this script.
 
     python benchmarks/speed/as_documented.py --base DIR --data FOLDER --strategy lora --epochs 1 --batch 4 --seconds 5
 
-Step by step https://huggingface.co/docs/transformers/tasks/audio_classification, with LoRA as in
-https://huggingface.co/docs/peft/quicktour and layers frozen through `requires_grad`. It departs from them where it has
-to: files are read with soundfile, because datasets' `Audio` needs torchcodec and that a system's FFmpeg; nothing is
-evaluated, saved or pushed, because our recipe's time does not hold that either; one step is one batch; `max_length` is
-the clips' own length.
+Follows https://huggingface.co/docs/transformers/tasks/audio_classification, with LoRA as in
+https://huggingface.co/docs/peft/quicktour and layers frozen through `requires_grad`. There are four differences. Files
+are read with soundfile, because `Audio` of datasets needs torchcodec and FFmpeg. Nothing is evaluated, saved or pushed,
+which the compared time of the recipe does not include either. One step is one batch. `max_length` is the length of the
+clips.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 
 def main() -> None:
-    """Train once; the last line printed is what it took, as JSON."""
+    """Train once, and print the costs as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", required=True, help="folder of the pretrained encoder")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/LABEL/*.wav")
     parser.add_argument("--strategy", required=True, help="head-only, last-2, lora; anything else trains all weights")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=5.0, help="longer clips are cut to so many")
+    parser.add_argument("--seconds", type=float, default=5.0, help="longer clips are cut to this length")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="as_documented_") as folder:
@@ -42,11 +42,11 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """The guide, from files to trained weights.
+    """Follow the guide from files to trained weights.
 
     Returns:
-        Seconds of preprocessing and training together, without imports and without loading the model; optimizer steps;
-        the most memory that the process held, in bytes.
+        `seconds` of preprocessing and training without imports and loading the model, optimizer `steps`, and
+        `peak_bytes` of memory.
     """
     files = sorted(options.data.glob("train/*/*.wav"))
     rows = "\n".join(f"{file},{file.parent.name}" for file in files)
@@ -104,7 +104,7 @@ def train(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def freeze(model: Any, strategy: str) -> Any:
-    """Leave those weights trainable that the strategy trains."""
+    """Freeze the weights that the strategy does not train."""
     if strategy == "lora":
         config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["projector", "classifier"])
         return get_peft_model(model, config)
@@ -118,10 +118,10 @@ def freeze(model: Any, strategy: str) -> Any:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held on its device: on CUDA in tensors, else resident."""
+    """Return the peak memory of this process: of tensors on CUDA, otherwise resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    import resource  # not there on Windows
+    import resource  # missing on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -1,11 +1,11 @@
-"""What the way from files to batches costs: padding, memory at 1,000 to 100,000 clips, and waiting.
+"""Measure the data path from files to batches: padding, memory at 1,000 to 100,000 clips, and waiting.
 
     python benchmarks/speed/data_path.py
     python benchmarks/speed/data_path.py --tables padding memory --out data_path.md
 
-Each figure is measured in a process of its own. The large collections are links to the same few recordings in a
-temporary folder, which is deleted: files to find, open, decode and list like any others, without their bytes on the
-disk. A real one takes longer to read; `peft-audio check` lists fewer copies in it, and compares more different clips.
+Each figure is measured in a separate process. The large collections are links to the same few recordings in a temporary
+folder. They are found, opened and decoded like other files, without using disk space. Real collections take longer to
+read. They have fewer copies for `peft-audio check` to list, and more different clips to compare.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ SHORTEST_SECONDS, LONGEST_SECONDS, CLIPS = 0.2, 30.0, 2_000
 BATCH_SIZES, BATCH_SECONDS = (8, 16, 32), 160.0
 MIXES = ("uniform", "log-uniform", "fsdd")
 EPOCHS = range(1, 6)
-LINKED_TAKES = 4  # recordings of each digit
+LINKED_TAKES = 4  # recordings per digit
 MOST_BATCHES = 200
 STEPS = 12
 WORKERS = (0, 2)
 
 
 def main() -> None:
-    """Print the tables that were asked for, or measure one figure."""
+    """Print the requested tables, or measure one figure."""
     tables = {"padding": padding_table, "memory": memory_table, "waiting": waiting_table}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder with fsdd/ and esc10/")
-    parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables), help="which (default: all)")
-    parser.add_argument("--out", type=Path, help="a file for the page as well")
+    parser.add_argument(
+        "--tables", nargs="+", choices=tables, default=list(tables), help="tables to make (default: all)"
+    )
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def measured(data: Path, *words: object) -> dict[str, Any]:
-    """What a measure gives in a fresh process."""
+    """Run a measurement in a fresh process and return its result."""
     command = [sys.executable, __file__, "--data", str(data), "--measure", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -72,13 +74,13 @@ def measured(data: Path, *words: object) -> dict[str, Any]:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def padding_table(data: Path) -> str:
-    """How much of the training batches is padding."""
+    """Make the table of the share of padding in training batches."""
     rows = [
         [mix, batches, *(f"{mean:.1%} ({worst:.1%})" for mean, worst in shares)]
         for mix in MIXES
@@ -93,7 +95,7 @@ def padding_table(data: Path) -> str:
 
 
 def padding(data: Path, mix: str) -> dict[str, list[tuple[float, float]]]:
-    """For each way of filling a batch, mean and worst padding share of shuffled batches and of ours."""
+    """Compute the mean and worst share of padding of shuffled batches and of ours, for each batch size."""
     import numpy as np
 
     from peft_audio.audio.decoding import read_info
@@ -107,21 +109,22 @@ def padding(data: Path, mix: str) -> dict[str, list[tuple[float, float]]]:
     else:
         headers = [read_info(file) for file in sorted((data / mix).glob("*.wav"))]
         lengths = np.array([info.num_frames / info.sampling_rate for info in headers])
-    found = {}
-    ways: list[tuple[int, float | None]] = [*((size, None) for size in BATCH_SIZES), (BATCH_SIZES[0], BATCH_SECONDS)]
-    for size, seconds in ways:
+    shares_by_size = {}
+    sizes: list[tuple[int, float | None]] = [*((size, None) for size in BATCH_SIZES), (BATCH_SIZES[0], BATCH_SECONDS)]
+    for size, seconds in sizes:
         ours = TrainingBatches(lengths.tolist(), size, seed=0, batch_seconds=seconds)
         shuffled = [cut_batches(rng.permutation(len(lengths)), lengths, size, seconds) for _ in EPOCHS]
         shares = [
             [padding_share(lengths, steps) for steps in epochs]
             for epochs in (shuffled, [ours.step_indices(epoch) for epoch in EPOCHS])
         ]
-        found[f"{seconds:g} s" if seconds else f"{size} clips"] = [(float(np.mean(s)), max(s)) for s in shares]
-    return found
+        name = f"{seconds:g} s" if seconds else f"{size} clips"
+        shares_by_size[name] = [(float(np.mean(s)), max(s)) for s in shares]
+    return shares_by_size
 
 
 def memory_table(data: Path) -> str:
-    """Peak resident memory and seconds of collections of several sizes."""
+    """Make the table of peak resident memory and seconds for collections of several sizes."""
     found: dict[str, list[dict[str, Any]]] = {"loaders": [], "check": []}
     for size in SIZES:
         with tempfile.TemporaryDirectory(prefix="data_path_") as folder:
@@ -150,7 +153,7 @@ def memory_table(data: Path) -> str:
 
 
 def link_clips(source: Path, folder: Path, count: int) -> None:
-    """So many links to a few recordings, a folder a digit."""
+    """Create `count` links to a few recordings, in one folder per digit."""
     files = [file for digit in range(10) for file in sorted(source.glob(f"{digit}_*.wav"))[:LINKED_TAKES]]
     for file in files:
         (folder / file.name[0]).mkdir(exist_ok=True)
@@ -159,12 +162,12 @@ def link_clips(source: Path, folder: Path, count: int) -> None:
         link = folder / file.name[0] / f"{number:06}_{file.name}"
         try:
             os.link(file, link)
-        except OSError:  # another file system, or as many links as it allows
+        except OSError:  # another file system, or too many links to one file
             link.symlink_to(file)
 
 
 def loaders(data: Path, folder: str) -> dict[str, float]:
-    """Divide a folder and read training batches of it, without a model."""
+    """Measure dividing a folder and reading training batches from it, without a model."""
     from transformers import AutoConfig
 
     from peft_audio.config import DataConfig
@@ -182,7 +185,7 @@ def loaders(data: Path, folder: str) -> dict[str, float]:
     divided = perf_counter()
     batches = make_loaders(splits, extractor, encoder, cfg, accelerator)
     batches.train_order.epoch = 1
-    # A small collection is read several times, so that all give as many.
+    # Small collections are read several times, so that all yield the same number of batches.
     for _ in islice(chain.from_iterable(repeat(batches.train)), MOST_BATCHES):
         pass
     done = perf_counter()
@@ -190,7 +193,7 @@ def loaders(data: Path, folder: str) -> dict[str, float]:
 
 
 def check(data: Path, folder: str) -> dict[str, float]:
-    """The command on a folder."""
+    """Measure `peft-audio check` on a folder."""
     from peft_audio.cli import main as peft_audio
 
     began = perf_counter()
@@ -200,10 +203,10 @@ def check(data: Path, folder: str) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """The most that this process was resident with."""
+    """Return the peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What getrusage says counts the process that this one was forked from.
+        # The value of getrusage includes the process that this one was forked from.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     import resource
@@ -212,7 +215,7 @@ def peak_bytes() -> int:
 
 
 def waiting_table(data: Path) -> str:
-    """What share of its training time a run waits for data."""
+    """Make the table of the share of training time that a run waits for data."""
     rows = []
     for name, source in {"bundled digits": "bundled", "esc10": str(data / "esc10")}.items():
         for workers in WORKERS:
@@ -224,7 +227,7 @@ def waiting_table(data: Path) -> str:
 
 
 def train(source: str, workers: int) -> dict[str, Any]:
-    """The report of a short run."""
+    """Run a short training and return its report."""
     with tempfile.TemporaryDirectory(prefix="data_path_") as folder:
         flags = {
             "data.source": source,

@@ -1,14 +1,14 @@
-"""Clips a second: transformers' pipeline with PEFT's model, and `peft_audio.predict`.
+"""Compare the speed of `peft_audio.predict` with the pipeline of transformers, in clips per second.
 
     python benchmarks/speed/inference.py
     python benchmarks/speed/inference.py --digits 60 --noises 6 --repeats 2 --out inference.md
 
-Both label the same files with the same LoRA adapter, decoding included; loading and one clip to warm up are not. The
-pipeline is called as its documentation shows, on arrays: for file names it wants the ffmpeg program, for other rates
-torchaudio. Its batches are padded without a mask, so their answers differ from those of each clip alone; the table says
-by how much. Two encoders: the bundled one on bundled digits, and one of wav2vec2-base's size (random weights, nothing
-is downloaded) on noise of 1 to 9 s. Every figure comes from a process of its own; the ways take turns. Last comes the
-whole command on one clip.
+Both label the same files with the same LoRA adapter. Decoding is included; loading and one warm-up clip are not. The
+pipeline is called as documented, on arrays, because file names need the program ffmpeg and other rates torchaudio. Its
+batches are padded without a mask, so that their probabilities differ from those of single clips; the table has the
+difference. The encoders are the bundled one on bundled digits, and one of the size of wav2vec2-base (random weights) on
+noise of 1 to 9 s. Every figure comes from a separate process, and the methods take turns. The last figure is that of
+the whole command on one clip.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=int, default=300, help="bundled recordings (default: %(default)s)")
     parser.add_argument("--noises", type=int, default=24, help="clips of noise (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of repeats (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="a file for the page as well")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -55,7 +55,7 @@ def main() -> None:
         write_noises(folder / "noises", options.noises)
         write_base(folder / "base")
         nano = make_adapter(folder / "nano-run", {"data.source": "bundled"})
-        # Two steps on two kinds of noise: what is learned is no matter.
+        # Two steps on two kinds of noise suffice, because speed does not depend on the weights.
         base = make_adapter(
             folder / "base-run",
             {"data.source": folder / "noises", "model.name": folder / "base", "train.batch_size": 2},
@@ -66,10 +66,11 @@ def main() -> None:
             found, threads = measure_ways(adapter, folder / clips, options)
             rows += [[name, *row] for row in found]
         command = time_command(nano, next((folder / "digits").iterdir()), options)
-    columns = ["encoder, clips", "way", "clips a second", "peft-audio is faster by", "largest difference"]
+    columns = ["encoder, clips", "way", "clips per second", "peft-audio is faster by", "largest difference"]
     about = (
         f"{options.digits} digits, {options.noises} clips of noise, {options.repeats} processes each on "
-        f"{options.device}: median (least to most). Difference: of any label's probability, to the pipeline's default."
+        f"{options.device}: median (lowest to highest). The difference is that of any label's probability to the "
+        "pipeline's default."
     )
     machine = f"{cpu_count()} cores, {threads} threads, {platform.machine()}, {platform.system()}"
     whole = f"`peft-audio predict` on one clip, start to end: {spread(command)} s."
@@ -80,18 +81,18 @@ def main() -> None:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [columns, ["---", "---", *["---:"] * (len(columns) - 2)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(values: list[float]) -> str:
-    """Median, least and most."""
+    """Format the median, the lowest and the highest value."""
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def write_digits(folder: Path, count: int) -> None:
-    """So many recordings of the bundled test split as files."""
+    """Write `count` recordings of the bundled test split as files."""
     import pyarrow.parquet as pq
 
     folder.mkdir()
@@ -101,7 +102,7 @@ def write_digits(folder: Path, count: int) -> None:
 
 
 def write_noises(folder: Path, count: int) -> None:
-    """Noise of mixed lengths, in a folder a class, as a recipe takes it."""
+    """Write noise of mixed lengths, in one folder per class."""
     import numpy as np
     import soundfile
 
@@ -115,7 +116,7 @@ def write_noises(folder: Path, count: int) -> None:
 
 
 def write_base(folder: Path) -> None:
-    """An encoder of wav2vec2-base's size with random weights."""
+    """Save an encoder of the size of wav2vec2-base with random weights."""
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -125,7 +126,7 @@ def write_base(folder: Path) -> None:
 
 
 def make_adapter(run: Path, settings: dict[str, object]) -> Path:
-    """The adapter of a few steps of the recipe."""
+    """Train an adapter with a few steps of the recipe, and return its folder."""
     settings = settings | {
         "train.max_steps": STEPS,
         "train.epochs": 1,
@@ -139,7 +140,7 @@ def make_adapter(run: Path, settings: dict[str, object]) -> Path:
 
 
 def finished(command: list[str]) -> str:
-    """What a command prints."""
+    """Run a command and return its output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -147,7 +148,11 @@ def finished(command: list[str]) -> str:
 
 
 def measure_ways(adapter: Path, clips: Path, options: argparse.Namespace) -> tuple[list[list[str]], int]:
-    """A row for each way of labelling the clips, and how many threads it had."""
+    """Measure each method of labelling the clips.
+
+    Returns:
+        One row per method, and the number of threads.
+    """
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(options.repeats):
         for way, results in found.items():
@@ -168,7 +173,7 @@ def measure_ways(adapter: Path, clips: Path, options: argparse.Namespace) -> tup
 
 
 def run_pipeline(batch_size: int | None, adapter: Path, clips: Path, device: str) -> dict[str, Any]:
-    """The pipeline, with PEFT's model as the adapter's own README loads it."""
+    """Measure the pipeline, with PEFT's model as in the adapter's own README."""
     import torch
     from peft import PeftModel
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
@@ -206,7 +211,7 @@ def run_pipeline(batch_size: int | None, adapter: Path, clips: Path, device: str
 
 
 def run_predict(adapter: Path, clips: Path, device: str) -> dict[str, Any]:
-    """Ours, from the folder."""
+    """Measure `peft_audio.predict` on a folder."""
     import torch
 
     from peft_audio import load_adapter, predict
@@ -221,7 +226,7 @@ def run_predict(adapter: Path, clips: Path, device: str) -> dict[str, Any]:
 
 
 def time_command(adapter: Path, clip: Path, options: argparse.Namespace) -> list[float]:
-    """Seconds of the command on one clip."""
+    """Measure the seconds of the command on one clip."""
     command = [sys.executable, "-m", "peft_audio.cli", "predict", str(clip), "--adapter", str(adapter)]
     seconds = []
     for _ in range(options.repeats):

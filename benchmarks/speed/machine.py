@@ -1,12 +1,12 @@
-"""Figures about a machine and a base that the other benchmarks ask for, each in a fresh process.
+"""Measure a machine or make a base for the other benchmarks, each in a fresh process.
 
-    python benchmarks/speed/machine.py machine              # versions, and what matrix products reach here
-    python benchmarks/speed/machine.py imports SCRIPT       # peak bytes of a process that only imports what it does
-    python benchmarks/speed/machine.py base FOLDER 12       # an encoder with random weights, of so many layers
+    python benchmarks/speed/machine.py machine              # versions, and the speed of matrix products
+    python benchmarks/speed/machine.py imports SCRIPT       # peak bytes of a process with the imports of a script
+    python benchmarks/speed/machine.py base FOLDER 12       # an encoder with random weights and 12 layers
     python benchmarks/speed/machine.py flops BASE STRATEGY CLIPS SECONDS  # operations of one plain training step
 
-The last line printed is JSON. The process that asks must not import torch itself: Linux counts the memory of the
-process that a child came from as the child's.
+The last line of the output is JSON. The parent process must not import torch, because Linux counts the memory of the
+parent as that of a forked child.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from joblib import cpu_count
 
 NANO = Path(__file__).parents[2] / "peft_audio" / "assets" / "wav2vec2-nano"
 SAMPLING_RATE = 16_000
-# As peft_audio's train.mixed_precision names them.
+# Values of train.mixed_precision by precision.
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 LAST_LINES = 15
-PEAK_SECONDS = 3.0  # how long matrices are multiplied for, a precision
+PEAK_SECONDS = 3.0  # time of the matrix products per precision
 
 
 def run(command: list[str], where: dict[str, str] | None = None) -> str:
-    """What a child process printed; its last lines are the error where it failed."""
+    """Run a command and return its output; exit with its last lines if it fails."""
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_LINES:])
@@ -43,18 +43,18 @@ def run(command: list[str], where: dict[str, str] | None = None) -> str:
 
 
 def measured(*words: object) -> Any:
-    """What a measure of this file gives in a fresh process."""
+    """Run a measurement of this file in a fresh process and return its result."""
     return json.loads(run([sys.executable, __file__, *map(str, words)]).splitlines()[-1])
 
 
 def set_environment(threads: int) -> None:
-    """What every child process finds: so many threads, one GPU, no network."""
+    """Set the environment of child processes: number of threads, one GPU and no network."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": gpu}
 
 
-def said(machine: dict[str, Any]) -> str:
-    """The machine in words."""
+def in_words(machine: dict[str, Any]) -> str:
+    """Describe the machine in words."""
     sides = machine["sides"]
     peaks = ", ".join(f"{name} {peak / 1e9:,.1f} (of {sides[name]})" for name, peak in machine["peaks"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -66,12 +66,12 @@ def said(machine: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Versions, and the most operations a second that a matrix product reaches in each precision."""
+    """Return the versions and the peak of operations per second of matrix products in each precision."""
     import torch
 
     cuda = torch.cuda.is_available()
     fast = cuda or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    # Where nothing computes bf16 in hardware, one product of the larger size takes a minute.
+    # Without bf16 in hardware, one product of the larger size takes a minute.
     sides = {"fp32": 4096 if cuda else 2048, "bf16": 4096 if cuda else 2048 if fast else 512}
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     return {
@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -95,13 +95,13 @@ def _cpu() -> str:
 
 
 def _matrix_peak(dtype: Any, side: int) -> float:
-    """Operations a second of the fastest product of two square matrices."""
+    """Return the operations per second of the fastest product of two square matrices."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, until = float("inf"), perf_counter() + PEAK_SECONDS
-    # The first call plans, so there are two at least.
+    # At least two calls, because the first one includes planning.
     for i in range(1000):
         began = perf_counter()
         left @ right
@@ -114,7 +114,7 @@ def _matrix_peak(dtype: Any, side: int) -> float:
 
 
 def imports(script: str) -> int:
-    """Peak bytes once a script's imports are done; on CUDA only tensors count, and there are none yet."""
+    """Return the peak bytes after the imports of a script; on CUDA only tensors count."""
     import resource
 
     runpy.run_path(script, run_name="imported")
@@ -129,9 +129,9 @@ def base(folder: str, size: str) -> str:
     """Save an encoder with random weights and its feature extractor.
 
     Args:
-        folder: Where to.
-        size: "nano", as the bundled one, which is stored in fp16 and so does not train as documented on a CPU; or the
-            number of layers of wav2vec2-base's width.
+        folder: Destination.
+        size: "nano" for the sizes of the bundled encoder in float32, or the number of layers with the width of
+            wav2vec2-base. The bundled encoder itself is stored in fp16 and cannot be trained as documented on a CPU.
     """
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
@@ -145,19 +145,19 @@ def base(folder: str, size: str) -> str:
 
 
 def flops(base: str, strategy: str, clips: str, seconds: str) -> int:
-    """Floating-point operations of a plain training step: one forward and backward pass, nothing from a cache."""
+    """Count the floating-point operations of a training step: one forward and backward pass without a cache."""
     import torch
     from as_documented import freeze
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForAudioClassification
 
     config = AutoConfig.from_pretrained(base)
-    # Shapes alone decide, so nothing is computed; eager attention, because fused kernels are not all counted.
+    # Only shapes matter, so nothing is computed. Eager attention, because not all fused kernels are counted.
     with torch.device("meta"):
         model = AutoModelForAudioClassification.from_config(config, attn_implementation="eager")
         if strategy != "full-cnn":
             model.freeze_feature_encoder()
-        # Eval mode, because SpecAugment and LayerDrop read values.
+        # Eval mode, because SpecAugment and LayerDrop need values.
         model = freeze(model, strategy).eval()
         waveforms = torch.zeros(int(clips), round(float(seconds) * SAMPLING_RATE))
         with FlopCounterMode(display=False) as counter:

@@ -1,13 +1,13 @@
-"""Many adapters on one base: memory, loading, switching, and one clip through all of them.
+"""Measure many adapters on one base: memory, loading, switching, and one clip through all of them.
 
     python benchmarks/speed/many_adapters.py
     python benchmarks/speed/machine.py base wav2vec2-base-sized 12
     python benchmarks/speed/many_adapters.py --base wav2vec2-base-sized --count 20 --out many.md
 
-The adapters have random weights and 2 to 11 labels: LoRA of rank 8 in all linear layers, and heads alone. Memory is
-what is resident once a process has loaded them and answered for each; every figure of it comes from a process of its
-own. What is compared in time takes turns within one process. `load_adapter` is called as it is by
-default, merging, and without merging, as a set holds its adapters.
+The adapters have random weights and 2 to 11 labels: LoRA of rank 8 in all linear layers, or only heads. Memory is the
+resident memory of a process that has loaded the adapters and run a clip through each; every figure comes from a
+separate process. Times that are compared are measured alternately in one process. `load_adapter` is called with merging
+(the default) and without merging, as in a set.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from machine import SAMPLING_RATE, measured, run, said, set_environment
+from machine import SAMPLING_RATE, in_words, measured, run, set_environment
 
-SEPARATE = 3  # models loaded apart, from which the memory of more is estimated
+SEPARATE = 3  # number of separate models from which the memory of more is estimated
 SWITCHES = 1000
 KINDS = ("lora", "head_only")
 MIB = 2**20
@@ -34,12 +34,12 @@ MIB = 2**20
 def main() -> None:
     """Print the page, or measure one figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="wav2vec2-nano", help="of the adapters (default: %(default)s)")
+    parser.add_argument("--base", default="wav2vec2-nano", help="base of the adapters (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100, help="adapters of each kind (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of what is timed (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of the clip (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="a file for the page as well")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed repeats (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of the clip (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -53,14 +53,14 @@ def main() -> None:
         times = [time_row(kind, Path(temporary), options) for kind in KINDS]
         passes = [pass_row(kind, Path(temporary), options) for kind in KINDS]
     command = shlex.join(["python", "benchmarks/speed/many_adapters.py", *sys.argv[1:]])
-    clip = f"One clip of {options.seconds:g} s through {options.count} adapters: median (least to most), in ms."
+    clip = f"One clip of {options.seconds:g} s through {options.count} adapters: median (lowest to highest), in ms."
     page = [
         f"`{command}`",
-        said(measured("machine")),
-        f"Memory, in MiB, beyond what the imports take; a file holds {sizes['lora'] / MIB:.2f} (LoRA) or "
+        in_words(measured("machine")),
+        f"Memory in MiB, without the imports; a file has {sizes['lora'] / MIB:.2f} (LoRA) or "
         f"{sizes['head_only'] / MIB:.2f} (head only).",
         table(["adapters", "loaded with", "resident", "each further one"], memory),
-        "Time, in ms: median (least to most).",
+        "Time in ms: median (lowest to highest).",
         table(["adapter", "load_adapter", "into a set", "switch", "load_adapter / switch"], times),
         clip,
         table(["adapters", "one after another", "one pass", "ratio", "largest difference of a logit"], passes),
@@ -71,24 +71,24 @@ def main() -> None:
 
 
 def child(*words: object) -> Any:
-    """What a measure of this file gives in a fresh process."""
+    """Run a measurement of this file in a fresh process and return its result."""
     return json.loads(run([sys.executable, __file__, "--measure", *map(str, words)]).splitlines()[-1])
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Median, least and most."""
+    """Format the median, the lowest and the highest value."""
     middle, least, most = (f"{scale * value:,.{digits}f}" for value in (median(values), min(values), max(values)))
     return f"{middle} ({least} to {most})"
 
 
 def memory_rows(kind: str, folder: Path, size: int, options: argparse.Namespace) -> list[list[str]]:
-    """What one adapter and all of them take, in a set and apart."""
+    """Make the rows of the memory of one adapter and of all, in a set and separately."""
     count, found = options.count, {}
     for way in ("set", "merged", "unmerged"):
         more = count if way == "set" else SEPARATE
@@ -99,13 +99,13 @@ def memory_rows(kind: str, folder: Path, size: int, options: argparse.Namespace)
         each = (more - one) / ((count if way == "set" else SEPARATE) - 1)
         rows.append([f"1 {kind}", name, f"{(one - nothing) / MIB:,.1f}", f"{each / MIB:,.2f}"])
         total = one + each * (count - 1) - nothing
-        said_total = f"{total / MIB:,.1f}" if way == "set" else f"{total / MIB:,.0f}, estimated from {SEPARATE}"
-        rows.append([f"{count} {kind}", name, said_total, ""])
+        total_text = f"{total / MIB:,.1f}" if way == "set" else f"{total / MIB:,.0f}, estimated from {SEPARATE}"
+        rows.append([f"{count} {kind}", name, total_text, ""])
     return rows
 
 
 def time_row(kind: str, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Loading one afresh, loading one more into a set, and switching."""
+    """Make the row of the times to load an adapter, to load one into a set, and to switch."""
     found = child("times", kind, folder, options.count, options.repeats)
     ratio = median(found["fresh"]) / median(found["switch"])
     return [
@@ -118,7 +118,7 @@ def time_row(kind: str, folder: Path, options: argparse.Namespace) -> list[str]:
 
 
 def pass_row(kind: str, folder: Path, options: argparse.Namespace) -> list[str]:
-    """One pass over the shared encoder against one adapter after another."""
+    """Make the row that compares one pass over the shared encoder with one adapter after another."""
     found = child("passes", kind, folder, options.count, options.repeats, options.seconds)
     ratios = [one / together for one, together in zip(found["apart"], found["together"], strict=True)]
     return [
@@ -131,7 +131,7 @@ def pass_row(kind: str, folder: Path, options: argparse.Namespace) -> list[str]:
 
 
 def write(base: str, kind: str, count: str, folder: str) -> int:
-    """Save so many adapters of a kind; the bytes of one's weights."""
+    """Save `count` adapters of a kind, and return the bytes of the weights of one."""
     import torch
 
     from peft_audio.adapters.record import describe_adapter
@@ -161,19 +161,19 @@ def write(base: str, kind: str, count: str, folder: str) -> int:
 
 
 def places(kind: str, folder: str, count: int) -> list[Path]:
-    """The first so many adapters of a kind."""
+    """Return the folders of the first `count` adapters of a kind."""
     return [Path(folder) / kind / f"{number:03}" for number in range(count)]
 
 
 def noise(seconds: float) -> Any:
-    """A clip of noise, float32 of shape (samples,)."""
+    """Make a clip of noise, float32 of shape (samples,)."""
     import numpy as np
 
     return np.random.default_rng(0).normal(size=round(seconds * SAMPLING_RATE)).astype(np.float32)
 
 
 def memory(way: str, kind: str, folder: str, count: str) -> int:
-    """Resident bytes once so many adapters are loaded and each has answered; with none, of the imports."""
+    """Return the resident bytes after loading `count` adapters and running a clip through each; 0 for the imports."""
     import gc
 
     import psutil
@@ -193,7 +193,7 @@ def memory(way: str, kind: str, folder: str, count: str) -> int:
 
 
 def times(kind: str, folder: str, count: str, repeats: str) -> dict[str, list[float]]:
-    """Seconds of loading one afresh, of loading each into a set, and of switching."""
+    """Measure the seconds to load an adapter, to load each into a set, and to switch."""
     from peft_audio import load_adapter, load_adapters
 
     first, *others = places(kind, folder, int(count))
@@ -206,7 +206,7 @@ def times(kind: str, folder: str, count: str, repeats: str) -> dict[str, list[fl
 
 
 def passes(kind: str, folder: str, count: str, repeats: str, seconds: str) -> dict[str, Any]:
-    """Seconds that a clip takes through all adapters, in turn and in one pass, and how far the answers are apart."""
+    """Measure the seconds of a clip through all adapters, in turn and in one pass, and the difference of logits."""
     from peft_audio import load_adapters
 
     adapters = load_adapters({path.name: path for path in places(kind, folder, int(count))})
@@ -224,7 +224,7 @@ def passes(kind: str, folder: str, count: str, repeats: str, seconds: str) -> di
 
 
 def timed(work: Callable[..., Any], *given: Any) -> float:
-    """Seconds that something takes."""
+    """Return the seconds of a call."""
     began = perf_counter()
     work(*given)
     return perf_counter() - began

@@ -1,4 +1,4 @@
-"""Compare plans with what comparisons took.
+"""Compare planned and real durations of comparisons.
 
     python benchmarks/speed/plan.py --esc10 FOLDER --minutes 4
 
@@ -44,7 +44,7 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--esc10", type=Path, help="folder of ESC-10, one subfolder per class")
-    parser.add_argument("--minutes", type=float, help="also cut a default comparison of the digits to so many minutes")
+    parser.add_argument("--minutes", type=float, help="also cut a default comparison of the digits to this time")
     parser.add_argument("--only", nargs="*", help="comparisons to make, such as bundled; all by default")
     parser.add_argument("--cpu-time", action="store_true", help="compare CPU time of one thread, for busy machines")
     options = parser.parse_args()
@@ -74,7 +74,7 @@ def cases(folder: Path, esc10: Path | None, minutes: float | None) -> dict[str, 
 
 
 def long_tailed(folder: Path) -> Path:
-    """Write digits as files, of which each class has a third fewer than the one before."""
+    """Write digits as files, with a third fewer clips in each class than in the one before."""
     rows = pq.read_table(BUNDLED / "train.parquet").to_pylist()
     for number, label in enumerate(sorted({row["label"] for row in rows})):
         (folder / label).mkdir(parents=True)
@@ -95,7 +95,7 @@ def row(name: str, flags: list[str], cpu_time: bool) -> str:
         cfg, settings = budget.fit(cfg, timing)
     planned = planning.plan(cfg, timing, settings)
     took = time.perf_counter() - began
-    # A busy machine is not timed again, but by the timing that is there.
+    # With this folder, an earlier timing is used even if it was made on a busy machine.
     (Path(cfg.output_dir) / "runs").mkdir(exist_ok=True)
     wall, own, others = compare(flags)
     real = own if cpu_time else wall

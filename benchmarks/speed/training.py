@@ -1,13 +1,14 @@
-"""Compare the cost of our recipes with that of a script written after the documentation (as_documented.py).
+"""Compare the cost of the recipes with that of a script that follows the documentation (as_documented.py).
 
     python benchmarks/speed/training.py --out throughput.md --json throughput.json
     python benchmarks/speed/training.py --strategies lora last-2 --epochs 1 --seconds 5 --repeats 1
     python benchmarks/speed/training.py --growth --strategies lora --epochs 4 --batch 1
 
-(a) is the documented script, (b) a recipe as a user starts it: the same clips, batch, precision and epochs, a fresh
-process for each measurement, a and b in turn. Base and clips are generated, so nothing is downloaded. It runs on the
-GPU where there is one; on a CPU the defaults take hours, so ask for less. `--growth` measures seconds a step against
-the length of clips, the batch, the encoder's size and the number of clips, and draws them.
+(a) is the documented script, (b) a recipe with the command of a user, on the same clips with the same batch size,
+precision and epochs. Each measurement is a fresh process, and a and b take turns. Base and clips are generated, so
+nothing is downloaded. Runs on the GPU if there is one; on a CPU the defaults take hours, so reduce them. `--growth`
+measures and draws the seconds per step against the length of clips, the batch, the encoder's size and the number of
+clips.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from typing import Any
 import numpy as np
 import soundfile
 from joblib import cpu_count
-from machine import PRECISIONS, SAMPLING_RATE, measured, run, said, set_environment
+from machine import PRECISIONS, SAMPLING_RATE, in_words, measured, run, set_environment
 
-from peft_audio.config.parse import in_words
+from peft_audio.config.parse import in_words as as_flag
 from peft_audio.files import PACKAGE, RECIPES
 from peft_audio.processes import child_environment
 
 DOCUMENTED = Path(__file__).parent / "as_documented.py"
-# For each strategy our recipe and what it is told. The documented script trains all weights for both of the last two.
+# Recipe and settings of each strategy. The documented script trains all weights for both of the last two.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "head-only": ("head_only", {}),
     "last-2": ("last_n_layers", {"last_n_layers.n": 2}),
@@ -40,26 +41,26 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
     "full-cnn": ("full", {"full.train_cnn": True}),
 }
-COLUMNS = ["strategy", "epochs", "precision", "clips of", "s a step: a", "b", "clips/s: a", "b"]
+COLUMNS = ["strategy", "epochs", "precision", "clips of", "s per step: a", "b", "clips/s: a", "b"]
 COLUMNS += ["peak MiB: a", "b", "b / a", "of matrix peak: a", "b", "seconds a / b"]
-ABOUT = """a is `Trainer` and PEFT as documented, b our recipe; {batch} clips a step, {clips} an epoch. Seconds hold the
-reading of files and, in b, the filling of its cache; neither imports nor the loading of the model. Peak memory is what
-the process held by the end of training ({memory}) above one that has only imported what it imports. a / b is the ratio
-of the seconds, higher is better: the median of the pairs measured, {repeats} a row (the least to the most).
+ABOUT = """a is `Trainer` and PEFT as documented, b the recipe; {batch} clips per step, {clips} per epoch. Seconds
+include reading files and, in b, filling the cache, but not imports or loading the model. Peak memory is that of the
+process at the end of training ({memory}), minus that of a process that only has its imports. a / b is the ratio of the
+seconds (higher is better): the median of {repeats} pairs per row (lowest to highest).
 
-The share of the matrix peak is the floating-point operations of one plain training step, over the seconds of a step,
-over the peak above. A plain step is one forward and backward pass for what the strategy trains, counted by torch's
-FlopCounterMode: the whole encoder, eager attention, nothing from a cache, no gradients of or through what is frozen
-before the first weight that trains (the CNN trains in `full-cnn` only). It is the same number for a and b: how much of
-the machine goes into work that is needed once. Where b takes work from its cache instead, it can pass 100%.
+The share of the matrix peak is the floating-point operations of one plain training step, divided by the seconds of a
+step and by the peak above. A plain step is one forward and backward pass through the whole encoder for the weights that
+the strategy trains, counted by torch's FlopCounterMode with eager attention and without a cache. It has no gradients of
+or through layers before the first trained weight (the CNN trains only in `full-cnn`). The number is the same for a and
+b. Since b reads some of this work from its cache, its share can exceed 100%.
 
 The base: {base}. Dropout, LayerDrop and SpecAugment
-of its config are on in all of a, as `Trainer` has it; LayerDrop (0.1 there) skips that share of a's layers, none of
-b's."""
+of its config are on in all of a, the default of `Trainer`. LayerDrop (0.1 there) skips this share of the layers of a,
+and none of b."""
 
 
 def main() -> None:
-    """Measure, and print the page or draw the picture."""
+    """Measure, and print the page or draw the plot."""
     options = parse()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="throughput_") as folder:
@@ -67,7 +68,7 @@ def main() -> None:
         precisions = options.precisions or [name for name in PRECISIONS if name == "fp32" or bench.machine["fast_bf16"]]
         base = options.base or make_base(bench)
         if options.growth:
-            from training_growth import draw_growth, measure_growth  # it imports this module
+            from training_growth import draw_growth, measure_growth  # imported here, because it imports this module
 
             case = Case("", max(options.epochs), precisions[-1], options.seconds[0], options.clips, options.batch, base)
             for run in measure_growth(bench, case, options.strategies, options.repeats, options.longest):
@@ -89,26 +90,28 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all")
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 10], help="default: 1 10")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: fp32, and bf16 where it is fast")
-    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 30.0], help="of a clip (default: 5 30)")
-    parser.add_argument("--clips", type=int, default=16, help="to train on (default: 16)")
-    parser.add_argument("--batch", type=int, default=4, help="clips a step (default: 4)")
+    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 30.0], help="length of clips (default: 5 30)")
+    parser.add_argument("--clips", type=int, default=16, help="number of training clips (default: 16)")
+    parser.add_argument("--batch", type=int, default=4, help="clips per step (default: 4)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--base", help="folder of an encoder (default: wav2vec2-base's sizes, random weights)")
     threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
-    parser.add_argument("--threads", type=int, default=threads, help="of the CPU, for each process (default: all)")
-    parser.add_argument("--out", type=Path, help="a file for the page as well")
-    parser.add_argument("--json", type=Path, help="a file for every single measurement")
+    parser.add_argument("--threads", type=int, default=threads, help="number of CPU threads per process (default: all)")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
+    parser.add_argument("--json", type=Path, help="write every single measurement to this file")
     parser.add_argument(
-        "--growth", action="store_true", help="draw growth around the first --seconds, with most epochs"
+        "--growth", action="store_true", help="draw the growth around the first --seconds, with the highest --epochs"
     )
-    parser.add_argument("--longest", type=float, default=60.0, help="seconds of a clip in --growth (default: 60)")
+    parser.add_argument("--longest", type=float, default=60.0, help="longest clip of --growth in seconds (default: 60)")
     picture = Path("docs/pictures/throughput_growth.png")
-    parser.add_argument("--picture", type=Path, default=picture, help=f"of --growth (default: {picture})")
+    parser.add_argument(
+        "--picture", type=Path, default=picture, help=f"file of the plot of --growth (default: {picture})"
+    )
     options = parser.parse_args()
     if options.clips % options.batch or options.clips < 2:
         parser.error(f"--clips: got {options.clips}, must be 2 or more and a multiple of --batch, {options.batch}.")
@@ -116,7 +119,7 @@ def parse() -> argparse.Namespace:
 
 
 def page(bench: Bench, found: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """The measurements as Markdown."""
+    """Format the measurements as Markdown."""
     cases: dict[Case, dict[str, list[dict[str, Any]]]] = {}
     for one in found:
         case = Case(**{field.name: one[field.name] for field in fields(Case)})
@@ -135,11 +138,11 @@ def page(bench: Bench, found: list[dict[str, Any]], options: argparse.Namespace)
         base=options.base or "random weights, transformers' default `Wav2Vec2Config()`, wav2vec2-base's sizes",
     )
     lines = [COLUMNS, ["---"] * 4 + ["---:"] * (len(COLUMNS) - 4), *rows]
-    return "\n\n".join([said(bench.machine), about, "\n".join(f"| {' | '.join(line)} |" for line in lines)])
+    return "\n\n".join([in_words(bench.machine), about, "\n".join(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def row(bench: Bench, case: Case, precision: str, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[str]:
-    """A line of the table: medians over repeats."""
+    """Format a row of the table with the medians over repeats."""
     flops = measured("flops", case.base, case.strategy, case.batch, case.clip_seconds)
     steps = [median(run["seconds"] for run in runs) / case.steps for runs in (a, b)]
     peaks = [median(run["peak_bytes"] for run in runs) for runs in (a, b)]
@@ -160,22 +163,22 @@ def row(bench: Bench, case: Case, precision: str, a: list[dict[str, Any]], b: li
 
 
 def save(path: Path | None, bench: Bench, found: list[dict[str, Any]]) -> None:
-    """Write every measurement so far, where that was asked for."""
+    """Write all measurements so far if `path` is given."""
     if path:
         path.write_text(json.dumps({"machine": bench.machine, "runs": found}, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained.
+    """One training.
 
     Attributes:
-        strategy: Of `STRATEGIES`.
+        strategy: One of `STRATEGIES`.
         epochs: Passes over the clips.
-        precision: Of `PRECISIONS`.
-        clip_seconds: How long each clip is.
-        clips: How many there are to train on.
-        batch: How many of them a step takes.
+        precision: One of `PRECISIONS`.
+        clip_seconds: Length of each clip.
+        clips: Number of training clips.
+        batch: Clips per step.
         base: Folder of the encoder.
     """
 
@@ -189,18 +192,18 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Return the number of optimizer steps of the training."""
         return self.epochs * self.clips // self.batch
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where it is measured.
+    """Conditions of the measurements.
 
     Attributes:
-        folder: A temporary one, for clips and runs.
-        machine: What `machine.machine` says of it.
-        imports: Peak bytes of a process that only imports what a and b import.
+        folder: Temporary folder for clips and runs.
+        machine: Result of `machine.machine`.
+        imports: Peak bytes of a process with only the imports of a or b.
     """
 
     folder: Path
@@ -209,14 +212,14 @@ class Bench:
 
 
 def open_bench(folder: Path, threads: int) -> Bench:
-    """Look at the machine, and what the imports alone take."""
+    """Measure the machine and the memory of the imports."""
     set_environment(threads)
     imports = {"a": measured("imports", DOCUMENTED), "b": measured("imports", PACKAGE / "finetune.py")}
     return Bench(folder, measured("machine"), imports)
 
 
 def make_base(bench: Bench, size: str = "12") -> str:
-    """A folder with an encoder of wav2vec2-base's width, random weights, and so many layers; or "nano"."""
+    """Make a base with random weights if it does not exist, and return its folder; see `machine.base`."""
     folder = bench.folder / f"base_{size}"
     if not folder.exists():
         measured("base", folder, size)
@@ -224,7 +227,7 @@ def make_base(bench: Bench, size: str = "12") -> str:
 
 
 def measure_in_turn(bench: Bench, cases: list[Case], repeats: int) -> list[dict[str, Any]]:
-    """Each case so often, a and b in turn.
+    """Measure each case `repeats` times, a and b in turn.
 
     Returns:
         For each run its case, `way` (a or b), `repeat`, `seconds`, `steps`, and `peak_bytes` above `imports`.
@@ -244,25 +247,25 @@ def measure_in_turn(bench: Bench, cases: list[Case], repeats: int) -> list[dict[
 
 
 def _clips(bench: Bench, case: Case) -> Path:
-    """A folder of generated recordings: a tone in noise, low in one class, high in the other."""
+    """Write recordings of tones in noise, low in one class and high in the other, and return their folder."""
     folder = bench.folder / f"{case.clips}_clips_of_{case.clip_seconds:g}_seconds"
     if folder.exists():
         return folder
     rng = np.random.default_rng(0)
-    # What is validated counts in neither's seconds, and is as short as it may be.
+    # Validation is not part of the seconds, so its clips are short.
     for split, count, seconds in (("train", case.clips, case.clip_seconds), ("validation", 2, 1.0), ("test", 2, 1.0)):
         for i in range(count):
             label, hertz = (("low", 300.0), ("high", 1200.0))[i % 2]
             times = np.arange(round(seconds * SAMPLING_RATE)) / SAMPLING_RATE
             tone = np.sin(2 * np.pi * hertz * rng.uniform(0.8, 1.2) * times)
-            place = folder / split / label
-            place.mkdir(parents=True, exist_ok=True)
-            soundfile.write(place / f"{i:05}.wav", 0.2 * tone + 0.05 * rng.standard_normal(len(times)), SAMPLING_RATE)
+            target = folder / split / label
+            target.mkdir(parents=True, exist_ok=True)
+            soundfile.write(target / f"{i:05}.wav", 0.2 * tone + 0.05 * rng.standard_normal(len(times)), SAMPLING_RATE)
     return folder
 
 
 def _documented(bench: Bench, case: Case) -> dict[str, Any]:
-    """Train as the documentation shows."""
+    """Train with the documented script."""
     flags = asdict(case) | {"data": _clips(bench, case), "seconds": case.clip_seconds}
     del flags["clips"], flags["clip_seconds"]
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -270,7 +273,7 @@ def _documented(bench: Bench, case: Case) -> dict[str, Any]:
 
 
 def _ours(bench: Bench, case: Case) -> dict[str, Any]:
-    """Train with our recipe."""
+    """Train with the recipe."""
     recipe, own = STRATEGIES[case.strategy]
     precision = PRECISIONS[case.precision]
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
@@ -284,10 +287,10 @@ def _ours(bench: Bench, case: Case) -> dict[str, Any]:
             "train.evaluate_test": False,
             "train.verify_adapter": False,
             "train.output_dir": f"{folder}/run",
-            # A folder of its own, so that nothing is taken over from an earlier run.
+            # A fresh folder, so that nothing is read from the cache of an earlier run.
             "prefix_cache.folder": f"{folder}/cache",
         }
-        words = [word for name, value in flags.items() for word in (f"--{name}", in_words(value))]
+        words = [word for name, value in flags.items() for word in (f"--{name}", as_flag(value))]
         gpu = os.environ["CUDA_VISIBLE_DEVICES"] if bench.machine["gpu"] else None
         run([sys.executable, str(RECIPES / f"{recipe}.py"), *words], child_environment(gpu, bench.machine["threads"]))
         report = json.loads((Path(folder) / "run" / "report.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How the seconds of a training step grow, for benchmarks/speed/training.py --growth."""
+"""Measure and draw the growth of the seconds per training step, for benchmarks/speed/training.py --growth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import said
+from machine import in_words
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -18,23 +18,23 @@ SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 BATCHES = (1, 2, 4, 8, 16)
 TIMES_CLIPS = (1, 2, 4, 8)
 SIZES = {"nano": "nano", "base, 6 layers": "6", "base, 12 layers": "12"}
-STEPS = 2  # of an epoch, but where the number of clips grows
+STEPS = 2  # steps per epoch, except where the number of clips grows
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 AXES = {
-    "clip_seconds": "seconds of a clip",
-    "batch": "clips a step",
+    "clip_seconds": "seconds per clip",
+    "batch": "clips per step",
     "base": "encoder",
-    "clips": "clips an epoch",
+    "clips": "clips per epoch",
 }
 
 
 def measure_growth(
     bench: Bench, case: Case, strategies: list[str], repeats: int, longest: float
 ) -> Iterator[dict[str, Any]]:
-    """Measure around a case, one size changed at a time, clips up to `longest` seconds.
+    """Measure variants of a case with one size changed at a time, and clips of up to `longest` seconds.
 
     Yields:
-        `measure_in_turn`'s results, each with `panel` (of `AXES`) and `size`, what was changed and to what.
+        Results of `measure_in_turn` with `panel`, the changed size (a key of `AXES`), and `size`, its value.
     """
     sizes = {name: make_base(bench, size) for name, size in SIZES.items()}
     lengths = [seconds for seconds in SECONDS if seconds <= longest]
@@ -52,12 +52,12 @@ def measure_growth(
 
 
 def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any], picture: Path) -> None:
-    """Draw one panel a size: dashed as documented, solid our recipe, a colour a strategy."""
+    """Draw one panel per size, with dashed lines as documented, solid lines for recipes, and a colour per strategy."""
     figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"Seconds of a training step ({case.precision}, {case.epochs} epochs; else {case.clip_seconds:g} s clips, "
-        f"{case.batch} a step)\n{said(machine).partition('. ')[0]}",
+        f"Seconds per training step ({case.precision}, {case.epochs} epochs; otherwise {case.clip_seconds:g} s clips, "
+        f"{case.batch} per step)\n{in_words(machine).partition('. ')[0]}",
         fontsize=9,
     )
     strategies = list(dict.fromkeys(run["strategy"] for run in found))
@@ -76,7 +76,7 @@ def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any]
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
-        axes.set_ylabel("seconds a step")
+        axes.set_ylabel("seconds per step")
         axes.grid(color="#e8e8e8")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def draw_growth(found: list[dict[str, Any]], case: Case, machine: dict[str, Any]
 
 
 def _by_size(found: list[dict[str, Any]], panel: str, strategy: str, way: str) -> dict[Any, float]:
-    """Seconds a step for each size."""
+    """Return the seconds per step by size."""
     seconds: dict[Any, list[float]] = {}
     for run in found:
         if (run["panel"], run["strategy"], run["way"]) == (panel, strategy, way):

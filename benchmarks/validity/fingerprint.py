@@ -1,21 +1,20 @@
-"""Are copies of a clip at another rate, level or format found, and nothing else?
+"""Measure precision and recall for copies of clips at another rate, level or format.
 
     python benchmarks/validity/fingerprint.py
     python benchmarks/validity/fingerprint.py --folder my_recordings --copied 100
 
-Copies are made in memory, each of them written by the encoder that soundfile (libsndfile) or PyAV (FFmpeg) brings, and
-read back as the package reads a file. M4A, WebM and the second MP3 are left out where PyAV is not installed.
+Copies are written in memory by soundfile (libsndfile) or PyAV (FFmpeg), and read like files. Without PyAV, M4A, WebM
+and the second MP3 are left out.
 
-`fingerprint.SIMILARITY` lies 0.05 over the highest similarity of two different clips among the even clips (sorted by
+`near_copies.SIMILARITY` is 0.05 above the highest similarity of two different clips among the even clips (sorted by
 name) of FSDD and ESC-10 (0.504), because a larger collection has more pairs. The tables are of the odd clips, but not
-blind: with 0.58 a first table of them had no false pair and fewer copies of FSDD (clipped 0.977, ADPCM 0.940), which
-decided for the smaller margin; and the other constants were tried on clips of both halves. Another collection may do
-worse.
+blind. With 0.58, a first table had no false pair and fewer copies of FSDD (clipped 0.977, ADPCM 0.940), which led to
+the smaller margin. The other constants were tried on clips of both halves. Results on another collection may be worse.
 
-A copy is found when `near_duplicates` puts it in the group of its original. A pair is false when its clips have other
-originals. Pairs of originals alone are listed with how much of the shorter clip recurs in the other: the share of its
-pieces of 0.4 s whose cross-correlation with some place there is 0.96 or more. From a third on, a pair counts as a real
-repeat within the data set (one recording, perhaps cut anew) and not as false.
+A copy is found if `near_duplicates` puts it in the group of its original. A pair is false if its clips have different
+originals. Pairs of originals are listed with the share of the shorter clip that recurs in the other one: the share of
+its pieces of 0.4 s whose highest cross-correlation with the other clip is at least 0.96. From a third on, a pair counts
+as a real repeat within the data set (one recording, perhaps cut differently) instead of a false pair.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ TRANSFORMS: dict[str, Callable[[np.ndarray, int], bytes]] = {
 
 
 def recurring(one: np.ndarray, other: np.ndarray) -> float:
-    """Share of the shorter clip's pieces that recur in the other one, at any lag."""
+    """Return the share of the shorter clip's pieces that recur in the other clip, at any lag."""
     one, other = sorted((one, other), key=len)
     size = min(round(PIECE_SECONDS * RATE), len(one))
     total = np.concatenate([[0.0], np.cumsum(other.astype(np.float64) ** 2)])
@@ -87,7 +86,7 @@ def recurring(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def described(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
-    """Fingerprints and seconds."""
+    """Compute the fingerprints and lengths of clips."""
     return (
         np.array([fingerprint(waveform, rate) for waveform, rate in clips]),
         np.array([len(waveform) / rate for waveform, rate in clips]),
@@ -95,7 +94,7 @@ def described(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def highest_similarity(prints: np.ndarray, seconds: np.ndarray, waveforms: list[np.ndarray]) -> float:
-    """Of two clips that would be compared and are no repeats."""
+    """Return the highest similarity of two clips that are compared and are no repeats."""
     lines, pictures = _unit_parts(prints)
     alike = np.triu(lines @ lines.T, 1)
     alike[(pictures @ pictures.T < PICTURE_SIMILARITY) | (np.abs(seconds[:, None] - seconds) > SECONDS_APART)] = 0
@@ -107,14 +106,14 @@ def highest_similarity(prints: np.ndarray, seconds: np.ndarray, waveforms: list[
 
 
 def measure(folder: Path, copied: int) -> None:
-    """Print a data set's table."""
+    """Print the table of a data set."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in {".wav", ".ogg", ".flac", ".mp3"})
     waveforms = [load_audio(path, RATE) for path in files]
     started = perf_counter()
     prints, seconds = described([(waveform, RATE) for waveform in waveforms])
     milliseconds = 1000 * (perf_counter() - started) / len(files)
     chosen, reported = (highest_similarity(prints[i::2], seconds[i::2], waveforms[i::2]) for i in (0, 1))
-    print(f"\n## {folder.name}: {len(files)} clips, {milliseconds:.1f} ms a fingerprint (read at {RATE:,} Hz)\n")
+    print(f"\n## {folder.name}: {len(files)} clips, {milliseconds:.1f} ms per fingerprint (read at {RATE:,} Hz)\n")
     print(f"Highest similarity of two different clips: {chosen:.3f} in the half that the threshold was chosen on,")
     print(f"{reported:.3f} in the half reported here.\n")
 
@@ -146,12 +145,12 @@ def measure(folder: Path, copied: int) -> None:
         false = sum(i != j and (min(i, j), max(i, j)) not in real for i, j in pairs)
         print(f"| {name} | {found / len(picked):.3f} | {false} | {found / max(found + false, 1):.3f} |", flush=True)
         all_copies, all_found, all_false = all_copies + len(picked), all_found + found, all_false + false
-    # The originals' own false pairs are in every row.
+    # False pairs of originals are in every row.
     print(f"| all | {all_found / all_copies:.3f} | {all_false} | {all_found / max(all_found + all_false, 1):.3f} |")
 
 
 def main() -> None:
-    """Measure each folder."""
+    """Measure the data set of each folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, nargs="+", default=[DATA / "fsdd", DATA / "esc10"])
     parser.add_argument("--copied", type=int, default=300, help="clips of the reported half that are copied")

@@ -1,12 +1,13 @@
-"""Measure the coverage of peft_audio.evaluation.significance in simulated comparisons.
+"""Measure the coverage of the intervals of peft_audio.evaluation.significance in simulated comparisons.
 
     python benchmarks/validity/interval_coverage.py --simulations 200 --jobs 2
 
-A run has a clip right with the logistic probability of a sum: the method's level, how hard the clip and its speaker
-are, how hard both are for this method, and how good the seed is. Each scenario is simulated twice: with an arm two
-points below the reference (half a point where accuracy is 0.97), for coverage, and with one method under two names and
-other seeds, for false positives. Coverage is of three truths, each an average over endless seeds: on the very test
-clips, on endless clips of the same speakers, on other speakers.
+The probability that a run labels a clip correctly is the logistic function of a sum: the level of the method, effects
+of the clip and its speaker, their interactions with the method, and an effect of the seed. Each scenario is simulated
+twice. For coverage, the arm is two points below the reference (half a point at accuracy 0.97). For false positives, the
+arm and the reference are the same method with different seeds. Coverage is measured for three true differences, each an
+average over infinitely many seeds: on these test clips, on infinitely many clips of these speakers, and on other
+speakers.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from scipy.special import expit
 
 from peft_audio.evaluation.significance import paired_difference
 
-# Standard deviations of the random effects, in logits. That of a seed is some two points of accuracy at 0.75.
+# Standard deviations of the random effects, in logits. That of a seed is about two points of accuracy at 0.75.
 CLIP, CLIP_BY_METHOD, SPEAKER, SPEAKER_BY_METHOD, SEED = 1.5, 0.7, 0.6, 0.35, 0.15
-COLLAPSE = 1.5  # what a seed that goes wrong loses, in logits
+COLLAPSE = 1.5  # loss of a failed seed, in logits
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -33,14 +34,14 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A test split and the runs on it."""
+    """Test split and the runs on it."""
 
-    groups: int  # speakers; 0: each clip stands for itself
+    groups: int  # number of speakers; 0 for independent clips
     seeds: int
     accuracy: float = 0.75
     clips: int = 600
     uneven: bool = False  # the largest speaker has nine times the clips of the smallest
-    collapses: float = 0.0  # share of seeds that go wrong, of the arm; of the reference too where it is the same method
+    collapses: float = 0.0  # share of failed seeds of the arm, and of the reference if it is the same method
 
 
 SCENARIOS = (
@@ -54,11 +55,11 @@ SCENARIOS = (
 
 
 def main() -> None:
-    """Print a Markdown row a scenario."""
+    """Print one Markdown row per scenario."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=200, help="comparisons a scenario (default: 200)")
-    parser.add_argument("--resamples", type=int, default=999, help="draws a comparison (default: 999)")
-    parser.add_argument("--jobs", type=int, default=1, help="scenarios at once (default: 1)")
+    parser.add_argument("--simulations", type=int, default=200, help="comparisons per scenario (default: 200)")
+    parser.add_argument("--resamples", type=int, default=999, help="draws per comparison (default: 999)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
     options = parser.parse_args()
     print("| accuracy | clips | speakers | seeds | resampled | very clips | these | others | width | same method |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def table_row(simulations: int, resamples: int, at: Scenario) -> str:
-    """Simulate a scenario; its row of the table."""
+    """Simulate a scenario and format its row of the table."""
     rng = np.random.default_rng(0)
     covered, widths = np.zeros(3), []
     called = naive = 0
@@ -88,7 +89,7 @@ def table_row(simulations: int, resamples: int, at: Scenario) -> str:
 
 
 def simulate(at: Scenario, same: bool, rng: np.random.Generator) -> tuple[list[Floats], list[str] | None, Floats]:
-    """Correctness of an arm and of the reference, the clips' speakers, and the three true differences."""
+    """Draw the correctness of an arm and of the reference, the speakers, and the three true differences."""
     speaker, speaker_by_method = (SPEAKER, SPEAKER_BY_METHOD) if at.groups else (0.0, 0.0)
     shares = np.linspace(1, 9 if at.uneven else 1, max(at.groups, 1))
     group = rng.choice(len(shares), at.clips, p=shares / shares.sum())
@@ -112,14 +113,14 @@ def simulate(at: Scenario, same: bool, rng: np.random.Generator) -> tuple[list[F
 
 
 def expected(mean: npt.ArrayLike, deviation: float, collapses: float = 0.0) -> Floats:
-    """Accuracy where the logit is normal with this mean: Gauss-Hermite quadrature."""
+    """Compute the accuracy for normally distributed logits with this mean, by Gauss-Hermite quadrature."""
     logits = np.asarray(mean)[..., None] + deviation * NODES
     chances: Floats = (1 - collapses) * expit(logits) + collapses * expit(logits - COLLAPSE)
     return np.asarray(chances @ WEIGHTS / WEIGHTS.sum())
 
 
 def level(accuracy: float, deviation: float) -> float:
-    """The mean logit that gives this accuracy."""
+    """Return the mean logit that gives an accuracy."""
     return float(brentq(lambda mean: float(expected(mean, deviation)) - accuracy, -20, 20))
 
 

@@ -1,17 +1,17 @@
-"""Are copies that were trimmed or shifted found, and nothing else?
+"""Measure precision and recall for trimmed or shifted copies.
 
     python benchmarks/validity/trimmed.py
     python benchmarks/validity/trimmed.py --folder my_recordings --copied 100
 
-Each copy is a part of a clip, or has silence before it, and is perhaps coded anew. A copy counts if its part has at
-least a quarter of the clip's mean power; the other parts are nearly silent. A copy is found when it is paired with its
-original. A pair is false when its clips have other originals. Pairs of originals are listed with how much of the
-shorter clip recurs in the other one, as in fingerprint.py; from a third on they are no false pairs.
+Each copy is a part of a clip or has silence before it, and some are encoded again. Parts with less than a quarter of
+the clip's mean power are left out, because they are nearly silent. A copy is found if it is paired with its original. A
+pair is false if its clips have different originals. Pairs of originals are listed with the share of the shorter clip
+that recurs in the other one, see fingerprint.py; from a third on they are not false.
 
-`trimmed_copies.FEWEST_MATCHES` lies half above the highest number of matches of two different clips (11) among the even
-clips (sorted by name) of FSDD and ESC-10; the table is of the odd clips, but not blind: a threshold of
-10 had 7 false pairs among all clips of FSDD. Clips of FSDD are shorter than the second that
-is needed, so five recordings of one speaker and one digit are joined to one clip.
+`trimmed_copies.FEWEST_MATCHES` is one and a half times the highest number of matches of two different clips (11) among
+the even clips (sorted by name) of FSDD and ESC-10. The table is of the odd clips, but not blind: a threshold of 10 had
+7 false pairs among all clips of FSDD. Clips of FSDD are shorter than the second that is needed, so five recordings of
+one speaker and digit are joined to one clip.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ CODINGS = ("MP3", "OGG Vorbis", "8 kHz", "-20 dB", "OGG Opus")
 
 
 def described(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and times of each clip."""
+    """Compute the hashes and times of each clip's landmarks."""
     both = [landmarks(clip, RATE) for clip in clips]
     return np.array([hashes for hashes, _ in both]), np.array([times for _, times in both])
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """Clips by name; short ones are joined in fives of one speaker and class."""
+    """Read clips by name; short clips of one speaker and class are joined in fives."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in {".wav", ".ogg", ".flac", ".mp3"})
     clips = {str(path.relative_to(folder)): load_audio(path, RATE) for path in files}
     if np.median([len(clip) for clip in clips.values()]) >= SHORTEST_SECONDS * RATE:
@@ -58,13 +58,13 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def measure(folder: Path, copied: int) -> None:
-    """Print a data set's table."""
+    """Print the table of a data set."""
     clips = read(folder)
     names, waveforms = list(clips), list(clips.values())
     started = perf_counter()
     hashes, times = described(waveforms)
     milliseconds = 1000 * (perf_counter() - started) / len(names)
-    print(f"\n## {folder.name}: {len(names)} clips, {milliseconds:.1f} ms for the landmarks of one\n")
+    print(f"\n## {folder.name}: {len(names)} clips, {milliseconds:.1f} ms for the landmarks of a clip\n")
     real = set()
     for one, other in matching_pairs(hashes, times, np.arange(len(names))).tolist():
         share = recurring(waveforms[one], waveforms[other])
@@ -93,7 +93,7 @@ def measure(folder: Path, copied: int) -> None:
 
 
 def main() -> None:
-    """Measure each folder."""
+    """Measure the data set of each folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, nargs="+", default=[DATA / "fsdd", DATA / "esc10"])
     parser.add_argument("--copied", type=int, default=300, help="clips of the odd half that are copied")

@@ -20,15 +20,15 @@ import pandas as pd
 from peft_audio.config import DataConfig
 from peft_audio.data.sources import find_clips
 
-SHARE = 0.16  # of the target
+SHARE = 0.16  # share of the target class
 
 
 def main() -> None:
     """Draw clips and copy them into a folder per class."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="a folder with a folder per class, or a manifest")
-    parser.add_argument("out", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--target", help="class that has 16% of the clips beside `other` (default: a long tail)")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--target", help="class that has 16%% of the clips beside `other` (default: a long tail)")
     parser.add_argument("--ratio", type=float, default=20.0, help="largest over smallest class (default: 20)")
     parser.add_argument("--clips", type=int, default=300, help="number of clips (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")

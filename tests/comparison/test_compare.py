@@ -315,7 +315,7 @@ def test_a_damaged_run_is_named(folder: Path, name: str) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no report\.json"):
+    with pytest.raises(UserError, match=r"hold no report\.json"):
         read_comparison([tmp_path])
 
 
