@@ -124,3 +124,15 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     settings = (tmp_path / "recipes/index.html").read_text(encoding="utf-8")
     assert "--lora.r" in settings and "--train.learning_rate" in settings
     assert 'id="peft_audio.fine_tune"' in (tmp_path / "api/index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra notebook")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra notebook")
+    pytest.importorskip("ipykernel", reason="needs the extra notebook")
+    notebook = nbformat.read(ROOT / "notebooks/tutorial.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert sum("text/html" in output.get("data", {}) for output in shown) >= 5
