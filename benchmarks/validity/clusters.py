@@ -1,4 +1,4 @@
-"""How often does `check --deep` suspect groups, and are they the right ones?
+"""Measure precision and recall of `check --deep` for planted groups.
 
     python benchmarks/validity/clusters.py --data DATA
 
@@ -35,21 +35,21 @@ def device(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     noise = rng.uniform(0.003, 0.03)
 
     def record(waveform: np.ndarray) -> np.ndarray:
-        heard = lfilter(*high, lfilter(*low, waveform))
-        return (heard + noise * np.abs(waveform).max() * rng.normal(size=len(waveform))).astype(np.float32)
+        filtered = lfilter(*high, lfilter(*low, waveform))
+        return (filtered + noise * np.abs(waveform).max() * rng.normal(size=len(waveform))).astype(np.float32)
 
     return record
 
 
 def recorded(clips: Layout, devices: int, rng: np.random.Generator) -> Layout:
-    """Record each clip with one of some devices, which becomes its group."""
+    """Filter each clip with a random device, whose number becomes its group."""
     made = [device(rng) for _ in range(devices)]
     picks = rng.integers(devices, size=len(clips)).tolist()
     return [(made[pick](wave), label, str(pick)) for (wave, label, _), pick in zip(clips, picks, strict=True)]
 
 
 def layouts(data: Path, rng: np.random.Generator) -> dict[str, Callable[[], Layout]]:
-    """Name the layouts; each is read when it is called."""
+    """Return functions that read the layouts, by name."""
     digits = {file: file.stem.split("_")[:2] for file in sorted((data / "fsdd").rglob("*.wav"))}
     people = sorted({speaker for _, speaker in digits.values()})
     sources: dict[tuple[str, ...], Path] = {}

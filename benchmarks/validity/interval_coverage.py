@@ -125,7 +125,7 @@ def level(accuracy: float, deviation: float) -> float:
 
 
 def clips_alone(arm: Floats, reference: Floats, resamples: int, rng: np.random.Generator) -> bool:
-    """Whether a plain paired bootstrap over clips calls the arms different; the mistake, for comparison."""
+    """Return whether a plain paired bootstrap over clips calls the arms different, as a flawed baseline."""
     values, counts = np.unique(arm.mean(0) - reference.mean(0), return_counts=True)
     drawn = rng.multinomial(arm.shape[1], counts / arm.shape[1], size=resamples) @ values
     low, high = np.quantile(drawn, [0.025, 0.975])

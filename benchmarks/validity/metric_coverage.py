@@ -2,13 +2,13 @@
 
     python benchmarks/validity/metric_coverage.py --simulations 300 --jobs 2
 
-A run decides a clip correctly with the logistic probability of a sum: the level of the class, the difficulty of the
-clip and of its speaker, both of these for this method, and the quality of the seed, in general and for this class. A
-wrong decision is the usual mistake of the method on this clip (7 times of 10), or another class in proportion to its
-size. Rare classes are harder. Each scenario is simulated twice: with an arm that is three points worse in every class,
-for coverage, and with one method under two names and other seeds, for false positives. The truth is an average over
-endless seeds, on endless clips of other speakers, or of the same speakers where there are fewer than 8. The last three
-columns are of accuracy, macro-F1 and balanced accuracy.
+The probability that a run labels a clip correctly is the logistic function of a sum: the level of the class, effects of
+the clip and its speaker, their interactions with the method, and effects of the seed, in general and for this class. A
+wrong label is the usual mistake of the method on this clip (7 of 10 times), or another class in proportion to its size.
+Rare classes are harder. Each scenario is simulated twice. For coverage, the arm is three points worse in every class.
+For false positives, the arm and the reference are the same method with different seeds. The true difference is an
+average over many seeds on infinitely many clips of other speakers, or of the same speakers if there are fewer than 8.
+The last three columns are for accuracy, macro-F1 and balanced accuracy.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from peft_audio.evaluation.significance import MIN_GROUPS, Difference, resample,
 from peft_audio.tasks import task_of
 from peft_audio.tasks.metrics import mean_f1
 
-STEP = 0.03  # what the arm loses in each class
+STEP = 0.03  # loss of the arm in each class
 USUAL = 0.7
-ENDLESS = 400  # seeds in a true value
+TRUE_SEEDS = 400  # number of seeds of a true value
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
 TASK = task_of()
@@ -37,14 +37,14 @@ TASK = task_of()
 
 @dataclass(frozen=True)
 class Scenario:
-    """A test split and the runs on it."""
+    """Test split and the runs on it."""
 
     name: str
-    shares: tuple[float, ...]  # of the classes
+    shares: tuple[float, ...]  # shares of the classes
     clips: int
-    groups: int  # speakers; 0: each clip is independent
+    groups: int  # number of speakers; 0 for independent clips
     seeds: int
-    accuracies: tuple[float, float] = (0.9, 0.6)  # of the largest and of the smallest class
+    accuracies: tuple[float, float] = (0.9, 0.6)  # accuracies of the largest and of the smallest class
 
 
 def long_tail(classes: int, ratio: float) -> tuple[float, ...]:
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=300, help="comparisons per scenario (default: 300)")
     parser.add_argument("--resamples", type=int, default=999, help="draws per comparison (default: 999)")
-    parser.add_argument("--jobs", type=int, default=1, help="scenarios at once (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
     parser.add_argument("--only", default="", help="part of a scenario's name")
     options = parser.parse_args()
     scenarios = [at for at in SCENARIOS if options.only in at.name]
@@ -142,7 +142,7 @@ def simulate(
     everything = float(np.hypot(np.hypot(within, outside), SEED * np.sqrt(2)))
     place = np.log(shares / shares.min()) / max(np.log(shares.max() / shares.min()), 1e-9)
     base = at.accuracies[1] + (at.accuracies[0] - at.accuracies[1]) * place
-    # Where a wrong decision goes: classes in proportion to their sizes, the true one excepted.
+    # Probabilities of the wrong labels: in proportion to the sizes of the other classes.
     wrong = shares * (1 - np.eye(classes))
     wrong /= wrong.sum(1, keepdims=True)
     arms: list[Ints] = []
@@ -161,7 +161,7 @@ def simulate(
         instead = np.stack([mistakes(true, wrong, rng) for _ in range(at.seeds)])
         instead = np.where(rng.random(instead.shape) < USUAL, usual, instead)
         arms.append(np.where(right, true, instead))
-        seeds = rng.normal(0, SEED, (ENDLESS, 1)) + rng.normal(0, SEED, (ENDLESS, classes))
+        seeds = rng.normal(0, SEED, (TRUE_SEEDS, 1)) + rng.normal(0, SEED, (TRUE_SEEDS, classes))
         if at.groups >= MIN_GROUPS or not at.groups:
             accuracies = expected(levels + seeds, float(np.hypot(within, outside)))
         else:
@@ -177,7 +177,7 @@ def mistakes(true: Ints, wrong: Floats, rng: np.random.Generator) -> Ints:
 
 
 def true_scores(accuracies: Floats, shares: Floats, wrong: Floats) -> list[float]:
-    """Average each metric over endless seeds.
+    """Average each metric over many seeds.
 
     Args:
         accuracies: of each class, of shape (seeds, classes).

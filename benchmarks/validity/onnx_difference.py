@@ -1,4 +1,4 @@
-"""Measure how far ONNX Runtime's logits are from torch's, and which operation differs most.
+"""Measure the difference between logits of ONNX Runtime and torch, and the operations that differ most.
 
     python benchmarks/validity/onnx_difference.py
     python benchmarks/validity/onnx_difference.py --seeds 3 --families wavlm-large
@@ -44,7 +44,7 @@ from peft_audio.text import markdown_table
 
 # Those of the families that take waveforms.
 PROBE_SECONDS = (0.01, 0.5, 1.0, 2.3)
-# The strategy and the standard deviation of the weights that it trains; tests use these.
+# Strategy and standard deviation of its trained weights; tests use these.
 CASES = {"lora, 0.2": ("lora", 0.2), "lora, 0.5": ("lora", 0.5), "full, 0.2": ("full", 0.2)}
 
 
@@ -102,12 +102,12 @@ def measure(family: str, case: str, seed: int) -> tuple[float, float]:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of logits, relative to the largest expected logit where that is above 1."""
+    """Return the largest difference of logits, relative to max(1, the largest expected absolute logit)."""
     return float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
 
 
 def compare_layers(family: str, case: str, seed: int) -> list[dict[str, Any]]:
-    """Compare the outputs of all modules that hold no other modules; the largest differences over the probe clips."""
+    """Return the largest differences over the probe clips of the outputs of all modules without submodules."""
     with exported(family, case, seed) as (_, model, path):
         graph = onnx.load(path)
         weights = {each.name for each in graph.graph.initializer}
@@ -139,7 +139,7 @@ def compare_layers(family: str, case: str, seed: int) -> list[dict[str, Any]]:
 
 
 def leaf_outputs(model: nn.Module, values: torch.Tensor) -> list[tuple[str, nn.Module, np.ndarray]]:
-    """Return name, module and output of each module without modules of its own, in one pass through the model."""
+    """Return name, module and output of each module without submodules, in one pass through the model."""
     outputs: list[tuple[str, nn.Module, np.ndarray]] = []
     hooks = [
         module.register_forward_hook(
@@ -157,7 +157,7 @@ def leaf_outputs(model: nn.Module, values: torch.Tensor) -> list[tuple[str, nn.M
 
 @contextmanager
 def exported(family: str, case: str, seed: int) -> Iterator[tuple[nn.Module, nn.Module, Path]]:
-    """Export a model with random weights; yields it as trained, with merged weights, and its graph."""
+    """Export a model with random weights, and yield the model, the merged model and the graph."""
     strategy, std = CASES[case]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

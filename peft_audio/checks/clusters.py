@@ -1,10 +1,10 @@
-"""Suspect groups by clusters of encoder embeddings, where names do not show them.
+"""Suspect groups from clusters of encoder embeddings, for collections whose names do not show them.
 
-A speaker, a device or a place colours clips of every class alike. So the average of its class is taken from each
-embedding, and clusters count as groups only if they come back in other classes: k-means on one half of the classes has
-to divide all clips as k-means on the other half does. They also have to stand further apart than clusters of a normal
-distribution with the same spread, because k-means divides any cloud. `benchmarks/validity/clusters.py` measures how
-often this is right.
+A speaker, a device or a place affects clips of every class in the same way. So the mean of its class is subtracted from
+each embedding, and clusters count as groups only if they recur in other classes: k-means on one half of the classes
+must divide all clips like k-means on the other half. Clusters must also be further apart than those of a normal
+distribution with the same spread, because k-means divides any cloud. `benchmarks/validity/clusters.py` measures
+precision and recall.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from peft_audio.checks.groups import names_class
 from peft_audio.config import ModelConfig
 from peft_audio.errors import UserError
 
-SECONDS = 5.0  # of each clip
+SECONDS = 5.0  # length that is read of each clip
 BATCH_CLIPS = 16
 MOST_CLIPS = 1_000  # drawn at random from larger collections
 FEWEST_CLIPS = 100
-# Speakers were clearest after the first of the bundled encoder's six layers.
+# Speakers were separated best after the first of the bundled encoder's six layers.
 LAYERS_PER_CUT = 6
 COMPONENTS = 10
 CLUSTERS = range(3, 9)
-# Chosen on other draws of the same recordings than the benchmark's: sets of one speaker reached 0.03 and 0.55, but not
-# both beyond these; six speakers 0.07 and 0.42.
+# Chosen on other draws of the benchmark's recordings. Sets of one speaker reached 0.03 and 0.55, but never exceeded
+# both limits; six speakers reached 0.07 and 0.42.
 LEAST_SEPARATION = 0.05
 LEAST_AGREEMENT = 0.4
-SLACK = 0.05  # of numbers of clusters that agree nearly as well, the best separated one counts
+SLACK = 0.05  # among numbers of clusters whose agreement is at most this much lower, the best separated one is used
 HALVINGS = 6
 NULLS = 3
 
-# A file or the bytes of one, the start in it in seconds, and the length in seconds; None for all that follows.
+# Path or bytes of a file, start in seconds, and length in seconds; None up to the end of the file.
 Part = tuple[Path | bytes, float, float | None]
 
 
@@ -45,7 +45,7 @@ def embed(parts: Sequence[Part], base: str, advance: Callable[[int], None] = lam
     Args:
         parts: Clips that can be decoded.
         base: Folder or Hub id of an encoder, or the bundled one.
-        advance: Called with the number of clips of each batch.
+        advance: Callback that gets the number of clips of each batch.
 
     Returns:
         float32 of shape (clips, channels).
@@ -53,7 +53,7 @@ def embed(parts: Sequence[Part], base: str, advance: Callable[[int], None] = lam
     Raises:
         UserError: The encoder cannot be loaded.
     """
-    # Here, because check starts quickly without them.
+    # Imported here, so that check starts quickly without --deep.
     import torch
 
     from peft_audio.data.collate import collate, prepare_clip
@@ -62,7 +62,7 @@ def embed(parts: Sequence[Part], base: str, advance: Callable[[int], None] = lam
 
     cfg = ModelConfig(name=base)
     extractor = load_extractor(cfg)
-    with torch.random.fork_rng():  # the head is drawn at random, and not used
+    with torch.random.fork_rng():  # the head has random weights and is not used
         model = load_classifier(cfg, ["one", "other"])
     family, config = family_of(model.config), model.config
     layers = max(1, family.layer_count(config) // LAYERS_PER_CUT)
@@ -87,14 +87,14 @@ def embed(parts: Sequence[Part], base: str, advance: Callable[[int], None] = lam
 
 
 def find_clusters(embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray | None:
-    """Divide clips into clusters that come back in several classes.
+    """Divide clips into clusters that recur in several classes.
 
     Args:
-        embeddings: Shape (clips, channels).
+        embeddings: Embeddings of shape (clips, channels).
         labels: Class of each clip.
 
     Returns:
-        The cluster of each clip, the largest first, of shape (clips,); None without clear clusters.
+        Number of each clip's cluster, 0 for the largest, of shape (clips,); None without clear clusters.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -137,7 +137,7 @@ def find_clusters(embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray |
 
 
 def _principal(embeddings: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Take the average of each class away, and keep the principal components of what is left."""
+    """Subtract the mean of each class, and return the first principal components, of shape (clips, COMPONENTS)."""
     values = embeddings.astype(np.float64)
     for number in range(classes.max() + 1):
         values[classes == number] -= values[classes == number].mean(axis=0)

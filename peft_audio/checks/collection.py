@@ -408,7 +408,11 @@ def _undeclared_groups(clips: pd.DataFrame, collection: ClipTable, cfg: DataConf
 
 
 def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[list[Finding], tuple[str, ...]]:
-    """Look for groups in what an encoder makes of the clips; return findings and notes."""
+    """Search for groups in encoder embeddings of the clips.
+
+    Returns:
+        Findings and notes.
+    """
     tested = clips if len(clips) <= clusters.MOST_CLIPS else clips.sample(clusters.MOST_CLIPS, random_state=0)
     if len(tested) < clusters.FEWEST_CLIPS:
         return [], (f"--deep: needs {clusters.FEWEST_CLIPS} usable clips, got {len(tested)}",)
@@ -429,7 +433,7 @@ def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[l
     if found is None:
         return [], (
             f"--deep: embeddings of {several(len(tested), 'clip')} by {base} form no clear clusters across classes. "
-            "That does not show that there are no groups: it misses small and faint ones (docs/limits.md)",
+            "There may still be groups, because small and faint ones are missed (docs/limits.md)",
         )
     tested = tested.assign(group=[f"cluster {number + 1}" for number in found])
     leaking = leaking_groups(tested)
@@ -438,15 +442,15 @@ def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[l
         return [], ()
     members = dict(list(tested.groupby("group", sort=True)))
     in_all = int(tested["group"].isin(leaking).sum())
-    sides = (
-        f"{len(leaking)} of them stand on several sides of the splits, with {in_all} of {len(tested)} clips"
+    extent = (
+        f"{len(leaking)} of them are in several splits, with {in_all} of {len(tested)} clips"
         if divided
-        else "A random split would put clips of each on both sides"
+        else "A random division would put clips of each into several splits"
     )
     what = (
-        f"embeddings by {base}: clips form {len(members)} clusters that come back in several classes, which may be "
-        f"speakers, devices or places. {sides}. Listen to some clips of each. If they are groups, name them with "
-        "--data.group_column or --data.group_pattern; the clusters are too inexact to be the groups"
+        f"embeddings by {base}: clips form {len(members)} clusters that recur in several classes, which may be "
+        f"speakers, devices or places. {extent}. Listen to some clips of each. If they are groups, declare them with "
+        "--data.group_column or --data.group_pattern; the clusters themselves are too inexact"
     )
     files = tuple(
         f"{group}: {several(len(rows), 'clip')} of {rows['label'].nunique()} classes"

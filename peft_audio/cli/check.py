@@ -29,9 +29,9 @@ def add_commands(commands: Any) -> None:
     check.add_argument(
         "--deep",
         action="store_true",
-        help="also look for groups in the sound, by clusters of encoder embeddings, where no groups are declared",
+        help="if no groups are declared, also search for groups in the sound, by clusters of encoder embeddings",
     )
-    check.add_argument("--base", help="the encoder of --deep: a folder or Hub id (default: the bundled one)")
+    check.add_argument("--base", help="folder or Hub id of the encoder of --deep (default: the bundled one)")
     check.set_defaults(run=run_check)
 
 

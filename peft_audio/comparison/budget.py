@@ -10,7 +10,7 @@ from peft_audio.comparison.plan import LEAST_RATES, Timing, arm_plan, duration
 from peft_audio.comparison.rules import MIN_SEEDS
 from peft_audio.comparison.settings import CompareRecipe
 
-# A comparison is not cut below these before it loses arms; choices.
+# Limits of the cuts that are made before arms are left out; this package's own choice.
 LEAST_CLIPS_PER_CLASS = 10
 LEAST_EPOCHS = 2
 
@@ -19,12 +19,12 @@ def fit(cfg: CompareRecipe, timing: Timing) -> tuple[CompareRecipe, dict[str, An
     """Cut a comparison so that it fits into `cfg.minutes`.
 
     The order of the cuts is: extra trials, training clips, epochs, rates and seeds that a ranking does not need, the
-    dearest arms. Learning rates and final seeds that a ranking needs are cut last. What was cut first is then restored
-    as far as the time allows.
+    most expensive arms. Learning rates and final seeds that a ranking needs are cut last. Then the first cuts are
+    undone as far as the time allows.
 
     Args:
         cfg: comparison.
-        timing: measured costs of its arms; the time that they took counts.
+        timing: measured costs of its arms; the duration of the timing counts.
 
     Returns:
         The cut comparison, and the settings that were changed, by dotted name.
@@ -66,7 +66,7 @@ def fit(cfg: CompareRecipe, timing: Timing) -> tuple[CompareRecipe, dict[str, An
 
 
 def _fewer_spare_runs(cfg: CompareRecipe) -> list[dict[str, Any]]:
-    """List smaller numbers of tuning seeds, of rates and of seeds, down to those that a ranking needs."""
+    """List smaller numbers of tuning seeds, rates and seeds, down to those that a ranking needs."""
     found: list[dict[str, Any]] = []
     more: dict[str, Any] = {}
     for name, least in (("tuning_seeds", 1), ("trials", LEAST_RATES), ("seeds", MIN_SEEDS)):
@@ -79,7 +79,7 @@ def _fewer_spare_runs(cfg: CompareRecipe) -> list[dict[str, Any]]:
 
 
 def _has_own_rates(cfg: CompareRecipe) -> bool:
-    """Return whether an arm brings its own learning rates, so that their number cannot be cut for all arms."""
+    """Return whether an arm has its own learning rates, so that their number cannot be cut for all arms."""
     arms = (cfg.all_arms()[name] for name in cfg.arms)
     return any(arm.learning_rates and not arm.control for arm in arms)
 
@@ -105,7 +105,7 @@ def _fewer_epochs(cfg: CompareRecipe) -> list[dict[str, Any]]:
 
 
 def _fewer_arms(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
-    """List smaller sets of arms: the dearest one goes first; the reference, one other arm and the majority stay."""
+    """List smaller sets of arms without the most expensive ones; the reference, another arm and majority stay."""
     controls = {name for name in cfg.arms if cfg.all_arms()[name].control}
     costs = {name: arm_plan(cfg, timing, name).seconds[1] for name in cfg.arms}
     competing = sorted({*cfg.arms} - controls - {cfg.reference}, key=lambda name: -costs[name])

@@ -77,7 +77,7 @@ def compare(
     tuning = {name: [run for run in runs if run.arm == name and not run.final] for name in names}
     competing = {name: arm for name, arm in finals.items() if _competes(name, arm, question)}
     if not any(finals.values()):
-        raise UserError(_nothing(failures))
+        raise UserError(_explain_missing_runs(failures))
     first = next(run for arm in (*competing.values(), *finals.values()) for run in arm)
     metric = first.settings.get("train.best_metric", "macro_f1")
     trials = {key: scores for name in names for key, scores in trials_of(name, tuning[name], metric).items()}
@@ -107,7 +107,7 @@ def compare(
         arms = [replace(arm, claim=None, p_holm=None) for arm in arms]
     else:
         arms = with_fronts(ranked(arms, question.metric), question.metric)
-    return _described(arms, finals, pool, broken, question, first, note)
+    return _make_comparison(arms, finals, pool, broken, question, first, note)
 
 
 def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
@@ -115,7 +115,7 @@ def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool
     return name == question.reference or not (name in question.controls or any(run.control for run in finals))
 
 
-def _nothing(failures: Mapping[str, Sequence[Failure]]) -> str:
+def _explain_missing_runs(failures: Mapping[str, Sequence[Failure]]) -> str:
     for name, lost in failures.items():
         if lost:
             return f"every final run is missing; last lines of the first failed run of {name}:\n{lost[0].last_lines}"
@@ -263,7 +263,7 @@ def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, ques
     return f"{sentence}; for these two, this test can resolve {100 * resolution([difference]):.1f} points."
 
 
-def _described(
+def _make_comparison(
     arms: Sequence[Arm],
     finals: Arms,
     tables: Tables,
@@ -293,7 +293,7 @@ def _described(
         clips=(first.report["train_clips"], first.report["validation_clips"], len(clips)),
         groups=None if groups.isna().any() else groups.nunique(),
         folds=len(folds) or None,
-        budget=_budget(first, question),
+        budget=_budget_text(first, question),
         best_metric=first.settings.get("train.best_metric", "macro_f1"),
         resolution=resolution(held) if held else None,
         conditional=any(difference.conditional for difference in held),
@@ -310,7 +310,7 @@ def _described(
     )
 
 
-def _budget(run: Finished, question: Question) -> str:
+def _budget_text(run: Finished, question: Question) -> str:
     if question.seconds is not None:
         return f"{question.seconds:g} s of training, as the steps that fit in when a few were timed"
     steps = run.settings.get("train.max_steps")

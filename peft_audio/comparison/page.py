@@ -183,7 +183,7 @@ def _costs(comparison: Comparison) -> Section:
     unknown = any(getattr(arm, cost) is None for arm in scored for cost in MEASURED_COSTS)
     lines = [f"{NOTHING}: no run is known to have had the device to itself."] if unknown else []
     if any(arm.other_cpus is not None for arm in arms):
-        lines.append(f"{BUSY}: measured on a busy machine, so too long; the notes say how busy.")
+        lines.append(f"{BUSY}: measured on a busy machine, so too long; see the notes for its load.")
     return Section(COSTS, header=header, rows=tuple(rows), lines=tuple(lines))
 
 
@@ -364,7 +364,7 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
             columns = [Column(section.header[i], overflow="fold") for i in shown]
             table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for row in section.rows:
-                if is_line(row):  # the reason stands in the sentences below
+                if is_line(row):  # the sentences below give the reason
                     table.add_section()
                     continue
                 table.add_row(*(escape_markup(_narrow(section.header[i], row[i])) for i in shown))

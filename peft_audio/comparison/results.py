@@ -228,8 +228,8 @@ class Comparison:
         split_sha256: Distinct hashes of the splits.
         results: Final runs in the format of PEFT's method comparison, see `peft_result`.
         metric: Test metric that ranks the arms, and of which differences are, one of `METRICS`.
-        majority: Label that the majority control answers; several labels, of folds, stand in quotes with "or" between
-            them; None if it is unknown. Earlier versions put one label in quotes, too.
+        majority: Label that the majority control answers; several labels, of folds, are in quotes and joined with "or";
+            None if it is unknown. Earlier versions put one label in quotes, too.
         on_controls: Sentences on the arms beside the controls.
         labels: Label names.
         label_clips: Number of test clips of each label.

@@ -37,7 +37,7 @@ def mean_score(reports: Sequence[Mapping[str, Any]], metric: str) -> tuple[float
 def half_decade(rate: float, steps: int) -> float:
     """Return the rate N half decades away, on 1, 3, 10, 30 and so on: 3e-4 is followed by 1e-3.
 
-    Half decades are as fine as validation splits of a few hundred clips can tell apart.
+    Validation splits of a few hundred clips cannot distinguish finer steps.
     """
     return float(f"{10 ** ((round(2 * math.log10(rate)) + steps) / 2):.0e}")
 
@@ -163,7 +163,7 @@ def tune(cfg: CompareRecipe, run: Run, steps: dict[str, int]) -> dict[Cell, floa
 
     Args:
         cfg: comparison.
-        run: function that makes runs; its second argument says whether their costs count.
+        run: function that makes runs; its second argument is true if their costs count.
         steps: optimizer steps of each arm, if the budget is a time.
 
     Returns:

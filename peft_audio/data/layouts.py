@@ -39,7 +39,7 @@ DIVISIONS = {
 
 @dataclass(frozen=True)
 class _Table:
-    """A table that names recordings of a folder.
+    """Table that names recordings of a folder.
 
     Attributes:
         file: The table.

@@ -103,9 +103,9 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     family = family_of(encoder)
     window = family.window(encoder)
     data = fit_lengths(cfg.data, window)
-    heard = View(family, extractor, data, train.seed)
+    plain_view = View(family, extractor, data, train.seed)
     augment, masks = make_augment(cfg.augment, extractor.sampling_rate), make_masks(cfg.augment, encoder)
-    trained = View(family, extractor, data, train.seed, augment, masks, cfg.prefix_cache.views)
+    training_view = View(family, extractor, data, train.seed, augment, masks, cfg.prefix_cache.views)
     padded = partial(collate, config=encoder)
     workers = _workers(cfg, accelerator)
 
@@ -113,14 +113,14 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
         rows = rows if window is None or cfg.data.window_seconds else _in_windows(rows, data)
         lengths = input_seconds(rows, data.max_eval_seconds, window)
         batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
-        return DataLoader(Clips(rows, splits.stored, heard), batch_sampler=batches, collate_fn=padded, **workers)
+        return DataLoader(Clips(rows, splits.stored, plain_view), batch_sampler=batches, collate_fn=padded, **workers)
 
     limit = None if train.batch_seconds is None else train.batch_seconds / parts
     train_order: TrainingBatches | StreamedSteps
     batches: DataLoader | StreamLoader
     if splits.stream is not None:
         train_order = StreamedSteps(train.max_steps or 1, train.epochs, train.batch_size)
-        batches = _streamed(splits, trained, padded, cfg, accelerator)
+        batches = _streamed(splits, training_view, padded, cfg, accelerator)
     else:
         train_order = TrainingBatches(
             input_seconds(splits.train, data.max_seconds, window),
@@ -131,7 +131,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
             batch_seconds=train.batch_seconds,
             **share,
         )
-        rows = Clips(splits.train, splits.stored, trained)
+        rows = Clips(splits.train, splits.stored, training_view)
         batches = DataLoader(rows, batch_sampler=train_order, collate_fn=padded, **workers)
     return Loaders(
         train=batches,
@@ -181,12 +181,18 @@ def used_seconds(rows: Dataset, limit: float = np.inf) -> np.ndarray:
 
 
 def input_seconds(rows: Dataset, limit: float, window: float | None) -> np.ndarray:
-    """Return the seconds of each row's input, of shape (rows,): `window` if it is fixed, see `used_seconds`."""
+    """Return the seconds of each row's model input, of shape (rows,).
+
+    Args:
+        rows: Rows of a split, see `Splits`.
+        limit: Largest number of seconds per row.
+        window: Fixed window of the encoder in seconds; None if its input has the length of the clip.
+    """
     return used_seconds(rows, limit) if window is None else np.full(len(rows), window)
 
 
 def _in_windows(rows: Dataset, cfg: DataConfig) -> Dataset:
-    """Cut the rows of a split into windows; the order of recordings stays."""
+    """Cut the rows of a split into windows, in the same order of recordings."""
     assert cfg.window_seconds is not None
     if (used_seconds(rows) <= cfg.window_seconds).all():
         return rows

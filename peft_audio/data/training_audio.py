@@ -11,7 +11,7 @@ QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 # Recordings are far outside beyond these distances from the 1% and 99% quantiles; our choice.
 FARTHEST_FACTOR = {"seconds": 2.0, "sampling_rate": 1.34}
 FARTHEST_DECIBELS = 20.0
-# Level that stands for digital silence, whose decibels are minus infinity.
+# Level of digital silence, whose decibels would be minus infinity.
 SILENCE_DBFS = -120.0
 
 # Values of seconds, level_dbfs and sampling_rate by the name of the quantile.

@@ -49,15 +49,15 @@ def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd
     """Cut each row into windows and keep its `recording` and other columns; see `cut_windows`."""
     seconds = clips["num_frames"] / clips["sampling_rate"]
     starts = [window_starts(length, window, hop) for length in seconds]
-    counts = np.array([len(found) for found in starts])
+    counts = np.array([len(each) for each in starts])
     rows = clips.loc[clips.index.repeat(counts)].reset_index(drop=True)
     cut = np.repeat(counts > 1, counts)
     start = rows["start_seconds"].to_numpy(float) + np.concatenate(starts)
     frames = np.round(window * rows["sampling_rate"].to_numpy()).astype(int)
     return rows.assign(
         id=[
-            f"{name}@{format_seconds(at)}" if part else name
-            for name, at, part in zip(rows["id"], start, cut, strict=True)
+            f"{name}@{format_seconds(first)}" if part else name
+            for name, first, part in zip(rows["id"], start, cut, strict=True)
         ],
         start_seconds=start,
         end_seconds=np.where(cut, start + window, rows["end_seconds"].to_numpy(float)),
@@ -68,11 +68,11 @@ def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd
 def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
     """Limit the lengths that are read of a clip to the fixed window of an encoder.
 
-    Training then takes random crops of at most a window, and evaluation cuts recordings into consecutive windows.
+    Training then reads random crops of at most a window, and evaluation cuts recordings into consecutive windows.
 
     Args:
-        cfg: Lengths given in the settings.
-        window: Window in seconds; None if the encoder takes clips of any length.
+        cfg: Settings with the lengths.
+        window: Window in seconds; None if the encoder accepts clips of any length.
 
     Raises:
         UserError: `data.window_seconds` is longer than the window.

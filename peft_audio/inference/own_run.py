@@ -29,7 +29,7 @@ ROWS_TRIED = 100  # first rows of a table whose paths are looked up
 
 @dataclass(frozen=True)
 class OwnRun:
-    """The run that made an adapter.
+    """Run that made an adapter.
 
     Attributes:
         folder: folder of the run.

@@ -75,8 +75,8 @@ def test_check_says_what_a_random_split_divides(
     monkeypatch.setattr(clusters, "embed", embed)
     assert main(["check", str(tmp_path), "--deep"]) == 0
     said = capsys.readouterr().out
-    assert "clips form 3 clusters that come back in several classes" in said
-    assert "3 of them stand on several sides of the splits, with 160 of 160 clips" in said
+    assert "clips form 3 clusters that recur in several classes" in said
+    assert "3 of them are in several splits, with 160 of 160 clips" in said
     assert "cluster 1: 54 clips of 10 classes (train, validation, test), such as" in said
     # Clips whose groups are known need no embeddings.
     assert main(["check", str(tmp_path), "--deep", "--data.group_pattern", r"(\d)\.flac$"]) == 0
