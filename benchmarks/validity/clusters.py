@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -82,10 +83,7 @@ def layouts(data: Path, rng: np.random.Generator) -> dict[str, Callable[[], Layo
         "planted: 4 devices, one speaker": lambda: recorded(speech(people[1:2], 300), 4, rng),
         "planted: 4 devices, sounds": lambda: recorded(sounds(), 4, rng),
         "planted: 8 devices, sounds": lambda: recorded(sounds(), 8, rng),
-        **{
-            f"clean: speaker {speaker}": lambda speaker=speaker: speech([speaker], 300, alone=True)
-            for speaker in people
-        },
+        **{f"clean: speaker {speaker}": partial(speech, [speaker], 300, alone=True) for speaker in people},
         "clean: sounds, a source each": sounds,
         "clean: 4 kinds of voices, a source each": lambda: sounds("dog_bark rooster baby_cry person_sneeze"),
         "clean: 5 kinds of noise, a source each": lambda: sounds("rain sea_waves helicopter chainsaw fire_crackling"),
@@ -124,8 +122,8 @@ def main() -> None:
         print(f"| {name} | {len(clips)} | {clusters} | {rand} | {perf_counter() - begun:.0f} |", flush=True)
     suspected = sum(suspicion for _, suspicion, _ in outcomes)
     right = sum(correct for *_, correct in outcomes)
-    planted = sum(has for has, *_ in outcomes)
-    print(f"\nsuspected in {suspected} layouts, right in {right}; found in {right} of {planted} with groups")
+    with_groups = sum(has for has, *_ in outcomes)
+    print(f"\nsuspected in {suspected} layouts, right in {right}; found in {right} of {with_groups} with groups")
 
 
 if __name__ == "__main__":
