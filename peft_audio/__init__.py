@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning of audio classifiers.
 
-The public names are loaded when they are first used, so that importing the package is instant.
+Public names are imported on first use, so that `import peft_audio` is fast.
 """
 
 import os
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         LoraRecipe,
     )
 
-# Whenever something is asked of the Hub, huggingface_hub would say more than that takes, and ask for a list of coding
-# agents to say which of them it runs under; datasets would have each loading counted by another server.
+# With each request, huggingface_hub would send telemetry, including the coding agent that it runs under. datasets would
+# report each load to a server that counts downloads.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 sys.meta_path.insert(0, WithoutHubKernels())

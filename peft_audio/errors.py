@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and explanations of what libraries raise."""
+"""Define errors that a user can fix, and explain errors of libraries."""
 
 from __future__ import annotations
 
@@ -12,58 +12,60 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from peft_audio.text import as_told, readable
+from peft_audio.text import readable, safe_to_print
 
-# SIGTERM comes from `kill`, from SLURM on pre-emption and from torchrun; SIGUSR1 from SLURM where a job asks for a
-# warning (`--signal=USR1@90`).
+# `kill`, torchrun, and SLURM on pre-emption send SIGTERM. SLURM sends SIGUSR1 to jobs that request it
+# (`--signal=USR1@90`).
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-AGAIN = "The same command with --train.resume true goes on from the last checkpoint."
+AGAIN = "Repeat the command with --train.resume true to resume from the last checkpoint."
 LESS_MEMORY = (
-    "Split steps with --train.gradient_accumulation_steps (the clips of a step stay the same) or let "
-    "--train.auto_micro_batch true find how; lower --data.max_seconds; in an evaluation, lower --train.batch_size or "
-    "--data.max_eval_seconds."
+    "Split steps with --train.gradient_accumulation_steps or --train.auto_micro_batch true, which keep the clips of a "
+    "step; lower --data.max_seconds; in an evaluation, lower --train.batch_size or --data.max_eval_seconds."
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MEANINGS = {
-    # Of gloo and of NCCL.
+    # Messages of gloo and NCCL.
     ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited"): (
-        "another process of this run ended or is out of reach; what it said tells why ({said}). {again}"
+        "another process of this run ended or cannot be reached; its output shows the cause ({text}). {again}"
     ),
     ("does not have a deterministic implementation",): (
-        "--train.deterministic: torch has no such kernel here ({said}). Leave the setting out."
+        "--train.deterministic: torch has no deterministic kernel for an operation ({text}). Leave the setting out."
     ),
 }
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def explain(error: BaseException, folder: str, less_memory: str = LESS_MEMORY, again: str = AGAIN) -> str | None:
-    """What happened and what helps; None for what nobody but us can mend.
+    """Explain an error that the user can fix: its cause and a remedy.
 
     Args:
-        error: What ended the run or the command.
-        folder: The one it writes to, if it is known.
-        less_memory: How to get by with less memory.
-        again: How to go on once it is mended.
+        error: Error that ended the run or the command.
+        folder: Folder that the command writes to; empty if unknown.
+        less_memory: Advice for errors of memory.
+        again: Advice on how to continue.
+
+    Returns:
+        The explanation; None if the error is not one of memory, disk, files or processes.
     """
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     out_of_memory = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    if isinstance(error, MemoryError) or any(words in said for words in out_of_memory):
-        return f"memory is too small ({said[:120] or 'MemoryError'}). {less_memory}"
-    if "DataLoader worker" in said and ("exited unexpectedly" in said or "killed by signal" in said):
+    if isinstance(error, MemoryError) or any(words in text for words in out_of_memory):
+        return f"memory is too small ({text[:120] or 'MemoryError'}). {less_memory}"
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
         return (
-            f"a process that reads recordings died ({said[:160]}), often for want of memory. Lower "
+            f"a process that reads recordings died ({text[:160]}), often because memory ran out. Lower "
             f"--data.num_workers, or set it to 0. {again}"
         )
     for parts, meaning in MEANINGS.items():
-        if any(part in said for part in parts):
-            return meaning.format(said=said[:160], again=again)
+        if any(part in text for part in parts):
+            return meaning.format(text=text[:160], again=again)
     number, strerror = getattr(error, "errno", None), getattr(error, "strerror", None)
     where = getattr(error, "filename", None)
-    if number in FULL or "No space left on device" in said:
-        at = f" at {where}" if where else f", most likely that of {folder}" if folder else ""
-        return f"the disk is full{at} ({strerror or said[:160]}). Make room. {again}".rstrip()
+    if number in FULL or "No space left on device" in text:
+        location = f" at {where}" if where else f", most likely that of {folder}" if folder else ""
+        return f"the disk is full{location} ({strerror or text[:160]}). Make room. {again}".rstrip()
     if number in REFUSED or (number == errno.ENOENT and where):
-        what = "is not there, or not any more" if number == errno.ENOENT else "cannot be written or read"
+        what = "does not exist" if number == errno.ENOENT else "cannot be written or read"
         return f"{where or 'a file'} {what} ({strerror}). {again}".rstrip()
     return None
 
@@ -88,17 +90,17 @@ def failure(error: Exception, folder: str, less_memory: str = LESS_MEMORY, again
     if words is None:
         raise error
     print_traceback_if_debugging()
-    return as_told(words), error.exit_code if isinstance(error, UserError) else UserError.exit_code
+    return safe_to_print(words), error.exit_code if isinstance(error, UserError) else UserError.exit_code
 
 
 def print_traceback_if_debugging() -> None:
-    """Print the traceback of the exception under way if `PEFT_AUDIO_DEBUG` is 1."""
+    """Print the traceback of the current exception if `PEFT_AUDIO_DEBUG` is 1."""
     if os.environ.get(DEBUG) == "1":
         traceback.print_exc()
 
 
 class UserError(ValueError):
-    """Report what the user can fix. The message names the problem, the value, what is allowed and the fix."""
+    """Report a problem that the user can fix. The message names the problem, the value, what is allowed and a fix."""
 
     exit_code = 2
 
@@ -120,12 +122,12 @@ class SaveError(UserError):
     """Report a checkpoint that was not written. Training continues without it."""
 
 
-class Stopped(BaseException):  # not an Exception: nothing that catches errors may take it for one
-    """A signal ended a run before its time. The message says how to go on.
+class Stopped(BaseException):  # not an Exception, so that handlers of errors do not catch it
+    """Report that a signal stopped a run. The message explains how to resume.
 
     Args:
-        message: For the user.
-        signal: Its number; the process ends with 128 more, as shells have it.
+        message: Message for the user.
+        signal: Number of the signal. The exit code is 128 plus this number, as in shells.
     """
 
     def __init__(self, message: str, signal: int):
@@ -134,18 +136,18 @@ class Stopped(BaseException):  # not an Exception: nothing that catches errors m
 
 
 def require(holds: bool, flag: str, value: Any, allowed: str, fix: str) -> None:
-    """Refuse a value, in the one form that all refusals have."""
+    """Raise a `UserError` in the common form of messages on settings, unless a condition holds."""
     if not holds:
         raise UserError(f"--{flag}: got {value}, must be {allowed}. {fix}")
 
 
 def require_package(flag: str, value: str, package: str) -> None:
-    """Refuse a setting whose package is an extra that is not installed, before any work is done."""
+    """Raise a `UserError` if the package of a setting is not installed, before any work is done."""
     installed = find_spec(package) is not None
     require(installed, flag, value, f"left out while {package} is not installed", f"Try pip install {package}.")
 
 
-# Packages that huggingface_hub talks to the Hub with, by version.
+# Packages with which versions of huggingface_hub connect to the Hub.
 CONNECTIONS = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 LONGEST = 400
 
@@ -155,7 +157,7 @@ class EncoderError(UserError):
 
     Args:
         problem: Message without the flag that named the encoder.
-        given: What named the encoder, put before the message. `encoder_given_by` changes it.
+        given: Flag or file that named the encoder, put before the message. `encoder_given_by` changes it.
     """
 
     def __init__(self, problem: str, given: str = "--model.name"):
@@ -169,7 +171,7 @@ class HubUnreachableError(EncoderError):
 
 @contextmanager
 def encoder_given_by(given: str) -> Iterator[None]:
-    """Put another flag than `--model.name` before errors of an encoder, such as `--base-id`."""
+    """Put another flag, such as `--base-id`, instead of `--model.name` before errors of an encoder."""
     try:
         yield
     except EncoderError as error:
@@ -184,7 +186,7 @@ def in_one_line(error: BaseException, longest: int = 1_000) -> str:
 def library_problem(error: BaseException) -> str:
     """Describe in a clause what a library or the Hub reported.
 
-    Libraries raise a lost connection or an answer of the Hub as errors of other kinds, so the causes are searched.
+    Libraries wrap a lost connection or an answer of the Hub in other errors, so this searches the causes.
     """
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -206,8 +208,9 @@ def library_problem(error: BaseException) -> str:
     if any(isinstance(each, LocalTokenNotFoundError) for each in chain):
         return f"log in with `hf auth login` ({_first_line(error)})"
     if _is_connection_lost(chain):
-        # Libraries then report files that do not exist.
-        return f"the Hub was not reached, or broke off ({_first_line(chain[-1])}); files fetched so far are kept"
+        # Libraries then report that files do not exist.
+        cause = _first_line(chain[-1])
+        return f"the Hub was not reached, or the connection was lost ({cause}); downloaded files are kept"
     return _first_line(error)
 
 
@@ -239,10 +242,10 @@ def unloadable(name: str, error: Exception) -> UserError:
     problem = library_problem(error)
     if "Can't load the model for" in problem and not Path(name).is_dir():
         # transformers reports an interrupted download with these words too.
-        problem = "its weights are not on the Hub, or were not fetched completely; repeat the command to resume"
+        problem = "its weights are not on the Hub, or not downloaded completely; repeat the command to resume"
     elif "weights_only" in str(error):
-        # torch advises to run the pickle.
-        problem = "its weights are a pickle of more than weights"
+        # The message of torch advises to run the pickle.
+        problem = "its weights are a pickle that holds more than weights"
     kind = HubUnreachableError if _is_connection_lost(list(_chain(error))) else EncoderError
     return kind(
         f"{name} cannot be loaded: {problem.rstrip('.')}. "

@@ -17,15 +17,15 @@ RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.par
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with ~ as the user's home, where that is what it means."""
+    """Replace ~ at the start of a path by the home folder of the user."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # a file whose name begins with ~
+    except RuntimeError:  # ~ starts the name of a file
         return Path(path)
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there; also asked of names that no disk takes."""
+    """Return whether a folder exists; False for names that no file system accepts."""
     try:
         return expanded(path).is_dir()
     except (OSError, ValueError):
@@ -33,28 +33,28 @@ def is_folder(path: str | Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is missing, cut off or no object."""
+    """Read a JSON object from a file; return {} if the file is missing, damaged or not an object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def partial_path(path: Path) -> Path:
-    """Name the place where a file or folder is written before it is moved to its own."""
+    """Return the temporary path of a file or folder while it is written."""
     return path.with_name(path.name + ".partial")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, so that readers see the old content or all of the new one."""
+    """Write a file, so that readers see either the old content or all of the new content."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_file(path: Path, binary: bool = True, partial: Path | None = None, sync: bool = False) -> Iterator[IO[Any]]:
-    """Open a file for writing; it appears under its name when the block ends, and not at all after an error.
+    """Open a file for writing, and rename it to its final name when the block ends without an error.
 
     Args:
         path: Name of the file; an existing file is replaced.
@@ -78,7 +78,7 @@ def atomic_file(path: Path, binary: bool = True, partial: Path | None = None, sy
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder of files; it appears under its name, synced, when the block ends, and not at all after an error.
+    """Make a folder, and sync and rename it to its final name when the block ends without an error.
 
     Yields:
         The folder to write files into.
@@ -98,7 +98,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a folder to another name; an old folder of that name goes, but stays if the move fails."""
+    """Move a folder to another name, and remove the folder that had it; if the move fails, that folder is kept."""
     old = target.with_name(target.name + ".discarded")
     if not target.exists():
         source.rename(target)
@@ -114,14 +114,14 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; after an interruption, what is left has another name."""
+    """Rename a folder and remove it, so that an interruption leaves no partial folder under its name."""
     old = folder if folder.suffix == ".discarded" else folder.with_name(folder.name + ".discarded")
     folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows syncs no folders
     handle = os.open(path, os.O_RDONLY)
@@ -146,13 +146,13 @@ def file_sha256(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    r"""What JSON says.
+    r"""Parse JSON whose text can be encoded as UTF-8.
 
     Raises:
-        ValueError: It is no JSON, or holds half of a pair of \u escapes, which is no text and could be written nowhere.
-        RecursionError: It is nested too deeply to be read.
+        ValueError: The text is not JSON, or holds one half of a surrogate pair as a \u escape.
+        RecursionError: The JSON is nested too deeply.
     """
-    found = json.loads(text)
+    content = json.loads(text)
     if "\\u" in text:
-        json.dumps(found, ensure_ascii=False).encode()
-    return found
+        json.dumps(content, ensure_ascii=False).encode()
+    return content

@@ -29,18 +29,18 @@ from peft_audio.runs.report import RunReport, finish_run, read_report, split_met
 from peft_audio.runs.run import save_predictions, start_run
 from peft_audio.strategies import Apply, Setup, strategy_of
 from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
-from peft_audio.training.hardware import make_accelerator, resolve
+from peft_audio.training.hardware import make_accelerator, resolve_auto
 from peft_audio.training.loop import train
 
 
 def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
     """Train, evaluate and save an audio classifier.
 
-    The state of the process (random generators, signal handlers, environment and so on) is afterwards as before.
+    At the end, the state of the process (random generators, signal handlers, environment and so on) is restored.
 
     Args:
         cfg: Settings of the run, such as `LoraRecipe()`. Their class decides which weights train.
-        strategy: Function `(model, setup) -> (model, Trainable)` that decides it instead.
+        strategy: Function `(model, setup) -> (model, Trainable)` that replaces the strategy of that class.
 
     Returns:
         The report, on every process. A finished run (`train.resume`) returns the report that it wrote.
@@ -57,11 +57,11 @@ def fine_tune(cfg: Recipe, strategy: Apply | None = None) -> RunReport:
         folder = at_end.enter_context(open_folder(cfg, accelerator))
         if folder.finished:
             return on_first(accelerator, lambda: read_report(folder.path))
-        # One commit of a Hub base for every load of this run; a resumed run keeps the one that it recorded.
-        asked = cfg.model
-        pinned = on_first(accelerator, lambda: with_commit(with_recorded_commit(asked, folder.made)))
+        # All loads of a run use one commit of a Hub base; a resumed run uses the commit that it recorded.
+        given = cfg.model
+        pinned = on_first(accelerator, lambda: with_commit(with_recorded_commit(given, folder.recorded)))
         cfg = replace(cfg, model=pinned)
-        cfg = resolve(cfg)  # replaces "auto" by what suits this device
+        cfg = resolve_auto(cfg)
         splits = load_splits(cfg.data, accelerator, input_window(cfg.model))
         extractor = load_extractor(cfg.model)
         model = load_classifier(cfg.model, splits.labels)

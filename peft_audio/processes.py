@@ -17,7 +17,7 @@ from typing import Any
 
 
 class WithoutHubKernels(MetaPathFinder):
-    """Find bitsandbytes, and import it as if `kernels` were not installed: it would ask the Hub for kernels."""
+    """Import bitsandbytes as if `kernels` were not installed, so that it does not request kernels from the Hub."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -30,6 +30,8 @@ class WithoutHubKernels(MetaPathFinder):
 
 
 class _Loader(Loader):
+    """Load a module while `kernels` is hidden."""
+
     def __init__(self, plain: Loader) -> None:
         self._plain = plain
 
@@ -40,7 +42,7 @@ class _Loader(Loader):
         module.__loader__ = self._plain
         if module.__spec__:
             module.__spec__.loader = self._plain
-        # It would advise to install what is hidden here.
+        # The log would advise to install the hidden package.
         logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
         level, known = logger.level, {name: sys.modules[name] for name in ("kernels",) if name in sys.modules}
         logger.setLevel(logging.ERROR)
@@ -54,43 +56,43 @@ class _Loader(Loader):
 
 
 class OldRecipes(MetaPathFinder):
-    """Explain imports of recipes that an earlier version printed; asked where no other finder has the module."""
+    """Explain failed imports in recipes that an earlier version printed. It must be the last finder."""
 
-    # First of the modules that each of those recipes imports.
-    GONE = ("peft_audio.accelerator", "peft_audio.arithmetic", "peft_audio.baseline")
+    # The first module that each of those recipes imports.
+    REMOVED_MODULES = ("peft_audio.accelerator", "peft_audio.arithmetic", "peft_audio.baseline")
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See `importlib.abc.MetaPathFinder`."""
-        if fullname not in self.GONE:
+        if fullname not in self.REMOVED_MODULES:
             return None
-        before = sys.excepthook
+        usual_hook = sys.excepthook
 
-        def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        def print_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, OldRecipeError):
                 print(f"error: {error}", file=sys.stderr)
             else:
-                before(kind, error, trace)
+                usual_hook(kind, error, trace)
 
-        sys.excepthook = one_line
+        sys.excepthook = print_one_line
         raise OldRecipeError(
-            f"this recipe is of an earlier version of peft-audio, which had {fullname}; print it again with "
+            f"this recipe needs an earlier version of peft-audio, which had {fullname}; print a new one with "
             "`peft-audio recipe NAME`, or use `from peft_audio import LoraRecipe, fine_tune`."
         )
 
 
 class OldRecipeError(ImportError):
-    """A recipe of an earlier version was started."""
+    """Report a recipe of an earlier version."""
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import without garbage collection and without bitsandbytes: a third less time to label one clip.
+    """Speed up imports in the block, by a third for labelling one clip.
 
-    Imports leave little garbage, but the collector would scan all objects several times and again at exit. An adapter
-    is loaded in float32, so PEFT does not need bitsandbytes, whose import loads torch's compiler; None in sys.modules
-    makes it look absent.
+    Garbage collection is off, because imports leave little garbage and the collector would scan all objects several
+    times. bitsandbytes is hidden by None in `sys.modules`: its import loads the compiler of torch, and PEFT does not
+    need it for adapters in float32.
     """
     absent = {"bitsandbytes"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
@@ -107,7 +109,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def quiet_hub_retries() -> None:
-    """Hide what the Hub's client logs before each retry: the error in the end says why. HF_DEBUG shows it."""
+    """Hide the log of retries of the Hub's client, because the final error has the cause; HF_DEBUG shows the log."""
     if not os.environ.keys() & {"HF_DEBUG", "HF_HUB_VERBOSITY"}:
         for name in ("utils._http", "file_download"):
             logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
@@ -115,7 +117,7 @@ def quiet_hub_retries() -> None:
 
 def visible_gpus() -> list[str]:
     """List the GPUs that this process may use, by the names in CUDA_VISIBLE_DEVICES."""
-    import torch  # the command reads RECIPES from here, and must start at once
+    import torch  # here, because the command line imports this module and must start fast
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     count = torch.cuda.device_count()
@@ -123,9 +125,9 @@ def visible_gpus() -> list[str]:
 
 
 def child_environment(gpu: str | None, threads: int | None = None) -> dict[str, str]:
-    """Return environment variables for a child process: one device, and none of the variables of a launcher.
+    """Return the environment of a child process, with one device and without the variables of a launcher.
 
-    A recipe started with them runs as under `accelerate launch` with one process and no config file, but starts faster.
+    A recipe runs in it as under `accelerate launch` with one process and no config file, but starts faster.
 
     Args:
         gpu: GPU that the child may use; None for the CPU.
@@ -135,7 +137,7 @@ def child_environment(gpu: str | None, threads: int | None = None) -> dict[str, 
     clean = {name: value for name, value in os.environ.items() if name not in launcher and "ACCELERATE" not in name}
     clean |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if not clean.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-        # A thread that spins while another one waits for a CPU makes a step ten times as long on a busy machine.
+        # On a busy machine, threads that spin instead of sleeping make a step ten times as long.
         clean["OMP_WAIT_POLICY"] = "passive"
     return clean | {"CUDA_VISIBLE_DEVICES": gpu or ""} | ({"ACCELERATE_USE_CPU": "true"} if gpu is None else {})
 
@@ -166,7 +168,7 @@ def run_python(
 
 
 def python_command(arguments: Sequence[str]) -> list[str]:
-    """Return a command of Python that imports nothing from the working directory, such as a user's datasets.py."""
+    """Return a Python command that does not import modules from the working directory, such as a user's datasets.py."""
     return [sys.executable, "-P", *arguments]
 
 
@@ -187,7 +189,7 @@ def end_processes(pids: Sequence[int]) -> None:
 
 
 def creation_time(pid: int) -> float | None:
-    """Return when a process was created, which tells it from a later one with its id; None if it does not run."""
+    """Return the creation time of a process, which distinguishes processes with the same id; None if it has ended."""
     import psutil
 
     try:
@@ -197,27 +199,27 @@ def creation_time(pid: int) -> float | None:
 
 
 def usable_cpu_times() -> list[Any]:
-    """Return the times of each CPU that this process may use, as `psutil.cpu_times` names them."""
+    """Return `psutil.cpu_times` of each CPU that this process may use."""
     import psutil
 
     times = psutil.cpu_times(percpu=True)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
     chosen = [cpu for number, cpu in enumerate(times) if number in allowed]
-    # CPUs that are switched off leave gaps in the numbers.
+    # Disabled CPUs leave gaps in the numbering.
     return chosen if len(chosen) == len(allowed) else times
 
 
 def cpu_seconds() -> float:
-    """Return the seconds since boot that all processes kept the CPUs busy that this process may use."""
+    """Return the busy seconds since boot, summed over the CPUs that this process may use."""
     idle = ("idle", "iowait", "guest", "guest_nice")  # time of guests is a part of user time
     return sum(sum(cpu) - sum(getattr(cpu, name, 0.0) for name in idle) for cpu in usable_cpu_times())
 
 
 def family_cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process and its children, ended ones included.
+    """Return the CPU time in seconds of a process and its children, including children that ended.
 
     Raises:
-        psutil.Error: The process does not run any more.
+        psutil.Error: The process has ended.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""Text that is safe to show: terminal output, messages and Markdown."""
+"""Make text safe for terminals, messages and Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from unicodedata import category
 
-# Control characters, halves of a character, and separators that some programs take for a line's end.
+# Control characters, surrogates, and separators that some programs treat as line ends.
 NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
-# What turns the text behind it round, so that a name reads as another one.
-TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+# Characters that change the direction of text, so that a name can look like another one.
+DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 LONGEST_LINE = 1_500
-# A password in an address, a token of the Hub, and what an address is signed with.
+# Passwords in addresses, tokens of the Hub, and signatures of addresses.
 SECRETS = (
     (re.compile(r"\b((?:https?|ftp|git|gs|hf|s3|ssh):/{1,2})[^/\s@]+@", re.IGNORECASE), r"\1***@"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
@@ -20,56 +20,55 @@ SECRETS = (
 
 
 def printable(text: str) -> str:
-    """Text that breaks no line and gives a terminal no orders.
+    r"""Escape control characters, so that text stays on one line and cannot control a terminal.
 
-    Control characters, and others that change how a line is read, are written as in Python: a line break as two
-    characters, backslash, n.
+    Characters that break a line or change its direction are escaped as in Python, such as a line break as \n.
     """
-    shown = (c.encode("unicode_escape").decode() if category(c) in NOT_SHOWN or c in TURNS else c for c in text)
+    shown = (c.encode("unicode_escape").decode() if category(c) in NOT_SHOWN or c in DIRECTIONS else c for c in text)
     return "".join(shown)
 
 
 def without_secrets(text: str) -> str:
-    """Text in which stars stand for passwords in addresses, for tokens of the Hub and for signatures of addresses."""
+    """Replace passwords in addresses, tokens of the Hub and signatures of addresses by stars."""
     for secret, stars in SECRETS:
         text = secret.sub(stars, text)
     return text
 
 
 def readable(message: str) -> str:
-    """A message of one line or several: each of them `printable`, none empty, none without end."""
+    """Make each line of a message `printable`; shorten long lines and remove empty ones."""
     lines = re.sub(r"\n\s*\n", "\n", message).split("\n")
     return "\n".join(_shortened(printable(line)) for line in lines)
 
 
-def as_told(message: str) -> str:
-    """A message that is `readable`, and `without_secrets`."""
+def safe_to_print(message: str) -> str:
+    """Make a message `readable` and remove its secrets."""
     return readable(without_secrets(message))
 
 
 def _shortened(line: str) -> str:
-    """A line without the middle of a value that has no end."""
+    """Replace the middle of a line by the number of its characters if it is longer than `LONGEST_LINE`."""
     left_out = len(line) - LONGEST_LINE
     return line if left_out <= 0 else f"{line[:1_000]} ... ({left_out:,} characters) ... {line[1_000 + left_out :]}"
 
 
 NEGATIVE = re.compile(r"(?<![^\s(\[])-(?=\.?\d)")
-# What Markdown, or GitHub's, would take for more than text; an underscore only at the edge of a word.
+# Characters that Markdown or GitHub interpret; an underscore only at the edge of a word.
 SPECIAL = re.compile(r"[\\`*|<&~$]|\](?=\()|(?<!\w)_|_(?!\w)")
 
 
 def marked(text: str) -> str:
-    """Text on one line, `printable`, with what Markdown would act upon escaped."""
-    return SPECIAL.sub(lambda found: "\\" + found[0], printable(" ".join(text.split())))
+    """Put text on one line, make it `printable`, and escape the characters that Markdown interprets."""
+    return SPECIAL.sub(lambda match: "\\" + match[0], printable(" ".join(text.split())))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> str:
-    """A table of plain text.
+    """Make a Markdown table of plain text.
 
     Args:
-        header: What the columns are called.
-        rows: Their cells, all escaped here.
-        numbers_from: The first of the columns that are set to the right; none when not given.
+        header: Names of the columns.
+        rows: Cells of each row; this function escapes them.
+        numbers_from: Index of the first column that is aligned right, as are all after it; None for no such column.
     """
     right = len(header) if numbers_from is None else numbers_from
     sides = ["---" if i < right else "---:" for i in range(len(header))]
@@ -86,11 +85,11 @@ def with_minus(text: str) -> str:
 
 
 def several(count: int, noun: str) -> str:
-    """A count with its noun: 1 clip, 2 clips."""
+    """Write a count with its noun, such as 1 clip or 2 clips."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, `printable`, and how many more."""
+    """Join the first `most` names, made `printable`, and add the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more

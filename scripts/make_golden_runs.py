@@ -122,15 +122,15 @@ def make_stopped_run(folder: Path) -> None:
     """Make a run that SIGTERM stops after `STOP_STEP` steps."""
     from peft_audio.training.checkpointing import Saver
 
-    if_due = Saver.if_due
+    save_if_due = Saver.save_if_due
 
     def stop_and_save(saver: Saver, position: Any) -> None:
         if position.step == STOP_STEP:
             signal.raise_signal(signal.SIGTERM)
-        if_due(saver, position)
+        save_if_due(saver, position)
 
     argv = ["lora.py", *arguments(STOPPED | {"train.output_dir": str(folder)})]
-    with mock.patch.object(Saver, "if_due", stop_and_save), mock.patch.object(sys, "argv", argv):
+    with mock.patch.object(Saver, "save_if_due", stop_and_save), mock.patch.object(sys, "argv", argv):
         try:
             runpy.run_path("recipes/lora.py", run_name="__main__")
         except SystemExit as error:

@@ -72,7 +72,7 @@ MUTATIONS = (
     Mutation(
         "another base accepted",
         "peft_audio/adapters/load.py",
-        "if found.sha256 != record.base.sha256:",
+        "if loaded.sha256 != record.base.sha256:",
         "if False:",
         "tests/adapters/test_load_and_save.py tests/inference/test_predict.py",
     ),
@@ -338,8 +338,8 @@ MUTATIONS = (
     Mutation(
         "statistics: eight speakers are resampled as clips",
         "peft_audio/evaluation/significance.py",
-        "grouped = count is not None and count >= MIN_GROUPS",
-        "grouped = False",
+        "return codes if count is not None and count >= MIN_GROUPS else np.arange(clips), count",
+        "return np.arange(clips), count",
         "tests/evaluation/test_significance.py",
     ),
     Mutation(
@@ -380,8 +380,8 @@ MUTATIONS = (
     Mutation(
         "prefix cache: a key that knows training's length for validation's",
         "peft_audio/feature_cache/fill.py",
-        "limit = cfg.data.max_seconds if views else cfg.data.max_eval_seconds",
-        "limit = cfg.data.max_seconds",
+        "limit = clips.view.cfg.max_seconds if views else clips.view.cfg.max_eval_seconds",
+        "limit = clips.view.cfg.max_seconds",
         "tests/feature_cache/test_cache.py",
     ),
     Mutation(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from peft_audio.config import ModelConfig, TrainConfig
 from peft_audio.encoders.loading import load_classifier
-from peft_audio.training.checkpointing import MOST, Checkpoints, save_position
+from peft_audio.training.checkpointing import MAX_SAVE_SHARE, Checkpoints, save_state
 from peft_audio.training.optimizer import make_optimizer, make_schedule
 from peft_audio.training.state import Best, Learner, TrainState
 
@@ -56,13 +56,13 @@ def main() -> None:
             seconds = []
             for step in range(1, 5):
                 began = time.perf_counter()
-                save_position(learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
+                save_state(learner, TrainState(1, step=step, best=best), Checkpoints(root, {}, began), keep=1)
                 seconds.append(time.perf_counter() - began)
             # The first checkpoint is left out, because it also writes the best weights.
-            took = median(seconds[1:])
+            save_seconds = median(seconds[1:])
             sizes = [_bytes(root, kind) for kind in ("step", "best")]
-            share = took / max(between, took / MOST)
-            print(f"| {name} | {sizes[0]:,} | {sizes[1]:,} | {took:.2f} | {share:.2%} |", flush=True)
+            share = save_seconds / max(between, save_seconds / MAX_SAVE_SHARE)
+            print(f"| {name} | {sizes[0]:,} | {sizes[1]:,} | {save_seconds:.2f} | {share:.2%} |", flush=True)
 
 
 def _bytes(root: Path, kind: str) -> int:

@@ -32,7 +32,7 @@ from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.config import parse_config
 from peft_audio.data.sources import BUNDLED
 from peft_audio.processes import cpu_seconds, family_cpu_seconds, python_command
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--arms", "[head_only, lora, log_mel]", "--reference", "lora", "--seeds", "2", "--trials", "2"]
@@ -90,7 +90,7 @@ def row(name: str, flags: list[str], cpu_time: bool) -> str:
     began = time.perf_counter()
     with redirect_stdout(sys.stderr):
         cfg = with_commits(cfg)
-        cfg = resolve(cfg, cfg.has_one_encoder())
+        cfg = resolve_auto(cfg, cfg.has_one_encoder())
         timing = planning.measure(cfg)
         cfg, settings = budget.fit(cfg, timing)
     planned = planning.plan(cfg, timing, settings)

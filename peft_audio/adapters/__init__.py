@@ -1,1 +1,1 @@
-"""Adapter directories: save, load, verify."""
+"""Save, load and verify adapters."""

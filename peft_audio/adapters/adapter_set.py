@@ -1,4 +1,4 @@
-"""Many adapters on one base: switched by name, or all asked in one pass over what they share."""
+"""Load many adapters on one base; switch them by name, or run all of them in one pass."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from peft_audio.feature_cache.cut import find_cut
 from peft_audio.strategies.base import PEFT_PREFIX, Trainable
 from peft_audio.strategies.bias_only import mark_biases
 
-# A module of the base and one of its attributes, which holds a weight or, where PEFT wraps a layer, a module.
+# A module of the base and one of its attributes, which holds a weight or, if PEFT wraps a layer, a module.
 Place = tuple[nn.Module, str]
 
 
 @dataclass(frozen=True)
 class Wrapping:
-    """The layers that one PEFT configuration puts around layers of the base, without weights of their own.
+    """Layers that a PEFT config puts around layers of the base, without weights.
 
-    Adapters of the same configuration share it: what sets them apart are the weights put into its places.
+    Adapters with the same config share them, and differ in the weights at their places.
 
     Attributes:
-        layers: PEFT's layers, by the place of what they wrap.
-        weights: The places of an adapter's weights in them, by the names that they have in its file.
-        shapes: Of those weights.
-        paths: Their names in the model, by those in the file.
+        layers: Layers of PEFT, by the place of the layer that they wrap.
+        weights: Places of an adapter's weights, by their names in its file.
+        shapes: Shapes of these weights, by their names in the file.
+        paths: Names of these weights in the model, by their names in the file.
     """
 
     layers: dict[Place, nn.Module]
@@ -67,7 +67,7 @@ class Wrapping:
     paths: dict[str, str]
 
 
-# Those in use, by configuration.
+# Wrappings in use, by config.
 Wrappings = WeakValueDictionary[str, Wrapping]
 
 
@@ -76,10 +76,10 @@ class Parts:
     """Weights and settings that make an adapter of the shared base.
 
     Attributes:
-        wrapping: PEFT's layers that it needs.
-        values: What stands in which place instead of the base's own.
-        settings: What the model's config says, labels among it.
-        changed: Names, in the model, of the weights that are not the base's.
+        wrapping: Layers of PEFT that the adapter needs.
+        values: Weights and layers that replace those of the base, by place.
+        settings: Values of the model's config, including the labels.
+        changed: Names of the replaced or added weights in the model.
     """
 
     wrapping: Wrapping
@@ -89,17 +89,17 @@ class Parts:
 
 
 def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrappings, device: str) -> Parts:
-    """An adapter's weights from its file, each for its place; the model stays as it is.
+    """Read the weights of an adapter and find their places in a model, which does not change.
 
     Args:
-        folder: An adapter directory.
-        record: Its record.
-        model: A classifier on the adapter's base, with nothing put in; its head may be for other labels.
-        wrappings: Those made so far, by configuration; a new one is added.
-        device: Where the weights go.
+        folder: Adapter directory.
+        record: Record of the adapter.
+        model: Classifier on the adapter's base without an adapter; its head can be for other labels.
+        wrappings: Wrappings made so far, by config; a new one is added.
+        device: Device of the weights.
 
     Raises:
-        UserError: A part is missing, damaged, or of another shape.
+        UserError: A part is missing, damaged, or has another shape.
     """
     check_peft_files(folder)
     try:
@@ -107,14 +107,14 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
             config = PeftConfig.from_pretrained(str(folder))
             stored = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
             wrapping = _wrapping(config, folder, model, wrappings)
-    except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
+    except Exception as error:  # PEFT raises many types of errors for unexpected settings
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({library_problem(error)}).") from error
     with _as_trained(model, record):
         own = {name: weight.shape for name, weight in model.named_parameters()}
         statistics = {name for name, _ in model.named_buffers()}
         whole = set(_whole_names(config, record, model))
         last = f"{family_of(model.config).head[-1]}."
-        # The shared model's last layer has another adapter's labels.
+        # The last layer of the shared model has the labels of another adapter.
         shapes = {name: _with_labels(own[name], len(record.labels) * name.startswith(last)) for name in whole}
     shapes |= wrapping.shapes
     # Statistics of batch norms are those of the base, which no strategy changes.
@@ -127,11 +127,12 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
     values: dict[Place, Any] = dict(wrapping.layers)
     for name, value in stored.items():
         if value.shape != shapes[name]:
-            given, wanted = tuple(value.shape), tuple(shapes[name])
+            given, expected = tuple(value.shape), tuple(shapes[name])
             raise UserError(
-                f"{folder}/{WEIGHTS}: {PEFT_PREFIX}{name} is of shape {given}, must be {wanted}; get the adapter again."
+                f"{folder}/{WEIGHTS}: {PEFT_PREFIX}{name} has shape {given}, expected {expected}; get the adapter "
+                "again."
             )
-        # A copy, so that the file may change or go.
+        # A copy, so that the file can change or be removed.
         weight = nn.Parameter(value.to(device, torch.float32, copy=True), requires_grad=False)
         values[wrapping.weights.get(name) or _place(model, name)] = weight
     cfg = ModelConfig(layer_weighted_sum=record.layer_weighted_sum)
@@ -140,15 +141,16 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
 
 
 def _wrapping(config: PeftConfig, folder: Path, model: Any, wrappings: Wrappings) -> Wrapping:
+    """Return the wrapping of a PEFT config, made from the model if it is new."""
     if getattr(config, "init_lora_weights", True) is not True or getattr(config, "layer_replication", None):
-        raise ValueError("its configuration changes the base itself, which others share: use load_adapter")
-    # What is trained whole is not PEFT's matter here: its copies would have the shapes of the shared head.
+        raise ValueError("its config changes the base, which other adapters share; use load_adapter")
+    # Modules that train whole are handled without PEFT, whose copies would have the shapes of the shared head.
     config = copy(config)
     config.modules_to_save, config.inference_mode = None, True  # type: ignore[attr-defined]
     if hasattr(config, "bias"):
         config.bias = "none"
     about = config.to_dict() | dict.fromkeys(("base_model_name_or_path", "revision", "auto_mapping", "peft_version"))
-    # Sets have an order of their own in each process, but not in each adapter of one.
+    # The order of sets differs between adapters, so they are sorted.
     key = repr(sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in about.items()))
     wrapping = wrappings.get(key)
     if wrapping is None:
@@ -157,10 +159,10 @@ def _wrapping(config: PeftConfig, folder: Path, model: Any, wrappings: Wrappings
 
 
 def _wrap(config: PeftConfig, model: Any) -> Wrapping:
-    """Let PEFT wrap the model's layers, and take its layers out again."""
+    """Wrap the layers of the model by PEFT, collect the wrapping, and restore the model."""
     before = dict(model.named_modules())
     try:
-        # On the meta device: no memory, no random numbers, and an error where a weight was not put in.
+        # The meta device needs no memory and no random numbers, and fails for weights that are not replaced.
         inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         model.eval()
         weights = dict(model.named_parameters())
@@ -180,17 +182,19 @@ def _wrap(config: PeftConfig, model: Any) -> Wrapping:
 
 
 def _wrapped(model: nn.Module) -> list[str]:
+    """Return the names of the layers of PEFT in a model."""
     return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _place(model: nn.Module, name: str) -> Place:
+    """Return the place of a weight or module by its name."""
     owner, _, attribute = name.rpartition(".")
     return model.get_submodule(owner), attribute
 
 
 @contextmanager
 def _as_trained(model: Any, record: AdapterRecord) -> Iterator[None]:
-    """The mixture of layers is a weight of the model where the adapter has one."""
+    """Add a mixture of layers to the model during the block if the adapter has one."""
     if record.layer_weighted_sum:
         layers = family_of(model.config).layer_count(model.config)
         setattr(model, LAYER_WEIGHTS, nn.Parameter(torch.empty(layers + 1, device="meta")))
@@ -202,12 +206,13 @@ def _as_trained(model: Any, record: AdapterRecord) -> Iterator[None]:
 
 
 def _whole_names(config: PeftConfig, record: AdapterRecord, model: Any) -> Iterator[str]:
-    """Names of the base's weights that the adapter has its own of."""
+    """Yield the names of weights of the base that the adapter replaces."""
     if record.layer_weighted_sum:
         yield LAYER_WEIGHTS
     if record.strategy == "bias_only":
         yield from mark_biases(model)
-    # PEFT too takes what ends so, but every bias is not what trains. The head is never the base's.
+    # PEFT also matches the end of a name. With bias_only it lists all biases, more than those that train. The head
+    # always belongs to the adapter.
     listed = () if record.strategy == "bias_only" else getattr(config, "modules_to_save", None) or ()
     ends = (*listed, *family_of(model.config).head)
     modules = tuple(f"{name}." for name, _ in model.named_modules() if name.endswith(ends))
@@ -215,16 +220,17 @@ def _whole_names(config: PeftConfig, record: AdapterRecord, model: Any) -> Itera
 
 
 def _with_labels(shape: torch.Size, labels: int) -> torch.Size:
+    """Replace the first dimension of a shape by the number of labels, unless that is 0."""
     return torch.Size((labels, *shape[1:])) if labels else shape
 
 
-def put(values: Mapping[Place, Any], own: Mapping[Place, Any], before: Mapping[Place, Any] | None) -> None:
-    """Change what stands in the base's places; nothing is copied.
+def replace_values(values: Mapping[Place, Any], own: Mapping[Place, Any], before: Mapping[Place, Any] | None) -> None:
+    """Set the values at places of the base, without copying.
 
     Args:
-        values: What is to stand there.
-        own: What stands there in the base itself; None for nothing.
-        before: What stands there now instead; None where nobody knows, so that every place is written.
+        values: New values by place; other places get the values of the base.
+        own: Values of the base by place; None if the base has no value there.
+        before: Current values by place; None if unknown, so that all places are set.
     """
     for owner, attribute in (own if before is None else before).keys() - values.keys():
         value = own[owner, attribute]
@@ -240,34 +246,34 @@ def put(values: Mapping[Place, Any], own: Mapping[Place, Any], before: Mapping[P
 def load_adapters(adapters: Mapping[str, str | Path], base: str | None = None, device: str = "cpu") -> AdapterSet:
     """Load several adapters of one base, and the base once.
 
-    `load_adapters({"digits": "runs/lora/adapter", "animals": "org/esc10"})["digits"]` is used as what `load_adapter`
-    gives, and answers as that does without merging: for each call, its own weights are put into the shared base.
+    `load_adapters({"digits": "runs/lora/adapter", "animals": "org/esc10"})["digits"]` is an adapter like that of
+    `load_adapter` without merging. Each call puts the adapter's weights into the shared base.
 
     Args:
-        adapters: For each name a directory made by a recipe, or `org/name` on the Hub.
-        base: Where the base encoder is now, if not where the first one's record says: a Hub id or a folder.
-        device: Where to run, such as "cpu" or "cuda".
+        adapters: Directory made by a recipe, or `org/name` on the Hub, for each name.
+        base: Folder or Hub id of the base encoder, if the one recorded by the first adapter is no longer valid.
+        device: Device, such as "cpu" or "cuda".
 
     Raises:
-        UserError: There is none, one cannot be loaded, or they are not all for the same base.
+        UserError: `adapters` is empty, an adapter cannot be loaded, or adapters have different bases.
     """
     if not adapters:
         raise UserError("load_adapters: got no adapters; give at least one, such as {'digits': 'runs/lora/adapter'}.")
-    found = {name: _find(name, where, None) for name, where in adapters.items()}
-    first, (folder, record) = next(iter(found.items()))
-    for name, (_, other) in found.items():
+    fetched = {name: _fetch(name, where, None) for name, where in adapters.items()}
+    first, (folder, record) = next(iter(fetched.items()))
+    for name, (_, other) in fetched.items():
         _check_same_base(name, other, first, record.base)
     model, config = load_base(folder, replace(record, layer_weighted_sum=False), base)
     model, rate = move_to(model, device).eval(), base_rate(config)
     loaded = AdapterSet(model, replace(record.base, name=config.name), rate, device)
-    for name, (folder, record) in found.items():
+    for name, (folder, record) in fetched.items():
         loaded._add(name, folder, record)
     return loaded
 
 
 @dataclass(frozen=True)
 class _Member:
-    """One adapter of a set, and where the base's part of it ends."""
+    """Adapter of a set, with its parts and the cut before its first changed layer."""
 
     adapter: Adapter
     parts: Parts
@@ -277,8 +283,8 @@ class _Member:
 class AdapterSet:
     """Adapters on one base, see `load_adapters`.
 
-    One at a time is in the model: `adapters[name]` puts its own in for every call, so none answers for another, not
-    even from several threads. The base's own weights are never written to.
+    The model holds one adapter at a time. Each call of `adapters[name]` puts its weights into the model under a lock,
+    so that several threads can use several adapters. The weights of the base never change.
     """
 
     def __init__(self, model: Any, base: Base, rate: int | None, device: str) -> None:
@@ -289,12 +295,12 @@ class AdapterSet:
         self._own: dict[Place, Any] = {}
         settings = classifier_settings(ModelConfig(), ["any", "other"], family_of(model.config))
         self._plain = Parts(Wrapping({}, {}, {}, {}), {}, settings, ())
-        # None while it changes, and for good where that was interrupted.
-        self._inside: Parts | None = self._plain
+        # None during a change, and afterwards if the change was interrupted.
+        self._active: Parts | None = self._plain
         self._lock = RLock()
 
     def __getitem__(self, name: str) -> Adapter:
-        """The adapter of that name, for `predict`, or to ask for logits."""
+        """Return the adapter of a name, for `predict` or its method `logits`."""
         return self._member(name).adapter
 
     def __contains__(self, name: object) -> bool:
@@ -307,42 +313,43 @@ class AdapterSet:
         return len(self._members)
 
     def load(self, name: str, where: str | Path, revision: str | None = None) -> Adapter:
-        """One more adapter, onto the base that is there.
+        """Load another adapter onto the base.
 
         Args:
-            name: By which it is asked for.
-            where: A directory made by a recipe, or `org/name` on the Hub.
-            revision: On the Hub, see `hub.fetch_adapter`.
+            name: Name of the adapter in the set.
+            where: Directory made by a recipe, or `org/name` on the Hub.
+            revision: Branch, tag or commit of an adapter on the Hub.
 
         Raises:
-            UserError: The name is taken, it cannot be loaded, or it is for another base.
+            UserError: The name is in use, the adapter cannot be loaded, or it is for another base.
         """
-        folder, record = _find(name, where, revision)
+        folder, record = _fetch(name, where, revision)
         _check_same_base(name, record, "the adapters here", self.base)
         self._add(name, folder, record)
         return self[name]
 
     def _add(self, name: str, folder: Path, record: AdapterRecord) -> None:
+        """Load an adapter and check its logits; after an error, the set is as before."""
         extractor = read_extractor(folder, record)
-        # Older versions of PEFT and transformers draw random numbers, which the user's are not to notice.
+        # Older versions of PEFT and transformers draw random numbers; the fork keeps the state of the user's generator.
         with self._lock, torch.random.fork_rng(devices=[]):
             if name in self._members:
-                raise UserError(f"an adapter called {name!r} is loaded; take another name, or unload that one first.")
+                raise UserError(f"an adapter named {name!r} is loaded; use another name, or unload it first.")
             check_fits(folder, record, self._model, self._rate)
-            self._put_in(self._plain)
+            self._activate(self._plain)
             try:
                 self._members[name] = self._try(name, folder, record, extractor)
             except BaseException:
-                self._put_in(self._plain)
+                self._activate(self._plain)
                 self._forget_places()
                 raise
 
     def _try(self, name: str, folder: Path, record: AdapterRecord, extractor: Any) -> _Member:
-        """Put a new adapter into the plain base, and ask it."""
+        """Put a new adapter into the plain base, and check its logits on a probe clip."""
         parts = read_parts(folder, record, self._model, self._wrappings, self._device)
         for owner, attribute in parts.values:
             self._own.setdefault((owner, attribute), getattr(owner, attribute, None))
-        self._put_in(parts)
+        self._activate(parts)
         trained = Trainable(record.strategy, parts.changed, head=(), modules=(), peft_config=None)
         cut = find_cut(self._model, trained, masked=False, head_dropout=False)
         assert cut is not None, "no adapter changes the convolutions"
@@ -353,59 +360,61 @@ class AdapterSet:
         return _Member(adapter, parts, cut)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; its memory is free as soon as nothing else holds it.
+        """Remove an adapter and free its memory.
 
         Raises:
-            UserError: None has that name.
+            UserError: No adapter has this name.
         """
         with self._lock:
             parts = self._member(name).parts
-            self._put_in(self._plain)
+            self._activate(self._plain)
             del self._members[name]
-            # Whoever still holds the adapter would else hold its weights.
+            # Variables of the user can still refer to the adapter, but must not keep its weights.
             parts.values.clear()
             self._forget_places()
 
     def _forget_places(self) -> None:
-        """Let go of places that no adapter has a value for; the plain base must be in."""
-        kept = {place for member in self._members.values() for place in member.parts.values}
-        self._own = {place: value for place, value in self._own.items() if place in kept}
+        """Drop places without a value of an adapter; the plain base must be active."""
+        used = {place for member in self._members.values() for place in member.parts.values}
+        self._own = {place: value for place, value in self._own.items() if place in used}
 
     def switch(self, name: str) -> None:
-        """Put an adapter in; every call of `adapters[name]` does so by itself.
+        """Put an adapter into the model in advance; calls of `adapters[name]` do so themselves.
 
         Raises:
-            UserError: None has that name.
+            UserError: No adapter has this name.
         """
         with self._lock:
-            self._put_in(self._member(name).parts)
+            self._activate(self._member(name).parts)
 
     def logits_of_all(
         self, waveforms: Sequence[np.ndarray], names: Iterable[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Logits of a batch of clips from each adapter, equal to 1e-5 to what each says alone.
+        """Compute the logits of a batch of clips with each adapter, equal within 1e-5 to those of the adapter alone.
 
-        The base runs once, up to where the last adapter parts from it, and each adapter runs what follows its own cut:
-        a head alone the head, the last layers those, LoRA everything from its first changed layer on.
+        The layers of the base before the cuts of the adapters run once. Each adapter runs the layers after its own cut:
+        only the head, the last layers, or with LoRA all from the first changed layer.
 
         Args:
             waveforms: float32 of shape (samples,) each, mono, at the sampling rate of the base.
-            names: Of the adapters; all when not given.
+            names: Names of the adapters; all by default.
 
         Returns:
-            For each name, float32 of shape (clips, labels), in the order of its labels.
+            Logits by name, float32 of shape (clips, labels), in the order of the adapter's labels.
 
         Raises:
-            UserError: None has such a name, or their sampling rates differ.
+            UserError: No adapter has such a name, or the sampling rates of adapters differ.
         """
-        # Nothing may be unloaded from here on.
+        # The lock prevents unloading until the end.
         with self._lock, torch.inference_mode():
-            asked = list(self) if names is None else list(names)
-            members = {name: self._member(name) for name in asked}
+            selected = list(self) if names is None else list(names)
+            members = {name: self._member(name) for name in selected}
             rates = sorted({member.adapter.record.sampling_rate for member in members.values()})
             if len(rates) > 1:
-                raise UserError(f"adapters of {rates[0]} and {rates[-1]} Hz cannot hear one clip; ask them apart.")
-            # Copies of one base may come with extractors that normalise differently.
+                raise UserError(
+                    f"adapters of {rates[0]} and {rates[-1]} Hz cannot use the same clips; run them separately."
+                )
+            # Adapters of one base can have extractors that normalise differently.
             groups: dict[str, dict[str, _Member]] = {}
             for name, member in members.items():
                 key = json.dumps(member.adapter.extractor.to_dict(), sort_keys=True, default=str)
@@ -415,56 +424,59 @@ class AdapterSet:
                 one = next(iter(group.values())).adapter
                 inputs, samples = model_inputs(waveforms, one.extractor, self._model.config)
                 inputs, samples = send_to_device((inputs, samples), self._device)
-                answers = self._pass(inputs, samples, group)
-                logits |= {name: answer.float().cpu().numpy() for name, answer in answers.items()}
-            return {name: logits[name] for name in asked}
+                outputs = self._run_all(inputs, samples, group)
+                logits |= {name: output.float().cpu().numpy() for name, output in outputs.items()}
+            return {name: logits[name] for name in selected}
 
-    def _pass(
+    def _run_all(
         self, inputs: dict[str, torch.Tensor], samples: torch.Tensor | None, members: dict[str, _Member]
     ) -> dict[str, torch.Tensor]:
-        model, answers = self._model, {}
+        """Compute the logits of each adapter, with one pass through the shared layers."""
+        model, outputs = self._model, {}
         family = family_of(model.config)
-        # The states that each adapter's own part starts from: several where a weighted sum of layers is pooled.
+        # States from which the layers of each adapter start; several if a weighted sum of layers is pooled.
         by_cut: dict[tuple[Cut, tuple[Cut, ...]], dict[str, Parts]] = {}
         for name, member in members.items():
             cut = member.cut
             states = family.pooled_states(cut, member.adapter.model.config) if cut.pooled else (cut,)
             by_cut.setdefault((cut, states), {})[name] = member.parts
-        self._put_in(self._plain)
+        self._activate(self._plain)
         values = family.run_prefixes(model, inputs, {state for _, states in by_cut for state in states})
         for (cut, states), group in by_cut.items():
             if cut.pooled:
                 pooled = family.pool(model, [values[state] for state in states], samples)
                 for name, parts in group.items():
-                    self._put_in(parts)
-                    answers[name] = family.classify_pooled(model, pooled)
+                    self._activate(parts)
+                    outputs[name] = family.classify_pooled(model, pooled)
                 continue
             undo = family.accept_features(model, cut)
             try:
                 for name, parts in group.items():
-                    self._put_in(parts)
-                    answers[name] = model(features=values[cut], samples=samples).logits
+                    self._activate(parts)
+                    outputs[name] = model(features=values[cut], samples=samples).logits
             finally:
                 undo()
-        return answers
+        return outputs
 
     def _member(self, name: str) -> _Member:
+        """Return the adapter of a name."""
         if name not in self._members:
             known = ", ".join(self._members) or "none"
-            raise UserError(f"no adapter called {name!r} is loaded; loaded: {known}.")
+            raise UserError(f"no adapter named {name!r} is loaded; loaded: {known}.")
         return self._members[name]
 
-    def _put_in(self, parts: Parts) -> None:
-        if parts is not self._inside:
-            before, self._inside = self._inside, None
-            put(parts.values, self._own, None if before is None else before.values)
+    def _activate(self, parts: Parts) -> None:
+        """Put the parts of an adapter into the shared model."""
+        if parts is not self._active:
+            before, self._active = self._active, None
+            replace_values(parts.values, self._own, None if before is None else before.values)
             self._model.config.update(parts.settings)
-            self._inside = parts
+            self._active = parts
 
 
 @dataclass(frozen=True)
 class _Switched:
-    """The shared model as one adapter's: its weights are put in before every call."""
+    """Shared model with the weights of one adapter, which are put in before every call."""
 
     adapters: AdapterSet
     name: str
@@ -475,38 +487,38 @@ class _Switched:
         with adapters._lock:
             if not self.parts.values:
                 raise UserError(f"the adapter {self.name!r} was unloaded; load it again.")
-            adapters._put_in(self.parts)
+            adapters._activate(self.parts)
             return adapters._model(**inputs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the shared model, whichever adapter is in it: they tell the device."""
+        """Yield the parameters of the shared model, from which callers read the device."""
         return self.adapters._model.parameters()
 
     def eval(self) -> _Switched:
-        """Itself: the shared model never leaves eval mode."""
+        """Return self, because the shared model is always in eval mode."""
         return self
 
     @property
     def config(self) -> Any:
-        """The shared model's, with the labels of this adapter."""
+        """Return the config of the shared model with the labels of this adapter."""
         config = copy(self.adapters._model.config)
         config.update(self.parts.settings)
         return config
 
 
-def _find(name: str, where: str | Path, revision: str | None) -> tuple[Path, AdapterRecord]:
+def _fetch(name: str, where: str | Path, revision: str | None) -> tuple[Path, AdapterRecord]:
+    """Return the folder and record of an adapter, fetched from the Hub if necessary."""
     folder = fetch_adapter(where, revision)
     record = read_record(folder)
     if record.whole:
-        raise UserError(
-            f"{name} ({where}) is a whole model and shares no base with others; load it on its own with load_adapter."
-        )
+        raise UserError(f"{name} ({where}) is a whole model without a shared base; load it with load_adapter.")
     return folder, record
 
 
 def _check_same_base(name: str, record: AdapterRecord, others: str, base: Base) -> None:
+    """Check that an adapter is for the given base."""
     if record.base.sha256 != base.sha256:
         raise UserError(
             f"{name} is for another base than {others}: {record.base.name} (weights {record.base.sha256[:12]}), not "
-            f"{base.name} (weights {base.sha256[:12]}). Adapters of one base go together; load it with load_adapter."
+            f"{base.name} (weights {base.sha256[:12]}). A set needs one base; load this adapter with load_adapter."
         )

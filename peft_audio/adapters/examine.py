@@ -20,14 +20,14 @@ from peft_audio.adapters.files import (
     WEIGHTS,
     WHOLE_CONFIG,
     WHOLE_WEIGHTS,
-    not_finite,
+    nonfinite_weights,
     read_object,
     read_peft_config,
     refuse_excessive_rank,
     stored_shapes,
 )
 from peft_audio.adapters.hub import fetch_adapter
-from peft_audio.adapters.load import base_of, base_rate, read_extractor, wanted_shapes
+from peft_audio.adapters.load import base_of, base_rate, expected_shapes, read_extractor
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.adapters.snippet import check_snippet, differs_from_readme
 from peft_audio.adapters.verify import check_probes
@@ -39,14 +39,15 @@ from peft_audio.errors import EncoderError, UserError, library_problem
 from peft_audio.files import expanded, is_folder
 from peft_audio.strategies.base import PEFT_PREFIX
 from peft_audio.strategies.bias_only import mark_biases
-from peft_audio.text import as_told, readable
+from peft_audio.text import readable, safe_to_print
 
-AGAIN = "get the adapter again from where it came"
+AGAIN = "get the adapter again from its source"
+GIVE_BASE = "give its folder or Hub id with --base"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
+    """Result of one check.
 
     Attributes:
         check: Part that was checked, such as files, weights, settings, base, keys, head or answers.
@@ -73,7 +74,7 @@ LAST_LAYERS = ("classifier.weight", "classifier.dense.weight")
 
 @dataclass(frozen=True)
 class ReadAdapter:
-    """The readable parts of an adapter.
+    """Readable parts of an adapter.
 
     Attributes:
         folder: Adapter directory.
@@ -94,18 +95,18 @@ def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
     """Check base, head and keys; without a record also labels and preprocessor."""
     settings, shapes, record = adapter.settings, adapter.shapes, adapter.record
     if settings is None or shapes is None:
-        yield Finding("base", "skipped", "not looked for, because of what is broken above")
+        yield Finding("base", "skipped", "not checked, because of the faults above")
         return
     try:
-        where = _where(adapter, settings)
+        where = _base_settings(adapter, settings)
         count = len(record.labels) if record else _classes(shapes)
         labels = record.labels if record else [str(i) for i in range(count or 2)]
         model, absent = load_with_absent(where, labels, any_family=record is None)
     except EncoderError as error:
-        yield Finding("base", "broken", f"--base: {error.problem}", "say where it is with --base")
+        yield Finding("base", "broken", f"--base: {error.problem}", GIVE_BASE)
         return
     except UserError as error:
-        yield Finding("base", "broken", str(error), "say where it is with --base")
+        yield Finding("base", "broken", str(error), GIVE_BASE)
         return
     encoder = f"{model.base_model_prefix}."
     lost = sorted(name for name in absent if name.startswith(encoder))
@@ -114,18 +115,19 @@ def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
         yield Finding("base", "broken", why, "give a complete checkpoint with --base")
         return
     if record:
-        yield from _same_base(where, model, record)
+        yield from _check_base_weights(where, model, record)
     else:
-        yield _pinned(where, settings)
-        yield _labels(where, count, absent)
-        yield _preprocessor(adapter.folder, where)
+        yield _check_revision(where, settings)
+        yield _check_labels(where, count, absent)
+        yield _check_rates(adapter.folder, where)
     fresh = {f"{PEFT_PREFIX}{name}" for name in absent}
-    yield _head(fresh, shapes, settings)
-    yield from _keys(adapter, model, fresh)
-    yield from _uncalled(model, shapes)
+    yield _check_head(fresh, shapes, settings)
+    yield from _check_keys(adapter, model, fresh)
+    yield from _check_uncalled(model, shapes)
 
 
-def _where(adapter: ReadAdapter, settings: dict[str, Any]) -> ModelConfig:
+def _base_settings(adapter: ReadAdapter, settings: dict[str, Any]) -> ModelConfig:
+    """Return the settings of the base of an adapter."""
     if adapter.record:
         return base_of(adapter.folder, adapter.record, adapter.base)
     name, revision = adapter.base or settings.get("base_model_name_or_path"), settings.get("revision")
@@ -141,7 +143,8 @@ def _classes(shapes: Shapes) -> int | None:
     return rows[0] if len(rows) == 1 else None
 
 
-def _same_base(where: ModelConfig, model: Any, record: AdapterRecord) -> Iterator[Finding]:
+def _check_base_weights(where: ModelConfig, model: Any, record: AdapterRecord) -> Iterator[Finding]:
+    """Check that the base has the recorded weights, commit and sampling rate."""
     found, rate = identify_base(where, model), base_rate(where)
     if found.sha256 != record.base.sha256:
         why = f"{where.name} has other weights ({found.sha256[:12]}) than what it was trained on"
@@ -155,18 +158,20 @@ def _same_base(where: ModelConfig, model: Any, record: AdapterRecord) -> Iterato
     if rate is None:
         yield Finding("base", "warning", f"{where.name} has no preprocessor, so its rate is not known", "")
     elif rate != record.sampling_rate:
-        why = f"the adapter says {record.sampling_rate} Hz, its base takes {rate} Hz: clips would run at another pace"
+        why = f"the adapter is for {record.sampling_rate} Hz, its base for {rate} Hz: clips would run at a wrong speed"
         yield Finding("preprocessor", "broken", why, AGAIN)
 
 
-def _pinned(where: ModelConfig, settings: dict[str, Any]) -> Finding:
+def _check_revision(where: ModelConfig, settings: dict[str, Any]) -> Finding:
+    """Check that the adapter records the version of its base."""
     if settings.get("revision"):
         return Finding("base", "ok", f"{where.name} at {settings['revision']} can be loaded")
-    why = f"{where.name} can be loaded, but nothing says which version it was trained on: it may have changed since"
+    why = f"{where.name} can be loaded, but the adapter does not record its commit: it can have changed since"
     return Finding("base", "warning", why, f"ask its maker, and set revision in {ADAPTER_CONFIG} to a commit")
 
 
-def _labels(where: ModelConfig, count: int | None, absent: set[str]) -> Finding:
+def _check_labels(where: ModelConfig, count: int | None, absent: set[str]) -> Finding:
+    """Check that the names of the labels are known."""
     name, commit = pin_base(where)
     names = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False).id2label or {}
     if not absent and count in (None, len(names)):
@@ -177,29 +182,30 @@ def _labels(where: ModelConfig, count: int | None, absent: set[str]) -> Finding:
     return Finding("labels", "warning", why, "ask its maker for their names, in the order of the logits")
 
 
-def _preprocessor(folder: Path, where: ModelConfig) -> Finding:
+def _check_rates(folder: Path, where: ModelConfig) -> Finding:
+    """Check the sampling rates of the adapter and its base."""
     base, commit = pin_base(where)
     rates = []
     for place, revision in ((str(folder), None), (base, commit)):
         try:
             found = AutoFeatureExtractor.from_pretrained(place, revision=revision, trust_remote_code=False)
             rates.append(getattr(found, "sampling_rate", None))
-        except Exception:  # it may be missing, and each kind of damage raises another exception
+        except Exception:  # missing and damaged files raise many types of errors
             rates.append(None)
     own, of_base = rates
     if own and of_base and own != of_base:
-        why = f"its own says {own} Hz, its base takes {of_base} Hz: one of them is wrong"
-        return Finding("preprocessor", "broken", why, f"find out which, and mend {PREPROCESSOR}")
+        why = f"the adapter has {own} Hz, its base {of_base} Hz: one of them is wrong"
+        return Finding("preprocessor", "broken", why, f"find out which, and correct {PREPROCESSOR}")
     if own or of_base:
         return Finding("preprocessor", "ok", f"{own or of_base:,} Hz{'' if own else ', from the base'}")
-    why = "neither the adapter nor its base says which sampling rate it takes"
+    why = "neither the adapter nor its base has a sampling rate"
     return Finding("preprocessor", "warning", why, "ask its maker; most speech encoders take 16,000 Hz")
 
 
-def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
+def _check_head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
     """Check that the file holds every weight that transformers initialises when it loads the base as a classifier."""
     if not fresh:
-        return Finding("head", "ok", "the base brings a head of its own")
+        return Finding("head", "ok", "the base has a head of its own")
     lost = sorted(name.removeprefix(PEFT_PREFIX) for name in fresh - shapes.keys())
     if not lost:
         return Finding("head", "ok", f"all {len(fresh)} weights that are fresh on this base are in the file")
@@ -207,45 +213,49 @@ def _head(fresh: set[str], shapes: Shapes, settings: dict[str, Any]) -> Finding:
     why = f"{', '.join(lost)}: drawn at random each time the base is loaded, and not in the file"
     cause = f" (task_type {settings['task_type']} saves other parts)" if settings.get("task_type") else ""
     mend = f"the trained values are lost: train it again with task_type=None and modules_to_save={modules}"
-    return Finding("head", "broken", f"{why}{cause}, so answers differ from load to load", mend)
+    return Finding("head", "broken", f"{why}{cause}, so logits differ from load to load", mend)
 
 
-def _keys(adapter: ReadAdapter, model: Any, fresh: set[str]) -> Iterator[Finding]:
+def _check_keys(adapter: ReadAdapter, model: Any, fresh: set[str]) -> Iterator[Finding]:
     """Check that the file holds exactly the weights that PEFT would save for such an adapter, with equal shapes."""
     shapes, record = adapter.shapes or {}, adapter.record
     plain = {f"{PEFT_PREFIX}{name}" for name in model.state_dict()}
     biases = mark_biases(model) if record and record.strategy == "bias_only" else ()
     try:
         refuse_excessive_rank(adapter.folder, adapter.settings or {}, shapes)
-        wanted = _wanted(adapter.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes))
-    except Exception as error:  # PEFT raises many kinds of exceptions at unexpected settings
+        expected = _expected_shapes(
+            adapter.folder, model, biases, any(name.endswith(f".{LAYER_WEIGHTS}") for name in shapes)
+        )
+    except Exception as error:  # PEFT raises many types of errors for unexpected settings
         yield Finding("keys", "broken", f"PEFT cannot put it on this base: {library_problem(error)}", AGAIN)
         return
-    missing = sorted(wanted.keys() - shapes.keys() - fresh)
+    missing = sorted(expected.keys() - shapes.keys() - fresh)
     # PEFT also loads weights of the base if a file holds them under their names.
-    unknown = sorted(shapes.keys() - wanted.keys() - (set() if record else plain))
-    other = sorted(name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name])
+    unknown = sorted(shapes.keys() - expected.keys() - (set() if record else plain))
+    other = sorted(name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name])
     if missing:
         why = (
             f"{len(missing)} weights are missing from {WEIGHTS}, {missing[0]} first; they would keep their first values"
         )
         yield Finding("keys", "broken", why, AGAIN)
     if unknown:
-        why = f"{len(unknown)} weights in {WEIGHTS} belong nowhere, {unknown[0]} first; PEFT passes over them silently"
+        why = f"{len(unknown)} weights in {WEIGHTS} fit no layer, {unknown[0]} first; PEFT ignores them silently"
         yield Finding("keys", "broken", why, "they were renamed, or are of another base or version; " + AGAIN)
     if other:
         name = other[0]
         why = f"{len(other)} weights have another shape than {ADAPTER_CONFIG} and the base give them, {name} first"
-        yield Finding("keys", "broken", f"{why}: {list(shapes[name])}, not {list(wanted[name])} (r, or labels)", AGAIN)
+        yield Finding(
+            "keys", "broken", f"{why}: {list(shapes[name])}, not {list(expected[name])} (r, or labels)", AGAIN
+        )
     if not missing and not unknown and not other:
-        yield Finding("keys", "ok", f"all {len(wanted)} weights that PEFT would save, in their shapes")
+        yield Finding("keys", "ok", f"all {len(expected)} weights that PEFT would save, in their shapes")
 
 
-def _uncalled(model: Any, shapes: Shapes) -> Iterator[Finding]:
+def _check_uncalled(model: Any, shapes: Shapes) -> Iterator[Finding]:
     """Warn of changes that have no effect in plain PEFT until they are merged."""
     family = FAMILIES.get(model.config.model_type)
     layers = family.uncalled if family else ()
-    # A weight or bias of the layer itself is one that was trained whole: it takes the place of the base's.
+    # A weight or bias of the layer itself was trained whole, and replaces that of the base.
     changed = [
         layer
         for layer in layers
@@ -259,7 +269,8 @@ def _uncalled(model: Any, shapes: Shapes) -> Iterator[Finding]:
         yield Finding("merging", "warning", why, "call merge_and_unload() before use, or load it with peft-audio")
 
 
-def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> Shapes:
+def _expected_shapes(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> Shapes:
+    """Return the shapes of the weights that PEFT would save for an adapter."""
     with quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = peft.PeftConfig.from_pretrained(str(folder))
@@ -273,7 +284,7 @@ def _wanted(folder: Path, model: Any, biases: tuple[str, ...], mixed: bool) -> S
         if hasattr(config, "init_lora_weights"):
             # Only names and shapes are needed; some initialisations decompose every matrix of the base.
             config.init_lora_weights = False
-        return wanted_shapes(peft.get_peft_model(model, config, low_cpu_mem_usage=True), biases, mixed)
+        return expected_shapes(peft.get_peft_model(model, config, low_cpu_mem_usage=True), biases, mixed)
 
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
@@ -326,11 +337,12 @@ def examine(
 
 
 def _names_in(folder: Path) -> list[str]:
+    """List all files of a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def _names_on_hub(name: str, revision: str | None) -> list[str] | None:
-    """List all files of a Hub repository, also those that are not fetched; None if the Hub cannot be asked."""
+    """List all files of a Hub repository, including those that are not fetched; None if the Hub cannot be reached."""
     try:
         return sorted(HfApi().list_repo_files(name, revision=revision))
     except Exception:  # connection errors differ between versions of huggingface_hub
@@ -338,6 +350,7 @@ def _names_on_hub(name: str, revision: str | None) -> list[str] | None:
 
 
 def _read(folder: Path) -> tuple[AdapterRecord | None, list[Finding]]:
+    """Read the record of an adapter."""
     try:
         record = read_record(folder)
     except UserError as error:
@@ -349,13 +362,13 @@ def _read(folder: Path) -> tuple[AdapterRecord | None, list[Finding]]:
 def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterator[Finding]:
     """Check for pickles, code, and links that point out of the folder."""
     if names is None:
-        yield Finding("files", "skipped", "the Hub cannot be asked what else stands beside what was fetched")
+        yield Finding("files", "skipped", "the Hub did not list the other files of the repository")
         return
     pickles = [name for name in names if name.endswith(PICKLES)]
     code = [name for name in names if name.endswith(CODE)]
     if pickles and not (folder / weights).exists():
-        why = f"the weights are there only as a pickle ({', '.join(pickles)}), which can run any code when it is read"
-        mend = f"it was not read; ask for {weights}, or convert it where nothing can be harmed"
+        why = f"the weights exist only as a pickle ({', '.join(pickles)}), which can run any code when it is read"
+        mend = f"it was not read; ask for {weights}, or convert it in a sandbox"
         yield Finding("files", "broken", why, mend)
     elif pickles:
         why = f"pickles beside the weights: {', '.join(pickles)}; not read here, but other programs may"
@@ -364,12 +377,12 @@ def _check_files(folder: Path, names: list[str] | None, weights: str) -> Iterato
         yield Finding("files", "warning", f"code beside the weights: {', '.join(code)}; never run here", "delete it")
     for name in names:
         path = folder / name
-        # The Hub's cache consists of such links, from snapshots/ to blobs/.
+        # The cache of the Hub consists of such links, from snapshots/ to blobs/.
         if path.is_symlink() and "snapshots" not in folder.resolve().parts:
             target = path.resolve()
             if not target.is_relative_to(folder.resolve()):
                 why = f"{name} is a link out of the folder, to {target}; whoever gets the folder will not have it"
-                yield Finding("files", "warning", why, "put the file itself there, if you know what it is")
+                yield Finding("files", "warning", why, "replace the link by the file, if you know the file")
     if not pickles and not code:
         yield Finding("files", "ok", "no pickles and no code")
 
@@ -378,7 +391,7 @@ def _check_weights(path: Path) -> tuple[dict[str, tuple[int, ...]] | None, list[
     """Read the shapes in the file and check that all weights are present and finite."""
     try:
         shapes = stored_shapes(path)
-        bad = not_finite(path)
+        bad = nonfinite_weights(path)
     except UserError as error:
         return None, [Finding("weights", "broken", str(error), AGAIN)]
     if bad:
@@ -398,17 +411,18 @@ def _check_settings(
         settings = read_object(folder / WHOLE_CONFIG) if whole else read_peft_config(folder)
     except UserError as error:
         return None, [Finding("settings", "broken", str(error), AGAIN)]
-    found = [*_settings_of_whole(settings, record)] if whole else [*_settings_of_adapter(settings, record)]
+    found = [*_check_model_config(settings, record)] if whole else [*_check_adapter_config(settings, record)]
     kind = settings.get("model_type" if whole else "peft_type")
     usable = whole or kind in PEFT_TYPE_TO_CONFIG_MAPPING
     return settings if usable else None, found or [Finding("settings", "ok", f"{name}: {kind}")]
 
 
-def _settings_of_adapter(settings: dict[str, Any], record: AdapterRecord | None) -> Iterator[Finding]:
+def _check_adapter_config(settings: dict[str, Any], record: AdapterRecord | None) -> Iterator[Finding]:
+    """Check the contents of `adapter_config.json`."""
     kind, base = settings["peft_type"], settings.get("base_model_name_or_path")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(PEFT_TYPE_TO_CONFIG_MAPPING))
-        yield Finding("settings", "broken", f"peft_type {kind} is none that PEFT here knows ({known})", "upgrade PEFT")
+        yield Finding("settings", "broken", f"peft_type {kind} is unknown to this PEFT ({known})", "upgrade PEFT")
     mapping = settings.get("auto_mapping")
     library = mapping.get("parent_library", "transformers") if isinstance(mapping, dict) else "transformers"
     if str(library).split(".")[0] not in ("transformers", "peft"):
@@ -424,18 +438,20 @@ def _settings_of_adapter(settings: dict[str, Any], record: AdapterRecord | None)
         yield Finding("settings", "broken", why, "set revision to that commit")
 
 
-def _settings_of_whole(settings: dict[str, Any], record: AdapterRecord | None) -> Iterator[Finding]:
+def _check_model_config(settings: dict[str, Any], record: AdapterRecord | None) -> Iterator[Finding]:
+    """Check the `config.json` of a whole model."""
     if settings.get("auto_map"):
         why = f"{WHOLE_CONFIG} names code of its own (auto_map); never run here, but other programs may ask to"
-        yield Finding("settings", "warning", why, "take auto_map out of it: our models need no code")
+        yield Finding("settings", "warning", why, "remove auto_map, because our models need no code")
     names = settings.get("id2label")
     names = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else None
     if record is not None and names != list(record.labels):
-        why = f"{WHOLE_CONFIG} says the labels {names}, {RECORD} says {list(record.labels)}: programs would disagree"
+        why = f"{WHOLE_CONFIG} has the labels {names}, {RECORD} has {list(record.labels)}: programs would disagree"
         yield Finding("labels", "broken", why, AGAIN)
 
 
 def _check_preprocessor(folder: Path, record: AdapterRecord) -> Iterator[Finding]:
+    """Check that the feature extractor can be loaded and fits the record."""
     try:
         read_extractor(folder, record)
     except UserError as error:
@@ -447,11 +463,12 @@ def _check_preprocessor(folder: Path, record: AdapterRecord) -> Iterator[Finding
 def _check_probes(
     folder: Path, record: AdapterRecord | None, ours: bool, base: str | None, before: list[Finding]
 ) -> Iterator[Finding]:
+    """Check that the adapter reproduces its recorded logits."""
     if not ours:
-        why = "it holds no recorded answers, so nobody can see whether it still gives its maker's numbers"
+        why = "it holds no recorded logits, so it cannot be compared with the trained adapter"
         yield Finding("answers", "warning", why, "ask its maker for a few clips with their labels")
     elif record is None or any(finding.severity == "broken" for finding in before):
-        yield Finding("answers", "skipped", "not asked for, because of what is broken above")
+        yield Finding("answers", "skipped", "not checked, because of the faults above")
     else:
         try:
             problems = check_probes(folder, base)
@@ -469,17 +486,17 @@ def _check_snippet(
 ) -> Iterator[Finding]:
     """Run the code of the README, which was not written by this package where there is no record."""
     if record is None:
-        yield Finding("snippet", "skipped", "there is no record to build the README's code from")
+        yield Finding("snippet", "skipped", "without a record, the README's code cannot be built")
         return
     if is_broken(before):
-        yield Finding("snippet", "skipped", "not run, because of what is broken above")
+        yield Finding("snippet", "skipped", "not run, because of the faults above")
         return
     place = None if record.whole else pin_base(base_of(folder, record, base))[0]
     if place and is_folder(Path(place)):
         place = str(Path(place).resolve())
     problems = check_snippet(folder, record, place)
     for problem in problems:
-        yield Finding("snippet", "broken", f"the README's code does not give the recorded answers: {problem}", AGAIN)
+        yield Finding("snippet", "broken", f"the README's code does not give the recorded logits: {problem}", AGAIN)
     if not problems:
         filled = f", with BASE set to {place}," if place else ""
         other = differs_from_readme(folder, record, where)
@@ -497,11 +514,11 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     """Print one line per finding, followed by the advice on how to fix it."""
     for finding in findings:
         console.print(f"[{STYLES[finding.severity]}]{finding.severity:<8}[/]", end="")
-        console.print(as_told(f"{finding.check}: {finding.what}"), highlight=False, markup=False, soft_wrap=True)
+        console.print(safe_to_print(f"{finding.check}: {finding.what}"), highlight=False, markup=False, soft_wrap=True)
         if finding.mend:
-            console.print(as_told(f"        fix: {finding.mend}"), highlight=False, markup=False, soft_wrap=True)
+            console.print(safe_to_print(f"        fix: {finding.mend}"), highlight=False, markup=False, soft_wrap=True)
     worst = {finding.severity for finding in findings}
-    usable = "usable, with the warnings above" if "warning" in worst else "nothing is wrong with it"
+    usable = "usable, with the warnings above" if "warning" in worst else "no faults found"
     console.print("broken: do not use it as it is" if is_broken(findings) else usable)
 
 

@@ -1,4 +1,4 @@
-"""Adapters on the Hub."""
+"""Fetch adapters from the Hub."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from peft_audio.adapters.record import RECORD
 from peft_audio.errors import UserError, library_problem
 from peft_audio.files import expanded, file_sha256, sha256
 
-# All that an adapter, or a whole model, consists of. Nothing else is pushed, and nothing else is fetched: no pickle, no
-# code.
+# Files of an adapter or of a whole model. No other files, such as pickles or code, are pushed or fetched.
 ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS)
 WHOLE_FILES = (WHOLE_CONFIG, WHOLE_WEIGHTS)
 COMMON_FILES = ("README.md", RECORD, PREPROCESSOR)
 
 
 def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
-    """The folder of an adapter: as given, or fetched from the Hub into its cache.
+    """Return the folder of an adapter, fetched from the Hub into its cache if necessary.
 
     Args:
-        where: A folder, which goes first, or `org/name` on the Hub.
-        revision: Branch, tag or commit on the Hub; what a branch stands for now when not given.
+        where: Folder, or `org/name` on the Hub if no such folder exists.
+        revision: Branch, tag or commit on the Hub; the default branch by default.
 
     Returns:
-        The folder, which may be that of anybody's adapter, or empty.
+        The folder, which can lack an adapter.
 
     Raises:
-        UserError: It is neither, or the Hub cannot be asked.
+        UserError: The adapter is not on the Hub, or the Hub cannot be reached.
     """
     folder = expanded(where)
     if folder.exists() or not is_hub_id(str(where)):
@@ -48,7 +47,7 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
     files = [*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES, TRAINED_CLIPS]
     try:
         return Path(snapshot_download(str(where), revision=revision, allow_patterns=files))
-    except Exception as error:  # the kinds differ between versions of huggingface_hub
+    except Exception as error:  # types of errors differ between versions of huggingface_hub
         version = "" if revision is None else f" at --revision {revision}"
         raise UserError(
             f"{where}{version} is not a local folder, and the Hub did not return it: {library_problem(error)}."
@@ -56,13 +55,13 @@ def fetch_adapter(where: str | Path, revision: str | None = None) -> Path:
 
 
 def hash_adapter(folder: Path) -> str:
-    """A hash of all that an adapter's answers depend on beside its base: its files but the README, in hex."""
+    """Hash the files of an adapter except its README, as hexadecimal digits; with the base, they determine logits."""
     names = sorted({*COMMON_FILES, *ADAPTER_FILES, *WHOLE_FILES} - {"README.md"})
     return sha256(f"{name}\t{file_sha256(folder / name)}\n".encode() for name in names if (folder / name).is_file())
 
 
 def is_hub_id(name: str) -> bool:
-    """Check whether a name has the form `org/name` that the Hub gives to repositories."""
+    """Return whether a name has the form of a Hub repository, `org/name`."""
     try:
         validate_repo_id(name)
     except HFValidationError:

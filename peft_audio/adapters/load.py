@@ -1,4 +1,4 @@
-"""Adapters as small directories that others can load, with or without this package."""
+"""Load adapters and models."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ from peft_audio.text import printable
 
 @dataclass(frozen=True)
 class Adapter:
-    """A loaded adapter.
+    """Loaded adapter.
 
     Attributes:
-        model: The model in eval mode.
+        model: Model in eval mode.
         extractor: Feature extractor.
         record: Contents of `peft_audio.json`.
-        folder: Folder that it was loaded from; None if it was not.
+        folder: Folder of the adapter; None if it was not loaded from one.
     """
 
     model: Any
@@ -72,16 +72,16 @@ class Adapter:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the logits."""
+        """Return the label names in the order of the logits."""
         return self.record.labels
 
     @property
     def task(self) -> Task:
-        """Return what its logits answer."""
+        """Return the task of the logits."""
         return self.record.task
 
     def logits(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """Logits of a batch of clips, each as if it were alone.
+        """Compute the logits of a batch of clips; the logits of a clip do not depend on the others.
 
         Args:
             waveforms: float32 of shape (samples,) each, mono, at `record.sampling_rate`.
@@ -107,8 +107,8 @@ def model_inputs(
         config: Config of the model.
 
     Returns:
-        The model's inputs by name, and the clips' lengths in samples, of shape (clips,). Where nothing is padded, the
-        inputs lack a mask, which would only cost time, and the lengths are None.
+        The inputs of the model by name, and the lengths of the clips in samples, of shape (clips,). If no clip is
+        padded, there is no mask, which would only cost time, and the lengths are None.
     """
     family = family_of(config)
     items = [
@@ -122,30 +122,32 @@ def model_inputs(
     return batch["inputs"], samples
 
 
-# The kinds of PEFT that our strategies are saved as.
+# Types of PEFT in which strategies are saved.
 PEFT_TYPES = ("LORA", "IA3")
-# A guard against answers that are wrong, not a check of their digits: `peft-audio verify` allows 1e-4.
+# This detects wrong logits, not small differences, for which `peft-audio verify` allows 1e-4.
 LOADING_TOLERANCE = 1e-3
 
 
 def load_adapter(
     path: str | Path, base: str | None = None, device: str = "cpu", merge: bool = True, revision: str | None = None
 ) -> Adapter:
-    """Load an adapter directory onto its base, or a whole model as full fine-tuning saves it.
+    """Load an adapter onto its base, or a whole model from full fine-tuning.
 
-    Its answer to the shortest probe clip must be the recorded one, to 1e-3; `peft-audio verify` asks for more.
+    The logits of the shortest probe clip must equal the recorded logits within 1e-3. `peft-audio verify` checks all
+    probe clips within 1e-4.
 
     Args:
-        path: A directory made by a recipe, `adapter/` or `model/`, or `org/name` on the Hub.
-        base: Where the base encoder is now, if not where the record says: a Hub id or a folder.
-        device: Where to run, such as "cpu" or "cuda".
-        merge: Fold the adapter into the base: faster, with the same logits to 1e-5. Without it the model is PEFT's.
-        revision: On the Hub, see `hub.fetch_adapter`.
+        path: Directory made by a recipe, `adapter/` or `model/`, or `org/name` on the Hub.
+        base: Folder or Hub id of the base encoder, if the recorded one is no longer valid.
+        device: Device, such as "cpu" or "cuda".
+        merge: Merge the adapter into the base, which is faster, with equal logits within 1e-5. Otherwise the model is a
+            `PeftModel`.
+        revision: Branch, tag or commit of an adapter on the Hub.
 
     Raises:
-        UserError: A part is missing or damaged, the base is not the one that it was trained on, or it answers wrongly.
+        UserError: A part is missing or damaged, the base is another one than in training, or the logits are wrong.
     """
-    adapter = load_unasked(fetch_adapter(path, revision), base)
+    adapter = load_unchecked(fetch_adapter(path, revision), base)
     problems = check_answers(adapter, LOADING_TOLERANCE, count=1)
     if problems:
         raise UserError(f"{path} does not answer as recorded ({problems[0]}); see: peft-audio verify {path}")
@@ -153,11 +155,11 @@ def load_adapter(
     return replace(adapter, model=move_to(merged, device).eval())
 
 
-def load_unasked(folder: Path, base: str | None = None) -> Adapter:
-    """An adapter in PEFT's form, or a whole model, on the CPU; nothing was compared with the recorded answers yet.
+def load_unchecked(folder: Path, base: str | None = None) -> Adapter:
+    """Load an adapter in the form of PEFT, or a whole model, on the CPU, without a check of its logits.
 
     Raises:
-        UserError: A part is missing or damaged, or the base is not the one that it was trained on.
+        UserError: A part is missing or damaged, or the base is another one than in training.
     """
     record = read_record(folder)
     extractor = read_extractor(folder, record)
@@ -165,19 +167,19 @@ def load_unasked(folder: Path, base: str | None = None) -> Adapter:
         return Adapter(_load_whole(folder, record, base), extractor, record, folder)
     shapes = check_peft_files(folder)
     model = load_base(folder, record, base)[0]
-    # PEFT's own list for such an adapter has every bias there is, the convolutions' and the head's second copy too.
+    # The list of PEFT would include all biases, also those of convolutions and of its second copy of the head.
     biases = mark_biases(model) if record.strategy == "bias_only" else ()
     try:
         with quiet_loading():
             model = PeftModel.from_pretrained(model, folder)
     except KeyError as error:
         raise UserError(f"{folder}/{WEIGHTS}: weight {error.args[0]} is missing; get the adapter again.") from error
-    except Exception as error:  # PEFT raises nearly every kind there is at settings that it does not expect
+    except Exception as error:  # PEFT raises many types of errors for unexpected settings
         raise UserError(f"{folder}: cannot be loaded as a PEFT adapter ({library_problem(error)}).") from error
     # PEFT only warns about missing keys, and the head would stay random.
-    wanted = wanted_shapes(model, biases, record.layer_weighted_sum).keys()
-    if wanted != shapes.keys():
-        wrong = sorted(wanted ^ shapes.keys())
+    expected = expected_shapes(model, biases, record.layer_weighted_sum).keys()
+    if expected != shapes.keys():
+        wrong = sorted(expected ^ shapes.keys())
         raise UserError(f"{folder}/{WEIGHTS}: {len(wrong)} weights are missing or unknown, {wrong[0]} first.")
     return Adapter(model.eval(), extractor, record, folder)
 
@@ -190,10 +192,10 @@ def as_published(adapter: Adapter) -> Adapter:
 
 
 def check_peft_files(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight in an adapter's file, once PEFT can be let at its settings.
+    """Check that PEFT can load the files of an adapter safely, and return the shapes of its weights by name.
 
     Raises:
-        UserError: A file is missing or damaged, or its settings are none of ours.
+        UserError: A file is missing or damaged, or the type of adapter is not one of this package.
     """
     shapes = stored_shapes(folder / WEIGHTS)
     settings = read_peft_config(folder)
@@ -204,15 +206,15 @@ def check_peft_files(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: bool) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight that an adapter's file must hold.
+def expected_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that an adapter's file must hold, by name.
 
     Args:
-        model: The base in PEFT's form.
-        biases: The biases that train, and what trains beside them, where that is all that does.
-        layer_weighted_sum: Whether there is a mixture of layers, which PEFT does not know of.
+        model: Base wrapped by PEFT.
+        biases: Names of all trained parameters with the strategy "bias_only"; empty for other strategies.
+        layer_weighted_sum: Whether the adapter has a mixture of layers, which PEFT does not list.
     """
-    # PEFT wraps what it changes, and keeps what it saves whole twice, the first of them as it was.
+    # PEFT wraps layers that it changes, and keeps an original copy of modules that it saves whole.
     base = {
         name.replace(".original_module.", ".").replace(".base_layer.", "."): value
         for name, value in model.get_base_model().state_dict().items()
@@ -220,64 +222,65 @@ def wanted_shapes(model: PeftModel, biases: Sequence[str], layer_weighted_sum: b
     plain = {f"{PEFT_PREFIX}{name}": tuple(value.shape) for name, value in base.items()}
     if biases:
         return {f"{PEFT_PREFIX}{name}": plain[f"{PEFT_PREFIX}{name}"] for name in biases}
-    found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    stored = get_peft_model_state_dict(model, save_embedding_layers=False)
     mixture = {name: shape for name, shape in plain.items() if name.endswith(f".{LAYER_WEIGHTS}")}
-    return {name: tuple(value.shape) for name, value in found.items()} | (mixture if layer_weighted_sum else {})
+    return {name: tuple(value.shape) for name, value in stored.items()} | (mixture if layer_weighted_sum else {})
 
 
 def _load_whole(folder: Path, record: AdapterRecord, base: str | None) -> Any:
+    """Load a whole model, and check that its folder holds nothing else that could be loaded."""
     if base is not None:
         raise UserError(f"--base: got {base}, but {folder} is a whole model and needs none. Leave it out.")
-    # transformers would read a pickle instead.
+    # Without this file, transformers would read a pickle.
     stored_shapes(folder / WHOLE_WEIGHTS)
     if (folder / ADAPTER_CONFIG).exists():
-        raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; take that out.")
+        raise UserError(f"{folder}: is a whole model, but has an {ADAPTER_CONFIG} as well; remove that file.")
     with encoder_given_by(str(folder)):
         model = load_tuned(folder, record.labels, record.layer_weighted_sum)
-    _same_minimum(folder, record, model)
+    _check_minimum(folder, record, model)
     return model
 
 
-def _same_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
-    """Refuse a record by which a short clip would be padded to less, or more, than in training."""
-    found, said = family_of(model.config).minimum_samples(model.config), record.minimum_samples
-    if found != said:
+def _check_minimum(folder: Path, record: AdapterRecord, model: Any) -> None:
+    """Refuse a record with which short clips would be padded to another length than in training."""
+    expected, recorded = family_of(model.config).minimum_samples(model.config), record.minimum_samples
+    if expected != recorded:
         raise UserError(
-            f"{folder / RECORD}: minimum_samples is {said}, but the encoder's is {found}; get the adapter again."
+            f"{folder / RECORD}: minimum_samples is {recorded}, but the encoder's is {expected}; get the adapter again."
         )
 
 
 def read_extractor(folder: Path, record: AdapterRecord) -> Any:
-    """The adapter's own feature extractor.
+    """Load the feature extractor of an adapter.
 
     Raises:
-        UserError: It is missing or damaged, or is not what the record says.
+        UserError: The extractor is missing, damaged or differs from the record.
     """
     read_object(folder / PREPROCESSOR)
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-        found = record.family.describe_input(extractor, record.minimum_samples)
-    except Exception as error:  # as many kinds as there are ways to damage it
+        described = record.family.describe_input(extractor, record.minimum_samples)
+    except Exception as error:  # damaged files raise many types of errors
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({library_problem(error)}).") from error
     for name, recorded in record.input.items():
-        value = found.get(name)
+        value = described.get(name)
         if value != recorded:
             raise UserError(
-                f"{folder / PREPROCESSOR}: {name} is {value}, but {RECORD} says {recorded}; get the adapter again."
+                f"{folder / PREPROCESSOR}: {name} is {value}, but {recorded} in {RECORD}; get the adapter again."
             )
     return extractor
 
 
 def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfig:
-    """Find the base: as given, or as recorded.
+    """Return the settings of the given or recorded base.
 
     Raises:
-        UserError: It is a folder that is not here.
+        UserError: The recorded base is a folder that does not exist.
     """
     name = base or record.base.name
-    # What has no commit did not come from the Hub: asking there for that name would find somebody else's files.
+    # A base without a commit is not from the Hub, where its name would find the files of somebody else.
     if base is None and record.base.commit is None and name != BUNDLED_ENCODER and not is_folder(name):
-        raise UserError(f"{folder}: its base, the folder {name}, is not here; say where with --base.")
+        raise UserError(f"{folder}: its base, the folder {name}, does not exist; give its folder with --base.")
     revision = None if base else record.base.commit
     return ModelConfig(
         name=name,
@@ -288,42 +291,45 @@ def base_of(folder: Path, record: AdapterRecord, base: str | None) -> ModelConfi
 
 
 def load_base(folder: Path, record: AdapterRecord, base: str | None) -> tuple[Any, ModelConfig]:
-    """The base of an adapter under a fresh head of its labels, and how it was loaded.
+    """Load the base of an adapter with a new head for its labels.
 
     Args:
-        folder: Of the adapter, for messages.
-        record: What the adapter says of its base.
-        base: Where the base is now, if not where the record says.
+        folder: Folder of the adapter, for messages.
+        record: Record of the adapter.
+        base: Folder or Hub id of the base, if the recorded one is no longer valid.
+
+    Returns:
+        The model, and the settings from which it was loaded.
 
     Raises:
-        UserError: It is not there, cannot be loaded, or is not the one that was recorded.
+        UserError: The base does not exist, cannot be loaded, or differs from the recorded one.
     """
     config = base_of(folder, record, base)
     with encoder_given_by("--base" if base else f"{folder}, its base"):
         model = load_classifier(config, record.labels)
-        found = identify_base(config, model)
-    if found.sha256 != record.base.sha256:
+        loaded = identify_base(config, model)
+    if loaded.sha256 != record.base.sha256:
         raise UserError(
             f"{folder}: the base {config.name} is not the one the adapter was trained on "
-            f"(weights {found.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right one with --base."
+            f"(weights {loaded.sha256[:12]}, recorded {record.base.sha256[:12]}); give the right base with --base."
         )
     check_fits(folder, record, model, base_rate(config))
     return model, config
 
 
 def check_fits(folder: Path, record: AdapterRecord, model: Any, rate: int | None) -> None:
-    """Refuse a record that would have clips prepared as its base does not take them.
+    """Refuse a record whose preparation of clips does not fit the base.
 
     Args:
-        folder: Of the adapter, for messages.
-        record: Of the adapter.
-        model: A classifier on its base.
-        rate: What `base_rate` gives for that base.
+        folder: Folder of the adapter, for messages.
+        record: Record of the adapter.
+        model: Classifier on its base.
+        rate: Sampling rate of the base in hertz, from `base_rate`; None if unknown.
 
     Raises:
-        UserError: It pads short clips to another length, or is for another sampling rate.
+        UserError: The record has another minimum length or another sampling rate than the base.
     """
-    _same_minimum(folder, record, model)
+    _check_minimum(folder, record, model)
     if rate not in (None, record.sampling_rate):
         raise UserError(
             f"{folder}: is for {record.sampling_rate} Hz, but its base takes {rate} Hz; get the adapter again."
@@ -331,7 +337,7 @@ def check_fits(folder: Path, record: AdapterRecord, model: Any, rate: int | None
 
 
 def base_rate(config: ModelConfig) -> int | None:
-    """The sampling rate in hertz that a base says it takes; None where it has no preprocessor to say so."""
+    """Return the sampling rate of a base in hertz; None if it has no preprocessor."""
     try:
         return load_extractor(config).sampling_rate
     except UserError:
@@ -339,14 +345,14 @@ def base_rate(config: ModelConfig) -> int | None:
 
 
 def move_to(model: Any, device: str) -> Any:
-    """A model on a device, where float32 then is float32.
+    """Move a model to a device, with exact float32 on GPUs.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     use_exact_float32()
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        where = "cpu, or cuda where there is one"
-        raise UserError(f"--device: got {device}, must be {where} ({library_problem(error)}).") from error
+        problem = library_problem(error)
+        raise UserError(f"--device: got {device}, must be cpu, or cuda if available ({problem}).") from error

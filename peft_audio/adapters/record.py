@@ -1,4 +1,4 @@
-"""Read and write what describes an adapter: `peft_audio.json` for programs, README.md for people."""
+"""Read and write the description of an adapter: `peft_audio.json` for programs, README.md for people."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """What `peft_audio.json` says beside PEFT's own files: all that is needed to get the same answers again.
+    """Contents of `peft_audio.json`, which with the files of PEFT are enough to reproduce the logits.
 
     Attributes:
         labels: Label names in the order of the logits.
-        base: The encoder that the adapter changes.
-        strategy: What was trained.
-        pretrained: Whether the encoder came with weights. Full fine-tuning, and what was trained on random weights,
-            comes as a whole model, everything else as an adapter for the base.
-        layer_weighted_sum: Whether the head is fed a mixture of all layers.
-        quantization: How the encoder was held while the adapter trained; everything here was measured in float32.
-        input: How a clip becomes the model's inputs, as the encoder's family describes it.
-        crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of the windows that long
-            recordings are cut into, if they are.
-        metrics: Of the run that made it.
+        base: Encoder that the adapter changes.
+        strategy: Name of the strategy.
+        pretrained: Whether the encoder started from pretrained weights. Full fine-tuning, and training from random
+            weights, save a whole model; all others save an adapter for the base.
+        layer_weighted_sum: Whether the head gets a mixture of all layers.
+        quantization: Precision of the encoder during training; all values here were measured in float32.
+        input: Conversion of a clip to the inputs of the model, as described by the encoder's family.
+        crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of windows, if
+            recordings are cut into windows.
+        metrics: Metrics of the run.
         training_audio: Quantiles of the length in seconds, level and sampling rate of the training clips, by name, see
-            `training_audio.audio_quantiles`; empty where they are not known.
-        versions: Of the packages that made it.
-        probes: For each probe clip its top label and the logit of each label, by name, once saved.
-        exported: What `peft-audio export` made of it, "merged" or "onnx"; nothing where a run saved it.
-        export_tolerance: Largest difference between logits of the export and the recorded ones that was allowed,
-            relative to a clip's largest logit where that is above 1; 0 where a run saved it.
-        schema_version: Of this file.
+            `training_audio.audio_quantiles`; empty if unknown.
+        versions: Versions of the packages that made the adapter.
+        probes: Top label, and logits by label, of each probe clip; empty before saving.
+        exported: Form of an export by `peft-audio export`, "merged" or "onnx"; empty if a run saved the adapter.
+        export_tolerance: Largest allowed difference between logits of an export and the recorded logits, relative to
+            the larger of 1 and the clip's largest logit; 0 if a run saved the adapter.
+        schema_version: Version of this format.
     """
 
     labels: tuple[str, ...]
@@ -98,22 +98,22 @@ class AdapterRecord:
 
     @property
     def task(self) -> Task:
-        """Return the task that its logits answer."""
+        """Return the task of the logits."""
         return task_of()
 
     @property
     def base_is_local(self) -> bool:
-        """Return whether the base is a folder of the machine that trained it; what came from the Hub has a commit."""
+        """Return whether the base is a folder of the machine of the run; bases from the Hub have a commit."""
         return self.base.commit is None and self.base.name != BUNDLED_ENCODER
 
     @property
     def base_title(self) -> str:
-        """Return the name of the base for people, without the path of a local folder."""
+        """Return the name of the base for READMEs, without the path of a local folder."""
         return f"{Path(self.base.name).name} (a local folder)" if self.base_is_local else self.base.name
 
     @property
     def whole(self) -> bool:
-        """Whether it comes as a whole model, which needs no base."""
+        """Return whether this is a whole model, which needs no base."""
         return self.strategy == "full" or not self.pretrained or self.exported == "merged"
 
 
@@ -126,7 +126,7 @@ def describe_adapter(
     metrics: dict[str, float],
     training_audio: Mapping[str, Mapping[str, float]] | None = None,
 ) -> AdapterRecord:
-    """Make the record of a run's adapter, before its probes are measured."""
+    """Make the record of a run's adapter, without probes."""
     inputs = family_named(base.model_type).describe_input(extractor, base.minimum_samples)
     return AdapterRecord(
         labels=tuple(labels),
@@ -144,6 +144,7 @@ def describe_adapter(
 
 
 def _crop(cfg: DataConfig) -> dict[str, float]:
+    """Return the lengths of crops and windows in seconds."""
     crop = {"training_seconds": cfg.max_seconds, "evaluation_seconds": cfg.max_eval_seconds}
     if cfg.window_seconds is not None:
         crop |= {"window_seconds": cfg.window_seconds, "hop_seconds": cfg.hop_seconds or cfg.window_seconds}
@@ -154,7 +155,7 @@ def read_record(folder: Path) -> AdapterRecord:
     """Read `peft_audio.json`.
 
     Raises:
-        UserError: It is missing, damaged, of a newer version, or of a folder for ONNX Runtime.
+        UserError: The file is missing, damaged, of a newer version, or belongs to an export for ONNX Runtime.
     """
     path = folder / RECORD
     if not path.exists():
@@ -165,15 +166,15 @@ def read_record(folder: Path) -> AdapterRecord:
     version = stored.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
-    # Records of earlier versions do not say so.
+    # Records of earlier versions lack these fields.
     stored = (
         dict[str, Any]({"pretrained": True, "exported": "", "export_tolerance": 0.0, "training_audio": {}}) | stored
     )
     if stored["exported"] == "onnx":
-        raise UserError(f"{folder} is an export for ONNX Runtime; run it as its README.md says, or give its adapter.")
+        raise UserError(f"{folder} is an export for ONNX Runtime; run it as in its README.md, or give its adapter.")
     try:
         if version == 1:
-            # What is written again is a record of today's schema.
+            # A record that is written again has the current schema.
             stored |= {"input": _input_of_schema_1(stored), "schema_version": SCHEMA_VERSION}
         known = {field.name: stored[field.name] for field in fields(AdapterRecord)}
         known |= {"labels": tuple(stored["labels"]), "base": Base(**stored["base"]), "probes": tuple(stored["probes"])}
@@ -210,7 +211,7 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
     answers = [value for probe in record.probes for value in (probe["seconds"], *probe["logits"].values())]
     return {
         "labels must be texts": bool(labels) and all(isinstance(label, str) and label for label in labels),
-        "a label stands there twice": len(set(labels)) == len(labels),
+        "a label occurs twice": len(set(labels)) == len(labels),
         "base, strategy and quantization must be texts": all(isinstance(text, str) and text for text in texts),
         "base.model_type is not known": base.model_type in FAMILIES,
         "base.sha256 must be 64 hexadecimal digits": bool(hashed),
@@ -240,17 +241,18 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
 
 
 def _is_number(value: object) -> bool:
-    # A whole number may be too large even to be asked whether it is finite.
+    """Return whether a value is a finite number."""
+    # math.isfinite fails for integers that are too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def adapter_readme(record: AdapterRecord, repository: str | None = None, warning: str | None = None) -> str:
-    """The product's README: what it is, and a snippet that loads it without this package.
+    """Write the README of an adapter or model, with a snippet that loads it without this package.
 
     Args:
-        record: What it says of itself.
-        repository: Its `org/name` on the Hub; when not given, the snippet runs inside the product's folder.
-        warning: Restriction of its scores, stated below them.
+        record: Record of the adapter.
+        repository: `org/name` of the adapter on the Hub; if None, the snippet runs inside the adapter's folder.
+        warning: Restriction of its scores, written below them.
     """
     whole, place = record.whole, repository or "."
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
@@ -278,15 +280,15 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
     """Return Python code that loads an adapter or a whole model without this package, and labels a tone.
 
     Args:
-        record: Of the adapter. Texts of it stand in the code as JSON only.
-        place: Folder or `org/name` of the adapter, as the code names it.
-        base: Folder of the base, in place of the recorded one.
+        record: Record of the adapter. Its texts are put into the code as JSON only.
+        place: Folder or `org/name` of the adapter in the code.
+        base: Folder or Hub id of the base; None for the recorded one.
     """
-    named = json.dumps(place if record.whole else base or record.base.name)
-    # The path of a folder here means nothing elsewhere, and can hold the name of its user.
+    base_code = json.dumps(place if record.whole else base or record.base.name)
+    # The path of a local folder is useless elsewhere, and can hold the name of a user.
     if base is None and not record.whole and record.base.commit is None:
-        named = f'"PATH/TO/BASE"  # sha256 {record.base.sha256}'
-    places = [f"BASE = {named}"] + ([] if record.whole else [f"ADAPTER = {json.dumps(place)}"])
+        base_code = f'"PATH/TO/BASE"  # sha256 {record.base.sha256}'
+    places = [f"BASE = {base_code}"] + ([] if record.whole else [f"ADAPTER = {json.dumps(place)}"])
     load = render_text(
         "load_model.py.txt" if record.whole else "load_adapter.py.txt",
         labels=labels_as_code(record),
@@ -313,11 +315,11 @@ def _uncalled(record: AdapterRecord) -> str:
 
 
 def labels_as_code(record: AdapterRecord) -> str:
-    """The labels as JSON, which is Python too, and holds no backtick that would end what it stands in."""
+    """Write the labels as a Python list without backticks, which would end a code block in Markdown."""
     return json.dumps(record.labels, ensure_ascii=False).replace("`", "\\u0060")
 
 
 def metrics_table(record: AdapterRecord) -> str:
-    """What the run measured, as Markdown."""
+    """Write the metrics of the run as a Markdown table."""
     rows = [(name.replace("_", " "), f"{value:.3f}") for name, value in record.metrics.items()]
     return markdown_table(("measured", "value"), rows, numbers_from=1)

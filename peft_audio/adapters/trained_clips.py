@@ -1,9 +1,9 @@
-"""`trained_clips.bin`: hashes of the clips that an adapter was trained or validated on.
+"""Write and read `trained_clips.bin`, the hashes of the clips that an adapter was trained or validated on.
 
 The file holds the first 8 bytes of a SHA-256 of each clip (`clip_table.clip_hash`), sorted. A list above `LARGEST_LIST`
-bytes is replaced by a Bloom filter (Bloom, Comm. ACM 13, 1970), which takes about one new clip in a hundred for one of
-them. Layout, little-endian: 8 bytes magic, format version and number of hash functions (0 for a list) as uint32, number
-of clips and number of bits as uint64; then the hashes as big-endian uint64, or the bits.
+bytes is replaced by a Bloom filter (Bloom, Comm. ACM 13, 1970), with about 1% of false positives among
+new clips. Layout, little-endian: 8 bytes magic, format version and number of hash functions (0 for a list) as uint32,
+number of clips and number of bits as uint64; then the hashes as big-endian uint64, or the bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TrainedClips:
 
     Attributes:
         clips: number of clips.
-        false_alarms: share of other clips that `holds` takes for one of them; 0 with a list.
+        false_alarms: share of other clips for which `holds` is wrongly true; 0 with a list.
         hashes: sorted uint64 of shape (clips,), or the bits of the filter, uint8.
         functions: number of hash functions of the filter; 0 with a list.
     """
@@ -48,12 +48,12 @@ class TrainedClips:
     functions: int = 0
 
     def holds(self, clip_hashes: Iterable[str]) -> np.ndarray:
-        """Return whether each clip is one of them, bool of shape (clips,)."""
-        asked = _numbers(clip_hashes)
+        """Return whether each clip is one of these clips, bool of shape (clips,)."""
+        numbers = _numbers(clip_hashes)
         if not self.functions:
-            return np.isin(asked, self.hashes)
-        places = _places(asked, self.functions, 8 * len(self.hashes))
-        bits = self.hashes[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8) & 1
+            return np.isin(numbers, self.hashes)
+        positions = _bit_positions(numbers, self.functions, 8 * len(self.hashes))
+        bits = self.hashes[positions >> np.uint64(3)] >> (positions & np.uint64(7)).astype(np.uint8) & 1
         return bits.all(axis=0)
 
 
@@ -62,30 +62,30 @@ def write_trained_clips(folder: Path, clip_hashes: Iterable[str]) -> None:
 
     Args:
         folder: folder of the adapter.
-        clip_hashes: of the training and validation clips; repeated ones count once.
+        clip_hashes: hashes of the training and validation clips; repeated hashes count once.
     """
     write_atomically(folder / TRAINED_CLIPS, encode_trained_clips(clip_hashes))
 
 
 def encode_trained_clips(clip_hashes: Iterable[str], largest_list: int = LARGEST_LIST) -> bytes:
-    """Encode clips as a list, or as a Bloom filter where a list would be larger than `largest_list` bytes."""
+    """Encode clips as a list, or as a Bloom filter if a list would be larger than `largest_list` bytes."""
     numbers = np.unique(_numbers(clip_hashes))
     if numbers.nbytes + HEADER.size <= largest_list:
         return HEADER.pack(MAGIC, VERSION, 0, len(numbers), 0) + numbers.astype(">u8").tobytes()
-    # The least bits with which `functions` hash functions reach the rate.
+    # The smallest number of bits for the rate, and the best number of hash functions.
     size = math.ceil(len(numbers) * -math.log(FALSE_ALARMS) / math.log(2) ** 2 / 8)
     functions = round(8 * size / len(numbers) * math.log(2))
     bits = np.zeros(8 * size, bool)
-    bits[_places(numbers, functions, len(bits))] = True
+    bits[_bit_positions(numbers, functions, len(bits))] = True
     packed = np.packbits(bits, bitorder="little")
     return HEADER.pack(MAGIC, VERSION, functions, len(numbers), len(bits)) + packed.tobytes()
 
 
 def read_trained_clips(folder: Path) -> TrainedClips | None:
-    """Read `trained_clips.bin` from the folder of an adapter; None where there is none.
+    """Read `trained_clips.bin` from the folder of an adapter; None if it does not exist.
 
     Raises:
-        TrainedClipsError: It is damaged or of a newer version.
+        TrainedClipsError: The file is damaged or of a newer version.
     """
     path = folder / TRAINED_CLIPS
     try:
@@ -112,11 +112,12 @@ def read_trained_clips(folder: Path) -> TrainedClips | None:
 
 
 def _numbers(clip_hashes: Iterable[str]) -> np.ndarray:
+    """Convert hexadecimal hashes to uint64."""
     return np.array([int(value, 16) for value in clip_hashes], dtype=np.uint64)
 
 
-def _places(numbers: np.ndarray, functions: int, bits: int) -> np.ndarray:
-    """Return the bits of each clip, uint64 of shape (functions, clips), by double hashing."""
+def _bit_positions(numbers: np.ndarray, functions: int, bits: int) -> np.ndarray:
+    """Return the positions of the bits of each clip, uint64 of shape (functions, clips), by double hashing."""
     first, step = numbers >> np.uint64(32), numbers & np.uint64(0xFFFFFFFF) | np.uint64(1)
     rounds = np.arange(functions, dtype=np.uint64)[:, None]
     return (first + rounds * step) % np.uint64(bits)

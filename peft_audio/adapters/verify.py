@@ -1,4 +1,4 @@
-"""Is this adapter whole, and does it answer as recorded?"""
+"""Verify that an adapter reproduces its recorded logits."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 from peft_audio.errors import UserError
 from peft_audio.processes import quick_imports
 
-# Of float32 sums in another order, relative to the largest logit where that is above 1: an adapter that was recorded on
-# an AMD EPYC (tests/golden/rslora) answers 2e-5 off on an Intel Xeon with AMX.
+# Relative to the larger of 1 and the largest logit. Float32 sums in another order differ: an adapter that was recorded
+# on an AMD EPYC (tests/golden/rslora) has logits that differ by 2e-5 on an Intel Xeon with AMX.
 TOLERANCE = 1e-4
 
 
 def check_probes(folder: Path, base: str | None = None) -> list[str]:
-    """What differs between the recorded and the measured answers to the probe clips.
+    """List the differences between recorded and measured logits of the probe clips.
 
     Args:
-        folder: An adapter directory.
-        base: Where the base encoder is now, if not where the record says.
+        folder: Adapter directory.
+        base: Folder or Hub id of the base encoder, if the recorded one is no longer valid.
 
     Returns:
-        One sentence a difference; none if logits agree within `TOLERANCE` and top labels by name.
+        One phrase per difference; none if logits are equal within `TOLERANCE` and top labels are the same.
 
     Raises:
-        UserError: It cannot be loaded.
+        UserError: The adapter cannot be loaded.
     """
-    # Here, so that a process that only verifies can start quickly.
-    from peft_audio.adapters.load import as_published, load_unasked
+    # Imported here, so that `quick_imports` in `main` covers it.
+    from peft_audio.adapters.load import as_published, load_unchecked
     from peft_audio.adapters.probes import check_answers
 
-    adapter = load_unasked(folder, base)
+    adapter = load_unchecked(folder, base)
     problems = check_answers(adapter, TOLERANCE)
     if problems or not adapter.record.family.uncalled:
         return problems
@@ -39,7 +39,7 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
 
 
 def main(folder: str) -> int:
-    """Print what is wrong with an adapter directory; the exit code says whether anything is."""
+    """Print the problems of an adapter directory, and return the exit code, 1 if there are any."""
     try:
         with quick_imports():
             problems = check_probes(Path(folder))

@@ -222,6 +222,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
 
 
 def _check_readable(source: Path) -> None:
+    """Check that a file exists, is a regular file, is not empty and can be accessed."""
     try:
         status = source.stat()
     except FileNotFoundError as error:

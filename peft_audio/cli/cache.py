@@ -31,17 +31,17 @@ def run_cache(options: argparse.Namespace) -> int:
     """
     from peft_audio.config import PrefixCacheConfig
     from peft_audio.encoders.base import Cut
-    from peft_audio.feature_cache.store import cache_root, clear_stores, in_bytes, list_stores
+    from peft_audio.feature_cache.store import cache_root, clear_stores, format_bytes, list_stores
 
     root = cache_root(PrefixCacheConfig(folder=options.folder))
     if options.clear:
-        print(f"{root}: {in_bytes(clear_stores(root))} deleted")
+        print(f"{root}: {format_bytes(clear_stores(root))} deleted")
         return 0
     stores = list_stores(root)
     for store in stores:
         when = datetime.fromtimestamp(store.last_used).astimezone().strftime("%Y-%m-%d %H:%M")
         about = store.about
         what = f"{about['config']['model_type']} {about['weights'][:8]}: {Cut(*about['cut'])}" if about else "damaged"
-        print(f"{in_bytes(store.bytes):>9}  used {when}  {what}")
-    print(f"{root}: {in_bytes(sum(store.bytes for store in stores))}")
+        print(f"{format_bytes(store.bytes):>9}  used {when}  {what}")
+    print(f"{root}: {format_bytes(sum(store.bytes for store in stores))}")
     return 0

@@ -60,7 +60,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from peft_audio.comparison.settings import CompareRecipe
     from peft_audio.config import parse_config
     from peft_audio.files import expanded
-    from peft_audio.training.hardware import resolve
+    from peft_audio.training.hardware import resolve_auto
 
     cfg = parse_config(CompareRecipe, options.settings)
     try:
@@ -69,7 +69,7 @@ def run_plan(options: argparse.Namespace) -> int:
             # Other messages go to stderr, so that the output starts with whether the result can be ranked.
             with redirect_stdout(sys.stderr):
                 cfg = with_commits(cfg)
-                cfg = resolve(cfg, cfg.has_one_encoder())
+                cfg = resolve_auto(cfg, cfg.has_one_encoder())
             timing = measure(cfg)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -20,8 +20,8 @@ from peft_audio.config.parse import plain_yaml
 from peft_audio.encoders.loading import with_commit, with_recorded_commit
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json, write_atomically
-from peft_audio.runs.finished import Finished, named, read_run
-from peft_audio.runs.folder import beside
+from peft_audio.runs.finished import Finished, read_run, with_arm_names
+from peft_audio.runs.folder import path_beside
 from peft_audio.text import printable
 
 SETTINGS = "comparison.yaml"
@@ -131,7 +131,7 @@ def read_comparison(
         margin=margin or question.margin,
         metric=metric or question.metric,
     )
-    return compare(named(found.runs), question, found.failures, found.diverged)
+    return compare(with_arm_names(found.runs), question, found.failures, found.diverged)
 
 
 def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
@@ -191,7 +191,7 @@ def _add_job(job: Job, folder: Path, controls: frozenset[str], found: RunsFound)
         rates = found.diverged.setdefault((job.arm, job.flags.get("data.fold")), [])
         rates.append(job.flags["train.learning_rate"])
         return
-    record = read_json(beside(job.folder, ".json"))
+    record = read_json(path_beside(job.folder, ".json"))
     other = other_settings(job)
     reason = f"made with other settings ({other})" if other else record.get("last_lines", "not run to its end")
     place = job.folder.relative_to(folder).as_posix()
@@ -203,7 +203,7 @@ def _add_run(path: Path, folder: Path, found: RunsFound) -> None:
 
     A run that failed when it was repeated has an old report, but its record has the exit code.
     """
-    record = read_json(beside(path, ".json"))
+    record = read_json(path_beside(path, ".json"))
     if record.get("phase") == "timing":
         return
     if "flags" in record and record.get("exit_code") != 0:

@@ -32,7 +32,7 @@ from peft_audio.processes import (
     usable_cpu_times,
     visible_gpus,
 )
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 
 LAST_LINES = 12
 # Seconds between two measurements of the load of other processes.
@@ -78,7 +78,7 @@ def finished(job: Job) -> bool:
 
 def other_settings(job: Job) -> str | None:
     """Describe a setting in which a finished run in the folder differs; None if there is no such run."""
-    record, asked = read_json(beside(job.folder, ".json")), json.loads(json.dumps(job.flags))
+    record, asked = read_json(path_beside(job.folder, ".json")), json.loads(json.dumps(job.flags))
     made = record.get("flags", {})
     if record.get("exit_code") != 0 or made == asked:
         return None
@@ -95,7 +95,7 @@ def diverged(job: Job) -> bool:
 
 def _record(job: Job) -> dict[str, Any]:
     """Read the record of the run's process; empty if it was started with other settings."""
-    record = read_json(beside(job.folder, ".json"))
+    record = read_json(path_beside(job.folder, ".json"))
     same = record.get("flags") == json.loads(json.dumps(job.flags)) and record.get("recipe") == job.recipe
     return record if same else {}
 
@@ -118,7 +118,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int | None, on_end: Callable[[Job, di
 
     def work(job: Job) -> dict[str, Any]:
         if finished(job) or diverged(job) or stop.is_set():
-            return read_json(beside(job.folder, ".json"))
+            return read_json(path_beside(job.folder, ".json"))
         slot = slots.get()
         try:
             alone = at_once <= max(1, len(gpus))
@@ -186,11 +186,11 @@ def _run(
 ) -> dict[str, Any]:
     """Start one run, wait for it and return the record of its process."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    record_file = beside(job.folder, ".json")
+    record_file = path_beside(job.folder, ".json")
     command = [sys.executable, str(RECIPES / f"{job.recipe}.py"), *job.arguments()]
     record = {"arm": job.arm, "phase": job.phase, "recipe": job.recipe, "flags": job.flags, **how, "command": command}
     began = time.perf_counter()
-    with beside(job.folder, ".log").open("wb") as log:
+    with path_beside(job.folder, ".log").open("wb") as log:
         # In its own session, the child gets no interrupt from the terminal; the comparison ends it.
         child = subprocess.Popen(command, env=where, stdout=log, stderr=log, start_new_session=True)
         children.append(child)
@@ -204,7 +204,7 @@ def _run(
     children.remove(child)
     if stop.is_set():
         return record
-    log_text = beside(job.folder, ".log").read_text(encoding="utf-8", errors="replace")
+    log_text = path_beside(job.folder, ".log").read_text(encoding="utf-8", errors="replace")
     record |= how | {"exit_code": exit_code, "seconds": time.perf_counter() - began}
     record["diverged"] = exit_code == DivergedError.exit_code
     if exit_code:

@@ -16,7 +16,7 @@ from peft_audio.comparison.jobs import Job, diverged
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import cells, grid_of, is_tuned
 from peft_audio.files import read_json
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 from peft_audio.tasks.metrics import METRIC_NAMES
 from peft_audio.text import printable
 
@@ -98,7 +98,7 @@ class Watch:
             self.left = Counter({kind: count for kind, count in self.left.items() if kind.phase == "final"})
         finished_before = [job for job in jobs if job not in missing]
         for job in finished_before:
-            self._count(job, read_json(beside(job.folder, ".json")))
+            self._count(job, read_json(path_beside(job.folder, ".json")))
         self._show()
 
     def leave_out(self, arms: set[str]) -> None:

@@ -20,7 +20,7 @@ from peft_audio.comparison.tuning import check_arms, final_jobs, tune
 from peft_audio.errors import INTERRUPTED, UserError, failure, print_traceback_if_debugging
 from peft_audio.files import expanded
 from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 AGAIN = "Repeat the command to resume."
 
@@ -51,7 +51,7 @@ def _run_arms(cfg: CompareRecipe) -> Comparison:
     # With `minutes`, the output starts with whether the result can be ranked, so other messages go to stderr.
     with redirect_stdout(sys.stderr) if cfg.minutes is not None else nullcontext():
         cfg = with_commits(cfg)
-        cfg = resolve(cfg, cfg.has_one_encoder())
+        cfg = resolve_auto(cfg, cfg.has_one_encoder())
     check_arms(cfg)
     steps: dict[str, int] = {}
     if cfg.minutes is not None or cfg.train_seconds is not None:

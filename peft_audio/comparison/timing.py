@@ -40,7 +40,7 @@ from peft_audio.runs.report import count_parameters
 from peft_audio.strategies import Setup, strategy_of
 from peft_audio.training.checkpointing import Checkpoints
 from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
-from peft_audio.training.hardware import make_accelerator, peak_memory_bytes, resolve
+from peft_audio.training.hardware import make_accelerator, peak_memory_bytes, resolve_auto
 from peft_audio.training.loop import train
 from peft_audio.training.tracking import Log
 
@@ -69,7 +69,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
     for name, (recipe, arguments) in request.arms.items():
         with naming(name):
             cfg = read_config(RECIPES[recipe], arguments)
-            recipes[name] = resolve(cfg) if isinstance(cfg, Recipe) else cfg
+            recipes[name] = resolve_auto(cfg) if isinstance(cfg, Recipe) else cfg
             began = time.perf_counter()
             if repr(cfg.data) not in splits:
                 splits[repr(cfg.data)] = load_splits(cfg.data)

@@ -13,7 +13,7 @@ from peft_audio.comparison.settings import RECIPES, ArmConfig, CompareRecipe
 from peft_audio.config import read_config
 from peft_audio.errors import UserError
 from peft_audio.files import expanded, read_json
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 from peft_audio.tasks import task_of
 
 # A rate's score on validation and the negative loss that settles ties; higher is better.
@@ -232,4 +232,4 @@ def scores_of(
 def _last_lines(cfg: CompareRecipe, tuned: dict[Cell, list[float | None]], steps: dict[str, int]) -> str:
     cell, rates = next(iter(tuned.items()))
     job = tuning_jobs(cfg, cell, rates, steps)[0]
-    return read_json(beside(job.folder, ".json")).get("last_lines", "no output")
+    return read_json(path_beside(job.folder, ".json")).get("last_lines", "no output")

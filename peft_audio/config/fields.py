@@ -1,4 +1,4 @@
-"""Declare settings: a default, and metadata that says what a setting affects."""
+"""Declare settings with a default and with metadata on what they affect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from peft_audio.errors import require
 
-# In the order of a run: a stage can change only what comes after it.
+# In the order of a run; a setting affects only its stage and later ones.
 Stage = Literal["splits", "input", "encoder", "training", "evaluation", "cost", "output"]
 Mark = Literal["per_run", "decided_by_comparison", "equal_between_arms", "show_on_card", "divides"]
 SourceKind = Literal["bundled", "folder", "manifest", "hub", "stream"]
@@ -26,7 +26,7 @@ def positive(value: float) -> bool:
 
 
 Range = Literal["count", "not_negative", "positive", "seconds", "share", "part", "seed"]
-# What a number must be, in words, and a test of it.
+# Description of each range, and a test.
 RANGES: dict[Range, tuple[str, Callable[[float], bool]]] = {
     "count": ("1 or more", lambda value: value >= 1),
     "not_negative": ("a finite number, 0 or more", lambda value: math.isfinite(value) and value >= 0),
@@ -45,14 +45,16 @@ class Setting:
     """Metadata of a settings field.
 
     Attributes:
-        stage: The first stage that it affects. "cost" stands for time, memory and disk space alone, "output" for files
-            and messages alone: no figure depends on settings of these two.
-        marks: "per_run": it can differ between the runs of one arm of a comparison. "decided_by_comparison": a
-            comparison sets it for each run, so its shared settings and its arms leave it out. "equal_between_arms":
-            arms that differ in it are not ranked. "show_on_card": model cards list its value.
+        stage: First stage that the setting affects. "cost" means time, memory and disk space only; "output" means files
+            and messages only. No figure depends on settings of these two.
+        marks: Properties of the setting.
+            "per_run": it can differ between the runs of one arm of a comparison.
+            "decided_by_comparison": a comparison sets it for each run, so users of comparisons cannot.
+            "equal_between_arms": arms that differ in it are not ranked.
+            "show_on_card": model cards list its value.
             "divides": the split of a clip can depend on it.
-        source_kinds: The kinds of source that it applies to.
-        takes: The range of its values, one of `RANGES`; None where the type says all.
+        source_kinds: Kinds of source that the setting applies to.
+        takes: Range of its values, a key of `RANGES`; None if the type is the only restriction.
     """
 
     stage: Stage
@@ -62,17 +64,17 @@ class Setting:
 
     @property
     def changes_figures(self) -> bool:
-        """Whether a figure of the report can depend on it, apart from costs."""
+        """Return whether a figure of the report, apart from costs, can depend on the setting."""
         return self.stage not in ("cost", "output")
 
     @property
     def divides(self) -> bool:
-        """Whether the split of a clip can depend on it."""
+        """Return whether the split of a clip can depend on the setting."""
         return "divides" in self.marks
 
     @property
     def names_parts(self) -> bool:
-        """Whether it names parts of some kinds of source, such as columns, to read them."""
+        """Return whether the setting names parts of a source, such as columns."""
         return self.stage == "splits" and not self.divides and self.source_kinds != ALL_SOURCES
 
 
@@ -94,13 +96,13 @@ def settings_of(section: Any) -> dict[str, Setting]:
 
 def changed_fields(section: Any) -> dict[str, Any]:
     """Return the values of an instance that differ from the defaults of its class, by field name."""
-    usual = type(section)()
+    default = type(section)()
     values = {declared.name: getattr(section, declared.name) for declared in fields(section)}
-    return {name: value for name, value in values.items() if value != getattr(usual, name)}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def check_ranges(section: str, given: Any) -> None:
-    """Refuse values out of the ranges that their fields declare; None stands for a setting that was left out.
+    """Check that values are in the ranges of their fields; None is always allowed.
 
     Raises:
         UserError: A value is out of range.

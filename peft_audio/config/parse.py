@@ -30,21 +30,21 @@ from peft_audio.errors import (
     require,
 )
 from peft_audio.processes import quiet_hub_retries
-from peft_audio.text import as_told, printable, without_secrets
+from peft_audio.text import printable, safe_to_print, without_secrets
 
-NO_CODE = "settings are values, and name no code"
-# Settings are sections of settings; deeper than this, Python itself would not read them.
+NO_CODE = "settings are plain values and cannot name code"
+# Settings need two levels; Python itself cannot read YAML that is nested too deeply.
 DEEPEST = 20
-# A whole number of 308 digits, 256 of them in base 16, no longer is a float, and jsonargparse does not expect it.
+# Integers from 308 digits, or 256 in base 16, do not fit a float and break jsonargparse.
 _HUGE = re.compile(r"[-+]?[0-9][0-9a-fxob_:]{250,}", re.IGNORECASE)
 
 
 class NotPlain(yaml.MarkedYAMLError):
-    """The YAML holds more than values."""
+    """Report YAML that holds more than plain values."""
 
 
 def plain_yaml(text: str) -> Any:
-    """Read YAML without tags, class_path (jsonargparse would import it), aliases or deep nesting.
+    """Read YAML that has no tags, aliases, deep nesting or class_path, which jsonargparse would import.
 
     Raises:
         yaml.YAMLError: The text holds more than values, or is not YAML.
@@ -57,7 +57,7 @@ def dotted(text: str) -> dict[str, Any]:
     """Read the settings of a run's config.yaml, or of a similar file, by dotted name.
 
     Raises:
-        yaml.YAMLError: As `plain_yaml`; also if the text does not hold sections of settings.
+        yaml.YAMLError: The text is not plain YAML, or does not hold sections of settings.
     """
     sections = plain_yaml(text)
     if not isinstance(sections, dict) or not all(isinstance(values, dict) for values in sections.values()):
@@ -66,7 +66,7 @@ def dotted(text: str) -> dict[str, Any]:
 
 
 def check_plain(text: str) -> None:
-    """Refuse YAML that `plain_yaml` does not read, without building its values.
+    """Check that YAML holds plain values, without building them.
 
     Raises:
         NotPlain: The text holds more than values.
@@ -79,23 +79,24 @@ def check_plain(text: str) -> None:
         if isinstance(event, yaml.ScalarEvent) and event.value == "class_path":
             raise NotPlain(problem=f"a class_path; {NO_CODE}", problem_mark=mark)
         if isinstance(event, yaml.ScalarEvent) and event.style is None and _HUGE.fullmatch(event.value):
-            raise NotPlain(problem=f"a number of {len(event.value)} digits, which no setting takes", problem_mark=mark)
+            problem = f"a number of {len(event.value)} digits, which no setting accepts"
+            raise NotPlain(problem=problem, problem_mark=mark)
         if isinstance(event, yaml.AliasEvent):
-            # A few lines of them stand for gigabytes.
-            problem = f"the alias *{event.anchor}; what it stands for must be written out"
+            # A few lines of nested aliases can expand to gigabytes.
+            problem = f"the alias *{event.anchor}; write out its value"
             raise NotPlain(problem=problem, problem_mark=mark)
         if depth > DEEPEST:
-            raise NotPlain(problem=f"values nested {depth} deep, which no setting is", problem_mark=mark)
+            raise NotPlain(problem=f"values nested {depth} deep, but settings need 2 levels", problem_mark=mark)
 
 
 Recipe = TypeVar("Recipe")
 
 
 def make_parser(recipe: type[Any]) -> ArgumentParser:
-    """The parser of one recipe: `--config FILE.yaml`, then a dotted flag for each field."""
+    """Make the parser of a recipe, with `--config FILE.yaml` and a dotted flag for each field."""
     parser = ArgumentParser(
         description=recipe.__doc__.splitlines()[0] if recipe.__doc__ else None,
-        epilog="A YAML file holds the same names, nested: 'train: {epochs: 5}'. A flag wins over a file.",
+        epilog="A YAML file has the same names, nested: 'train: {epochs: 5}'. Flags override the file.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -105,15 +106,14 @@ def make_parser(recipe: type[Any]) -> ArgumentParser:
 
 
 def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -> Recipe:
-    """Read the settings of a run.
+    """Read the settings of a run from the command line; end the process with exit code 2 if a setting is wrong.
 
     Args:
-        recipe: The recipe's config dataclass.
-        arguments: The command line without the program; that of the process when not given.
+        recipe: Settings dataclass of the recipe.
+        arguments: Command line without the program; that of the process by default.
 
     Returns:
-        The checked settings. A wrong one ends the process with exit code 2, after a message that names flag, value,
-        what is allowed and the fix.
+        The checked settings.
     """
     try:
         return read_config(recipe, sys.argv[1:] if arguments is None else arguments)
@@ -123,10 +123,17 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
 
 
 def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
-    """As `parse_config`, for settings that no command line gave.
+    """Read the settings of a run from arguments.
+
+    Args:
+        recipe: Settings dataclass of the recipe.
+        arguments: Flags and values, as on a command line.
+
+    Returns:
+        The checked settings.
 
     Raises:
-        UserError: One of them is wrong.
+        UserError: A setting is wrong. The message names the flag, the value, the allowed values and a fix.
     """
     parser = make_parser(recipe)
     try:
@@ -141,12 +148,15 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
 
 
 def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
-    """Read settings that a Python call gives, as `read_config` reads flags.
+    """Read the settings of a run from keyword arguments of a Python call.
 
     Args:
-        recipe: Config dataclass.
+        recipe: Settings dataclass of the recipe.
         settings: Values by the names of its fields. A section is a mapping, as in `{"train": {"epochs": 3}}`; `config`
-            names a YAML file.
+            is the path of a YAML file.
+
+    Returns:
+        The checked settings.
 
     Raises:
         UserError: A setting is wrong, or a section is not a mapping.
@@ -167,26 +177,26 @@ def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
 
 
 def in_words(value: Any) -> str:
-    """Write the value of a setting as the command line takes it."""
+    """Write the value of a setting in the form of the command line."""
     return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
 
 
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe], arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, print what was set and run `main` with it.
+    """Parse the command line, print the changed settings and call `main` with the settings.
 
-    An error that the user can fix ends the process with one line and the exit code of its class; a signal ends it with
-    one line and 128 plus its number, as in shells.
+    An error that the user can fix ends the process with one line and the exit code of its class. A signal ends it with
+    one line and the exit code 128 plus the number of the signal, as in shells.
 
     Args:
-        main: Function of the settings, which may import torch once it is called.
-        recipe: Config dataclass of the recipe.
+        main: Function of the settings; it can import torch when it is called.
+        recipe: Settings dataclass of the recipe.
         arguments: Command line without the program; that of the process by default.
     """
     cfg = parse_config(recipe, arguments)
     _print_settings(cfg)
     quiet_hub_retries()
     try:
-        with _signals_told():
+        with _signals_raise_stopped():
             main(cfg)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
@@ -194,36 +204,34 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe], arguments: S
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print_traceback_if_debugging()
-        message = "stopped before the end, no adapter was saved. Start the same command with --train.resume true."
+        message = "stopped before the end, no adapter was saved. Repeat the command with --train.resume true to resume."
         _fail(message, INTERRUPTED)
     except Exception as error:
         _fail_here(*failure(error, cfg.train.output_dir))  # type: ignore[attr-defined]
 
 
 def _print_settings(cfg: Any) -> None:
-    """Print the run's folder and the settings that differ from the recipe's defaults, once for all processes."""
+    """Print the folder of the run and the settings that differ from the defaults, on the first process."""
     if os.environ.get("RANK", "0") != "0":
         return
-    usual, folder = asdict(type(cfg)()), cfg.train.output_dir
+    defaults, folder = asdict(type(cfg)()), cfg.train.output_dir
     changed = [
         f"{section}.{name} {in_words(value)}"
         for section, values in asdict(cfg).items()
         for name, value in values.items()
-        if value != usual[section][name] and (section, name) != ("train", "output_dir")
+        if value != defaults[section][name] and (section, name) != ("train", "output_dir")
     ]
     # Seconds pass before the next line, while torch is imported.
     print(printable(f"{folder}: {', '.join(changed) or 'default settings'}"), flush=True)
 
 
 @contextmanager
-def _signals_told() -> Iterator[None]:
-    """While this lasts, a signal that asks a run to stop ends it with a word; in the training it saves first."""
+def _signals_raise_stopped() -> Iterator[None]:
+    """Turn signals that stop a run into `Stopped`; during training, other handlers save a checkpoint first."""
 
     def stop(number: int, _: Any) -> NoReturn:
         name = signal.Signals(number).name
-        raise Stopped(
-            f"stopped by {name}. The same command with --train.resume true goes on from what is saved.", number
-        )
+        raise Stopped(f"stopped by {name}. Repeat the command with --train.resume true to resume.", number)
 
     before = {number: signal.signal(number, stop) for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL}
     try:
@@ -234,39 +242,39 @@ def _signals_told() -> Iterator[None]:
 
 
 def _fail_here(message: str, code: int) -> NoReturn:
-    """End with what perhaps only this process met, in a clip of its own share: each says what it met."""
+    """Print an error of this process and end it; other processes of the run can have other errors."""
     process = os.environ.get("RANK", "0")
-    # A list of files is long enough once.
-    told = f": {message}" if process == "0" else f" (process {process}): {message.splitlines()[0]}"
-    print(f"error{told}", file=sys.stderr)
+    # Only the first process prints lists of files.
+    text = f": {message}" if process == "0" else f" (process {process}): {message.splitlines()[0]}"
+    print(f"error{text}", file=sys.stderr)
     sys.exit(code)
 
 
 def to_yaml(cfg: Any) -> str:
-    """The resolved settings, every field, in a form that `--config` reads back."""
+    """Write all fields of resolved settings as YAML that `--config` reads."""
     return yaml.safe_dump(asdict(cfg), sort_keys=False)
 
 
 def flags_of(recipe: type[Any]) -> dict[str, str]:
-    """Every dotted name of a recipe with what it takes, as in `{"lora.r": "a whole number, such as 8"}`."""
+    """Describe the values of each setting of a recipe, as in `{"lora.r": "a whole number, such as 8"}`."""
     flags = {}
     kinds = get_type_hints(recipe)
     for group in (section.name for section in fields(recipe)):
         kind = kinds[group]
         if not is_dataclass(kind):
-            # The only list among plain settings is the comparison's arms.
+            # The only list without a section is that of the arms of a comparison.
             flags[group] = _takes(kind).replace("[q_proj, v_proj]", '"[lora, full]", with the quotes')
             continue
         hints = get_type_hints(kind)
         for field in fields(kind):
-            # A choice is its own example.
+            # Choices and booleans need no example.
             example = f", such as {field.default}" if type(field.default) in (int, float) else ""
             flags[f"{group}.{field.name}"] = _takes(hints[field.name]) + example
     return flags
 
 
 def _takes(hint: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
     if get_origin(hint) is list:
         (item,) = get_args(hint)
@@ -276,21 +284,21 @@ def _takes(hint: Any) -> str:
     if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
         return "arms by name, such as {lora_r2: {recipe: lora, flags: {lora.r: 2}}}"
     if get_origin(hint) is dict:
-        return "names and what they mean, such as {clean.100: train}"
+        return "a mapping of names to splits, such as {clean.100: train}"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)
 
 
 def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
-    """The command line with its YAML files, checked, before its flags: a flag wins wherever it stands."""
+    """Check the command line and its YAML files, and move the files before the flags, so that flags override them."""
     files: list[str] = []
     flags: list[str] = []
-    # "--config=FILE" is the same as "--config FILE".
+    # "--config=FILE" means "--config FILE".
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for before, word in zip(["", *words], words, strict=False):
         if before == "--config":
-            # A file that holds nothing changes nothing; jsonargparse would refuse it.
+            # Empty files change nothing, but jsonargparse would refuse them.
             files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
             flags.pop()
         else:
@@ -300,29 +308,30 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
 
 
 def _check_word(word: str, before: str) -> None:
-    """Refuse a flag's value that is more than one; not every word is meant as YAML."""
+    """Refuse a value that is YAML with more than plain values; text that is not YAML is allowed."""
     flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
     try:
         check_plain(value if equals else "")
     except NotPlain as error:
-        raise UserError(f"{flag}: got {error.problem}. Take it out.") from error
+        raise UserError(f"{flag}: got {error.problem}. Remove it.") from error
     except yaml.YAMLError:
         return
 
 
 def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
+    """Read the settings of a YAML file, and check the names of its sections and settings."""
     try:
         content = plain_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise UserError(f"--config: {file} {what}; give a YAML file.") from error
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"--config: {file} {problem}; give a YAML file.") from error
     except yaml.MarkedYAMLError as error:
-        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"--config: {file} is not plain YAML ({at}{error.problem}); mend it.") from error
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"--config: {file} is not plain YAML ({line}{error.problem}); correct it.") from error
     except UserError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # a date in month 13, text that is not UTF-8
-        raise UserError(f"--config: {file} is not plain YAML ({in_one_line(error)}); mend it.") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as a date in month 13, or text that is not UTF-8
+        raise UserError(f"--config: {file} is not plain YAML ({in_one_line(error)}); correct it.") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
     flags = flags_of(recipe)
@@ -333,24 +342,24 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
             raise UserError(f"--{section}: got {settings} in {file}, must be a section, as in 'train: {{epochs: 5}}'.")
         for name in settings:
             if f"{section}.{name}" not in flags:
-                raise UserError(_unknown(f"{section}.{name}", recipe) + f" It stands in {file}.")
+                raise UserError(_unknown(f"{section}.{name}", recipe) + f" The setting is in {file}.")
     return content
 
 
 def _refuse_secrets(cfg: Any) -> None:
-    """Refuse what a run would write into its config.yaml, and others would read."""
+    """Refuse secrets, which a run would write into its config.yaml."""
     sections = {name: value if isinstance(value, dict) else {"": value} for name, value in asdict(cfg).items()}
     for section, values in sections.items():
         for name, value in values.items():
             if without_secrets(str(value)) != str(value):
                 raise UserError(
                     f"--{section}{'.' if name else ''}{name}: holds a password, a token or a signature, which the run "
-                    "would write into its files. Take it out; to log in at the Hub, use hf auth login."
+                    "would write into its files. Remove it; to log in to the Hub, use hf auth login."
                 )
 
 
 def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
-    """The parser takes null for every setting, those of numbers too."""
+    """Refuse null for settings that do not allow it, because the parser accepts it for all settings."""
     kinds = get_type_hints(recipe)
     for flag, takes in flags_of(recipe).items():
         group, _, name = flag.partition(".")
@@ -361,6 +370,7 @@ def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
 
 
 def _unknown(name: str, recipe: type[Any]) -> str:
+    """Describe an unknown setting, with the recipe that has it or the most similar name."""
     section = name.partition(".")[0]
     if section in own_sections() and not any(flag.startswith(section) for flag in flags_of(recipe)):
         home = f"recipes/{section}.py"
@@ -371,7 +381,7 @@ def _unknown(name: str, recipe: type[Any]) -> str:
 
 
 def _explain(message: str, recipe: type[Any]) -> str:
-    """Say jsonargparse's complaint in our form: flag, value, what is allowed, the fix."""
+    """Translate an error of jsonargparse into a message with the flag, the value, the allowed values and a fix."""
     flags = flags_of(recipe)
     wrong_value = re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if wrong_value and wrong_value[1] in flags:
@@ -390,7 +400,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    # All processes of a run are given the same settings; one says what is wrong with them.
+    """Print an error on the first process, because all processes get the same settings, and end this process."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {as_told(message)}", file=sys.stderr)
+        print(f"error: {safe_to_print(message)}", file=sys.stderr)
     sys.exit(code)

@@ -12,7 +12,7 @@ from peft_audio.errors import UserError, require
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Select a baseline. An encoder is worth what it adds to these.
+    """Select a baseline, against which the worth of an encoder is measured.
 
     Args:
         kind: "majority" predicts the most frequent class of the training clips, with the classes' shares as
@@ -25,15 +25,15 @@ class BaselineConfig:
 
 @dataclass(frozen=True)
 class BaselineTrainConfig:
-    """Hold those settings of other recipes that a run without a network needs, under the same names.
+    """Settings of a run without a network, with the names of the other recipes.
 
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
         resume: Leave a finished run as it is. A run that was stopped starts from scratch, because fitting takes
             seconds.
-        seed: Seed that the report names beside runs of other recipes; no baseline draws anything.
-        evaluate_train: Evaluate the training clips as well, for the gap to validation.
+        seed: Seed in the report, for comparisons with other recipes. Baselines use no random numbers.
+        evaluate_train: Evaluate the training clips too, to show the gap to validation.
         evaluate_test: Read the test split. Turn it off while choosing settings.
     """
 
@@ -64,20 +64,21 @@ class BaselineRecipe:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def __post_init__(self) -> None:
-        stays = not self.data.streaming
-        require(stays, "data.streaming", "true", "false: a baseline is fitted to all clips at once", "Leave it out.")
+        downloaded = not self.data.streaming
+        allowed = "false, because a baseline is fitted to all clips at once"
+        require(downloaded, "data.streaming", "true", allowed, "Leave it out.")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that the recipes of all strategies share.
+    """Settings that recipes of all strategies share.
 
     Args:
         data: Recordings, and the length of each that is used.
         model: Pretrained encoder.
         augment: Changes of training clips.
         prefix_cache: Cache of the output of frozen layers.
-        train: Course of the training.
+        train: Training.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -92,13 +93,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.model.pretrained and not self.takes_random_encoder:
             raise UserError(
-                "--model.pretrained: got False, must be true: there would be no base to load this recipe's adapter "
-                "onto. Use recipes/full.py, head_only.py, last_n_layers.py or bias_only.py, which save a whole model."
+                "--model.pretrained: got False, must be true, because the adapter of this recipe needs a base that can "
+                "be loaded again. Use recipes/full.py, head_only.py, last_n_layers.py or bias_only.py, which save a "
+                "whole model."
             )
         if self.model.quantization != "none" and not self.quantizes:
             raise UserError(
-                f"--model.quantization: got {self.model.quantization}, must be none: only recipes/lora.py trains "
-                "on a quantised encoder. Use that recipe, or leave it out."
+                f"--model.quantization: got {self.model.quantization}, must be none, because only "
+                "recipes/lora.py trains on a quantised encoder. Use that recipe, or leave it out."
             )
         if self.data.streaming:
             steps = self.train.max_steps
@@ -107,8 +109,8 @@ class Recipe:
                 given = getattr(self, section)
                 for name, value in changed_fields(given).items():
                     usable = "stream" in settings_of(given)[name].source_kinds
-                    words = "left out with data.streaming, which reads each clip once and knows none of them before"
-                    require(usable, f"{section}.{name}", value, words, "Leave it out.")
+                    allowed = "left out with data.streaming, which does not know the clips in advance"
+                    require(usable, f"{section}.{name}", value, allowed, "Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class CheckSettings:
 
 
 def own_sections() -> set[str]:
-    """Name the sections that one recipe has for itself; each is named like its recipe."""
+    """Return the sections that belong to a single recipe; each has the name of its recipe."""
     shared = {section.name for section in fields(Recipe)}
     recipes = (*Recipe.__subclasses__(), BaselineRecipe)
     return {section.name for recipe in recipes for section in fields(recipe)} - shared

@@ -28,52 +28,52 @@ class DataConfig:
     Args:
         source: "bundled" (spoken digits, six speakers); a folder with one subfolder per class, optionally under train/,
             validation/ and test/; a manifest (.csv, .tsv, .jsonl, .parquet) with the columns path and label, and
-            perhaps split, group, start_seconds, end_seconds; or the id of a dataset on the Hub, such as org/name.
-        revision: Branch, tag or commit of a Hub dataset; the commit that was used is recorded either way.
+            optionally split, group, start_seconds, end_seconds; or the id of a dataset on the Hub, such as org/name.
+        revision: Branch, tag or commit of a Hub dataset. The report records the commit.
         config_name: Name of the configuration of a Hub dataset that has several.
-        split_names: Meaning of the split names of a Hub dataset, where the names do not say it, as in
-            "{clean.100: train, clean.dev: validation, clean.test: test}"; others are not used.
+        split_names: Split names of a Hub dataset that have other names than train, validation and test, as in
+            "{clean.100: train, clean.dev: validation, clean.test: test}". Splits that are not listed are not used.
         streaming: Read the training split of a Hub dataset over the network while training, instead of downloading it.
-            Needs train.max_steps; train.epochs then says into how many parts those are divided, each validated. The
-            other splits are downloaded, so that every clip of them counts once.
-        shuffle_buffer: Clips among which a streamed one is drawn; 1000 as in datasets.
-        audio_column: Column with the recordings, of a manifest (path when not given) or a Hub dataset (its only audio
-            column when not given).
-        audio_folder: Folder with the recordings of a manifest, whose paths are then relative to it; the manifest's
-            own folder when not given. A path that is not there is looked for by its name in all folders below.
-        label_column: Column with the labels, of a manifest (label when not given) or a Hub dataset (its only class
-            label column when not given).
+            Needs train.max_steps; train.epochs is then the number of parts of these steps, with a validation after
+            each. The other splits are downloaded.
+        shuffle_buffer: Number of streamed clips from which the next is drawn; 1000 as in datasets.
+        audio_column: Column with the recordings of a manifest or a Hub dataset. By default path in a manifest, and the
+            only audio column of a Hub dataset.
+        audio_folder: Folder to which the paths of a manifest are relative; the manifest's own folder by default. A path
+            that does not exist is searched by its file name in all subfolders.
+        label_column: Column with the labels of a manifest or a Hub dataset. By default label in a manifest, and the
+            only class label column of a Hub dataset.
         group_column: Column of a manifest or a Hub dataset with groups that a split must not divide: speakers,
             artists, source recordings. The column group of a manifest is used by default.
-        group_pattern: Regular expression for the group in a clip's file name; its first parenthesis is the group, or
-            all that it matches. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1. A pattern with "/" is searched in
+        group_pattern: Regular expression for the group in a clip's file name: its first parenthesis, or the whole match
+            without one. In esc10/rain/1-17367-A.ogg, "^(\d)-" finds fold 1. A pattern with "/" is searched in
             the path below the source: in rain/anna/3.wav, "([^/]+)/[^/]+$" finds the folder anna.
-        splits_file: Divide as an earlier run did: its splits.parquet, or a table (.csv, .tsv, .jsonl, .parquet) with
-            the columns id and split. Clips that it does not name are left out.
-        fold: Hold out this fold, from 0, for the test and the next one for validation. Folds keep groups whole; with
-            as many groups as folds they are the groups, in the order of their names.
-        num_folds: Number of folds that clips are divided into where data.fold is given; 5 as in ESC-50 (Piczak, 2015).
-        split_seed: Decides the splits that are made. Never changes with train.seed.
-        validation_share: Share of each class's clips held out for validation where the source has no such split; our
+        splits_file: Use the splits of an earlier run: its splits.parquet, or a table (.csv, .tsv, .jsonl, .parquet)
+            with the columns id and split. Clips that it does not list are left out.
+        fold: Number of the fold for the test, from 0; the next fold is for validation. Folds never divide groups. If
+            there are as many groups as folds, each group is a fold, in the order of the names.
+        num_folds: Number of folds, if data.fold is given; 5 as in ESC-50 (Piczak, 2015).
+        split_seed: Seed of the splits, independent of train.seed.
+        validation_share: Share of each class's clips held out for validation if the source has no such split; our
             choice.
-        test_share: Share of each class's clips held out for the test where the source has no such split; our choice.
-        validate_on_test: Choose the best epoch on the test clips themselves, as some tutorials do. It flatters, and the
-            report says so; for reproducing published figures only.
-        max_train_clips: Train on this many clips only, balanced over the classes as far as possible and drawn by
-            split_seed, to see how fewer recordings would do. All of them when not given.
-        window_seconds: Cut recordings into windows of this length, each a clip of its own. Predictions of a
-            recording's windows are averaged, and metrics count recordings. Not cut when not given.
-        hop_seconds: From one window's start to the next one's; window_seconds when not given. The last window ends
-            where the recording does.
-        max_seconds: A longer clip gives a random crop of this length in training, another one each epoch. The default
-            is a choice for memory: attention grows with the square of the length.
-        max_eval_seconds: Validation, test and prediction read a clip whole, up to this length from its start. The
-            default is the length of a clip in GTZAN, the common music genre dataset.
-        on_bad_clip: Every clip is decoded once before training. "error" stops and lists those that are unreadable,
-            empty, silent or hold NaN; "skip" leaves them out and lists them in the run's folder.
-        max_bad_share: Stop if more than this share of the clips is bad, even with skip; a choice.
-        num_workers: Processes that decode ahead of training; 0 decodes in the training process. By default 4 beside a
-            GPU, and 0 on a CPU, where they would take the cores that training needs.
+        test_share: Share of each class's clips held out for the test if the source has no such split; our choice.
+        validate_on_test: Choose the best epoch on the test clips, as some tutorials do, to reproduce published figures.
+            The figures are then too good, and the report marks them.
+        max_train_clips: Number of clips to train on, drawn by split_seed and balanced over the classes as far as
+            possible, to show the effect of fewer recordings; all clips by default.
+        window_seconds: Length of windows into which recordings are cut; each window is a clip. Predictions of the
+            windows of a recording are averaged, and metrics count recordings. Not cut by default.
+        hop_seconds: Time between the starts of two windows; window_seconds by default. The last window ends with the
+            recording.
+        max_seconds: Length of the random crop of longer clips in training, which differs in each epoch. The default is
+            a choice for memory, because attention grows with the square of the length.
+        max_eval_seconds: Longest part of a clip, from its start, that validation, test and prediction read. The default
+            is the length of a clip in GTZAN, the common music genre dataset.
+        on_bad_clip: Treatment of clips that are unreadable, empty, silent or hold NaN. Every clip is decoded once
+            before training. "error" stops and lists them; "skip" leaves them out and lists them in the run's folder.
+        max_bad_share: Largest share of bad clips; a run with more of them stops, even with "skip". A choice.
+        num_workers: Number of processes that decode clips in advance; 0 decodes in the training process. By default 4
+            with a GPU, and 0 on a CPU, because they would compete with the training.
     """
 
     source: str = setting("bundled", "splits")
@@ -122,30 +122,32 @@ class DataConfig:
             "data.test_share",
             self.test_share,
             f"below {1 - self.validation_share:g}, because data.validation_share is {self.validation_share:g}",
-            "Lower one of the two so that clips remain to train on.",
+            "Lower one of them to keep clips for training.",
         )
         self._check_windows()
         self._check_division()
         self._check_streaming()
 
     def _check_windows(self) -> None:
+        """Check the settings of windows."""
         window, hop = self.window_seconds, self.hop_seconds
         require(
             window is None or window <= self.max_eval_seconds,
             "data.window_seconds",
             window,
             f"data.max_eval_seconds ({self.max_eval_seconds:g}) or less",
-            "Lower it: windows are for recordings too long to be read at once.",
+            "Lower it, or raise data.max_eval_seconds.",
         )
         require(
             hop is None or (window is not None and hop <= window),
             "data.hop_seconds",
             hop,
             "data.window_seconds or less" if window else "left out without data.window_seconds",
-            "A longer hop would leave gaps that no window covers.",
+            "A longer hop would leave gaps between windows.",
         )
 
     def _check_division(self) -> None:
+        """Check the settings of folds and groups."""
         folds = self.num_folds
         require(folds >= 3, "data.num_folds", folds, "3 or more: one to test, one to validate", "Try 5.")
         require(
@@ -167,39 +169,40 @@ class DataConfig:
             except re.error as error:
                 raise UserError(
                     f"--data.group_pattern: got {self.group_pattern!r}, must be a regular expression ({error}). "
-                    "Try '^([^-_]+)' for what stands before the first - or _."
+                    "Try '^([^-_]+)' for the part before the first - or _."
                 ) from error
 
     def _check_streaming(self) -> None:
+        """Check that no setting is given that streaming cannot use."""
         for name, value in changed_fields(self).items() if self.streaming else ():
             usable = "stream" in settings_of(self)[name].source_kinds
-            allowed = "left out with data.streaming, which takes the dataset's own splits and clips as they come"
+            allowed = "left out with data.streaming, which uses the splits and the order of the dataset"
             require(usable, f"data.{name}", value, allowed, "Download the dataset, or leave it out.")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Select a pretrained encoder, and change it before a strategy decides which weights train.
+    """Select a pretrained encoder and its options.
 
     Args:
         name: "wav2vec2-nano" (bundled, English synthetic speech), a Hub id such as facebook/wav2vec2-base or
             ntu-spml/distilhubert (a smaller one), or a folder made by save_pretrained.
-        revision: Branch, tag or commit of a Hub id; the commit that was used is recorded either way.
-        pretrained: False draws the encoder's weights at random by train.seed, as transformers does: a control, for what
-            the architecture can do alone. The product is then a whole model, because no base exists that others have.
-        input_seconds: Length in seconds of what the encoder takes at once, for encoders that take log-mel features of a
-            fixed window, such as Whisper (whole seconds); the directory's own window when not given. A shorter one
-            costs less. Training takes random crops of it; evaluation and prediction average over consecutive windows.
-        layer_weighted_sum: Feed the head a learned mixture of all layers' outputs instead of the last layer's (Yang et
-            al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
-        dropout: Dropout inside the encoder's transformer, in the parts that train (in all with train.frozen_dropout);
-            the checkpoint's own when not given (0.1 in wav2vec2-base, 0 in wav2vec2-nano).
-        head_dropout: Dropout before each linear layer of the head, in training only. 0 as in transformers' head.
-        quantization: "int8" (Dettmers et al., 2022, arXiv 2208.07339) or "nf4" (Dettmers et al., 2023, arXiv
-            2305.14314) holds the frozen transformer in 8 or 4 bits while LoRA trains; needs the extra `bitsandbytes`.
-            The adapter is measured and saved on the float32 encoder.
-        attention: How transformers computes attention: "eager", or "sdpa", which is torch's own and takes a flash
-            kernel where it can; "auto" takes what was measured to be fastest for this device and family.
+        revision: Branch, tag or commit of a Hub id. The run records the commit.
+        pretrained: Start from pretrained weights. False draws random weights by train.seed, as transformers does: a
+            control for the architecture alone. The run then saves a whole model, because no base can be loaded again.
+        input_seconds: Length in whole seconds of the window of encoders that take log-mel features of a fixed window,
+            such as Whisper; by default that of the encoder. Shorter windows cost less. Training uses random crops of
+            this length; evaluation and prediction average over consecutive windows.
+        layer_weighted_sum: Give the head a learned mixture of the outputs of all layers instead of the last layer (Yang
+            et al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
+        dropout: Dropout in the transformer of the encoder, in the parts that train, or in all parts with
+            train.frozen_dropout. By default that of the checkpoint (0.1 in wav2vec2-base, 0 in wav2vec2-nano).
+        head_dropout: Dropout before each linear layer of the head, in training only; 0 as in transformers.
+        quantization: Precision of the frozen transformer while LoRA trains: "int8", 8 bits (Dettmers et al., 2022,
+            arXiv 2208.07339), or "nf4", 4 bits (Dettmers et al., 2023, arXiv 2305.14314). Needs the extra
+            `bitsandbytes`. The adapter is evaluated and saved with the float32 encoder.
+        attention: Implementation of attention in transformers: "eager", or "sdpa", that of torch, which uses a flash
+            kernel if possible. "auto" uses the one that was fastest in measurements for this device and family.
     """
 
     name: str = setting("wav2vec2-nano", "encoder")
@@ -221,22 +224,21 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augment training clips, never others. Every draw depends on train.seed, the epoch and the clip alone.
+    """Augment training clips. Random draws depend only on train.seed, the epoch and the clip.
 
     Args:
-        preset: "none"; "light": gain and faint noise; "speech": those, and small changes of pitch, pace and band;
-            "environment": those, and shifts in time, gaps and wider changes. The numbers are in
-            `peft_audio/data/augment.py`.
-        mask_time_share: SpecAugment over time (Park et al., 2019, arXiv 1904.08779): this share of a clip's frames is
-            replaced in training by the encoder's mask vector, in spans. 0, our default, turns it off; transformers has
-            0.05.
-        mask_time_frames: Length of a span, in frames of 20 ms; 10 as in transformers. At most half of the clip.
-        mask_feature_share: SpecAugment over features: this share of the channels that the transformer is fed is set to
-            zero for a whole clip, in spans. 0 turns it off, as in transformers.
-        mask_feature_channels: Length of a span, in channels; 10 as in transformers.
-        noise_folder: Folder with your own background sounds: half of the clips get a piece of one, 3 to 30 dB below
-            them (audiomentations' defaults), after what the preset does.
-        impulse_response_folder: Folder with impulse responses of rooms or microphones: half of the clips are convolved
+        preset: "none"; "light", gain and faint noise; "speech", also small changes of pitch, tempo and band;
+            "environment", also time shifts, gaps and larger changes. The numbers are in `peft_audio/data/augment.py`.
+        mask_time_share: Share of a clip's frames that training replaces by the encoder's mask vector, in spans:
+            SpecAugment over time (Park et al., 2019, arXiv 1904.08779). 0, our default, turns it off; transformers
+            uses 0.05.
+        mask_time_frames: Length of a span in frames of 20 ms; 10 as in transformers. At most half of the clip.
+        mask_feature_share: Share of the input channels of the transformer that training sets to zero for a whole clip,
+            in spans: SpecAugment over features. 0 turns it off, as in transformers.
+        mask_feature_channels: Length of a span in channels; 10 as in transformers.
+        noise_folder: Folder with background sounds. After the preset, half of the clips get a part of one, 3 to 30 dB
+            below the clip (defaults of audiomentations).
+        impulse_response_folder: Folder with impulse responses of rooms or microphones. Half of the clips are convolved
             with one.
     """
 
@@ -261,18 +263,18 @@ class PrefixCacheConfig:
     """Cache the output of the frozen layers on the disk, so each clip passes through them once.
 
     Args:
-        use: "auto" caches where that gives the same numbers and a clip is trained on more than once, and prints the
-            reason where it does not; "always" caches even for a single pass, for later runs; "never" runs all layers
-            in every step. Figures in the report are measured from the recordings either way.
-        views: Number of augmented or cropped versions of each clip that training uses in turn, cached or not. Without
-            it, augmentation and crops of longer clips differ in every epoch, and nothing can be cached. Fewer versions
-            regularise less.
-        folder: Folder of the cache; in the Hugging Face cache when not given. Runs share it, also at the same time:
+        use: "auto" caches if the numbers stay the same and clips are trained on more than once, and prints the reason
+            if not. "always" caches even for a single pass, for later runs. "never" runs all layers in every step. The
+            figures of the report are computed from the recordings in any case.
+        views: Number of augmented or cropped versions of each clip that training uses in turn, with and without a
+            cache. By default, versions differ in every epoch, so augmented and cropped clips cannot be cached. Fewer
+            versions regularise less.
+        folder: Folder of the cache; in the Hugging Face cache by default. Runs can share it at the same time.
             `peft-audio cache` shows and clears it.
-        max_gigabytes: Largest size of the folder, in 10^9 bytes; files that were not used for longest are removed
-            first. Features that alone need more are not cached. A choice.
-        dtype: Type of the cached numbers: "float32"; "bfloat16", at half the size and with 8 bits of precision; "auto"
-            takes the one that training computes in (train.mixed_precision).
+        max_gigabytes: Largest size of the folder in 10^9 bytes. The files that were not used for longest are removed
+            first. Features that need more are not cached. A choice.
+        dtype: Type of the cached numbers: "float32"; "bfloat16", half the size with 8 bits of precision; "auto", the
+            precision of the training (train.mixed_precision).
     """
 
     use: Literal["auto", "always", "never"] = setting("auto", "training", "per_run")
@@ -289,68 +291,68 @@ class PrefixCacheConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Control the training. Rates and epochs shown are this recipe's own.
+    """Control the training. The learning rates and epochs shown are the defaults of this recipe.
 
     Args:
         output_dir: Folder of the run. It must not exist yet, unless train.overwrite is true.
         overwrite: Replace output_dir if an earlier run made it.
-        resume: Continue from the newest complete checkpoint in output_dir, to the same bits as a run without a stop.
-            Settings, recordings, encoder and number of processes must be the same. Without a checkpoint the run starts
-            from scratch; a finished run stays as it is. With train.overwrite, a run that does not fit is replaced.
-        checkpoint_every_steps: Number of optimizer steps between checkpoints; only by the clock when not given.
-        checkpoint_every_minutes: Minutes between checkpoints; more where saving would take more than
-            1% of the time. One is saved at the end of the training and on SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (which
-            SLURM sends when told to) in any case, and all go when the run is finished.
-        keep_checkpoints: How many of the newest stay, beside the weights of the best epoch.
-        epochs: Passes over the training split; the same default in every recipe, so that all see the clips equally
-            often. The best one on validation is kept; 8 leave the bundled digits room to show which.
-        max_steps: Stop after this many optimizer steps even if epochs remain; the schedule ends there too.
-        early_stopping_patience: Stop after this many epochs without a new best; never when not given.
-        batch_size: Clips per optimizer step, over all processes and micro-batches. LoRA's RoBERTa runs used 16 and 32
-            (Hu et al., 2021).
-        batch_seconds: Seconds of audio per optimizer step, instead of a number of clips: clips of similar length,
-            padded to the longest. For collections whose lengths differ much; clips count the same.
-        gradient_accumulation_steps: Micro-batches that one optimizer step is split into, to save memory.
-        auto_micro_batch: Try the largest step first, and split steps into twice as many micro-batches until they fit
-            into memory, the same on all processes; gradient_accumulation_steps is where that begins. The clips of a
-            step stay the same.
-        mixed_precision: "bf16" or "fp16" (GPU only) computes in 16 bits, holds frozen weights in them and keeps what
-            trains in 32; "no" is float32. "auto" takes bf16 where the device has units for it: GPUs since Ampere, CPUs
-            with AMX or AVX512-BF16. What is reported and saved is computed in float32 either way.
-        compile: "yes" compiles the transformer layers with torch.compile, which takes a minute and needs a compiler;
-            "auto" does so where that was measured to pay.
-        optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), which keeps its state in a
-            quarter of the memory; it pays for full fine-tuning and needs the extra `bitsandbytes`.
-        learning_rate: Peak rate for what the strategy trains. The recipes' defaults were chosen on the bundled
-            validation split (docs/results.md). Full fine-tuning of wav2vec2-base is published with 3e-5 (transformers'
-            audio classification example) to 1e-4: lower it there.
-        head_learning_rate: Peak rate for the fresh head; learning_rate when not given. Where pretrained weights train
-            at a lower one, the default is head-only tuning's 1e-3.
-        weight_decay: Decoupled L2: matrices that train shrink by this times the rate in each step (not biases and
-            norms). 0.01 is AdamW's default in torch.
-        l1: Decoupled L1: entries of matrices that train move towards zero by this times the rate in each step, and
-            stay there (soft thresholding; Tibshirani, 1996, as a proximal step). 0 turns it off.
-        label_smoothing: This share of each target is spread over all labels (Szegedy et al., 2016). 0 turns it off.
-        class_weights: "balanced" weighs a clip by the inverse frequency of its class in training, as scikit-learn
-            does; the gradient is then the weighted mean over the step's clips.
-        schedule: "linear" or "cosine" decay to zero after the warm-up.
-        warmup_share: Share of the steps over which the rate rises to its peak; 0.1 as in wav2vec 2.0's fine-tuning
-            (Baevski et al., 2020).
-        max_grad_norm: Gradients are scaled down to this norm; 1.0 as in transformers.
-        frozen_dropout: Run frozen parts in train mode, with their dropout, as transformers' Trainer does. Off by
-            default, because it costs time and memory; it is noise that can regularise, see docs/results.md.
-        seed: Decides the head, the order, the crops, augmentation and dropout.
+        resume: Resume from the newest intact checkpoint in output_dir, with results equal to the bit to an
+            uninterrupted run. Settings, recordings, encoder and number of processes must be the same. Without a
+            checkpoint the run starts from scratch. A finished run is not changed. With train.overwrite, a run with
+            other settings is replaced.
+        checkpoint_every_steps: Number of optimizer steps between checkpoints; none by the number of steps by default.
+        checkpoint_every_minutes: Minutes between checkpoints; longer if saving would take more than 1% of the time.
+            A checkpoint is always saved at the end of the training and on SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (sent by
+            SLURM on request). A finished run removes all checkpoints.
+        keep_checkpoints: Number of newest checkpoints to keep, in addition to the weights of the best epoch.
+        epochs: Number of passes over the training split. All recipes have the same default, so that they use clips
+            equally often; 8 are enough to show the best epoch on the bundled digits. The best epoch is kept.
+        max_steps: Number of optimizer steps after which training stops, even if epochs remain. The schedule ends there.
+        early_stopping_patience: Number of epochs without a new best after which training stops; off by default.
+        batch_size: Clips per optimizer step, over all processes and micro-batches. The RoBERTa runs of LoRA used 16 and
+            32 (Hu et al., 2021).
+        batch_seconds: Seconds of audio per optimizer step, instead of a number of clips. A step has clips of similar
+            length, padded to the longest, and each clip has the same weight. For collections with varied lengths.
+        gradient_accumulation_steps: Number of micro-batches per optimizer step, to save memory.
+        auto_micro_batch: Double the number of micro-batches, starting at gradient_accumulation_steps, until the
+            largest step fits into memory on all processes. The clips of a step stay the same.
+        mixed_precision: Precision of the training. "bf16" and "fp16" (GPU only) compute in 16 bits, store frozen
+            weights in 16 bits and trained weights in 32. "no" is float32. "auto" is bf16 on devices with bf16 units:
+            GPUs since Ampere, CPUs with AMX or AVX512-BF16. Reported and saved results are always computed in float32.
+        compile: Compile the transformer layers with torch.compile, which takes a minute and needs a compiler. "auto"
+            compiles if it was faster in measurements for this device and family.
+        optimizer: "adamw", or "adamw_8bit" (Dettmers et al., 2022, arXiv 2110.02861), whose state needs a quarter of
+            the memory; useful for full fine-tuning. It needs the extra `bitsandbytes`.
+        learning_rate: Peak learning rate of the weights that the strategy trains. The defaults of the recipes were
+            chosen on the bundled validation split (docs/results.md). For full fine-tuning of wav2vec2-base, use a lower
+            one: published rates are 3e-5 (audio classification example of transformers) to 1e-4.
+        head_learning_rate: Peak learning rate of the new head; learning_rate by default. Recipes that train pretrained
+            weights with a lower rate have the default of head-only tuning, 1e-3.
+        weight_decay: Decoupled L2: in each step, trained matrices shrink by this times the learning rate. Biases and
+            norms do not. 0.01 as in AdamW of torch.
+        l1: Decoupled L1: in each step, entries of trained matrices move towards zero by this times the learning rate
+            and stop at zero (soft thresholding; Tibshirani, 1996, as a proximal step). 0 turns it off.
+        label_smoothing: Share of each target that is spread over all labels (Szegedy et al., 2016). 0 turns it off.
+        class_weights: "balanced" weights a clip by the inverse frequency of its class in training, as in scikit-learn.
+            The gradient is then the weighted mean over the clips of the step.
+        schedule: Decay to zero after the warm-up, "linear" or "cosine".
+        warmup_share: Share of the steps in which the learning rate rises to its peak; 0.1 as in the fine-tuning of
+            wav2vec 2.0 (Baevski et al., 2020).
+        max_grad_norm: Largest norm of a gradient; larger gradients are scaled down. 1.0 as in transformers.
+        frozen_dropout: Run frozen parts in train mode, with their dropout, as the Trainer of transformers does. Off by
+            default, because it costs time and memory. Its noise can regularise, see docs/results.md.
+        seed: Seed of the head, the order of clips, crops, augmentation and dropout.
         deterministic: Use only kernels that give the same bits in every run on the same GPU
-            (torch.use_deterministic_algorithms); on a CPU all of ours do.
-        best_metric: The epoch that is best on validation by this metric is kept, the earlier one in a tie.
-        evaluate_train: Read the training clips once more at the end, unaugmented, for the gap to validation.
+            (torch.use_deterministic_algorithms). On a CPU, all kernels used here do.
+        best_metric: Validation metric that selects the best epoch; the earlier epoch if two are equal.
+        evaluate_train: Evaluate the training clips at the end, without augmentation, to show the gap to validation.
         evaluate_test: Read the test split once, at the end. Turn it off while choosing settings.
         verify_adapter: Keep the saved adapter (or model) only if a fresh process loads a copy and computes the same
-            logits. Turn it off for runs that only choose settings: it takes seconds, and nobody will load those.
-        record_clips: Write hashes of the training and validation clips into trained_clips.bin of the adapter, so that
-            peft-audio evaluate can report the scores of new clips apart. Not written where training clips are streamed.
-        log_with: Trackers that get every step and epoch beside metrics.jsonl: tensorboard, wandb, trackio. Each is an
-            extra of this package. One that fails is reported once and never stops a run.
+            logits. It takes seconds; turn it off for runs that only choose settings.
+        record_clips: Write hashes of the training and validation clips to trained_clips.bin in the adapter, so that
+            peft-audio evaluate can report the scores of new clips separately. Not written for streamed clips.
+        log_with: Trackers that get every step and epoch in addition to metrics.jsonl: tensorboard, wandb, trackio. Each
+            is an extra of this package. A tracker that fails is disabled and does not stop the run.
     """
 
     output_dir: str = setting("runs/run", "output", "decided_by_comparison")
@@ -409,7 +411,7 @@ SECTIONS = {
 
 
 def settings_where(fits: Callable[[Setting], bool]) -> tuple[str, ...]:
-    """Return the dotted names of the shared settings whose metadata fits, in their order."""
+    """Return the dotted names of the shared settings whose metadata fits, in the order of declaration."""
     return tuple(
         f"{section}.{name}"
         for section, kind in SECTIONS.items()
@@ -419,12 +421,12 @@ def settings_where(fits: Callable[[Setting], bool]) -> tuple[str, ...]:
 
 
 def free_settings() -> tuple[str, ...]:
-    """Return the names of settings that no figure depends on, which can change when a run is resumed."""
+    """Return the names of settings on which no figure depends, so that they can change when a run is resumed."""
     return settings_where(lambda about: not about.changes_figures)
 
 
 def settings_per_run() -> tuple[str, ...]:
-    """Return the names of settings that do not tell one arm of a comparison from another."""
+    """Return the names of settings that can differ between the runs of one arm of a comparison."""
     return settings_where(lambda about: "per_run" in about.marks or not about.changes_figures)
 
 

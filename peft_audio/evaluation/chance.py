@@ -1,4 +1,4 @@
-"""Decide whether answers are better than guessing."""
+"""Compare predictions with guessing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ADVICE = "Try --train.class_weights balanced or another --train.learning_rate, a
 
 @dataclass(frozen=True)
 class AgainstChance:
-    """Balanced accuracy beside that of guessing.
+    """Balanced accuracy of predictions and of guessing.
 
     Attributes:
         recordings: number of recordings.
-        balanced_accuracy: mean recall of the classes that occur, where the answer is one of these classes.
+        balanced_accuracy: mean recall of the classes that occur, with predictions restricted to these classes.
         low: lower bound of its 95% interval.
-        chance: balanced accuracy of guessing: 1 / number of the classes that occur.
-        interval: "recordings" or "groups", which the interval takes as independent.
-        only_label: label of every answer; None if the answers vary.
+        chance: balanced accuracy of guessing, 1 / number of the classes that occur.
+        interval: units that the interval assumes to be independent, "recordings" or "groups".
+        only_label: label of all predictions; None if they vary.
     """
 
     recordings: int
@@ -37,11 +37,11 @@ class AgainstChance:
 
     @property
     def learned_nothing(self) -> bool:
-        """Whether the answers are constant or not shown to be better than guessing."""
+        """Return whether predictions are constant or not shown to be better than guessing."""
         return self.only_label is not None or self.low <= self.chance
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the fields and `learned_nothing` as plain values."""
         return asdict(self) | {"learned_nothing": self.learned_nothing}
 
 
@@ -53,10 +53,10 @@ def compare_with_chance(
     groups: Sequence[str | None],
     seed: int = 0,
 ) -> AgainstChance | None:
-    """Compare the balanced accuracy of answers with that of guessing.
+    """Compare the balanced accuracy of predictions with that of guessing.
 
-    The lower bound is the smaller one of two. A bootstrap draws recordings, or groups where MIN_GROUPS or more are
-    known. It has no spread in classes of one or two recordings, so the second bound is normal, with the binomial
+    The lower bound is the smaller of two. A bootstrap draws recordings, or groups if MIN_GROUPS or more are known. It
+    has no spread in classes of one or two recordings, so the second bound is normal, with the binomial
     variance of each class's recall after one more hit and one more miss (Agresti and Coull, Am. Stat. 52, 1998).
 
     Args:
@@ -64,19 +64,19 @@ def compare_with_chance(
         logits: of shape (recordings, labels).
         targets: number of the true label, int of shape (recordings,).
         labels: label names in the order of the logits.
-        groups: group (speaker) of each recording; "" or None where it is unknown.
+        groups: group (speaker) of each recording; "" or None if it is unknown.
         seed: seed of the draws.
 
     Returns:
-        None if fewer than two classes occur, where guessing is not defined.
+        The comparison; None if fewer than two classes occur, because guessing is not defined then.
     """
     classes, codes = np.unique(targets, return_inverse=True)
     if len(classes) < 2:
         return None
     decided = task.decide(logits)
-    # Guessing among labels that do not occur would be far below 1 / classes, so only those that occur compete.
+    # Only classes that occur compete, because guessing among all labels would be far below 1 / classes.
     hits = task.decide(logits[:, classes]) == codes
-    # Of each unit, the number of its recordings of each class, and of those that are correct.
+    # The number of recordings and of correct recordings, by unit and class.
     grouped = all(groups) and len(set(groups)) >= MIN_GROUPS
     unit = np.unique(list(map(str, groups)), return_inverse=True)[1] if grouped else np.arange(len(targets))
     cell, cells = unit * len(classes) + codes, (int(unit.max()) + 1) * len(classes)
@@ -100,7 +100,7 @@ def compare_with_chance(
 
 def _draws(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw balanced accuracies from units of recordings, of shape (draws,)."""
-    # Equal units are drawn as one kind with its frequency: the same law with far less to draw.
+    # Equal units are drawn as one kind with its frequency, which has the same distribution and needs fewer draws.
     kinds, frequency = np.unique(counts.reshape(len(counts), -1), axis=0, return_counts=True)
     drawn = rng.multinomial(len(counts), frequency / len(counts), size=RESAMPLES) @ kinds
     total, right = np.split(drawn, 2, axis=1)
@@ -109,23 +109,24 @@ def _draws(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return recall.sum(axis=1) / occurring
 
 
-def learned_nothing_line(found: AgainstChance, split: str) -> str:
-    """Write the line for people: what the answers are worth, and what to try.
+def learned_nothing_line(comparison: AgainstChance, split: str) -> str:
+    """Write a message that the classifier learned nothing, with advice.
 
     Args:
-        found: comparison in which nothing was learned.
+        comparison: comparison with guessing.
         split: name of the recordings, such as "test".
     """
-    clips = f"{found.recordings} {split} clips".replace("  ", " ")
-    if found.only_label is not None:
-        return f"It learned nothing: the answer is {found.only_label!r} for each of the {clips}. {ADVICE}"
-    figures = f"balanced accuracy {found.balanced_accuracy:.3f}, 95% interval from {found.low:.3f}"
-    figures += f"; guessing gives {found.chance:.3f}"
-    return f"It is not shown to be better than guessing on {clips}: {figures}. {ADVICE}"
+    clips = f"{comparison.recordings} {split} clips".replace("  ", " ")
+    if comparison.only_label is not None:
+        label = repr(comparison.only_label)
+        return f"The classifier learned nothing: it predicts {label} for each of the {clips}. {ADVICE}"
+    figures = f"balanced accuracy {comparison.balanced_accuracy:.3f}, 95% interval from {comparison.low:.3f}"
+    figures += f"; guessing gives {comparison.chance:.3f}"
+    return f"The classifier is not shown to be better than guessing on {clips}: {figures}. {ADVICE}"
 
 
 def reported_line(chance: Mapping[str, Any] | None) -> str | None:
-    """Write the line for people from `chance` of a report; None where something was learned, or that is not known."""
+    """Write the message for `chance` of a report; None if the classifier learned something, or this is unknown."""
     if chance is None or not chance["learned_nothing"]:
         return None
     known = {field.name: chance[field.name] for field in fields(AgainstChance)}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from peft_audio.tasks.task import Task
 
-# Of each clip: its number in the split, the number of its recording, its target and its logits.
+# One row per clip: `index` in the split, number of its `recording`, target (`label`) and `logits`.
 Rows = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ class Evaluation:
         logits: float32 of shape (recordings, labels).
         labels: targets, one per recording.
         metrics: the task's metrics by name; `loss`, `accuracy`, `macro_f1` with one label per clip.
-        seconds: time from the first batch until every process had all logits, decoding included.
+        seconds: time from the first batch until every process had all logits, with decoding.
     """
 
     logits: np.ndarray
@@ -41,23 +41,23 @@ class Evaluation:
 def evaluate(
     model: Any, loader: DataLoader, accelerator: Accelerator, task: Task, mixed_precision: bool = False
 ) -> Evaluation:
-    """Run a split through the model once, on all processes together, and gather the logits by clip.
+    """Run a split through the model once, on all processes, and gather the logits of its clips.
 
     Args:
         model: unwrapped model that returns `logits`.
-        loader: this process's share of the split.
-        accelerator: the processes and their device.
+        loader: loader of this process's share of the split.
+        accelerator: processes and device.
         task: targets and metrics.
-        mixed_precision: compute as in training, which is faster; in float32, as what is saved, when false.
+        mixed_precision: compute in the precision of the training, which is faster; otherwise in float32.
 
     Returns:
-        The logits of every recording, the same on every process. A recording that was cut into windows has the logits
-        of their mean probabilities.
+        Logits and metrics of the recordings, the same on every process. The logits of a recording that was cut into
+        windows are those of the mean probabilities.
     """
     began = time.perf_counter()
     with accelerator.autocast() if mixed_precision else nullcontext():
         rows = run_through(model, loader, accelerator.device, task)
-    # Shares differ by a clip, and some processes may have none: pad with index -1, gather once, sort by index.
+    # Shares of processes differ by a clip and can be empty, so they are padded with index -1 and gathered once.
     padded = accelerator.pad_across_processes(send_to_device(rows, accelerator.device), pad_index=-1)
     gathered = {name: values.cpu() for name, values in accelerator.gather(padded).items()}
     seconds = time.perf_counter() - began
@@ -69,7 +69,7 @@ def run_through(model: Any, batches: Iterable[dict[str, Any]], device: torch.dev
     """Compute the logits of batches in eval mode.
 
     Returns:
-        On the CPU, one row per clip: `index` and `recording`, int64 of shape (clips,); `label`, the targets; `logits`,
+        One row per clip on the CPU: `index` and `recording`, int64 of shape (clips,); `label`, the targets; `logits`,
         float32 of shape (clips, labels).
     """
     model.eval()
@@ -78,7 +78,8 @@ def run_through(model: Any, batches: Iterable[dict[str, Any]], device: torch.dev
     parts: list[Rows] = [
         {"index": none, "recording": none, "label": task.no_targets(labels), "logits": torch.zeros(0, labels)}
     ]
-    # transformers 5.17 draws for each layer that it may skip, in eval mode too; dropout must not depend on that.
+    # transformers 5.17 draws a number for each layer that it can skip, even in eval mode. The fork keeps these draws
+    # from changing the dropout of the training.
     devices = [device] if device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices=devices):
         for batch in batches:
@@ -102,9 +103,9 @@ def judge(
     Args:
         logits: of shape (clips, labels).
         targets: one per clip.
-        recordings: number of the recording that a clip is a part of, from 0, in ascending order, of shape (clips,).
+        recordings: number of each clip's recording, from 0, in ascending order, of shape (clips,).
         task: targets and metrics.
-        seconds: time that the logits took.
+        seconds: time to compute the logits.
     """
     firsts = np.unique(recordings, return_index=True)[1]
     if len(firsts) < len(recordings):

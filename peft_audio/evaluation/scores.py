@@ -1,4 +1,4 @@
-"""Scores of a classifier on labelled recordings: accuracy, each class, confusions and calibration."""
+"""Score a classifier on labelled recordings: accuracy, scores by class, confusions and calibration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peft_audio.evaluation.significance import MIN_GROUPS, paired_difference
 from peft_audio.tasks.task import Task
 from peft_audio.text import printable
 
-# As in Guo et al. (ICML 2017).
+# Number of calibration bins, as in Guo et al. (ICML 2017).
 BINS = 15
 # With more labels, the most frequent confusions are listed instead of the confusion matrix.
 MOST_LABELS_IN_MATRIX = 20
@@ -39,14 +39,14 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Bin:
-    """Recordings whose highest probability lies above `low` and not above `high`.
+    """Recordings whose highest probability is above `low` and at most `high`.
 
     Attributes:
         low: lower bound of the probability.
         high: upper bound of the probability.
         recordings: number of recordings.
-        confidence: mean of their highest probabilities; None without recordings.
-        accuracy: share of them that is correct; None without recordings.
+        confidence: mean of the highest probabilities; None without recordings.
+        accuracy: share of correct recordings; None without recordings.
     """
 
     low: float
@@ -62,11 +62,11 @@ class Scores:
 
     Attributes:
         recordings: number of recordings.
-        groups: number of their groups (speakers); None if the group of a recording is unknown.
-        accuracy: share of the recordings that is correct.
+        groups: number of groups (speakers); None if the group of a recording is unknown.
+        accuracy: share of correct recordings.
         accuracy_low: lower bound of the 95% interval of the accuracy, see `accuracy_interval`.
         accuracy_high: upper bound of that interval.
-        interval: "recordings" or "groups", which the interval takes as independent.
+        interval: units that the interval assumes to be independent, "recordings" or "groups".
         macro_f1: mean of F1 over the labels that occur as true or as predicted label, as in a report.
         negative_log_likelihood: mean of -ln of the probability of the true label; reports call it loss.
         brier_score: mean over recordings of the squared differences to 1 for the true label and to 0 for the others,
@@ -98,7 +98,7 @@ class Scores:
 def score(
     task: Task,
     logits: np.ndarray,
-    right: np.ndarray,
+    targets: np.ndarray,
     labels: Sequence[str],
     metrics: Mapping[str, float],
     groups: Sequence[str | None] | None = None,
@@ -108,20 +108,22 @@ def score(
     Args:
         task: one label per clip.
         logits: of shape (recordings, labels).
-        right: number of the true label, int of shape (recordings,).
+        targets: number of the true label, int of shape (recordings,).
         labels: label names in the order of the logits.
         metrics: `loss`, `accuracy` and `macro_f1` of an `Evaluation`.
-        groups: group (speaker) of each recording; "" or None where it is unknown.
+        groups: group (speaker) of each recording; "" or None if it is unknown.
     """
-    said, numbers = task.decide(logits), np.arange(len(labels))
+    decisions, numbers = task.decide(logits), np.arange(len(labels))
     probabilities = task.probabilities(logits.astype(np.float64))
-    precision, recall, f1, support = precision_recall_fscore_support(right, said, labels=numbers, zero_division=0.0)
-    known = [group or None for group in groups or [None] * len(right)]
-    low, high, unit = accuracy_interval(said == right, known)
-    table = calibration_bins(task.confidence(probabilities), said == right)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, decisions, labels=numbers, zero_division=0.0
+    )
+    known = [group or None for group in groups or [None] * len(targets)]
+    low, high, unit = accuracy_interval(decisions == targets, known)
+    table = calibration_bins(task.confidence(probabilities), decisions == targets)
     gaps = [one.recordings * abs((one.accuracy or 0.0) - (one.confidence or 0.0)) for one in table]
     return Scores(
-        recordings=len(right),
+        recordings=len(targets),
         groups=None if None in known else len(set(known)),
         accuracy=metrics["accuracy"],
         accuracy_low=low,
@@ -129,14 +131,14 @@ def score(
         interval=unit,
         macro_f1=metrics["macro_f1"],
         negative_log_likelihood=metrics["loss"],
-        brier_score=float(brier_score_loss(right, probabilities, labels=numbers, scale_by_half=False)),
-        expected_calibration_error=float(sum(gaps) / len(right)),
+        brier_score=float(brier_score_loss(targets, probabilities, labels=numbers, scale_by_half=False)),
+        expected_calibration_error=float(sum(gaps) / len(targets)),
         labels=tuple(labels),
         classes=tuple(
             ClassScore(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
             for i, label in enumerate(labels)
         ),
-        confusion=tuple(map(tuple, confusion_matrix(right, said, labels=numbers).tolist())),
+        confusion=tuple(map(tuple, confusion_matrix(targets, decisions, labels=numbers).tolist())),
         bins=table,
     )
 
@@ -148,37 +150,37 @@ def confusions(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[t
         labels: label names in the order of the matrix.
         matrix: number of recordings by true label (row) and predicted label (column).
     """
-    found = [
-        (label, said, count)
+    pairs = [
+        (label, predicted, count)
         for label, row in zip(labels, matrix, strict=True)
-        for said, count in zip(labels, row, strict=True)
-        if count and said != label
+        for predicted, count in zip(labels, row, strict=True)
+        if count and predicted != label
     ]
-    return sorted(found, key=lambda item: -item[2])
+    return sorted(pairs, key=lambda item: -item[2])
 
 
 def accuracy_interval(correct: np.ndarray, groups: Sequence[str | None]) -> tuple[float, float, str]:
     """Compute a 95% interval of the accuracy on other recordings of this kind.
 
     Recordings of one speaker tend to be correct or wrong together. With MIN_GROUPS groups or more, a bootstrap draws
-    groups (`paired_difference` against a reference that is never correct). With fewer groups, or unknown ones, the
-    interval is Wilson's, which takes recordings as independent and is too narrow where they are not. If all groups have
-    the same accuracy, a bootstrap has no spread, and Wilson's interval counts each group once.
+    groups (`paired_difference` against a reference that is never correct). With fewer or unknown groups, Wilson's
+    interval assumes that recordings are independent, and is too narrow if they are not. If all groups have the same
+    accuracy, a bootstrap has no spread, and Wilson's interval counts each group once.
 
     Args:
         correct: bool of shape (recordings,).
-        groups: group of each recording; None where it is unknown.
+        groups: group of each recording; None if it is unknown.
 
     Returns:
-        Lower bound, upper bound, and what the interval takes as independent: "recordings" or "groups".
+        Lower bound, upper bound, and the units that the interval assumes to be independent: "recordings" or "groups".
     """
     names = set(groups)
     grouped = None not in names and len(names) >= MIN_GROUPS
     count = len(names) if grouped else len(correct)
     if grouped:
-        found = paired_difference(correct[None].astype(int), np.zeros((1, len(correct)), dtype=int), groups)
-        if not math.isnan(found.low):
-            return max(0.0, found.low), min(1.0, found.high), "groups"
+        difference = paired_difference(correct[None].astype(int), np.zeros((1, len(correct)), dtype=int), groups)
+        if not math.isnan(difference.low):
+            return max(0.0, difference.low), min(1.0, difference.high), "groups"
     wilson = binomtest(round(float(correct.mean()) * count), count).proportion_ci(method="wilson")
     return float(wilson.low), float(wilson.high), "groups" if grouped else "recordings"
 
@@ -192,13 +194,13 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray, count: int = B
         count: number of bins.
     """
     edges = np.linspace(0, 1, count + 1)
-    whose = np.clip(np.searchsorted(edges, confidence) - 1, 0, count - 1)
-    found = []
+    bins_of = np.clip(np.searchsorted(edges, confidence) - 1, 0, count - 1)
+    bins = []
     for i in range(count):
-        own = whose == i
+        own = bins_of == i
         means = (float(confidence[own].mean()), float(correct[own].mean())) if own.any() else (None, None)
-        found.append(Bin(float(edges[i]), float(edges[i + 1]), int(own.sum()), *means))
-    return tuple(found)
+        bins.append(Bin(float(edges[i]), float(edges[i + 1]), int(own.sum()), *means))
+    return tuple(bins)
 
 
 def print_scores(
@@ -215,18 +217,18 @@ def print_scores(
         scores: scores to show.
         notes: lines printed first.
         unseen: labels that do not occur.
-        skipped: clips that were left out, with the reason.
+        skipped: skipped clips with the reasons.
         console: console that prints.
-        parts: scores of parts of the recordings by the name of the part, such as those that were trained on.
+        parts: scores of parts of the recordings by the name of the part, such as the recordings of the training.
     """
 
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     for note in notes:
-        say(note)
+        show(note)
     if unseen:
-        say(f"labels of the adapter that do not occur: {', '.join(unseen)}")
+        show(f"labels of the adapter that do not occur: {', '.join(unseen)}")
     console.print(_summary(scores))
     if parts:
         console.print(_parts(parts))
@@ -234,19 +236,20 @@ def print_scores(
     matrix, legend = _matrix(scores, console)
     console.print(matrix or _confusions(scores))
     for line in legend:
-        say(line)
+        show(line)
     console.print(_bins(scores))
     for name, reason in skipped:
-        say(f"skipped: {name} {reason}")
+        show(f"skipped: {name} {reason}")
 
 
 def _summary(scores: Scores) -> Table:
+    """Tabulate the scores over all recordings."""
     table = Table(show_header=False)
     of = f"{scores.recordings:,} recordings" + (f" of {scores.groups} groups" if scores.groups else "")
     table.add_row("accuracy", f"{scores.accuracy:.3f} of {of}")
-    kind = f"{scores.interval} taken as independent"
+    kind = f"{scores.interval} assumed independent"
     if scores.groups and scores.interval == "recordings":
-        kind += f"; says nothing of groups beside these {scores.groups}"
+        kind += f"; for these {scores.groups} groups only"
     table.add_row("95% interval", f"{scores.accuracy_low:.3f} to {scores.accuracy_high:.3f}, {kind}")
     table.add_row("macro-F1", f"{scores.macro_f1:.3f}")
     table.add_row("negative log-likelihood", f"{scores.negative_log_likelihood:.3f}")
@@ -256,6 +259,7 @@ def _summary(scores: Scores) -> Table:
 
 
 def _parts(parts: Mapping[str, Scores]) -> Table:
+    """Tabulate the scores of parts of the recordings."""
     table = Table()
     for name in ("clips", "recordings", "accuracy", "95% interval", "macro-F1"):
         table.add_column(name, justify="left" if name == "clips" else "right")
@@ -266,12 +270,13 @@ def _parts(parts: Mapping[str, Scores]) -> Table:
 
 
 def _classes(scores: Scores, unseen: Sequence[str]) -> Table:
+    """Tabulate the scores of each class."""
     table = Table()
     for name in ("class", "precision", "recall", "F1", "recordings"):
         justify: JustifyMethod = "left" if name == "class" else "right"
         table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold")
     for one, column in zip(scores.classes, zip(*scores.confusion, strict=True), strict=True):
-        # A label that neither is there nor was said has no scores.
+        # Labels that are neither true nor predicted have no scores.
         if one.label not in unseen or sum(column):
             figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
             table.add_row(escape(printable(one.label)), *figures, f"{one.recordings:,}")
@@ -282,15 +287,15 @@ def _matrix(scores: Scores, console: Console) -> tuple[Table | None, list[str]]:
     """Tabulate the confusion matrix, with numbers for labels that are too wide.
 
     Returns:
-        The table, None if it does not fit the width of the console in any way; and lines that explain its numbers.
+        The table, None if no form fits the width of the console; and lines that explain its numbers.
     """
     labels = [printable(label) for label in scores.labels]
     numbers = list(map(str, range(1, len(labels) + 1)))
     legend = [f"{number:>{len(numbers[-1])}} = {label}" for number, label in zip(numbers, labels, strict=True)]
-    ways: list[tuple[list[str], list[str], Box | None, list[str]]]
-    ways = [(labels, labels, HEAVY_HEAD, []), (legend, numbers, HEAVY_HEAD, []), (legend, numbers, None, [])]
-    ways += [(numbers, numbers, HEAVY_HEAD, legend), (numbers, numbers, None, legend)]
-    for rows, columns, box, below in ways if len(labels) <= MOST_LABELS_IN_MATRIX else ():
+    forms: list[tuple[list[str], list[str], Box | None, list[str]]]
+    forms = [(labels, labels, HEAVY_HEAD, []), (legend, numbers, HEAVY_HEAD, []), (legend, numbers, None, [])]
+    forms += [(numbers, numbers, HEAVY_HEAD, legend), (numbers, numbers, None, legend)]
+    for rows, columns, box, below in forms if len(labels) <= MOST_LABELS_IN_MATRIX else ():
         title = "true label (rows) and predicted label (columns)"
         table = Table(title=title, title_justify="left", box=box, padding=(0, 1) if box else (0, 1, 0, 0))
         table.add_column("", no_wrap=True)
@@ -305,18 +310,20 @@ def _matrix(scores: Scores, console: Console) -> tuple[Table | None, list[str]]:
 
 
 def _confusions(scores: Scores) -> Table:
-    found = confusions(scores.labels, scores.confusion)
-    table = Table(title=f"the most frequent confusions, of {len(found)}", title_justify="left")
-    for name in ("is", "was called", "recordings"):
+    """Tabulate the most frequent confusions."""
+    pairs = confusions(scores.labels, scores.confusion)
+    table = Table(title=f"the most frequent confusions, of {len(pairs)}", title_justify="left")
+    for name in ("true label", "predicted label", "recordings"):
         right = name == "recordings"
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for label, said, count in found[:MOST_SHOWN]:
-        table.add_row(escape(printable(label)), escape(printable(said)), str(count))
+    for label, predicted, count in pairs[:MOST_SHOWN]:
+        table.add_row(escape(printable(label)), escape(printable(predicted)), str(count))
     return table
 
 
 def _bins(scores: Scores) -> Table:
-    table = Table(title="how sure it was, and how often that was right", title_justify="left")
+    """Tabulate the calibration bins."""
+    table = Table(title="calibration: predicted probability and accuracy", title_justify="left")
     for name in ("probability", "recordings", "mean probability", "accuracy"):
         table.add_column(name, justify="left" if name == "probability" else "right")
     for one in scores.bins:

@@ -1,4 +1,4 @@
-"""Intervals, p-values and claims for comparisons with few seeds and one test split.
+"""Compute intervals, p-values and claims for comparisons with few seeds and one test split.
 
 Scores are accuracies between 0 and 1; a point is 0.01. docs/statistics.md states the coverage of each interval in
 simulations.
@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 Metric = Callable[[Floats], Floats]
 ROUNDING = 1e-12  # error of a score
 STEP = 1e-3  # change of a weight in numeric derivatives
-NUMBERS_AT_ONCE = 2_000_000  # of one array, 16 MB
+MAX_NUMBERS = 2_000_000  # in one array, 16 MB
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ class _Spread:
     """Variance of the difference by source, and the degrees of freedom of the sum."""
 
     units: float
-    shared: float  # the part of `units` that endless seeds would leave
-    seeds: float  # of both arms, what chance does to single clips included
+    shared: float  # part of `units` that would remain with infinitely many seeds
+    seeds: float  # of both arms, including chance on single clips
     freedom: float
 
 
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Compute the mean score over seeds with Student's t interval, clipped to [0, 1].
 
-    The interval covers other seeds on the same test clips. It does not cover other clips. Seeds that all have the same
-    score show no spread, which is luck and not certainty: they have no interval.
+    The interval covers other seeds on the same test clips. It does not cover other clips. Seeds with equal scores have
+    no interval, because their lack of spread is luck, not certainty.
 
     Args:
         values: one score between 0 and 1 per seed. The bounds of one seed, and of equal seeds, are nan.
@@ -86,7 +86,7 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     """
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or not scores.size:
-        raise ValueError(f"seed_interval needs one score a seed, got an array of shape {scores.shape}")
+        raise ValueError(f"seed_interval needs one score per seed, got an array of shape {scores.shape}")
     if not np.all((scores >= 0) & (scores <= 1)):
         raise ValueError(f"Scores must be numbers between 0 and 1, got {list(values)}")
     _check_confidence(confidence)
@@ -107,7 +107,7 @@ def paired_difference(
 ) -> Difference:
     """Compute the difference in accuracy between an arm and the reference, with an interval over clips and seeds.
 
-    A bootstrap over clips alone takes a bad seed, which loses many clips at once, for a difference between methods.
+    A bootstrap over clips alone mistakes a bad seed, which loses many clips at once, for a difference between methods.
     Each of `resamples` draws combines three steps, as in Owen's pigeonhole bootstrap (Ann. Appl. Stat. 1, 2007):
 
     1. Test clips are drawn with replacement, the same for both arms; with MIN_GROUPS groups or more, whole groups are
@@ -123,12 +123,12 @@ def paired_difference(
     The interval is made of percentiles of the draws.
 
     Args:
-        correct: 1 where the arm's run with a seed has a clip correct, else 0; of shape (seeds, clips).
-        reference: the same for the reference: the same clips in the same order, with its own seeds.
-        groups: group (speaker) of each clip. None, or a None among them: unknown.
+        correct: 1 if the arm's run with a seed predicts a clip correctly, else 0; of shape (seeds, clips).
+        reference: the same for the reference, with the same clips in the same order and its own seeds.
+        groups: group (speaker) of each clip; None if all are unknown, or a None for each unknown group.
         confidence: confidence of the interval.
         resamples: number of draws.
-        seed: seed of the draws. The same arguments give the same numbers, in any order of the clips.
+        seed: seed of the draws. The result does not depend on the order of the clips.
 
     Raises:
         ValueError: Shapes do not fit, a value is neither 0 nor 1, or there are fewer than two clips.
@@ -143,8 +143,8 @@ def paired_difference(
     unit, count = _units(groups, clips)
     sizes = np.bincount(unit)
     arm_sums, other_sums = _sums(arm, unit), _sums(other, unit)
-    # What each unit adds to a seed's accuracy beyond its share of the clips, times the clips squared: whole numbers,
-    # so that what is equal has no variance, down to the last bit.
+    # Deviation of each unit's correct clips from its share of them, times the number of clips squared. These are whole
+    # numbers, so that the variance of equal values is exactly 0.
     adds = [sums * clips - sums.sum(1, keepdims=True) * sizes for sums in (arm_sums, other_sums)]
     spread = _spread(adds, [sums.sum(1) for sums in (arm_sums, other_sums)], float(clips), _freedom(sizes))
     rng = np.random.default_rng(seed)
@@ -188,17 +188,17 @@ def resample(
     Clips are drawn with replacement, or whole groups with MIN_GROUPS groups or more. The same clips, groups and seed
     give the same draws, so that the scores of two arms are paired.
 
-    A metric that averages over the classes of a draw leaves out a class of which no clip was drawn: without the rare
-    class, even a constant answer scores 100%. With `classes`, each draw keeps every class: a draw that lost a class
-    gets one of its clips (or groups) more, chosen at random. Other draws do not change.
+    A metric that averages over the classes of a draw omits a class without drawn clips. Without a rare class, even a
+    constant prediction scores 100%. With `classes`, each draw keeps every class: a draw without a class gets one of its
+    clips (or groups), chosen at random. Other draws do not change.
 
     Args:
-        counts: what is summed over clips, of shape (seeds, clips, ...), such as `Task.label_counts` of each run.
+        counts: counts that are summed over clips, of shape (seeds, clips, ...), such as `Task.label_counts` of runs.
         metric: function that computes scores of shape (...) from sums of shape (..., ...).
-        groups: group (speaker) of each clip. None, or a None among them: unknown.
+        groups: group (speaker) of each clip; None if all are unknown, or a None for each unknown group.
         resamples: number of draws.
         seed: seed of the draws.
-        classes: true class of each clip; None if a draw may lose a class.
+        classes: true class of each clip; None if a draw can lose a class.
 
     Raises:
         ValueError: There are fewer than two clips or no runs.
@@ -211,16 +211,16 @@ def resample(
     seeds, clips, *parts = values.shape
     unit, count = _units(groups, clips)
     units = int(unit.max()) + 1
-    # Sums of each unit, of shape (units, seeds * parts). Most of them are 0.
+    # Sums of each unit, of shape (units, seeds * parts); most are 0.
     sums = np.zeros((units, seeds, *parts))
     np.add.at(sums, unit, values.swapaxes(0, 1))
     flat = csr_array(sums.reshape(units, -1))
     rng = np.random.default_rng(seed)
-    # Each class has its own generator, so that the size of the blocks below does not matter.
+    # Each class has its own generator, so that draws do not depend on the size of the blocks below.
     members = [] if classes is None else [np.unique(unit[of_class]) for of_class in _each_class(classes)]
     generators = [np.random.default_rng([seed, 2, number]) for number in range(len(members))]
     drawn = []
-    rows = max(1, NUMBERS_AT_ONCE // max(units, sums[0].size))
+    rows = max(1, MAX_NUMBERS // max(units, sums[0].size))
     for start in range(0, resamples, rows):
         chosen = rng.integers(units, size=(min(rows, resamples - start), units))
         chosen += np.arange(len(chosen))[:, None] * units
@@ -240,8 +240,8 @@ def resample(
 def resampled_difference(arm: Resampled, reference: Resampled, confidence: float = 0.95) -> Difference:
     """Compute the difference in a metric between an arm and the reference, with an interval over clips and seeds.
 
-    The draws are those of `paired_difference`, which see. Where that takes what a clip adds to the accuracy, this takes
-    the infinitesimal jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 21).
+    The method is that of `paired_difference`. The influence of a clip on the metric is that of the infinitesimal
+    jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 21).
 
     Args:
         arm: scores of the arm.
@@ -249,7 +249,7 @@ def resampled_difference(arm: Resampled, reference: Resampled, confidence: float
         confidence: confidence of the interval.
 
     Raises:
-        ValueError: The two were not resampled alike.
+        ValueError: The two were not resampled in the same way.
     """
     _check_confidence(confidence)
     alike = np.array_equal(arm.unit, reference.unit) and len(arm.drawn) == len(reference.drawn)
@@ -278,9 +278,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def resolution(differences: Sequence[Difference]) -> float:
-    """Return the smallest difference that this test split and these seeds resolve: half of the widest interval.
+    """Return the smallest difference that a test split and seeds can resolve, half of the widest interval.
 
-    It is at least one clip, because arms that agree on every clip have no interval.
+    It is at least one clip, because arms with equal predictions have no interval.
 
     Raises:
         ValueError: There are no differences.
@@ -298,14 +298,14 @@ def claim(
     corrected_p: float | None = None,
     metric: str = "",
 ) -> str:
-    """Write one sentence on the difference that the bounds of its interval support.
+    """Write one sentence on a difference that its interval supports.
 
     Args:
         name: name of the arm in the sentence.
         reference_name: name of the reference in the sentence.
         difference: arm minus reference.
         margin: smallest difference that matters; 0.02 is two points.
-        corrected_p: p-value from `holm`, if there are several arms. The sentence states where it contradicts the
+        corrected_p: p-value from `holm`, if there are several arms. The sentence mentions it if it contradicts the
             interval.
         metric: name of the metric in the sentence; "" leaves it out.
 
@@ -317,9 +317,9 @@ def claim(
     low, high = difference.low, difference.high
     if math.isnan(low) and difference.estimate == 0:
         return f"{name} and {reference_name} show no difference in any draw of clips, so it has no interval."
-    told = (f"{metric}; " if metric else "") + interval_text(difference)
+    details = (f"{metric}; " if metric else "") + interval_text(difference)
     if corrected_p is not None and corrected_p > 1 - difference.confidence and not low <= 0 <= high:
-        told += f"; not after Holm's correction, p = {corrected_p:.2g}"
+        details += f"; not after Holm's correction, p = {corrected_p:.2g}"
     limits = []
     if difference.conditional:
         limits.append(f"these speakers{' (which are not known)' if difference.groups is None else ''}")
@@ -330,7 +330,7 @@ def claim(
         verdict = f"is {'better' if difference.estimate > 0 else 'worse'} than {reference_name}"
     else:
         verdict = _verdict(low, high, margin, reference_name)
-    return f"{name} {verdict} ({told}){tail}."
+    return f"{name} {verdict} ({details}){tail}."
 
 
 def points(difference: float) -> str:
@@ -347,6 +347,7 @@ def interval_text(difference: Difference) -> str:
 
 
 def _verdict(low: float, high: float, margin: float, reference: str) -> str:
+    """Write the predicate of a claim from the bounds of an interval."""
     points = f"{100 * margin:.4g} point{'' if margin == 0.01 else 's'}"
     within = -margin <= low and high <= margin
     verdicts = (
@@ -358,12 +359,13 @@ def _verdict(low: float, high: float, margin: float, reference: str) -> str:
         (high < 0, f"is worse than {reference}"),
         (within, f"is within {points} of {reference}"),
         (low >= -margin, f"is at most {points} worse than {reference}, if worse at all"),
-        (True, f"cannot be told from {reference}, nor shown to be within {points} of it"),
+        (True, f"cannot be distinguished from {reference}, nor shown to be within {points}"),
     )
     return next(words for holds, words in verdicts if holds)
 
 
 def _correctness(values: npt.ArrayLike, name: str) -> Ints:
+    """Check an array of 0 and 1 of shape (seeds, clips), and convert it to int64."""
     array = np.asarray(values)
     if array.ndim != 2 or len(array) < 1 or array.shape[1] < 2:
         raise ValueError(f"{name} must have the shape (seeds, clips), with two clips or more; got {array.shape}")
@@ -373,6 +375,7 @@ def _correctness(values: npt.ArrayLike, name: str) -> Ints:
 
 
 def _check_confidence(confidence: float) -> None:
+    """Check that a confidence is between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}, must be between 0 and 1. Try 0.95")
 
@@ -391,13 +394,13 @@ def _group_codes(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints,
 
 
 def _each_class(classes: npt.ArrayLike) -> list[npt.NDArray[np.bool_]]:
-    """Return which clips are of each class."""
+    """Return a mask of the clips for each class, bool of shape (clips,)."""
     names, codes = np.unique(np.asarray(classes), return_inverse=True)
     return [codes == number for number in range(len(names))]
 
 
 def units_of_classes(classes: npt.ArrayLike, groups: Sequence[str | None] | None = None) -> dict[str, int]:
-    """Count the units of resampling that hold each class: groups where `resample` draws groups, else clips."""
+    """Count the units with clips of each class; units are groups if `resample` draws groups, otherwise clips."""
     labels = np.asarray(classes)
     unit, _ = _units(groups, len(labels))
     return {str(label): len(np.unique(unit[labels == label])) for label in np.unique(labels)}
@@ -415,8 +418,8 @@ def _units(groups: Sequence[str | None] | None, clips: int) -> tuple[Ints, int |
 
 
 def _freedom(sizes: Ints) -> float:
-    """Compute the degrees of freedom of the spread between units. Uneven groups count as fewer."""
-    # One degree is the least, or there would be no interval.
+    """Compute the degrees of freedom of the spread between units. Uneven groups count as fewer groups."""
+    # At least one degree, because otherwise there is no interval.
     return max(float(sizes.sum()) ** 2 / float((sizes**2).sum()) - 1, 1)
 
 
@@ -426,7 +429,7 @@ def _spread(adds: Sequence[Floats], totals: Sequence[Floats], clips: float, free
     Args:
         adds: influence of each unit on each seed's score, times `clips` squared; of shape (seeds, units) for each arm.
         totals: score of each seed times `clips`; of shape (seeds,) for each arm.
-        clips: scale of the two.
+        clips: scale of `adds` and `totals`.
         freedom: degrees of freedom of the spread between units.
     """
     units = adds[0].shape[1]
@@ -437,7 +440,7 @@ def _spread(adds: Sequence[Floats], totals: Sequence[Floats], clips: float, free
         seeds = len(total)
         if seeds > 1:
             by_chance = scale * float(add.var(0, ddof=1).sum()) / seeds
-            # Few seeds can agree by luck. Chance on single clips, better known, is the least by which they differ.
+            # Few seeds can agree by luck, so their variance is at least that of chance on single clips.
             of_seed = max(float(total.var(ddof=1)) / clips**2 / seeds, by_chance)
             chance, of_seeds, bottom = chance + by_chance, of_seeds + of_seed, bottom + of_seed**2 / (seeds - 1)
     shared = max(of_units - chance, 0.0)
@@ -447,8 +450,8 @@ def _spread(adds: Sequence[Floats], totals: Sequence[Floats], clips: float, free
 def _drawn_accuracies(arm: Floats, reference: Floats, sizes: Ints, resamples: int, rng: np.random.Generator) -> Floats:
     """Draw units and compute the deviations of the difference in accuracy from its estimate."""
     units, clips = len(sizes), sizes.sum()
-    # Units alike in all that matters are drawn as one kind with its frequency: the same law, and far less to draw. They
-    # are told by whole numbers, not by means, so that neither rounding nor the order of the clips matters.
+    # Equal units are drawn as one kind with its frequency, which has the same distribution and needs fewer draws. Whole
+    # numbers identify kinds, so that rounding and the order of clips have no effect.
     rows = np.stack([arm.sum(0), reference.sum(0), sizes], axis=1).round().astype(np.int64)
     kinds, frequency = np.unique(rows, axis=0, return_counts=True)
     counts: Any = rng.multinomial(units, frequency / units, size=resamples)
@@ -469,7 +472,7 @@ def _difference(
 
     Args:
         estimate: difference on the test clips.
-        drawn: deviations from it in draws of the units, of shape (resamples,).
+        drawn: deviations from the estimate in draws of the units, of shape (resamples,).
         spread: variances of the difference.
         units: number of units.
         rng: source of the noise of the seeds.
@@ -482,10 +485,10 @@ def _difference(
     if not math.isinf(spread.freedom):
         moved = moved / np.sqrt(rng.chisquare(spread.freedom, len(drawn)) / spread.freedom)
     draws = estimate + moved
-    # What is equal up to rounding is equal.
+    # Differences of the size of rounding errors are 0.
     draws[np.abs(draws) < ROUNDING] = 0
     estimate = 0.0 if abs(estimate) < ROUNDING else estimate
-    # These quantiles are the ones by which the interval and the p-value always agree on 0.
+    # With these quantiles, the interval excludes 0 exactly if the p-value is small.
     bounds = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="weibull")
     low, high = np.clip(bounds, -1, 1)
     beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))

@@ -1,7 +1,7 @@
 """Cache the output of the frozen layers, so each clip passes through them once.
 
-With everything before the first weight that trains frozen and in eval mode, a clip's way through it never changes. At
-equal weights, the model gives the same logits and gradients from what was kept as from the recordings.
+Layers before the first trained weight are frozen and in eval mode, so their output for a clip never changes. With equal
+weights, the model computes the same logits and gradients from cached features as from recordings.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from peft_audio.encoders.loading import weights_sha256
 from peft_audio.feature_cache.cut import find_cut, prefix_weights
 from peft_audio.feature_cache.fill import (
     Batch,
-    Missing,
-    Wanted,
-    computed,
+    CacheableSplit,
+    MissingClip,
+    batch_missing,
+    compute_features,
     expected_bytes,
+    find_cacheable,
     find_missing,
-    find_wanted,
-    in_batches,
     run_frozen,
 )
 from peft_audio.feature_cache.store import (
     Reader,
     Store,
     cache_root,
-    filling,
-    in_bytes,
+    fill_lock,
+    format_bytes,
     make_room,
     open_store,
     read_table,
@@ -56,11 +56,11 @@ from peft_audio.feature_cache.store import (
 from peft_audio.files import sha256
 from peft_audio.strategies.base import Trainable
 
-# Modules, beside all of encoders/, that decide the features of a clip. A change in one of them makes another key.
+# Modules that, with all of encoders/, determine the features of a clip. A change in one of them changes the key.
 CODE = ["audio/decoding", "audio/pyav", "data/augment", "data/collate", "data/dataset"]
 CODE += ["feature_cache/cut", "feature_cache/fill", "feature_cache/store"]
 PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr", "audiomentations", "av")
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def cache_frozen_prefix(
@@ -68,7 +68,7 @@ def cache_frozen_prefix(
 ) -> tuple[Any, Loaders]:
     """Cache the output of the frozen layers, so each clip passes through them once.
 
-    Prints what it did, or the reason if nothing is cached. The model still accepts waveforms.
+    Prints the size and time of the cache, or the reason if nothing is cached. The model still accepts waveforms.
 
     Args:
         model: Model that a strategy returned.
@@ -81,79 +81,79 @@ def cache_frozen_prefix(
         The model, and loaders. If features are cached, `train` and `validation` load them, and the other loaders load
         waveforms. `prefix` of the loaders describes the cache.
     """
-    tell: Tell = print if accelerator.is_main_process else lambda words: None
+    notify: Notify = print if accelerator.is_main_process else lambda note: None
 
     def refuse(reason: str) -> tuple[Any, Loaders]:
-        tell(f"prefix cache: not used: {reason}")
+        notify(f"prefix cache: not used: {reason}")
         return model, replace(loaders, prefix=Prefix(reason=reason))
 
     masked = bool(cfg.augment.mask_time_share or cfg.augment.mask_feature_share)
     cut = find_cut(model, trained, masked, head_dropout=bool(cfg.model.head_dropout))
-    reason = _why_never(cfg, cut)
+    reason = _reason_not_to_cache(cfg, cut)
     if reason or cut is None:
         return refuse(reason)
-    wanted, reason = find_wanted(loaders, cfg)
+    splits, reason = find_cacheable(loaders, cfg)
     model.to(accelerator.device).eval()
 
     # The first process of each machine fills the cache, and the others read it.
     with _local_main_process_first(accelerator):
         try:
-            reader, filled, problem = _open_and_fill(model, cut, wanted, reason, loaders, cfg, accelerator, tell)
+            reader, filled, problem = _open_and_fill(model, cut, splits, reason, loaders, cfg, accelerator, notify)
         except (OSError, NotImplementedError) as error:  # the latter from locks on file systems without them
             # Training continues without the cache, which only saves time.
             where = getattr(error, "filename", None) or cfg.prefix_cache.folder or "its folder"
             reader, filled, problem = None, False, f"{where}: {getattr(error, 'strerror', None) or error}"
-    # Either all processes use the cache or none: they must make the same collective calls.
+    # All processes use the cache or none, because they must make the same collective calls.
     problems = [each for each in gather_object([problem]) if each]
     if problems or reader is None:
         return refuse(problems[0])
-    prefix = _outcome(cut, reason, reader, wanted, filled)
-    tell(f"prefix cache: {'filled in' if filled else 'which took them'} {prefix.seconds:.1f} s")
+    prefix = _describe_use(cut, reason, reader, splits, filled)
+    notify(f"prefix cache: {'filled' if filled else 'reused; it was filled'} in {prefix.seconds:.1f} s")
     family_of(model.config).accept_features(model, cut)
-    kept: dict[str, Any] = {
-        split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in wanted.items()
+    cached: dict[str, Any] = {
+        split: _loader(getattr(loaders, split), Features(each, reader), accelerator) for split, each in splits.items()
     }
-    return model, replace(loaders, **kept, prefix=prefix)
+    return model, replace(loaders, **cached, prefix=prefix)
 
 
 def _open_and_fill(
     model: Any,
     cut: Cut,
-    wanted: dict[str, Wanted],
+    splits: dict[str, CacheableSplit],
     reason: str,
     loaders: Loaders,
     cfg: Recipe,
     accelerator: Accelerator,
-    tell: Tell,
+    notify: Notify,
 ) -> tuple[Reader | None, bool, str]:
-    """Open the cache, and compute what it lacks on the first process of a machine.
+    """Open the cache, and compute missing features on the first process of a machine.
 
     Returns:
         The reader, whether features were computed, and the problem if the cache cannot be used.
     """
     compute = partial(run_frozen, model, cut, accelerator)
     store = _open(model, cut, loaders, cfg, accelerator)
-    with filling(store, tell):
-        missing = find_missing(store, wanted, compute, _precision(store, cfg, accelerator), loaders, tell)
-        problem = _too_much(store, model, cut, wanted, missing, loaders, cfg)
+    with fill_lock(store, notify):
+        missing = find_missing(store, splits, compute, _precision(store, cfg, accelerator), loaders, notify)
+        problem = _reason_not_to_fill(store, model, cut, splits, missing, loaders, cfg)
         if missing and not accelerator.is_local_main_process:
             problem = problem or "the first process of this machine did not fill it"
         if problem:
             return None, False, problem
-        tell(_announcement(store, model, cut, wanted, missing, reason, loaders, cfg))
+        notify(_announcement(store, model, cut, splits, missing, reason, loaders, cfg))
         if missing:
             parts = cfg.train.gradient_accumulation_steps * accelerator.num_processes
-            batches = in_batches(missing, cfg.train, parts, loaders)
-            features = computed(compute, batches, len(missing), accelerator)
+            batches = batch_missing(missing, cfg.train, parts, loaders)
+            features = compute_features(compute, batches, len(missing), accelerator)
             write_features(store, features, time.perf_counter())
         return Reader(store, read_table(store)), bool(missing), ""
 
 
 @contextmanager
 def _local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """Let the first process of each machine go first, and the others follow even if it raises.
+    """Run a block first on the first process of each machine, then on the others, even if the first raises.
 
-    `Accelerator.local_main_process_first` leaves the others waiting for ever after an exception.
+    With `Accelerator.local_main_process_first`, the others would wait forever after an exception.
     """
     if not accelerator.is_local_main_process:
         accelerator.wait_for_everyone()
@@ -165,22 +165,22 @@ def _local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 class Features(Dataset):
-    """Read a split's rows as cached features; draws are those of `Clips`.
+    """Dataset of the cached features of a split, indexed by draws like `Clips`.
 
     Args:
-        wanted: The split.
-        reader: What was kept.
+        split: Split whose features are cached.
+        reader: Reader of the cache.
     """
 
-    def __init__(self, wanted: Wanted, reader: Reader):
-        self.wanted, self.reader = wanted, reader
-        self.labels = np.asarray(wanted.clips.rows["label"])
+    def __init__(self, split: CacheableSplit, reader: Reader):
+        self.split, self.reader = split, reader
+        self.labels = np.asarray(split.clips.rows["label"])
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The features of a draw, ready for `collate_features`."""
-        clips = self.wanted.clips
-        view = 0 if draw.epoch is None else (draw.epoch - 1) % self.wanted.views
-        values, samples = self.reader.read(self.wanted.names[draw.index, view])
+        """Return the features of a draw, for `collate_features`."""
+        clips = self.split.clips
+        view = 0 if draw.epoch is None else (draw.epoch - 1) % self.split.views
+        values, samples = self.reader.read(self.split.names[draw.index, view])
         item = {"features": values, "samples": samples, "label": self.labels[draw.index].tolist(), "index": draw.index}
         item |= {"weight": draw.weight, "recording": int(clips.recordings[draw.index])}
         return item if draw.epoch is None else item | clips.view.spec_masks(samples, draw)
@@ -190,7 +190,7 @@ def collate_features(items: Sequence[dict[str, Any]]) -> Batch:
     """Pad cached features into a batch.
 
     Returns:
-        As `collate`, but `inputs` holds `features`, float32 of shape (clips, rows, channels), and `samples`.
+        Batch as from `collate`, but with `features`, float32 of shape (clips, rows, channels), and `samples` as inputs.
     """
     values = pad_sequence([item["features"] for item in items], batch_first=True)
     samples = torch.tensor([item["samples"] for item in items])
@@ -198,7 +198,8 @@ def collate_features(items: Sequence[dict[str, Any]]) -> Batch:
 
 
 def _loader(plain: DataLoader, features: Features, accelerator: Accelerator) -> DataLoader:
-    # Reading is over before a worker process would have been asked.
+    """Make a loader of features with the batches of a loader of waveforms."""
+    # No worker processes: reading features takes less time than passing them between processes.
     pinned = accelerator.device.type == "cuda"
     return DataLoader(
         features,
@@ -209,19 +210,19 @@ def _loader(plain: DataLoader, features: Features, accelerator: Accelerator) -> 
     )
 
 
-def _why_never(cfg: Recipe, cut: Cut | None) -> str:
-    """Why nothing can be kept, whatever that would cost; empty where it can."""
+def _reason_not_to_cache(cfg: Recipe, cut: Cut | None) -> str:
+    """Return the reason why features cannot be cached at any cost; empty if they can."""
     if cfg.prefix_cache.use == "never":
         return "prefix_cache.use is never"
     if cut is None:
-        return "the convolutions train, and nothing comes before them"
+        return "the convolutions train, and no layers come before them"
     if cfg.train.frozen_dropout:
-        return "train.frozen_dropout lets frozen parts drop out, anew in every step"
+        return "train.frozen_dropout changes the output of frozen layers in every step"
     return "the clips are streamed" if cfg.data.streaming else ""
 
 
 def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Accelerator) -> Store:
-    """The store for all that features depend on besides the clip."""
+    """Open the store whose key covers everything, apart from the clip, on which features depend."""
     family, config, device = family_of(model.config), model.config, accelerator.device
     extractor = loaders.validation.dataset.view.extractor  # type: ignore[attr-defined]
     about = {
@@ -233,7 +234,7 @@ def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Acce
         "input": family.describe_input(extractor, family.minimum_samples(config)),
         "precision": accelerator.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "code": sha256(path.read_bytes() for path in _code()),
+        "code": sha256(path.read_bytes() for path in _source_files()),
         "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
     dtype = cfg.prefix_cache.dtype
@@ -242,40 +243,41 @@ def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Acce
     return open_store(cache_root(cfg.prefix_cache), about, family.kept_width(cut, config), dtype)
 
 
-def _code() -> list[Path]:
+def _source_files() -> list[Path]:
+    """Return the source files that determine the features of a clip."""
     package = Path(__file__).parents[1]
     return [*(package / f"{name}.py" for name in CODE), *sorted((package / "encoders").glob("*.py"))]
 
 
-def _too_much(
+def _reason_not_to_fill(
     store: Store,
     model: Any,
     cut: Cut,
-    wanted: dict[str, Wanted],
-    missing: list[Missing],
+    splits: dict[str, CacheableSplit],
+    missing: list[MissingClip],
     loaders: Loaders,
     cfg: Recipe,
 ) -> str:
-    """Why what is missing should not be made: it would not pay, or has no room; empty where it should."""
+    """Return the reason not to compute missing features: no gain or no room; empty if there is none."""
     if not missing:
         return ""
-    passes, views = _passes(loaders, cfg), wanted["train"].views if "train" in wanted else 1
+    passes, views = _passes(loaders, cfg), splits["train"].views if "train" in splits else 1
     if passes <= views and cfg.prefix_cache.use == "auto":
-        ways = f", each to be kept in {views} ways" if views > 1 else ""
-        return f"it would not pay: training goes over its clips {passes:.3g} times{ways}"
+        versions = f", with {views} versions of each clip" if views > 1 else ""
+        return f"it would not save time: {passes:.3g} passes over the training clips{versions}"
     root = store.folder.parent
-    share = expected_bytes(store, model, cut, wanted) * len(missing) // sum(each.names.size for each in wanted.values())
+    share = expected_bytes(store, model, cut, splits) * len(missing) // sum(each.names.size for each in splits.values())
     return make_room(root, store, share, 1e9 * cfg.prefix_cache.max_gigabytes) or ""
 
 
 def _passes(loaders: Loaders, cfg: Recipe) -> float:
-    """How often training goes over its clips."""
+    """Return the number of passes over the training clips."""
     order = loaders.train_order
     return order.total_steps(cfg.train.epochs, cfg.train.max_steps) / order.steps
 
 
 def _precision(store: Store, cfg: Recipe, accelerator: Accelerator) -> str:
-    """The coarsest precision that features went through."""
+    """Return the lowest precision that features went through."""
     if "bf16" in (accelerator.mixed_precision, *(["bf16"] if store.dtype == "bfloat16" else [])):
         return "bf16"
     return "fp16" if accelerator.mixed_precision == "fp16" or cfg.model.quantization != "none" else "no"
@@ -285,24 +287,29 @@ def _announcement(
     store: Store,
     model: Any,
     cut: Cut,
-    wanted: dict[str, Wanted],
-    missing: list[Missing],
+    splits: dict[str, CacheableSplit],
+    missing: list[MissingClip],
     reason: str,
     loaders: Loaders,
     cfg: Recipe,
 ) -> str:
-    clips, size = sum(each.names.size for each in wanted.values()), in_bytes(expected_bytes(store, model, cut, wanted))
-    views, passes = wanted["train"].views if "train" in wanted else 1, _passes(loaders, cfg)
-    told = f"prefix cache: {cut} runs once for each of {clips:,} clips ({size}), "
+    """Describe the use of the cache: the cut, the number of clips, the size and the gain."""
+    clips, size = (
+        sum(each.names.size for each in splits.values()),
+        format_bytes(expected_bytes(store, model, cut, splits)),
+    )
+    views, passes = splits["train"].views if "train" in splits else 1, _passes(loaders, cfg)
+    note = f"prefix cache: {cut} runs once for each of {clips:,} clips ({size}), "
     if missing:
-        told += f"{len(missing):,} of them now, " if len(missing) < clips else ""
-        told += f"and pays after {views} of {passes:.3g} epochs" if views < passes else "and pays in later runs"
+        note += f"{len(missing):,} of them now, " if len(missing) < clips else ""
+        note += f"and pays after {views} of {passes:.3g} epochs" if views < passes else "and pays in later runs"
     else:
-        told += "as earlier runs did"
-    return f"{told}; {reason}" if reason else told
+        note += "done by earlier runs"
+    return f"{note}; {reason}" if reason else note
 
 
-def _outcome(cut: Cut, reason: str, reader: Reader, wanted: dict[str, Wanted], filled: bool) -> Prefix:
-    names = {name for each in wanted.values() for name in each.names.ravel()}
+def _describe_use(cut: Cut, reason: str, reader: Reader, splits: dict[str, CacheableSplit], filled: bool) -> Prefix:
+    """Return the facts on the cache for the report."""
+    names = {name for each in splits.values() for name in each.names.ravel()}
     size = sum(reader.places[name]["rows"] for name in names) * reader.store.row_bytes
     return Prefix(str(cut), reason, len(names), size, reader.seconds(names), not filled)

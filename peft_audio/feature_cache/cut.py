@@ -17,12 +17,12 @@ def find_cut(model: Any, trained: Trainable, masked: bool, head_dropout: bool) -
 
     Args:
         model: Classifier that a strategy returned.
-        trained: What trains in it.
+        trained: Parameters and modules that train.
         masked: Whether SpecAugment masks the transformer's input, so that the transformer must run.
-        head_dropout: Whether the head drops features of each frame, so that frames must be kept apart.
+        head_dropout: Whether the head applies dropout to each frame, so that frames must not be pooled.
 
     Returns:
-        None where the first layers train.
+        The cut; None if the first layers train.
     """
     family, config = family_of(model.config), model.config
     depth = min(_depth(name, model) for name in trained.parameters)
@@ -45,7 +45,7 @@ def _depth(name: str, model: Any) -> int:
 
 
 def prefix_weights(model: Any, cut: Cut) -> dict[str, torch.Tensor]:
-    """Return the weights, and other state, that decide what the prefix returns."""
+    """Return the weights and buffers on which the output of the prefix depends."""
     family, config = family_of(model.config), model.config
     last = family.cuts(config).index(cut)
     state = encoder_of(model).state_dict()
@@ -62,8 +62,8 @@ def run_prefix(model: Any, batch: Mapping[str, Any], cut: Cut) -> torch.Tensor:
         cut: End of the prefix.
 
     Returns:
-        Tensor of shape (clips, frames, channels); at a pooled cut of shape (clips, states, channels), where a weighted
-        sum of layers has one state per layer and one more.
+        Tensor of shape (clips, frames, channels). At a pooled cut, the shape is (clips, states, channels); a weighted
+        sum of layers has one state per layer and one for the input.
     """
     family = family_of(model.config)
     cuts = family.pooled_states(cut, model.config) if cut.pooled else (cut,)

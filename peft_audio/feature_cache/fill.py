@@ -28,8 +28,8 @@ from peft_audio.feature_cache.store import Reader, Store, read_table
 from peft_audio.files import expanded, sha256
 from peft_audio.training.tracking import progress_bar
 
-# So many clips are computed again when features are reused, each alone, where they were filled in batches. bfloat16 has
-# 8 bits of precision, float16 11; bitsandbytes computes in the latter.
+# Number of clips that are computed again, one by one, to check reused features, which were computed in batches.
+# bfloat16 has 8 bits of precision; float16, in which bitsandbytes computes, has 11.
 CHECKED_CLIPS = 2
 TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
@@ -38,14 +38,15 @@ Compute = Callable[[Batch], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Hold a split whose features are needed, cropped for training or for evaluation.
+class CacheableSplit:
+    """Split whose features can be cached.
 
     Attributes:
-        clips: The split.
-        views: In how many ways training hears each clip; 0 for evaluation.
-        names: What the features of each row and view depend on, of shape (rows, max(1, views)).
-        seconds: How much of each row is heard.
+        clips: Clips of the split.
+        views: Number of versions of each clip in training; 0 for evaluation.
+        names: Hashes of everything on which the features of a row and version depend, object array of shape
+            (rows, max(1, views)).
+        seconds: Length of each row that is used.
     """
 
     clips: Clips
@@ -55,39 +56,43 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """A clip whose features are not there: its name, and where it stands among those that are wanted."""
+class MissingClip:
+    """Clip whose features are not cached: its name, and its split, row and version."""
 
     name: str
-    wanted: Wanted
+    split: CacheableSplit
     row: int
     view: int
 
     def item(self) -> dict[str, Any]:
-        """The clip as `Clips` gives it, without SpecAugment's masks, which come behind the prefix."""
-        item = self.wanted.clips[Draw(self.row, self.view + 1 if self.wanted.views else None)]
+        """Return the item of the clip without SpecAugment masks, which are applied after the prefix."""
+        item = self.split.clips[Draw(self.row, self.view + 1 if self.split.views else None)]
         return {name: value for name, value in item.items() if name not in ("time_mask", "feature_mask")}
 
 
-def find_wanted(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, Wanted], str]:
-    """The splits whose clips are heard alike in every epoch, or in so many ways; and why training's are not."""
+def find_cacheable(loaders: Loaders, cfg: Recipe) -> tuple[dict[str, CacheableSplit], str]:
+    """Find the splits whose clips have a fixed number of versions.
+
+    Returns:
+        The splits by name, and the reason if the training split is not among them.
+    """
     clips: Clips = loaders.train.dataset  # type: ignore[attr-defined]
     limit = clips.view.cfg.max_seconds
     longer = int((used_seconds(clips.rows) > limit).sum())
-    what = "data.max_seconds" if limit == cfg.data.max_seconds else f"the encoder's window of {limit:g} s"
-    reason = f"{longer} are longer than {what}, and cropped anew in every epoch" if longer else ""
+    part = "data.max_seconds" if limit == cfg.data.max_seconds else f"the encoder's window of {limit:g} s"
+    reason = f"{longer} are longer than {part} and cropped differently in every epoch" if longer else ""
     if clips.view.augment:
-        reason = "they are augmented anew in every epoch"
-    wanted = {"validation": _wanted(loaders.validation.dataset, 0, cfg)}
+        reason = "they are augmented differently in every epoch"
+    splits = {"validation": _cacheable(loaders.validation.dataset, 0, cfg)}
     views = cfg.prefix_cache.views if reason else 1
     if views is None:
-        hint = "prefix_cache.views would keep a few ways of hearing them"
-        return wanted, f"validation clips only, not those of training: {reason} ({hint})"
-    return wanted | {"train": _wanted(clips, views, cfg, drawn=bool(reason))}, ""
+        hint = "prefix_cache.views sets a fixed number of versions"
+        return splits, f"only validation clips, not training clips: {reason} ({hint})"
+    return splits | {"train": _cacheable(clips, views, cfg, drawn=bool(reason))}, ""
 
 
-def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
-    """With names that say what features depend on: the bytes, what is heard of them, and what was drawn."""
+def _cacheable(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> CacheableSplit:
+    """Name each row and version by a hash of its bytes, the part in use, and the draws of crops and augmentation."""
     limit = clips.view.cfg.max_seconds if views else clips.view.cfg.max_eval_seconds
     seconds = used_seconds(clips.rows, limit)
     rows = clips.rows.select_columns(["sha256", "start_seconds"]).to_pandas()
@@ -98,21 +103,21 @@ def _wanted(clips: Any, views: int, cfg: Recipe, drawn: bool = False) -> Wanted:
         if drawn:
             facts += [limit, augmentation, clips.view.seeds(Draw(row, view + 1))]
         names[row, view] = sha256([json.dumps(facts).encode()])
-    return Wanted(clips, views, names, seconds)
+    return CacheableSplit(clips, views, names, seconds)
 
 
-def _rows(model: Any, cut: Cut, each: Wanted) -> int:
-    """Of the features of a split, about."""
+def _count_rows(model: Any, cut: Cut, split: CacheableSplit) -> int:
+    """Estimate the number of rows in the features of a split."""
     family = family_of(model.config)
     if cut.pooled:
-        return len(family.pooled_states(cut, model.config)) * each.names.size
-    rate, shortest = each.clips.view.extractor.sampling_rate, family.minimum_samples(model.config)
-    samples = np.maximum(np.round(each.seconds * rate), shortest).astype(int).tolist()
-    return max(1, each.views) * sum(family.count_frames(model.config, length) for length in samples)
+        return len(family.pooled_states(cut, model.config)) * split.names.size
+    rate, shortest = split.clips.view.extractor.sampling_rate, family.minimum_samples(model.config)
+    samples = np.maximum(np.round(split.seconds * rate), shortest).astype(int).tolist()
+    return max(1, split.views) * sum(family.count_frames(model.config, length) for length in samples)
 
 
 def _augmentation(cfg: AugmentConfig) -> list[Any]:
-    """What augmentation depends on; SpecAugment comes behind the prefix."""
+    """Return the settings and files on which augmentation before the prefix depends, so without SpecAugment."""
     settings = {name: getattr(cfg, name) for name, about in settings_of(cfg).items() if about.stage == "input"}
     files = [
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
@@ -123,14 +128,14 @@ def _augmentation(cfg: AugmentConfig) -> list[Any]:
     return [settings, files]
 
 
-def expected_bytes(store: Store, model: Any, cut: Cut, wanted: dict[str, Wanted]) -> int:
-    """What the features of all that is wanted take, about."""
-    return sum(_rows(model, cut, each) for each in wanted.values()) * store.row_bytes
+def expected_bytes(store: Store, model: Any, cut: Cut, splits: dict[str, CacheableSplit]) -> int:
+    """Estimate the size of the features of all splits."""
+    return sum(_count_rows(model, cut, split) for split in splits.values()) * store.row_bytes
 
 
 @torch.inference_mode()
 def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> list[torch.Tensor]:
-    """What the prefix makes of each clip of a batch, of shape (rows, width), without padding."""
+    """Compute the output of the prefix for each clip of a batch, of shape (rows, width), without padding."""
     with accelerator.autocast():
         values = run_prefix(model, send_to_device(batch, accelerator.device), cut).cpu()
     if cut.pooled:
@@ -141,67 +146,69 @@ def run_frozen(model: Any, cut: Cut, accelerator: Accelerator, batch: Batch) -> 
 
 def find_missing(
     store: Store,
-    wanted: dict[str, Wanted],
+    splits: dict[str, CacheableSplit],
     compute: Compute,
     precision: str,
     loaders: Loaders,
-    tell: Callable[[str], None],
-) -> list[Missing]:
-    """The clips that are not there, each once, by length; all of them where what is there is not what it should be."""
+    notify: Callable[[str], None],
+) -> list[MissingClip]:
+    """Return the clips without cached features, each once, by length; all clips if a check of cached ones fails."""
     clips = {
-        str(name): Missing(str(name), each, row, view)
-        for each in wanted.values()
-        for (row, view), name in np.ndenumerate(each.names)
+        str(name): MissingClip(str(name), split, row, view)
+        for split in splits.values()
+        for (row, view), name in np.ndenumerate(split.names)
     }
     table = read_table(store)
-    there = [name for name in clips if name in table.index]
-    checked = [clips[name] for name in there[:: -(-len(there) // CHECKED_CLIPS)]] if there else []
+    cached = [name for name in clips if name in table.index]
+    checked = [clips[name] for name in cached[:: -(-len(cached) // CHECKED_CLIPS)]] if cached else []
     if not _as_computed(Reader(store, table), checked, compute, TOLERANCE[precision], loaders):
-        tell(f"prefix cache: {store.folder} does not hold what the model returns, and is made again")
+        notify(f"prefix cache: {store.folder} does not match the output of the model; filling it again")
         shutil.rmtree(store.folder, ignore_errors=True)
-        there = []
-    missing = [clips[name] for name in clips.keys() - set(there)]
-    return sorted(missing, key=lambda clip: (clip.wanted.seconds[clip.row], clip.name))
+        cached = []
+    missing = [clips[name] for name in clips.keys() - set(cached)]
+    return sorted(missing, key=lambda clip: (clip.split.seconds[clip.row], clip.name))
 
 
 def _as_computed(
-    reader: Reader, clips: Sequence[Missing], compute: Compute, tolerance: float, loaders: Loaders
+    reader: Reader, clips: Sequence[MissingClip], compute: Compute, tolerance: float, loaders: Loaders
 ) -> bool:
+    """Return whether cached features of clips equal those that the model computes, within a tolerance."""
     for clip in clips:
         (now,) = compute(loaders.validation.collate_fn([clip.item()]))
         try:
-            kept, _ = reader.read(clip.name)
+            cached, _ = reader.read(clip.name)
         except UserError:
             return False
         bound = tolerance * max(1.0, float(now.abs().max()))
-        if kept.shape != now.shape or not bool(((kept - now.float()).abs() <= bound).all()):
+        if cached.shape != now.shape or not bool(((cached - now.float()).abs() <= bound).all()):
             return False
     return True
 
 
 class _Batches(Dataset):
-    """Clips in batches, decoded as the loaders do it."""
+    """Dataset of batches of clips, decoded as by the loaders."""
 
-    def __init__(self, batches: list[list[Missing]], collate_fn: Any):
+    def __init__(self, batches: list[list[MissingClip]], collate_fn: Any):
         self.batches, self.collate_fn = batches, collate_fn
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, at: int) -> tuple[list[str], Batch]:
-        return [clip.name for clip in self.batches[at]], self.collate_fn([clip.item() for clip in self.batches[at]])
+    def __getitem__(self, index: int) -> tuple[list[str], Batch]:
+        clips = self.batches[index]
+        return [clip.name for clip in clips], self.collate_fn([clip.item() for clip in clips])
 
 
-def in_batches(missing: list[Missing], cfg: TrainConfig, parts: int, loaders: Loaders) -> DataLoader:
-    """Batch the missing clips with their names, the longest first because they need most memory.
+def batch_missing(missing: list[MissingClip], cfg: TrainConfig, parts: int, loaders: Loaders) -> DataLoader:
+    """Make batches of the missing clips with their names, the longest first because they need most memory.
 
     Args:
-        missing: By length.
-        cfg: How much a step holds.
-        parts: Into how many micro-batches, over all processes, it is split.
-        loaders: Of the run.
+        missing: Missing clips, sorted by length.
+        cfg: Settings of the size of a step.
+        parts: Number of micro-batches per step over all processes.
+        loaders: Loaders of the run.
     """
-    seconds = np.array([clip.wanted.seconds[clip.row] for clip in missing])
+    seconds = np.array([clip.split.seconds[clip.row] for clip in missing])
     limit = None if cfg.batch_seconds is None else cfg.batch_seconds / parts
     rows = cut_batches(np.arange(len(missing)), seconds, -(-cfg.batch_size // parts), limit)
     batches = [[missing[row] for row in batch] for batch in reversed(rows)]
@@ -214,10 +221,10 @@ def in_batches(missing: list[Missing], cfg: TrainConfig, parts: int, loaders: Lo
     )
 
 
-def computed(
+def compute_features(
     compute: Compute, batches: DataLoader, count: int, accelerator: Accelerator
 ) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """Each clip's name, length in samples and features, with a bar."""
+    """Yield the name, length in samples and features of each clip, with a progress bar."""
     with progress_bar(accelerator.is_main_process and sys.stdout.isatty()) as progress:
         bar = progress.add_task("frozen prefix", total=count)
         for names, batch in batches:

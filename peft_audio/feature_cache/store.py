@@ -1,8 +1,8 @@
 """Store cached features on disk, with one folder per key, shared by runs.
 
-A folder holds `about.json`, which says what its key was made of, and pairs of files: features one clip after the
-other, and a table of where each is. A pair is never changed once its table is there, so readers need no lock; features
-are read by their place, because pages of a mapped file would count as memory of the process.
+A folder holds `about.json`, with the facts of its key, and pairs of files: the features of clips, one after the other,
+and a table of their positions. A pair never changes once its table exists, so readers need no lock. Features are
+read by position, because the pages of a mapped file would count as memory of the process.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ABOUT = "about.json"
 KEY_LENGTH = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLUMNS = ["clip", "file", "at", "rows", "samples", "crc32", "seconds"]
-# Room that is left on the disk for whatever else runs.
+# Free space to leave on the disk for other programs.
 SPARE_BYTES = 10**9
 
 
 @dataclass(frozen=True)
 class Store:
-    """Describe one key's folder and the form of its features.
+    """Folder of one key, and the form of its features.
 
     Attributes:
-        folder: Made when it is first filled.
-        about: What the key was made of.
-        width: Channels of a row.
-        dtype: A key of `DTYPES`.
+        folder: Path of the folder, which exists once it is filled.
+        about: Facts of the key.
+        width: Number of channels of a row.
+        dtype: Type of the features, a key of `DTYPES`.
     """
 
     folder: Path
@@ -53,33 +53,33 @@ class Store:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row: a frame, or a layer's mean over time."""
+        """Return the size of a row, which is a frame or the mean of a layer over time."""
         return self.width * DTYPES[self.dtype].itemsize
 
 
 def cache_root(cfg: PrefixCacheConfig) -> Path:
-    """Where all keys are."""
+    """Return the folder of all stores."""
     if cfg.folder is not None:
         return expanded(cfg.folder)
     return cached_assets_path("peft-audio", "prefixes")
 
 
 def open_store(root: Path, about: Mapping[str, Any], width: int, dtype: str) -> Store:
-    """The folder for what `about` says; another word in it is another folder."""
+    """Return the store for the facts in `about`; different facts have different folders."""
     text = json.dumps([about, width, dtype], sort_keys=True)
     return Store(root / sha256([text.encode()])[:KEY_LENGTH], about, width, dtype)
 
 
 @contextmanager
-def filling(store: Store, tell: Callable[[str], None]) -> Iterator[None]:
-    """Be the only one that adds to a store; the others wait, and find it filled."""
+def fill_lock(store: Store, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock for filling a store, so that one process fills it while others wait."""
     store.folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder: clearing it must not take the lock away from who holds it.
+    # The lock is beside the folder, because clearing the folder must not remove a lock in use.
     lock = FileLock(store.folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        tell("prefix cache: another process is filling it; waiting ...")
+        notify("prefix cache: another process is filling it; waiting ...")
         lock.acquire()
     try:
         yield
@@ -88,34 +88,34 @@ def filling(store: Store, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def read_table(store: Store) -> pd.DataFrame:
-    """What is there: a row a clip, by its name. Files that are not as long as their table says are left out."""
-    found = [pd.DataFrame(columns=COLUMNS)]
+    """Read the table of cached clips, one row per clip, indexed by name; skip files of a wrong size."""
+    tables = [pd.DataFrame(columns=COLUMNS)]
     for path in sorted(store.folder.glob("*.parquet")):
         table, features = pd.read_parquet(path), path.with_suffix(".features")
         if features.is_file() and features.stat().st_size == table["rows"].sum() * store.row_bytes:
-            found.append(table.assign(file=features.name))
+            tables.append(table.assign(file=features.name))
     with suppress(OSError):
         os.utime(store.folder / ABOUT)
-    tables = pd.concat([table for table in found if len(table)] or found)
-    return tables.drop_duplicates("clip").set_index("clip")
+    joined = pd.concat([table for table in tables if len(table)] or tables)
+    return joined.drop_duplicates("clip").set_index("clip")
 
 
 def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor]], began: float) -> None:
-    """Add clips to a store one at a time; none of them counts before all are written.
+    """Add the features of clips to a store; readers see them once all are written.
 
     Args:
-        store: Held by `filling`.
-        features: Of each clip its name, its length in samples, and a tensor of shape (rows, width).
-        began: `time.perf_counter()` before the work on them began; each clip's share of what it took is kept.
+        store: Store whose `fill_lock` this process holds.
+        features: Name, length in samples and tensor of shape (rows, width) of each clip.
+        began: `time.perf_counter()` before the features were computed; the table stores the mean time per clip.
     """
     store.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(store.folder / ABOUT, json.dumps(store.about, indent=2, sort_keys=True) + "\n")
-    whole = {path.with_suffix("") for path in store.folder.glob("*.parquet")}
-    for left in store.folder.iterdir():
-        # Of a run that was killed while it filled.
-        if left.name != ABOUT and left.with_suffix("") not in whole:
-            left.unlink()
-    name = f"{len(whole):04d}-{os.getpid()}"
+    complete = {path.with_suffix("") for path in store.folder.glob("*.parquet")}
+    for path in store.folder.iterdir():
+        # Runs that were killed while filling leave incomplete pairs.
+        if path.name != ABOUT and path.with_suffix("") not in complete:
+            path.unlink()
+    name = f"{len(complete):04d}-{os.getpid()}"
     rows = []
     with atomic_file(store.folder / f"{name}.features") as file:
         for clip, samples, values in features:
@@ -128,11 +128,11 @@ def write_features(store: Store, features: Iterable[tuple[str, int, torch.Tensor
 
 
 class Reader:
-    """Read features of clips by name. The files stay open, so that clearing the cache takes nothing from a run.
+    """Reader of the features of clips by name. Files stay open, so that a run can read them after the cache is cleared.
 
     Args:
-        store: What is read.
-        table: What `read_table` gave.
+        store: Store to read.
+        table: Table from `read_table`.
     """
 
     def __init__(self, store: Store, table: pd.DataFrame):
@@ -146,14 +146,14 @@ class Reader:
             file.close()
 
     def seconds(self, clips: Iterable[str]) -> float:
-        """What it took to make the features of these clips, whichever run made them."""
+        """Return the seconds that it took to compute the features of these clips, in whichever run."""
         return sum(self.places[clip]["seconds"] for clip in set(clips))
 
     def read(self, clip: str) -> tuple[torch.Tensor, int]:
         """Read a clip's features, float32 of shape (rows, width), and its length in samples.
 
         Raises:
-            UserError: They are not what was written.
+            UserError: The file is damaged.
         """
         place = self.places[clip]
         file = self.files[place["file"]]
@@ -169,15 +169,21 @@ class Reader:
 
 
 def make_room(root: Path, keep: Store, wanted_bytes: int, max_bytes: float) -> str | None:
-    """Let what was not used for longest go until so much more fits, under the limit and on the disk.
+    """Delete the stores that were not used for longest, until new features fit under the limit and on the disk.
+
+    Args:
+        root: Folder of all stores.
+        keep: Store that must not be deleted.
+        wanted_bytes: Size of the new features.
+        max_bytes: Largest size of all stores.
 
     Returns:
-        Why it cannot fit; None where it can.
+        The reason if they cannot fit; None if they fit.
     """
     stores = {entry.name: entry for entry in list_stores(root)}
     held = stores.pop(keep.folder.name).bytes if keep.folder.name in stores else 0
     if held + wanted_bytes > max_bytes:
-        return f"{in_bytes(held + wanted_bytes)} are more than prefix_cache.max_gigabytes allows"
+        return f"{format_bytes(held + wanted_bytes)} are more than prefix_cache.max_gigabytes allows"
     room = min(
         max_bytes - held - sum(entry.bytes for entry in stores.values()), shutil.disk_usage(root).free - SPARE_BYTES
     )
@@ -185,12 +191,12 @@ def make_room(root: Path, keep: Store, wanted_bytes: int, max_bytes: float) -> s
         if wanted_bytes <= room:
             break
         room += _delete(root / entry.name, entry.bytes)
-    return None if wanted_bytes <= room else f"it needs {in_bytes(wanted_bytes)}, and {root} has no room for it"
+    return None if wanted_bytes <= room else f"it needs {format_bytes(wanted_bytes)}, but {root} has no room"
 
 
 @dataclass(frozen=True)
-class Held:
-    """A key's folder: its name, its size, when it was last used (seconds since 1970), and what it is about."""
+class StoreInfo:
+    """Folder of a key: its name, size, time of last use (seconds since 1970) and facts."""
 
     name: str
     bytes: int
@@ -198,23 +204,23 @@ class Held:
     about: dict[str, Any]
 
 
-def list_stores(root: Path) -> list[Held]:
-    """Every key's folder."""
-    found = []
+def list_stores(root: Path) -> list[StoreInfo]:
+    """List the folders of all keys."""
+    infos = []
     for folder in sorted(path for path in root.glob("*/") if len(path.name) == KEY_LENGTH):
         with suppress(OSError):
             size = sum(path.stat().st_size for path in folder.iterdir())
-            found.append(Held(folder.name, size, (folder / ABOUT).stat().st_mtime, read_json(folder / ABOUT)))
-    return found
+            infos.append(StoreInfo(folder.name, size, (folder / ABOUT).stat().st_mtime, read_json(folder / ABOUT)))
+    return infos
 
 
 def clear_stores(root: Path) -> int:
-    """Delete every key's folder that no run is filling; gives the bytes. What runs read is freed when they end."""
+    """Delete all stores that no run is filling, and return their size; files in use are freed when their run ends."""
     return sum(_delete(root / entry.name, entry.bytes) for entry in list_stores(root))
 
 
 def _delete(folder: Path, size: int) -> int:
-    """The bytes that this freed: none where a run is filling it."""
+    """Delete a store unless a run is filling it, and return the number of bytes freed."""
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
@@ -223,6 +229,6 @@ def _delete(folder: Path, size: int) -> int:
         return 0
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes in words."""
+def format_bytes(count: float) -> str:
+    """Format a number of bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

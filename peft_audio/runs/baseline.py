@@ -1,4 +1,4 @@
-"""Controls without a network: what a task gives away before any encoder hears it."""
+"""Fit and evaluate controls without a network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge
 from peft_audio.runs.folder import on_first, open_folder
 from peft_audio.runs.process_state import restored_process_state
-from peft_audio.runs.report import RunReport, measured, print_chance, read_report, table_of_metrics, write_report
+from peft_audio.runs.report import RunReport, print_chance, read_report, shared_fields, table_of_metrics, write_report
 from peft_audio.runs.run import Run, save_predictions, save_skipped, start_run
-from peft_audio.training.hardware import PATIENT, peak_memory_bytes
+from peft_audio.training.hardware import LONG_TIMEOUT, peak_memory_bytes
 
 NO_ENCODER = Base(name="", commit=None, sha256="", model_type="", minimum_samples=0)
 RATE = 16_000
@@ -38,13 +38,13 @@ BANDS = 64
 
 @dataclass(frozen=True)
 class Fitted:
-    """A control fitted to the training clips.
+    """Control fitted to the training clips.
 
     Attributes:
-        model: Of scikit-learn, with `predict_proba`.
-        features: Of a split: float of shape (clips, features).
-        coefficients: How many numbers were fitted, those that scale the features not counted.
-        seconds: It took, decoding included.
+        model: Model of scikit-learn with `predict_proba`.
+        features: Function of the name of a split that returns its features, float of shape (clips, features).
+        coefficients: Number of fitted coefficients, without those that scale the features.
+        seconds: Time to fit the control, with decoding.
     """
 
     model: Any
@@ -54,7 +54,7 @@ class Fitted:
 
 
 def run_baseline(cfg: BaselineRecipe) -> RunReport:
-    """Fit and evaluate a control without a network: from files to a report. There is no adapter.
+    """Fit and evaluate a control without a network, from files to a report. It saves no adapter.
 
     Args:
         cfg: Settings of the run.
@@ -67,7 +67,7 @@ def run_baseline(cfg: BaselineRecipe) -> RunReport:
     """
     began = time.perf_counter()
     with restored_process_state():
-        accelerator = Accelerator(cpu=True, mixed_precision="no", kwargs_handlers=[PATIENT])
+        accelerator = Accelerator(cpu=True, mixed_precision="no", kwargs_handlers=[LONG_TIMEOUT])
         with open_folder(cfg, accelerator) as folder:
             if folder.finished:
                 return on_first(accelerator, lambda: read_report(folder.path))
@@ -77,6 +77,7 @@ def run_baseline(cfg: BaselineRecipe) -> RunReport:
 
 
 def _fit_and_report(run: Run, cfg: BaselineRecipe) -> RunReport:
+    """Fit a control, evaluate it and write its report, on the first process."""
     fitted = fit_baseline(run.splits, cfg)
     evaluations = {"validation": evaluate_baseline(fitted, run.splits, "validation")}
     if cfg.train.evaluate_train:
@@ -91,16 +92,16 @@ def fit_baseline(splits: Splits, cfg: BaselineRecipe) -> Fitted:
     """Fit the control that `cfg` names.
 
     Raises:
-        UserError: A clip cannot be decoded any more.
+        UserError: A clip changed since the scan and cannot be decoded.
     """
     began = time.perf_counter()
     if cfg.baseline.kind == "majority":
-        # It answers the most frequent class; its probabilities are the classes' shares, so that its loss is finite.
-        # Fewer training clips are drawn evenly over the classes, so the shares are those of the whole split.
+        # The probabilities are the shares of the classes, so that the loss is finite. Shares are those of the whole
+        # split, because `data.max_train_clips` draws clips evenly over the classes.
         targets = np.repeat(np.arange(len(splits.labels)), [splits.train_counts[label] for label in splits.labels])
         model = DummyClassifier(strategy="prior").fit(np.zeros((len(targets), 1)), targets)
         return Fitted(model, lambda split: np.zeros((len(splits[split]), 1)), 0, time.perf_counter() - began)
-    # Above what the slowest clips hold, the bands would tell apart where clips come from.
+    # Bands above the lowest sampling rate would reveal the origin of clips.
     highest = min(RATE, int(np.min(splits.train["sampling_rate"]))) / 2
 
     def features(split: str) -> np.ndarray:
@@ -113,7 +114,7 @@ def fit_baseline(splits: Splits, cfg: BaselineRecipe) -> Fitted:
 
 
 def evaluate_baseline(fitted: Fitted, splits: Splits, split: str) -> Evaluation:
-    """What a control says of a split, as `evaluate` gives it for a network: recordings are judged, not windows."""
+    """Evaluate a control on the recordings of a split, like `run_split.evaluate` for a network."""
     began = time.perf_counter()
     probabilities = fitted.model.predict_proba(fitted.features(split))
     logits = torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).float()
@@ -123,14 +124,14 @@ def evaluate_baseline(fitted: Fitted, splits: Splits, split: str) -> Evaluation:
 
 
 def log_mel(waveform: np.ndarray, highest_hertz: float) -> np.ndarray:
-    """Mean and standard deviation over time of the log-mel spectrogram, in frames of 25 ms every 10 ms.
+    """Compute the mean and standard deviation over time of a log-mel spectrogram, with 25 ms frames every 10 ms.
 
     Args:
         waveform: float32 of shape (samples,) at 16 kHz.
-        highest_hertz: Upper edge of the last of the 64 bands; the first one begins at 50 Hz.
+        highest_hertz: Upper edge of the last of the 64 bands; the first band starts at 50 Hz.
 
     Returns:
-        Shape (128,).
+        float of shape (128,): the means, then the standard deviations.
     """
     filters = mel_filter_bank(201, BANDS, 50.0, highest_hertz, RATE, norm="slaney", mel_scale="slaney")
     bands = spectrogram(waveform, window_function(400), 400, 160, fft_length=400, power=2.0, mel_filters=filters)
@@ -139,16 +140,17 @@ def log_mel(waveform: np.ndarray, highest_hertz: float) -> np.ndarray:
 
 
 def _waveform(row: dict[str, Any], splits: Splits, cfg: BaselineRecipe) -> np.ndarray:
+    """Decode the part of a recording that evaluation uses."""
     limit = cfg.data.max_eval_seconds
     seconds = limit if row["end_seconds"] is None else min(limit, row["num_frames"] / row["sampling_rate"])
     try:
         return load_audio(recording_of(row, splits.stored), RATE, row["start_seconds"], seconds)
     except AudioError as error:
-        raise UserError(f"{row['path'] or row['id']} {error}; mend or remove it.") from error
+        raise UserError(f"{row['path'] or row['id']} {error}; repair or remove it.") from error
 
 
 def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, Evaluation]) -> RunReport:
-    """Write the report into the run's folder and print the last screen, as `finish_run` does for a network."""
+    """Write and print the report of a control, like `report.finish_run` for a network."""
     clips = len(run.splits.train)
     report = RunReport(
         strategy=kind,
@@ -170,7 +172,7 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
         resumes=0,
         prefix_bytes=0,
         peak_memory_bytes=peak_memory_bytes(run.accelerator),
-        **measured(run, evaluations, save_skipped(run)),
+        **shared_fields(run, evaluations, save_skipped(run)),
         encoder_drift=None,
     )
     write_report(run, report)
@@ -179,7 +181,7 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
     table.add_row("fitting", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     console = Console()
     console.print(table)
-    if kind != "majority":  # its answers are constant by design
+    if kind != "majority":  # it predicts one class by design
         print_chance(report, console)
     console.print(f"report: {run.folder / 'report.json'}", highlight=False, soft_wrap=True, markup=False)
     return report

@@ -1,4 +1,4 @@
-"""Read finished runs from their folders, whether a comparison made them or not."""
+"""Read finished runs from their folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peft_audio.adapters.record import AdapterRecord
 from peft_audio.config import dotted, settings_per_run
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 from peft_audio.runs.predictions import Predictions, pooled, read_predictions
 from peft_audio.text import printable
 
@@ -53,14 +53,14 @@ class Finished:
 
     Attributes:
         folder: folder of the run.
-        arm: name of its arm; "" where no comparison named it, see `named`.
+        arm: name of its arm; "" if no comparison named it, see `with_arm_names`.
         final: true if the run read the test split, or was started to read it.
         report: contents of `report.json`.
         settings: contents of `config.yaml`, by dotted name.
         alone: true if no other run of its comparison used the device at the same time.
         control: true if its arm is a control.
         other_cpus: mean number of CPUs that other programs kept busy, if they left the run fewer CPUs than threads;
-            None if they did not, or nobody measured it.
+            None if they did not, or it was not measured.
     """
 
     folder: Path
@@ -92,22 +92,22 @@ def read_run(folder: Path) -> Finished:
     """Read the report and the settings of a run.
 
     Raises:
-        UserError: One of them is missing or damaged, or another program wrote it.
+        UserError: A file is missing or damaged, or was not written by a run.
     """
     report = read_json(folder / "report.json")
     missing = NEEDED - report.keys()
     if missing:
-        what = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
-        raise UserError(f"{folder / 'report.json'} {what}; make the run again.")
+        problem = f"lacks {', '.join(sorted(missing))}" if report else "is missing or damaged"
+        raise UserError(f"{folder / 'report.json'} {problem}; repeat the run.")
     try:
         settings = dotted((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be read ({error}); a report needs its settings.") from error
     texts = {"strategy": report["strategy"]} | {name: settings.get(name, "") for name in ("data.source", "model.name")}
-    odd = [name for name, value in texts.items() if not isinstance(value, str)]
-    if odd:
-        raise UserError(f"{folder}: {odd[0]} is no text; make the run again.")
-    start = read_json(beside(folder, ".json"))
+    invalid = [name for name, value in texts.items() if not isinstance(value, str)]
+    if invalid:
+        raise UserError(f"{folder}: {invalid[0]} is not text; repeat the run.")
+    start = read_json(path_beside(folder, ".json"))
     arm = printable(str(start.get("arm", "")))
     final = start["phase"] == "final" if "phase" in start else report.get("test_accuracy") is not None
     control = not report.get("pretrained", True) or report["strategy"] in ("majority", "log_mel")
@@ -123,8 +123,8 @@ def made_adapter(folder: Path, record: AdapterRecord) -> Path | None:
     return run if fits else None
 
 
-def named(runs: Sequence[Finished]) -> list[Finished]:
-    """Name the arm of each run without one: its strategy, and the settings in which runs of the strategy differ."""
+def with_arm_names(runs: Sequence[Finished]) -> list[Finished]:
+    """Name the arm of each run without a name by its strategy and by the settings that differ between such runs."""
     by_strategy: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run.arm:
@@ -134,39 +134,39 @@ def named(runs: Sequence[Finished]) -> list[Finished]:
     for strategy, all_settings in by_strategy.items():
         keys = {name for settings in all_settings for name in settings} - set(settings_per_run())
         names[strategy] = sorted(key for key in keys if len({str(each.get(key)) for each in all_settings}) > 1)
-    found = []
+    named_runs = []
     for run in runs:
         strategy = run.report["strategy"]
         own = ", ".join(f"{key} {run.settings.get(key)}" for key in names.get(strategy, ()))
-        found.append(run if run.arm else replace(run, arm=printable(f"{strategy} ({own})" if own else strategy)))
-    return found
+        named_runs.append(run if run.arm else replace(run, arm=printable(f"{strategy} ({own})" if own else strategy)))
+    return named_runs
 
 
 def epochs_of(run: Finished) -> list[dict[str, Any]]:
-    """Read the lines of the epochs in `metrics.jsonl`; none if the run has no epochs."""
+    """Read the lines of epochs in `metrics.jsonl`; empty if the run has no epochs."""
     path = run.folder / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); make the run again.") from error
+        raise UserError(f"{path} is damaged ({error}); repeat the run.") from error
     return [line for line in lines if "epoch" in line]
 
 
 def predictions_of(run: Finished) -> Predictions:
-    """Read the predictions of the test clips, sorted by id; an id begins with the fold, where there is one.
+    """Read the predictions of the test clips, sorted by id; ids start with the fold if there are folds.
 
     Raises:
         UserError: The file is missing, damaged or does not fit the report.
     """
     path = run.folder / "predictions.parquet"
-    found = read_predictions(path).of_split("test")
-    accuracy, reported = found.metric("accuracy"), run.report["test_accuracy"]
-    # A report decides by logits. In the probabilities of a file of version 1, close logits can be equal.
-    ties = np.count_nonzero((found.logits == found.logits.max(axis=1, keepdims=True)).sum(axis=1) > 1)
-    unclear = ties / max(1, len(found)) if found.version == 1 else 0.0
+    predictions = read_predictions(path).of_split("test")
+    accuracy, reported = predictions.metric("accuracy"), run.report["test_accuracy"]
+    # Reports are computed from logits. Close logits can have equal probabilities in a file of version 1.
+    ties = np.count_nonzero((predictions.logits == predictions.logits.max(axis=1, keepdims=True)).sum(axis=1) > 1)
+    unclear = ties / max(1, len(predictions)) if predictions.version == 1 else 0.0
     if abs(accuracy - reported) > unclear + 1e-6:
         raise UserError(
-            f"{path} gives a test accuracy of {accuracy:.4f}, report.json says {reported:.4f}; run it again."
+            f"{path} gives a test accuracy of {accuracy:.4f}, report.json has {reported:.4f}; repeat the run."
         )
     fold = "" if run.fold is None else f"{run.fold}/"
-    return pooled([replace(found, clips=found.clips.assign(id=fold + found.clips["id"]))])
+    return pooled([replace(predictions, clips=predictions.clips.assign(id=fold + predictions.clips["id"]))])

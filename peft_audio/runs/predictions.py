@@ -1,8 +1,8 @@
-"""`predictions.parquet`: the logits of every evaluated clip beside what the clip is.
+"""Write and read `predictions.parquet`: the logits, id, group, split and label of each evaluated clip.
 
-One row per clip with the columns id, group, split, label and logits, a list of float32 in the order of the label names.
-The names, the task and the version of the format stand once, as JSON under `METADATA` in the file's metadata. Files of
-version 1 have no such metadata, and a column `probability_<label>` for each label in place of the logits.
+The file has one row per clip, with the columns id, group, split, label and logits. Logits are a list of float32 in the
+order of the label names. The names, the task and the format version are JSON under `METADATA` in the file's metadata.
+Files of version 1 have no such metadata, and one column `probability_<label>` per label instead of the logits.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PROBABILITY = "probability_"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of clips beside what the clips are.
+    """Logits of clips, with the ids, groups, splits and labels of the clips.
 
     Attributes:
         clips: one row per clip: `id`, `group`, `split` and `label` (text).
         logits: float32 of shape (clips, labels). From a file of version 1, the logarithms of its probabilities in
             float64, in which close probabilities stay distinct.
         labels: label names in the order of the logits.
-        task: what the logits answer.
+        task: task of the logits.
         version: format version of the file.
     """
 
@@ -56,17 +56,17 @@ class Predictions:
 
     @property
     def decided(self) -> list[str]:
-        """Return the label text that the task decides on for each clip."""
+        """Return the label text that the task predicts for each clip."""
         return self.task.decode(self.task.decide(self.logits), self.labels)
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Return the probabilities, of the shape of the logits."""
+        """Return the probabilities, in the shape of the logits."""
         return self.task.probabilities(self.logits)
 
     @property
     def correct(self) -> np.ndarray:
-        """Return whether each clip is decided correctly, bool of shape (clips,)."""
+        """Return whether each clip is predicted correctly, bool of shape (clips,)."""
         return self.task.correct(self.logits, self.targets)
 
     def metric(self, name: str, weights: np.ndarray | None = None) -> Any:
@@ -87,14 +87,14 @@ class Predictions:
 def predictions_table(
     recordings: pd.DataFrame, split: str, logits: np.ndarray, labels: Sequence[str], task: Task
 ) -> pa.Table:
-    """Make the rows of a split.
+    """Make the table of the predictions of a split.
 
     Args:
         recordings: `id`, `group` and `label` of each clip.
         split: name of their split.
         logits: of shape (clips, labels).
         labels: label names in the order of the logits.
-        task: what the logits answer.
+        task: task of the logits.
     """
     values = pa.array(np.asarray(logits, dtype=np.float32).ravel())
     starts = pa.array(np.arange(len(recordings) + 1, dtype=np.int32) * len(labels))
@@ -109,7 +109,7 @@ def predictions_table(
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of any version.
+    """Read predictions in any version of the format.
 
     Raises:
         UserError: The file is missing, damaged or of a newer version.
@@ -133,13 +133,13 @@ def read_predictions(path: Path) -> Predictions:
             labels, task = tuple(about["labels"]), task_of(about["task"])
             parts = [part.flatten().to_numpy() for part in table["logits"].chunks]
             logits = np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(len(clips), len(labels))
-        found = Predictions(clips, logits, labels, task, version)
-        _ = found.targets  # every label must have a name
+        predictions = Predictions(clips, logits, labels, task, version)
+        _ = predictions.targets  # raises if a label has no name
     except UserError:
         raise
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); a comparison needs each clip's prediction.") from error
-    return found
+    return predictions
 
 
 def pooled(parts: Sequence[Predictions]) -> Predictions:

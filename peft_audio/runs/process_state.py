@@ -22,7 +22,7 @@ from peft_audio.training.hardware import device_type
 
 @contextmanager
 def restored_process_state() -> Iterator[None]:
-    """Start with Accelerate's state empty, and restore the state of this process at the end.
+    """Clear the state of Accelerate, and restore the state of this process at the end.
 
     Covers signal handlers, random generators, the number of torch threads, flags of torch and cuDNN, progress bars,
     warning filters, environment variables and Accelerate's state.
@@ -36,13 +36,14 @@ def restored_process_state() -> Iterator[None]:
 
 @contextmanager
 def _accelerate_state() -> Iterator[None]:
+    """Clear Accelerate's state, and restore it at the end."""
     states = {state: dict(state._shared_state) for state in (AcceleratorState, PartialState, GradientState)}
     had_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     for state in states:
         state._shared_state.clear()
     try:
         yield
-        # After an error the other processes may still be inside a collective operation, and NCCL would wait for them.
+        # Not after an error: other processes can be inside a collective operation, and NCCL would wait for them.
         if not had_group:
             PartialState().destroy_process_group()
     finally:
@@ -54,6 +55,7 @@ def _accelerate_state() -> Iterator[None]:
 
 @contextmanager
 def _signal_handlers() -> Iterator[None]:
+    """Restore signal handlers at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows no handlers here, so nothing changes
         return
@@ -71,6 +73,7 @@ def _signal_handlers() -> Iterator[None]:
 
 @contextmanager
 def _random_states() -> Iterator[None]:
+    """Restore random generators at the end."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if device_type() == "cuda" else []
     try:
@@ -85,6 +88,7 @@ def _random_states() -> Iterator[None]:
 
 @contextmanager
 def _torch_flags() -> Iterator[None]:
+    """Restore the number of threads and the flags of torch at the end."""
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -99,12 +103,13 @@ def _torch_flags() -> Iterator[None]:
 
 @contextmanager
 def _progress_bars() -> Iterator[None]:
+    """Restore the progress bars and the verbosity of libraries at the end."""
     hub, transformers = are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     verbosity = logging.get_verbosity()
     try:
         yield
     finally:
-        # The switch of transformers moves that of huggingface_hub too.
+        # Transformers also switches the progress bars of huggingface_hub.
         if logging.is_progress_bar_enabled() != transformers:
             (logging.enable_progress_bar if transformers else logging.disable_progress_bar)()
         if are_progress_bars_disabled() != hub:
@@ -114,6 +119,7 @@ def _progress_bars() -> Iterator[None]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
+    """Restore environment variables at the end."""
     before = dict(os.environ)
     try:
         yield

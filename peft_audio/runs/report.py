@@ -1,4 +1,4 @@
-"""What one run measured, as `report.json` and on the last screen."""
+"""Write the report of a run to `report.json` and print it."""
 
 from __future__ import annotations
 
@@ -38,26 +38,61 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run, as `report.json` holds it.
+    """Contents of `report.json`.
 
-    `test_*` and `train_*` are None where the split was not read. `total_seconds` is from the start of `fine_tune` to
-    the report, saving and verifying included; `train_seconds` is time in training steps, `validation_seconds` in
-    validating after each epoch, `checkpoint_seconds` in writing checkpoints, `resumes` how often the run was taken up
-    again (the times are then those of what counts: work that was done twice is not in them), `data_wait_share` the
-    share of it that was spent waiting for batches, `samples_per_second` the clips trained on in each of those seconds.
-    `train_clips` and the like count recordings (None where they were streamed), `skipped_clips` those that were left
-    out. `prefix_cached` says which frozen part of the model ran once for each clip, before `train_seconds`, and
-    `prefix_seconds` what that took, an earlier run if it was `prefix_reused`; `prefix_bytes` is what was kept.
-    `chance` compares the test clips (the validation clips where the test split was not read) with guessing, as
-    `evaluation.chance.AgainstChance` holds it, with the name of the split; its `learned_nothing` is true where answers
-    are constant or not shown to be better. It is None where fewer than two classes occur.
-    `validation_is_test` says that the best epoch was chosen on the test clips. `peak_memory_bytes` is the device's peak
-    allocation on CUDA, and the largest resident size of the first process, libraries included, on a CPU.
-    `inference_seconds` is what a validation recording took in the last evaluation, by all processes together, decoding
-    included. `encoder_drift` is the largest absolute difference between an encoder weight that was not meant to train,
-    with the adapter off, and the base as loaded afresh; it must be exactly 0, and is None where there is no such base.
-    `pretrained` is false where the encoder's weights were random at the start, or there is none. Without a network
-    `steps`, `best_epoch` and `adapter_bytes` are 0, and `base_sha256` is empty.
+    Times of a resumed run do not include work that was done twice. Without a network, `steps`, `best_epoch` and
+    `adapter_bytes` are 0, and `base_sha256` is empty.
+
+    Attributes:
+        strategy: Name of the strategy, or kind of the baseline.
+        pretrained: False if the encoder started from random weights, or there is none.
+        test_accuracy: Accuracy on the test recordings; None if they were not read.
+        test_macro_f1: Macro-F1 on the test recordings; None if they were not read.
+        test_loss: Mean loss on the test recordings; None if they were not read.
+        validation_accuracy: Accuracy on the validation recordings.
+        validation_macro_f1: Macro-F1 on the validation recordings.
+        validation_loss: Mean loss on the validation recordings.
+        train_accuracy: Accuracy on the training recordings, without augmentation; None if not evaluated.
+        train_macro_f1: Macro-F1 on the training recordings, without augmentation; None if not evaluated.
+        best_epoch: Number of the epoch whose weights were kept, from 1.
+        steps: Number of optimizer steps.
+        trainable_parameters: Number of parameters that trained.
+        total_parameters: Number of all parameters.
+        adapter_bytes: Size of the saved weights.
+        train_seconds: Time of the training steps, with decoding.
+        validation_seconds: Time of the validations after each epoch.
+        checkpoint_seconds: Time of writing checkpoints.
+        total_seconds: Time from the start of `fine_tune` to the report, with saving and verifying.
+        inference_seconds: Time per validation recording in the last evaluation, by all processes together, with
+            decoding.
+        samples_per_second: Clips trained on per second of `train_seconds`.
+        data_wait_share: Share of `train_seconds` that was spent waiting for batches.
+        prefix_cached: Frozen part of the model whose output was cached; empty for none.
+        prefix_seconds: Time to fill the feature cache, which is not part of `train_seconds`.
+        prefix_reused: Whether an earlier run filled the cache.
+        prefix_bytes: Size of the cached features.
+        peak_memory_bytes: Peak memory: of the device on CUDA, of the first process with its libraries on a CPU.
+        num_processes: Number of processes.
+        micro_batches: Number of micro-batches per step and process.
+        resumes: Number of times that the run was resumed.
+        mixed_precision: Precision of the training.
+        device: Name of the device in torch.
+        seed: Value of `train.seed`.
+        train_clips: Number of training recordings; None if they were streamed.
+        validation_clips: Number of validation recordings.
+        test_clips: Number of test recordings.
+        skipped_clips: Number of clips that could not be used.
+        validation_is_test: Whether the best epoch was chosen on the test recordings.
+        dataset_revision: Commit of a Hub dataset; None for other sources.
+        dataset_sha256: Hash of the recordings.
+        split_sha256: Hash of the splits.
+        base_sha256: Hash of the encoder.
+        encoder_drift: Largest absolute difference between a frozen weight of the encoder, without the adapter, and the
+            base loaded again. It must be exactly 0. None if no pretrained base exists.
+        chance: Comparison with guessing, see `evaluation.chance.AgainstChance`, with the name of the split: test, or
+            validation if the test split was not read. None if fewer than two classes occur.
+        versions: Versions of packages.
+        schema_version: Version of this format.
     """
 
     strategy: str
@@ -109,58 +144,62 @@ class RunReport:
 
 
 def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int]:
-    """Parameters that train, and all parameters once they are: PEFT keeps a frozen copy of the head, not counted."""
+    """Return the number of trained parameters and of all parameters, without the frozen copy of the head in PEFT."""
     weights = dict(model.named_parameters())
     total = sum(weight.numel() for name, weight in weights.items() if "original_module" not in name)
     return sum(weights[name].numel() for name in names), total
 
 
 def encoder_drift(model: Any, trained: Trainable, cfg: ModelConfig, labels: Sequence[str]) -> float | None:
-    """How far the encoder's frozen weights are from the base as published: exactly 0, unless something went wrong.
+    """Measure the largest change of a frozen encoder weight since the base was loaded; it must be exactly 0.
 
     Args:
-        model: A trained model; adapters are left out of the comparison.
-        trained: What was meant to train in it.
-        cfg: How its base was loaded. It is loaded once more, in float32.
-        labels: The label names in the order of the logits.
+        model: Trained model; the weights of adapters are not compared.
+        trained: Parameters and modules that train.
+        cfg: Settings of the base, from which it is loaded again in float32.
+        labels: Label names in the order of the logits.
 
     Returns:
-        The largest absolute difference of a weight, NaN where a weight is NaN; None where the encoder was drawn.
+        The largest absolute difference, NaN if a weight holds NaN; None if the encoder started from random weights.
     """
     if not cfg.pretrained:
         return None
-    # Factors that an adapter keeps fixed belong to it all the same.
+    # Fixed factors of an adapter are not part of the base.
     adapter = f".{model.base_model.prefix}" if hasattr(model, "get_base_model") else None
-    meant = {
+    own = {
         id(weight)
         for name, weight in model.named_parameters()
         if name in trained.parameters or (adapter and adapter in name)
     }
     encoder = dict(encoder_of(model).named_parameters())
-    # PEFT moves the layer that an adapter changes one level down.
-    now = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in meant}
+    # PEFT puts a layer with an adapter one level down, under base_layer.
+    frozen = {name.replace(".base_layer.", "."): weight for name, weight in encoder.items() if id(weight) not in own}
     fresh = dict(encoder_of(load_classifier(replace(cfg, quantization="none"), labels)).named_parameters())
-    drifts = weight_drifts(now, fresh)
-    # Python's max would drop NaN.
+    drifts = weight_drifts(frozen, fresh)
+    # max of Python ignores NaN.
     return float(torch.tensor([*drifts.values()]).max()) if drifts else 0.0
 
 
 def split_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
-    """`validation_accuracy`, `test_macro_f1` and so on, for the splits that were read."""
-    return {f"{split}_{name}": value for split, found in evaluations.items() for name, value in found.metrics.items()}
+    """Return the metrics of all splits in one dictionary, as `validation_accuracy`, `test_macro_f1` and so on."""
+    return {
+        f"{split}_{name}": value
+        for split, evaluation in evaluations.items()
+        for name, value in evaluation.metrics.items()
+    }
 
 
 def finish_run(
     run: Run, model: nn.Module, trained: Trainable, result: Result, evaluations: dict[str, Evaluation]
 ) -> RunReport:
-    """Write the report into the run's folder and print the last screen, on the first process.
+    """Write the report, give the saved adapter or model its final name, and print the report on the first process.
 
     Args:
-        run: What `start_run` returned; what `write_adapter` writes is in its folder by now, and appears here.
-        model: What was evaluated and saved.
-        trained: What the strategy trained.
-        result: Of the training.
-        evaluations: Of the splits that were read, by name.
+        run: Run whose adapter or model `write_adapter` has written.
+        model: Model that was evaluated and saved.
+        trained: Parameters and modules that the strategy trained.
+        result: Result of the training.
+        evaluations: Evaluations by name of the split.
 
     Returns:
         The report, on every process.
@@ -178,6 +217,7 @@ def _finish(
     evaluations: dict[str, Evaluation],
     skipped: int,
 ) -> RunReport:
+    """Build, write and print the report of a run, on the first process."""
     assert isinstance(run.cfg, Recipe)
     product = saved_folder(run.folder, trained, run.cfg.model.pretrained)
     written = product.with_name(product.name + ".partial")
@@ -201,7 +241,7 @@ def _finish(
         prefix_reused=result.prefix.reused,
         prefix_bytes=result.prefix.bytes,
         peak_memory_bytes=result.peak_memory_bytes,
-        **measured(run, evaluations, skipped),
+        **shared_fields(run, evaluations, skipped),
         pretrained=run.cfg.model.pretrained,
         encoder_drift=encoder_drift(model, trained, run.cfg.model, run.splits.labels),
     )
@@ -211,18 +251,18 @@ def _finish(
     return report
 
 
-def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict[str, Any]:
-    """What a report says whatever was trained: of the splits that were read, the data, the process and the time."""
-    heard, splits = evaluations["validation"], run.splits
-    found: dict[str, Any] = {
+def shared_fields(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict[str, Any]:
+    """Return the fields of a report that runs with and without a network share: metrics, data, processes and times."""
+    validation, splits = evaluations["validation"], run.splits
+    metrics: dict[str, Any] = {
         f"{split}_{name}": None for split in ("test", "train") for name in ("accuracy", "macro_f1")
     }
-    found |= {"test_loss": None} | split_metrics(evaluations)
-    # The gap to validation is told of accuracy and macro-F1.
-    found.pop("train_loss", None)
-    return found | {
+    metrics |= {"test_loss": None} | split_metrics(evaluations)
+    # Reports compare training with validation by accuracy and macro-F1 only.
+    metrics.pop("train_loss", None)
+    return metrics | {
         "total_seconds": time.perf_counter() - run.began,
-        "inference_seconds": heard.seconds / len(heard.labels),
+        "inference_seconds": validation.seconds / len(validation.labels),
         "num_processes": run.accelerator.num_processes,
         "mixed_precision": run.accelerator.mixed_precision,
         "device": str(run.accelerator.device),
@@ -242,11 +282,11 @@ def measured(run: Run, evaluations: dict[str, Evaluation], skipped: int) -> dict
 
 
 def _chance(run: Run, evaluations: dict[str, Evaluation]) -> dict[str, Any] | None:
-    """Compare the answers on the last split that was read with guessing."""
+    """Compare the predictions on the test split, or on the validation split if the test was not read, with guessing."""
     split = "test" if "test" in evaluations else "validation"
-    read, groups = evaluations[split], list(run.splits.recordings(split)["group"])
-    found = compare_with_chance(run.splits.task, read.logits, read.labels, run.splits.labels, groups)
-    return None if found is None else {"split": split} | found.as_json()
+    evaluation, groups = evaluations[split], list(run.splits.recordings(split)["group"])
+    chance = compare_with_chance(run.splits.task, evaluation.logits, evaluation.labels, run.splits.labels, groups)
+    return None if chance is None else {"split": split} | chance.as_json()
 
 
 def write_report(run: Run, report: RunReport) -> None:
@@ -268,7 +308,7 @@ def read_report(folder: Path) -> RunReport:
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:
-    """What was measured, where the adapter (or model) is, and what to try next."""
+    """Print the metrics and costs of a run, the folder of the adapter or model, and a command that uses it."""
     table = table_of_metrics(report)
     share = report.trainable_parameters / report.total_parameters
     table.add_row("kept epoch", str(report.best_epoch))
@@ -290,13 +330,13 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
 
 
 def print_chance(report: RunReport, console: Console) -> None:
-    """Print a line where the run learned nothing."""
+    """Print a warning if the run learned nothing."""
     if (line := reported_line(report.chance)) is not None:
         console.print(printable(f"warning: {line}"), highlight=False, soft_wrap=True, markup=False)
 
 
 def table_of_metrics(report: RunReport) -> Table:
-    """The first rows of the last screen: how often it was right."""
+    """Make a table with the accuracy and macro-F1 of each split."""
     table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
     for split in ("test", "validation", "train"):
         for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
@@ -308,6 +348,6 @@ def table_of_metrics(report: RunReport) -> Table:
 
 
 def example_clip(splits: Splits, source: str) -> str:
-    """A recording to try the adapter on: the first test clip, or the bundled example."""
+    """Return the path of a recording for an example command: the first test clip, or the bundled example."""
     path = splits.test[0]["path"] or (str(BUNDLED / "example.flac") if source == "bundled" else "your_clip.wav")
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""A run's folder, and what is written into it before the report."""
+"""Start a run: prepare its folder, open its log, and write skipped clips and predictions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from peft_audio.runs.folder import (
     CHECKPOINTS,
     SKIPPED,
     RunFolder,
-    back_to,
+    checkpoint_to_resume,
+    discard_after,
     on_first,
-    take_up,
 )
 from peft_audio.runs.predictions import predictions_table
 from peft_audio.text import printable, several
@@ -35,20 +35,20 @@ from peft_audio.training.tracking import Log, start_log
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: its folder, and what its report will say of where it started from.
+    """A run in progress.
 
     Attributes:
-        place: Its folder, which it holds.
-        cfg: The recipe's settings.
-        splits: The rows.
-        base: The encoder; see `baseline.NO_ENCODER` for none.
-        accelerator: Where it runs.
-        began: `time.perf_counter()` at its start, as if nothing had ever stopped it.
-        log: Of its steps and epochs.
-        checkpoints: Where its training stands.
+        locked_folder: Folder that only this run uses.
+        cfg: Settings of the recipe.
+        splits: Rows of the splits.
+        base: Encoder; `baseline.NO_ENCODER` for none.
+        accelerator: Processes and device.
+        began: `time.perf_counter()` at the start of the run, minus the seconds that it ran before it was resumed.
+        log: Log of steps and epochs.
+        checkpoints: Checkpoints of the training.
     """
 
-    place: RunFolder
+    locked_folder: RunFolder
     cfg: Recipe | BaselineRecipe
     splits: Splits
     base: Base
@@ -59,17 +59,17 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
-        return self.place.path
+        """Return the path of the run's folder."""
+        return self.locked_folder.path
 
 
 def start_run(
     folder: RunFolder, cfg: Recipe | BaselineRecipe, splits: Splits, base: Base, accelerator: Accelerator, began: float
 ) -> Run:
-    """Fill the run's folder with the resolved settings and the splits, or go on with the run that is in it.
+    """Write the resolved settings and the splits into the run's folder, or resume the run in it.
 
     Raises:
-        UserError: It was asked to go on, and what is there is another run.
+        UserError: `train.resume` is set, but the run in the folder has other settings or data.
     """
     path = folder.path
     about = {
@@ -81,27 +81,27 @@ def start_run(
         "device": accelerator.device.type,
         "made_with": versions(),
     }
-    found = _prepare_on_all(path, cfg, splits, about, accelerator)
+    checkpoint = _prepare_on_all(path, cfg, splits, about, accelerator)
     trackers = cfg.train.log_with if isinstance(cfg, Recipe) else []
-    step = found.state["position"]["step"] if found else 0
+    step = checkpoint.state["position"]["step"] if checkpoint else 0
     log = start_log(path, trackers, about["settings"], accelerator.is_main_process, step)
-    began -= found.state["run_seconds"] if found else 0.0
-    checkpoints = Checkpoints(path / CHECKPOINTS, about, began, found)
+    began -= checkpoint.state["run_seconds"] if checkpoint else 0.0
+    checkpoints = Checkpoints(path / CHECKPOINTS, about, began, checkpoint)
     return Run(folder, cfg, splits, base, accelerator, began, log, checkpoints)
 
 
 def _prepare_on_all(
     path: Path, cfg: Recipe | BaselineRecipe, splits: Splits, about: dict[str, Any], accelerator: Accelerator
 ) -> Checkpoint | None:
-    """Prepare the folder on the first process, and read the checkpoint to resume from on each process."""
+    """Prepare the folder on the first process, and read the checkpoint to resume from on all processes."""
     of_first: list[Checkpoint] = []
 
     def prepare() -> Path | None:
-        found = _prepare(path, cfg, splits, about)
-        of_first.extend([found] if found else [])
-        return found.folder if found else None
+        checkpoint = _prepare(path, cfg, splits, about)
+        of_first.extend([checkpoint] if checkpoint else [])
+        return checkpoint.folder if checkpoint else None
 
-    # The others get its path: a checkpoint can hold gigabytes.
+    # The other processes get only the path, because a checkpoint can hold gigabytes.
     folder = on_first(accelerator, prepare)
     if of_first or folder is None:
         return of_first[0] if of_first else None
@@ -109,22 +109,22 @@ def _prepare_on_all(
 
 
 def _prepare(path: Path, cfg: Recipe | BaselineRecipe, splits: Splits, about: dict[str, Any]) -> Checkpoint | None:
-    """On the first process: what is to stand in the folder before the training."""
-    found = take_up(path, cfg, about) if isinstance(cfg, Recipe) else None
-    if found:
-        back_to(path, found)
+    """Prepare the folder for the training, and return the checkpoint to resume from."""
+    checkpoint = checkpoint_to_resume(path, cfg, about) if isinstance(cfg, Recipe) else None
+    if checkpoint:
+        discard_after(path, checkpoint)
     else:
         if path.exists():
             shutil.rmtree(path)
         path.mkdir()
         (path / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
         pq.write_table(splits.table(), path / "splits.parquet")
-    _tell(cfg, splits)
-    return found
+    _print_data(cfg, splits)
+    return checkpoint
 
 
-def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
-    """What is trained on, and what was decided about it."""
+def _print_data(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
+    """Print the number of clips, the notes on the data, and settings that change the meaning of the figures."""
     counts = ", ".join(
         "train streamed" if splits.stream and split == "train" else f"{len(splits.recordings(split))} {split}"
         for split in SPLITS
@@ -133,7 +133,7 @@ def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
     if cfg.data.window_seconds is not None:
         print("windows: " + ", ".join(f"{len(splits[split])} {split}" for split in SPLITS))
     if cfg.data.validate_on_test and isinstance(cfg, Recipe):
-        print("warning: the best epoch is chosen on the test clips; the figures flatter")
+        print("warning: the best epoch is chosen on the test clips, so the figures are too good")
     for note in splits.notes:
         print(printable(note))
     if splits.skipped:
@@ -143,18 +143,18 @@ def _tell(cfg: Recipe | BaselineRecipe, splits: Splits) -> None:
     if splits.ignored:
         print(ignored_note(splits.ignored))
     if isinstance(cfg, Recipe) and not cfg.model.pretrained:
-        print("the encoder's weights are random, a control; the run saves a whole model")
+        print("the encoder starts from random weights, as a control; the run saves a whole model")
     if isinstance(cfg, Recipe) and cfg.model.quantization != "none":
-        print(f"epochs are validated on the {cfg.model.quantization} encoder, the report is of the float32 one")
+        print(f"epochs are validated with the {cfg.model.quantization} encoder; the report uses the float32 encoder")
 
 
 def save_skipped(run: Run) -> int:
-    """Write the clips that were left out, with the reasons; over all processes, which all call this.
+    """Write the skipped clips of all processes, with the reasons. All processes must call this.
 
     Returns:
-        How many they are.
+        Number of skipped clips.
     """
-    # Over the passes of a stream, several processes may meet the same clip.
+    # In the passes over a stream, several processes can read the same clip.
     streamed = gather_object(list(run.splits.stream.skipped.items())) if run.splits.stream else []
     skipped = [*run.splits.skipped, *sorted(set(streamed))]
     if skipped and run.accelerator.is_main_process:
@@ -164,7 +164,7 @@ def save_skipped(run: Run) -> int:
 
 
 def save_predictions(run: Run, evaluations: dict[str, Evaluation]) -> None:
-    """Write `predictions.parquet`, see `predictions`."""
+    """Write the predictions of the evaluated splits, in the format of `runs.predictions`."""
     if not run.accelerator.is_main_process:
         return
     tables = [

@@ -1,4 +1,4 @@
-"""Strategies: which weights train."""
+"""List the strategies, which decide which weights train."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Apply = Callable[[Any, Setup], tuple[Any, Trainable]]
 
 @dataclass(frozen=True)
 class Strategy:
-    """One row of the table.
+    """Row of the table of strategies.
 
     Attributes:
-        recipe: Settings of its runs, with its default rates.
+        recipe: Settings class of its runs, with its default learning rates.
         apply: Function that marks the parameters that train, `(model, setup) -> (model, Trainable)`.
     """
 
@@ -45,7 +45,7 @@ STRATEGIES = {
 
 
 def strategy_of(cfg: Recipe) -> Apply:
-    """Find the function of a recipe class, or of the class that it extends.
+    """Return the function of the strategy to which settings belong.
 
     Raises:
         TypeError: The settings belong to no strategy.

@@ -28,17 +28,18 @@ Batch = dict[str, Any]  # of tensors
 
 @dataclass(frozen=True)
 class AttentionHeadsConfig:
-    """A few attention heads of the encoder's transformer train.
+    """Select the attention heads of the encoder's transformer that train.
 
     Args:
-        count: How many heads, of all layers together. 4 of the bundled encoder's 24 have about as many weights as LoRA
-            trains there by default; in wav2vec2-base, which has 144, 7 do.
-        choose: "gradient": the heads that the loss depends on most once a fresh head was fitted (Michel et al., 2019,
-            arXiv 1905.10650); "random": drawn by train.seed, the control for it.
-        scoring_batches: Batches of training clips that the heads are scored on, at most an epoch of them; with
-            data.streaming, training goes on behind them. A choice: 16 hold 256 clips by default.
-        head_steps: Steps, each over all of those clips, for which the fresh head is fitted before the scores are taken.
-            It starts anew afterwards, so that training is as long as in other recipes. A choice.
+        count: Number of heads, over all layers. 4 of the 24 heads of the bundled encoder have about as many weights as
+            LoRA trains by default, as have 7 of the 144 heads of wav2vec2-base.
+        choose: "gradient", the heads on which the loss depends most after a new classifier was fitted (Michel et al.,
+            2019, arXiv 1905.10650), or "random", drawn by train.seed, as a control.
+        scoring_batches: Number of batches of training clips that score the heads, at most one epoch. With
+            data.streaming, training starts after these batches. A choice: 16 are 256 clips by default.
+        head_steps: Number of steps that fit the new classifier before the heads are scored; each uses all of these
+            clips. The classifier then restarts from its first weights, so that training is as long as in other
+            recipes. A choice.
     """
 
     count: int = setting(4, "training", takes="count")
@@ -55,7 +56,7 @@ class AttentionHeadsRecipe(Recipe):
     """Fine-tune a few attention heads of an audio classifier.
 
     Args:
-        attention_heads: How many heads, and how they are chosen.
+        attention_heads: Selection of the heads.
     """
 
     train: TrainConfig = field(
@@ -71,11 +72,10 @@ def train_attention_heads(model: Any, setup: Setup) -> tuple[Any, Trainable]:
 
     Args:
         model: Model from `load_classifier`.
-        setup: Its `cfg.attention_heads` gives the number of heads and how they are chosen; its first training batches
-            score them.
+        setup: Parts of the run; `cfg.attention_heads` selects the heads, and the first training batches score them.
 
     Returns:
-        The model wrapped by PEFT, and what trains in it.
+        The model wrapped by PEFT, and its trained parameters.
 
     Raises:
         UserError: The encoder has fewer heads.
@@ -88,8 +88,8 @@ def train_attention_heads(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     layers, each, count = family.layer_count(config), family.attention_heads(config), cfg.attention_heads.count
     if count > layers * each:
         raise UserError(
-            f"--attention_heads.count: got {count}, must be 1 to {layers * each}: the encoder has {layers} layers of "
-            f"{each} heads. Lower it."
+            f"--attention_heads.count: got {count}, must be 1 to {layers * each}, because the encoder has {layers} "
+            f"layers of {each} heads. Lower it."
         )
     if cfg.attention_heads.choose == "random":
         scores = torch.from_numpy(np.random.default_rng(cfg.train.seed).random((layers, each)))
@@ -109,17 +109,16 @@ def score_heads(
     """Score how much the loss depends on each attention head, after fitting the fresh head of the classifier.
 
     A head's score is the mean over clips of |dL/dm| for a factor m = 1 on the head's input to the output projection
-    (Michel et al., 2019, arXiv 1905.10650, equation 2). As they advise, the scores of a layer are divided by their l2
-    norm. Gradients of a random classifier would rank nothing, so the classifier is fitted first, and then gets its
-    fresh weights back. Clips are prepared as in training, without SpecAugment. The encoder runs in float32, in eval
-    mode.
+    (Michel et al., 2019, arXiv 1905.10650, equation 2). As in that paper, the scores of a layer are divided by their l2
+    norm. The classifier is fitted first, because gradients of a random classifier rank nothing; then its first weights
+    are restored. Clips are prepared as in training, without SpecAugment. The encoder runs in float32, in eval mode.
 
     Args:
-        model: Model from `load_classifier`; its encoder is frozen here.
-        batches: Training batches of this process; the first ones are read.
-        cfg: Number of batches, and steps that fit the classifier.
+        model: Model from `load_classifier`; this function freezes its encoder.
+        batches: Training batches of this process, of which the first are used.
+        cfg: Number of batches, and of steps that fit the classifier.
         accelerator: Processes and device of the run.
-        task: Loss of a clip.
+        task: Task with the loss.
 
     Returns:
         Scores of shape (layers, heads), the same on every process.
@@ -130,7 +129,7 @@ def score_heads(
     parts = cfg.attention_heads.scoring_batches * cfg.train.gradient_accumulation_steps
     read = list(islice(batches, parts))
     model.to(accelerator.device)
-    # A frozen encoder keeps no gradients of its weights, and its convolutions no graph.
+    # Freezing avoids the gradients of weights and the graph of the convolutions.
     family = family_of(model.config)
     family.freeze_stem(model)
     encoder_of(model).requires_grad_(False)
@@ -146,12 +145,12 @@ def score_heads(
 
 
 def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
-    """Differentiate each clip's loss by a factor on each attention head's output, where that factor is 1.
+    """Differentiate each clip's loss by a factor on the output of each attention head, at a factor of 1.
 
     Args:
         model: Classifier.
         batch: Batch of clips.
-        task: Loss of a clip.
+        task: Task with the loss.
 
     Returns:
         Derivatives of shape (clips, layers, heads).
@@ -175,7 +174,7 @@ def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
     outputs = [layer.get_submodule(family.attention_paths[-1]) for layer in layers]
     hooks = [module.register_forward_pre_hook(masked(layer)) for layer, module in enumerate(outputs)]
     try:
-        # Clips do not see each other, so the gradient of the sum holds that of each.
+        # Clips do not affect each other, so the gradient of the sum holds the gradient of each clip.
         loss = task.clip_losses(model_logits(model, batch), batch["label"]).sum()
         return torch.autograd.grad(loss, masks)[0].transpose(0, 1)
     finally:
@@ -184,9 +183,9 @@ def mask_gradients(model: Any, batch: Batch, task: Task) -> torch.Tensor:
 
 
 def pooled_features(model: Any, batch: Batch) -> torch.Tensor:
-    """Compute the encoder's output for each clip, averaged over its frames as in the model.
+    """Compute the output of the encoder for each clip, averaged over frames as in the model.
 
-    The classifier is linear until after the average, so it gives the same logits for the averages as for the frames.
+    The layers before the average are linear, so the classifier gives the same logits for averages as for frames.
 
     Args:
         model: Classifier.
@@ -212,7 +211,7 @@ def pooled_features(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def best_heads(scores: torch.Tensor, count: int) -> dict[int, list[int]]:
-    """List the heads with the highest scores by layer; in a tie, the lower layer and head come first.
+    """List the heads with the highest scores, by layer; of equal heads, lower layers and numbers come first.
 
     Args:
         scores: Scores of shape (layers, heads).
@@ -227,18 +226,18 @@ def best_heads(scores: torch.Tensor, count: int) -> dict[int, list[int]]:
 
 
 def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any, Trainable]:
-    """Train the rows of q, k and v and the columns of the output projection of these heads, and the classifier's head.
+    """Train the rows of q, k and v and the columns of the output projection of some heads, and the classifier.
 
-    A change of k rows of a matrix is `B A` with one-hot columns in B, and of k columns with one-hot rows in A: LoRA of
-    rank k and alpha k whose other factor trains, from zero. Plain PEFT loads it, and every other weight, the biases
-    included, keeps its bits. Weight decay pulls towards the pretrained weights.
+    A change of k rows of a matrix is `B A` with one-hot columns in B, and a change of k columns has one-hot rows in A.
+    This is LoRA of rank k and alpha k with one fixed factor; the other factor starts at zero. Plain PEFT loads it, and
+    all other weights, including biases, keep their bits. Weight decay pulls towards the pretrained weights.
 
     Args:
         model: Model from `load_classifier`.
         heads: Numbers of the heads that train, by layer.
 
     Returns:
-        The model wrapped by PEFT, and what trains in it. The fixed factors are saved too, and count in the bytes.
+        The model wrapped by PEFT, and its trained parameters. The saved adapter includes the fixed factors.
     """
     import peft
     import torch
@@ -275,6 +274,7 @@ def unfreeze_heads(model: Any, heads: Mapping[int, Sequence[int]]) -> tuple[Any,
 def _fit(
     classifier: nn.Module, features: torch.Tensor, targets: torch.Tensor, steps: int, rate: float, task: Task
 ) -> None:
+    """Fit a classifier to features with AdamW; each step uses all clips."""
     import torch
 
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
@@ -295,11 +295,11 @@ def _for_each_clip(
     for cpu_batch in batches:
         batch = send_to_device(cpu_batch, accelerator.device)
         rows = {"index": batch["index"], "label": batch["label"], "values": measure(batch)}
-        # A part of a ragged step that has no clips of its own repeats one with weight 0.
+        # In an uneven step, a part without clips repeats one with weight 0.
         parts.append({name: values[batch["weight"] > 0] for name, values in rows.items()})
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    # Shares differ by a clip: pad with index -1, and drop that.
-    gathered = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
+    rows_of_process = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    # Shares of processes differ by a clip, so they are padded with index -1.
+    gathered = accelerator.gather(accelerator.pad_across_processes(rows_of_process, pad_index=-1))
     order = gathered["index"].argsort(stable=True)
     order = order[gathered["index"][order] >= 0]
     return gathered["label"][order], gathered["values"][order]

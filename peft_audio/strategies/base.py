@@ -1,7 +1,7 @@
-"""Describe, run and save what trains; shared by all strategies.
+"""Describe, run and save the trained parameters of all strategies.
 
-A strategy is a function `(model, setup) -> (model, Trainable)`. Afterwards `requires_grad` marks exactly the parameters
-that train, the head included, and no graph is built through a frozen convolutional feature encoder.
+A strategy is a function `(model, setup) -> (model, Trainable)`. In its result, `requires_grad` marks exactly the
+parameters that train, including the head. No graph is built through a frozen convolutional feature encoder.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from peft_audio.data.loaders import Loaders
 
-PEFT_PREFIX = "base_model.model."  # of every name in PEFT's files
+PEFT_PREFIX = "base_model.model."  # of all names in files of PEFT
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts of a run that a strategy may use.
+    """Parts of a run that a strategy can use.
 
     Attributes:
         family: Family of the encoder.
@@ -46,14 +46,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Parameters that a strategy left trainable, and the form in which they are run and saved.
+    """Parameters that a strategy trains, and the form in which they run and are saved.
 
     Attributes:
         strategy: Name of the strategy in reports, such as "lora".
         parameters: Names of the parameters that train.
-        head: Names of those parameters that belong to the fresh head, which may have its own learning rate.
-        modules: Modules that run in train mode while training; all others stay in eval mode.
-        peft_config: PEFT config of the saved adapter; None if the whole model is saved in transformers' form.
+        head: Names of the trained parameters of the new head, which can have its own learning rate.
+        modules: Names of modules that run in train mode during training; all others stay in eval mode.
+        peft_config: PEFT config of the saved adapter; None if the whole model is saved, in the form of transformers.
     """
 
     strategy: str
@@ -64,15 +64,15 @@ class Trainable:
 
 
 def set_modes(model: nn.Module, trained: Trainable, frozen_dropout: bool = False) -> None:
-    """Set train mode for modules that train and eval mode for frozen ones; no other function decides this.
+    """Set train mode for modules that train and eval mode for frozen ones. No other function sets modes.
 
     Dropout in a frozen part costs time, and frozen weights cannot adapt to it. Batch norms stay in eval mode: their
     statistics would make a clip's logits depend on the other clips of its step.
 
     Args:
         model: Model that a strategy returned.
-        trained: Description of the parameters that train in it.
-        frozen_dropout: Whether all modules run in train mode, as in transformers' Trainer.
+        trained: Parameters and modules that train.
+        frozen_dropout: Whether all modules run in train mode, as in the Trainer of transformers.
     """
     model.train(frozen_dropout)
     for name in trained.modules:
@@ -83,10 +83,10 @@ def set_modes(model: nn.Module, trained: Trainable, frozen_dropout: bool = False
 
 
 def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
-    """Collect the trained weights under their names in PEFT's files.
+    """Collect the trained weights under their names in files of PEFT.
 
-    Modules that train whole are trained in the plain model: PEFT's form would keep a second, frozen copy of each. PEFT
-    asks for their buffers too, the statistics of batch norms.
+    Strategies that train whole modules do so without PEFT, which would keep a second, frozen copy of each. PEFT also
+    expects the buffers of these modules, such as the statistics of batch norms.
     """
     import peft
 
@@ -101,7 +101,7 @@ def peft_weights(model: Any, trained: Trainable) -> dict[str, torch.Tensor]:
 
 
 def wrap_in_peft(model: Any, peft_config: peft.PeftConfig) -> Any:
-    """Add an adapter to a model; it, the head and the layer weights train."""
+    """Add an adapter to a model, in which the adapter, the head and the layer weights train."""
     import peft
 
     from peft_audio.encoders.loading import quiet_loading
@@ -109,17 +109,17 @@ def wrap_in_peft(model: Any, peft_config: peft.PeftConfig) -> Any:
     with quiet_loading():
         adapted = peft.get_peft_model(model, peft_config)
     if hasattr(model, LAYER_WEIGHTS):
-        # PEFT's modules_to_save leaves a parameter that is not a module frozen.
+        # modules_to_save of PEFT ignores parameters that are not modules.
         model.layer_weights.requires_grad_(True)
     return adapted
 
 
 def save_whole_modules(names: Sequence[str], bias: Literal["none", "all"] = "none") -> peft.LoraConfig:
-    """Make a PEFT config that saves whole modules, with LoRA in no layer."""
+    """Make a PEFT config that saves whole modules and adds no LoRA."""
     import peft
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    # PEFT demands a target, and accepts that this one matches nothing.
+    # PEFT requires a target, and accepts this one although it matches nothing.
     return peft.LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(names), bias=bias)
 
 
@@ -137,10 +137,10 @@ def describe_trained(
 
 
 def _train_mode_modules(model: nn.Module, unused: Sequence[str]) -> tuple[str, ...]:
-    """Name modules whose weights all train and layers with LoRA, with every module inside them.
+    """Name the modules whose weights all train, the layers with LoRA, and all modules inside them.
 
-    A dropout inside them has no weights of its own but must run in train mode. The frozen linear layer inside a LoRA
-    layer follows: a quantised one then takes its training path, and DoRA reads the mode of the whole layer.
+    Dropout inside them has no weights, but must run in train mode. So must the frozen linear layer inside a LoRA layer:
+    a quantised layer then uses its code for training, and DoRA reads the mode of the layer.
     """
     trains = set()
     for name, module in model.named_modules():

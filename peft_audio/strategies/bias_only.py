@@ -27,18 +27,18 @@ class BiasOnlyRecipe(Recipe):
 
 
 def train_biases(model: Any, setup: Setup) -> tuple[Any, Trainable]:
-    """Train all biases, those of layer norms included, and the head (BitFit; Ben Zaken et al., 2022, arXiv 2106.10199).
+    """Train all biases, with those of layer norms, and the head (BitFit; Ben Zaken et al., 2022, arXiv 2106.10199).
 
-    The convolutional feature encoder stays frozen, with its biases.
+    The convolutional feature encoder stays frozen, including its biases.
     """
     family = setup.family
     mark_biases(model)
-    # With this config, PEFT saves and loads biases of the base with an adapter.
+    # With this config, PEFT saves biases of the base in the adapter and loads them.
     return model, describe_trained("bias_only", model, family, save_whole_modules(family.head, bias="all"))
 
 
 def mark_biases(model: Any) -> tuple[str, ...]:
-    """Freeze the encoder except for the biases of its transformer, and name all parameters that train."""
+    """Freeze the encoder except for the biases of its transformer, and return the names of all trained parameters."""
     family = family_of(model.config)
     encoder_of(model).requires_grad_(False)
     unused = family.unused_parameters(model)

@@ -13,12 +13,11 @@ from peft_audio.strategies.base import Setup, Trainable, describe_trained
 
 @dataclass(frozen=True)
 class FullConfig:
-    """Full fine-tuning.
+    """Control full fine-tuning.
 
     Args:
-        train_cnn: Train the convolutional feature encoder too, as the tutorial that this project grew from did. Off by
-            default, as wav2vec 2.0 was fine-tuned (Baevski et al., 2020); comparisons take the default as the
-            reference.
+        train_cnn: Train the convolutional feature encoder too, as the tutorial behind this project did. Off by default,
+            as in the fine-tuning of wav2vec 2.0 (Baevski et al., 2020). Comparisons use the default as the reference.
     """
 
     train_cnn: bool = setting(False, "training")
@@ -29,7 +28,7 @@ class FullRecipe(Recipe):
     """Fine-tune a whole audio classifier.
 
     Args:
-        full: What is left frozen.
+        full: Settings of full fine-tuning.
     """
 
     train: TrainConfig = field(
@@ -40,10 +39,9 @@ class FullRecipe(Recipe):
 
 
 def train_all(model: Any, setup: Setup) -> tuple[Any, Trainable]:
-    """Train the whole model; the convolutional feature encoder only with `full.train_cnn`.
+    """Train the whole model, with the convolutional feature encoder only if `full.train_cnn` is set.
 
-    Frozen convolutions are how wav2vec 2.0 is fine-tuned (Baevski et al., 2020); a network from random weights needs
-    them trained.
+    wav2vec 2.0 is fine-tuned with frozen convolutions (Baevski et al., 2020). Random weights need trained convolutions.
     """
     family = setup.family
     if not setup.cfg.full.train_cnn:

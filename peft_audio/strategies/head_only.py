@@ -20,7 +20,7 @@ class HeadOnlyRecipe(Recipe):
 
 
 def train_head(model: Any, setup: Setup) -> tuple[Any, Trainable]:
-    """Train only the fresh head, on a frozen encoder (a linear probe with one hidden projection)."""
+    """Train only the new head on a frozen encoder, as a linear probe with one hidden projection."""
     family = setup.family
     family.freeze_stem(model)
     encoder_of(model).requires_grad_(False)

@@ -12,7 +12,7 @@ from peft_audio.strategies.base import Setup, Trainable, describe_trained, wrap_
 
 @dataclass(frozen=True)
 class IA3Recipe(Recipe):
-    """Fine-tune an audio classifier with IA3's scaling vectors."""
+    """Fine-tune an audio classifier with the scaling vectors of IA3."""
 
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(output_dir="runs/ia3", learning_rate=3e-2, head_learning_rate=1e-3)
@@ -26,10 +26,10 @@ def apply_ia3(model: Any, setup: Setup) -> tuple[Any, Trainable]:
 
     Args:
         model: Model from `load_classifier`.
-        setup: Not used; IA3 has no settings.
+        setup: Parts of the run. IA3 has no settings.
 
     Returns:
-        The model wrapped by PEFT, and what trains in it.
+        The model wrapped by PEFT, and its trained parameters.
     """
     import peft
 
@@ -37,7 +37,7 @@ def apply_ia3(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     family.freeze_stem(model)
     peft_config = peft.IA3Config(
         target_modules=sorted(family.ia3_targets),
-        # The input of these layers is scaled, not their output.
+        # IA3 scales the input of these layers, not their output.
         feedforward_modules=list(family.ia3_feed_forward),
         modules_to_save=list(family.head),
     )

@@ -15,12 +15,12 @@ from peft_audio.strategies.base import Setup, Trainable, describe_trained, save_
 
 @dataclass(frozen=True)
 class LastNLayersConfig:
-    """Unfreezing the last layers of the encoder's transformer.
+    """Select the last layers of the encoder's transformer that train.
 
     Args:
-        n: How many layers train, counted from the last. A choice: a third of the bundled encoder, a sixth of
-            wav2vec2-base.
-        part: "layer" trains the whole of each, "attention" its attention only.
+        n: Number of layers that train, counted from the last. A choice: a third of the layers of the bundled encoder, a
+            sixth of those of wav2vec2-base.
+        part: Part of each layer that trains: "layer", the whole layer, or "attention".
     """
 
     n: int = setting(2, "training")
@@ -35,7 +35,7 @@ class LastNLayersRecipe(Recipe):
     """Fine-tune the last layers of an audio classifier.
 
     Args:
-        last_n_layers: How many layers, and what of them.
+        last_n_layers: Selection of the layers.
     """
 
     train: TrainConfig = field(
@@ -52,10 +52,10 @@ def train_last_n_layers(model: Any, setup: Setup) -> tuple[Any, Trainable]:
 
     Args:
         model: Model from `load_classifier`.
-        setup: Its `cfg.last_n_layers` gives the number of layers, and whether each trains whole.
+        setup: Parts of the run; `cfg.last_n_layers` selects the layers.
 
     Returns:
-        The model, and what trains in it. The layer norm after the last layer, where there is one, stays frozen.
+        The model, and its trained parameters. A layer norm after the last layer stays frozen.
 
     Raises:
         UserError: The encoder has fewer layers.
@@ -65,7 +65,7 @@ def train_last_n_layers(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     count = family.layer_count(model.config)
     if cfg.n > count:
         raise UserError(
-            f"--last_n_layers.n: got {cfg.n}, must be 1 to {count}: the encoder has {count} layers. "
+            f"--last_n_layers.n: got {cfg.n}, must be 1 to {count}, because the encoder has {count} layers. "
             "Lower it, or use recipes/full.py."
         )
     family.freeze_stem(model)

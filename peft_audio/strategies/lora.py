@@ -15,16 +15,17 @@ from peft_audio.strategies.base import Setup, Trainable, describe_trained, wrap_
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """LoRA: low-rank changes of linear layers (Hu et al., 2021, arXiv 2106.09685).
+    """Control LoRA, low-rank changes of linear layers (Hu et al., 2021, arXiv 2106.09685).
 
     Args:
-        r: Rank of the change. 8 is PEFT's default.
-        alpha: The change is scaled by alpha / r (by alpha / sqrt(r) with rsLoRA). Twice the rank, as is common.
-        dropout: Dropout on the input of each change, in training only. 0 as PEFT's default.
-        targets: Which linear layers of the encoder's transformer: "all-linear", "attention", "feed-forward", or a list
-            of their names, such as [q_proj, v_proj]. All of them, as in QLoRA (Dettmers et al., 2023).
-        layers: Numbers of the transformer layers to change, such as [4, 5]; all of them when not given.
-        use_dora: Learn magnitudes apart from directions (Liu et al., 2024, arXiv 2402.09353).
+        r: Rank of the change; 8 as in PEFT.
+        alpha: Scale of the change, which is multiplied by alpha / r, or by alpha / sqrt(r) with rsLoRA. Twice the rank,
+            as is common.
+        dropout: Dropout on the input of each change, in training only; 0 as in PEFT.
+        targets: Linear layers of the encoder's transformer: "all-linear", "attention", "feed-forward", or a list of
+            their names, such as [q_proj, v_proj]. All layers, as in QLoRA (Dettmers et al., 2023).
+        layers: Numbers of the transformer layers to change, such as [4, 5]; all layers by default.
+        use_dora: Learn magnitudes and directions separately (DoRA; Liu et al., 2024, arXiv 2402.09353).
         use_rslora: Scale by alpha / sqrt(r) (Kalajdzievski, 2023, arXiv 2312.03732).
     """
 
@@ -51,12 +52,12 @@ class LoraRecipe(Recipe):
     """Fine-tune an audio classifier with LoRA adapters.
 
     Args:
-        lora: What LoRA changes.
+        lora: Settings of LoRA.
     """
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(output_dir="runs/lora", learning_rate=1e-3))
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # LoRA alone trains no weight of the encoder.
+    # LoRA is the only strategy that trains no weight of the encoder.
     quantizes: ClassVar[bool] = True
 
 
@@ -67,10 +68,10 @@ def apply_lora(model: Any, setup: Setup) -> tuple[Any, Trainable]:
 
     Args:
         model: Model from `load_classifier`.
-        setup: Its `cfg.lora` gives rank, scale and layers.
+        setup: Parts of the run; `cfg.lora` gives rank, scale and layers.
 
     Returns:
-        The model wrapped by PEFT, and what trains in it.
+        The model wrapped by PEFT, and its trained parameters.
 
     Raises:
         UserError: The encoder lacks one of the linear layers or transformer layers.
@@ -81,7 +82,7 @@ def apply_lora(model: Any, setup: Setup) -> tuple[Any, Trainable]:
     family = setup.family
     family.freeze_stem(model)
     peft_config = peft.LoraConfig(
-        # SEQ_CLS would save `classifier` and lose `projector`; naming both keeps the whole head.
+        # SEQ_CLS would save `classifier` without `projector`, so the whole head is named below.
         task_type=None,
         r=cfg.r,
         lora_alpha=cfg.alpha,
@@ -98,25 +99,27 @@ def apply_lora(model: Any, setup: Setup) -> tuple[Any, Trainable]:
 
 
 def _targets(family: EncoderFamily, cfg: LoraConfig) -> list[str]:
+    """Return the names of the linear layers to change."""
     groups = {
         "all-linear": family.lora_targets,
         "attention": family.attention,
         "feed-forward": family.feed_forward,
     }
-    wanted = set(groups[cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)
-    unknown = sorted(wanted - set(family.lora_targets))
+    targets = set(groups[cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)
+    unknown = sorted(targets - set(family.lora_targets))
     if unknown:
         raise UserError(
             f"--lora.targets: got {', '.join(unknown)}, must be among {', '.join(family.lora_targets)}, "
             "or a group of them such as all-linear. Correct the list."
         )
-    return sorted(wanted)
+    return sorted(targets)
 
 
 def _layer_numbers(count: int, cfg: LoraConfig) -> list[int] | None:
+    """Return the numbers of the transformer layers to change; None for all layers."""
     if cfg.layers is not None and max(cfg.layers) >= count:
         raise UserError(
-            f"--lora.layers: got {max(cfg.layers)}, must be 0 to {count - 1}: the encoder has {count} layers. "
-            "Correct the list, or leave it out for all."
+            f"--lora.layers: got {max(cfg.layers)}, must be 0 to {count - 1}, because the encoder has {count} layers. "
+            "Correct the list, or leave it out for all layers."
         )
     return None if cfg.layers is None else sorted(set(cfg.layers))

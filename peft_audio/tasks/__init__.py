@@ -1,4 +1,4 @@
-"""Tasks: what a classifier is asked about a clip, one module per task."""
+"""List the tasks of classifiers, one module per task."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TASKS: dict[str, Task] = {DEFAULT_TASK: SingleLabel()}
 
 
 def task_of(name: str = DEFAULT_TASK) -> Task:
-    """Return the task of a name; files that name none were made by the default task.
+    """Return the task with a name.
 
     Args:
-        name: A key of `TASKS`.
+        name: Key of `TASKS`; files without a name are of the default task.
 
     Raises:
         UserError: No task has this name.

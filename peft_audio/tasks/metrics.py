@@ -1,4 +1,4 @@
-"""Metrics of decided classes, vectorised over clip weights, and the same metrics for the evaluate library."""
+"""Compute metrics of predicted classes, vectorised over clip weights, and make them for the evaluate library."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         weights: of shape (..., clips).
 
     Returns:
-        float64 of shape (...); nan where all weights are 0.
+        float64 of shape (...); nan if all weights are 0.
     """
     return _ratio(weights @ values.astype(np.float64), weights.sum(axis=-1), empty=np.nan)
 
 
 def macro_f1(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average F1 over the classes that occur with a positive weight, among targets or decisions, as scikit-learn does.
+    """Average F1 over the classes with a positive weight among targets or decisions, as in scikit-learn.
 
     Args:
         decisions: class number of each clip, of shape (clips,).
@@ -44,15 +44,15 @@ def mean_f1(true: np.ndarray, decided: np.ndarray, both: np.ndarray) -> np.ndarr
 
     Args:
         true: weight of the clips of each class, of shape (..., classes).
-        decided: weight of the clips that are decided to be of the class.
-        both: weight of the clips of which both holds.
+        decided: weight of the clips that are predicted as each class.
+        both: weight of the clips that are both.
     """
     f1 = _ratio(2 * both, true + decided)
     return _ratio(f1.sum(axis=-1), np.count_nonzero(true + decided, axis=-1), empty=np.nan)
 
 
 def balanced_accuracy(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average recall over the classes that occur with a positive weight among targets, as scikit-learn does.
+    """Average recall over the classes with a positive weight among targets, as in scikit-learn.
 
     Args:
         decisions: class number of each clip, of shape (clips,).
@@ -76,7 +76,7 @@ def share_correct(true: np.ndarray, both: np.ndarray) -> np.ndarray:
 def _class_weights(
     decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum the weights of each class's clips: the true ones, the decided ones and those that are both."""
+    """Sum the weights of the clips of each class, of those predicted as the class, and of those that are both."""
     from scipy.sparse import csr_array
 
     classes, codes = np.unique(np.concatenate([targets, decisions]), return_inverse=True)
@@ -93,7 +93,7 @@ def _class_weights(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """Divide; `empty` where the divisor is 0."""
+    """Divide arrays; the result is `empty` for divisors of 0."""
     return np.divide(above, below, out=np.full(np.shape(above), empty), where=np.asarray(below) != 0)
 
 

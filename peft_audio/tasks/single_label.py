@@ -1,4 +1,4 @@
-"""One label per clip: softmax over the labels, cross-entropy loss, the label with the highest score."""
+"""Classify clips with one label each, by softmax and cross-entropy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class SingleLabel(Task):
     """One label per clip. A target is the label's number.
 
-    Beside the metrics of a report, `metric` computes "balanced_accuracy".
+    In addition to the metrics of a report, `metric` computes "balanced_accuracy".
     """
 
     name = "single_label"
@@ -68,7 +68,7 @@ class SingleLabel(Task):
         return softmax(logits, axis=-1)
 
     def mean_probabilities(self, total: np.ndarray, windows: int) -> np.ndarray:
-        """Scale the sum of the windows' probabilities to 1, so that rounding does not remain."""
+        """Scale the sum of the windows' probabilities to a sum of 1."""
         return total / np.sum(total)
 
     def confidence(self, probabilities: np.ndarray) -> np.ndarray:
@@ -76,11 +76,11 @@ class SingleLabel(Task):
         return probabilities.max(axis=-1)
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Return the number of the label with the highest logit, the first one in a tie."""
+        """Return the number of the label with the highest logit, or of the first if several are equal."""
         return np.argmax(logits, axis=-1)
 
     def decide_by_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the number of the label with the highest probability, the first one in a tie."""
+        """Return the number of the label with the highest probability, or of the first if several are equal."""
         return np.argmax(probabilities, axis=-1)
 
     def decision_code(self, logits: str, name: str) -> str:
@@ -131,13 +131,14 @@ class SingleLabel(Task):
         return {"accuracy": share_correct, "balanced_accuracy": mean_recall}[name](true, both)
 
     def _mean_loss(self, logits: np.ndarray, targets: np.ndarray) -> float:
-        """Compute the loss of a report in the precision of the logits, as reports always did."""
+        """Compute the mean loss in the precision of the logits, as in earlier reports."""
         import torch
         from torch.nn import functional as F
 
         return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
 
     def _losses(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Compute the cross-entropy of each clip, float64 of shape (clips,)."""
         from scipy.special import log_softmax
 
         return -log_softmax(np.asarray(logits, dtype=np.float64), axis=1)[np.arange(len(targets)), targets]

@@ -1,4 +1,4 @@
-"""Interface of a task."""
+"""Define the interface of a task."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Task(ABC):
-    """Everything that depends on what is asked about a clip: targets, loss, probabilities, decision and metrics.
+    """Kind of labels of a clip, with its targets, loss, probabilities, decisions and metrics.
 
-    A *target* is a clip's label as a number or an array, and a *decision* has the form of a target. Logits have the
-    shape (clips, labels).
+    A *target* is a clip's label as a number or an array. A *decision* is a predicted label in the form of a target.
+    Logits have the shape (clips, labels).
 
     Attributes:
         name: Key in `TASKS`.
-        metrics: Names of the metrics of a report, in its order; `loss` is among them.
+        metrics: Names of the metrics of a report in its order, including `loss`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Task(ABC):
         """Convert label texts of clips to targets.
 
         Args:
-            texts: label text of each clip, as a data source has it.
+            texts: label text of each clip in the form of the data source.
             labels: label names in the order of the logits.
 
         Returns:
@@ -44,7 +44,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, targets: np.ndarray, labels: Sequence[str]) -> list[str]:
-        """Convert targets, or decisions, to label texts: the inverse of `encode`."""
+        """Convert targets or decisions to label texts, the inverse of `encode`."""
 
     @abstractmethod
     def target_type(self) -> Any:
@@ -81,7 +81,7 @@ class Task(ABC):
 
     @abstractmethod
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Decide on each clip's labels.
+        """Decide on the label of each clip.
 
         Args:
             logits: of shape (clips, labels).
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @abstractmethod
     def decide_by_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
-        """Decide as `decide` does where only probabilities are known, such as the mean over windows."""
+        """Decide on the label of each clip from probabilities, such as means over windows."""
 
     @abstractmethod
     def decision_code(self, logits: str, name: str) -> str:
@@ -127,14 +127,14 @@ class Task(ABC):
     def metric(self, name: str, logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> Any:
         """Compute a metric.
 
-        A clip of weight 2 counts as two equal clips, and a clip of weight 0 as none: a draw of clips, groups or seeds
-        with replacement is a row of weights.
+        A clip of weight 2 counts as two equal clips, and a clip of weight 0 as none. So a draw of clips, groups or
+        seeds with replacement is a row of weights.
 
         Args:
-            name: one of `metrics`, or another one that the task's module names.
+            name: one of `metrics`, or another metric of the task.
             logits: of shape (clips, labels).
             targets: one per clip.
-            weights: of shape (..., clips), not negative; 1 for every clip when not given.
+            weights: of shape (..., clips), not negative; 1 for every clip by default.
 
         Returns:
             float64 of shape (...); a float without weights.
@@ -149,7 +149,7 @@ class Task(ABC):
             targets: one per clip.
 
         Returns:
-            float64 of shape (clips, 3, labels): 1 if the label is true, if it is decided on, and if it is both.
+            float64 of shape (clips, 3, labels), with 1 if the label is true, if it is predicted, and if it is both.
         """
 
     @abstractmethod
@@ -169,12 +169,12 @@ class Task(ABC):
         return {name: self.metric(name, logits, targets) for name in self.metrics}
 
     def selection_score(self, metrics: Mapping[str, float], name: str, prefix: str = "") -> float:
-        """Return the score by which the best epoch or learning rate is selected; higher is better.
+        """Return the score that selects the best epoch or learning rate; higher is better.
 
         Args:
             metrics: metrics by name, with `prefix` before each name.
             name: one of `metrics`, see `train.best_metric`.
-            prefix: such as "validation_".
+            prefix: prefix of the names in `metrics`, such as "validation_".
         """
         value = metrics[prefix + name]
         return -value if name == "loss" else value

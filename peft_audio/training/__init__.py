@@ -1,1 +1,1 @@
-"""The training loop, its state and its checkpoints."""
+"""Train a model, and save and resume a training."""

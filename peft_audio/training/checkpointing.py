@@ -34,8 +34,8 @@ from peft_audio.training.tracking import Log
 MANIFEST = "manifest.json"
 STATE = "state.json"
 STEP, BEST = "step-", "best-"
-# What to do about a checkpoint that is intact but does not fit.
-WAYS_OUT = (
+# Advice for a checkpoint that is intact but does not fit.
+MISMATCH_ADVICE = (
     "Remove it to resume from the one before; --train.overwrite true, without --train.resume, starts from scratch."
 )
 _OURS = re.compile(rf"({STEP}|{BEST})\d{{8}}")
@@ -45,11 +45,11 @@ Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold the contents of a checkpoint.
+    """Contents of a checkpoint.
 
     Attributes:
         folder: Folder of the checkpoint.
-        state: Values as JSON holds them.
+        state: Values of its JSON file.
         tensors: Tensors by file name without suffix, then by tensor name.
     """
 
@@ -60,19 +60,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Hold where a run keeps its checkpoints, and the one that it resumes from.
+    """Checkpoints of a run.
 
     Attributes:
-        folder: Folder that holds them.
+        folder: Folder of the checkpoints.
         about: Facts that identify the run; a run resumes only from checkpoints with the same facts.
         began: `time.perf_counter()` at the start of the run, minus the seconds that it ran before it was resumed.
-        found: Checkpoint to resume from, if there is one.
+        newest: Checkpoint to resume from, if there is one.
     """
 
     folder: Path
     about: dict[str, Any]
     began: float
-    found: Checkpoint | None = None
+    newest: Checkpoint | None = None
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -> None:
@@ -84,7 +84,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], tensors: Tensors) -
         tensors: Tensors by file name without suffix, then by tensor name.
 
     Raises:
-        OSError: It cannot be written; no part of it remains.
+        OSError: The checkpoint cannot be written; no partial folder remains.
     """
     try:
         with atomic_folder(folder) as partial:
@@ -116,7 +116,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    """Read a folder whose files match its manifest."""
+    """Read a checkpoint folder, and check its files against its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, facts in manifest.items():
@@ -131,12 +131,12 @@ def _read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state, files)
 
 
-def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """Read the newest checkpoint that is intact.
+def newest_checkpoint(root: Path, notify: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest intact checkpoint.
 
     Args:
         root: Folder with the checkpoints of a run.
-        tell: Function that prints a note for each checkpoint that was skipped.
+        notify: Function that gets a note for each damaged checkpoint.
 
     Returns:
         The checkpoint; None if the folder holds none.
@@ -144,13 +144,13 @@ def newest_checkpoint(root: Path, tell: Callable[[str], None]) -> Checkpoint | N
     Raises:
         ResumeError: The folder holds checkpoints and all are damaged.
     """
-    found = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
-    for folder in found:
+    folders = sorted((path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name)), reverse=True)
+    for folder in folders:
         try:
             return read_checkpoint(folder)
         except ResumeError as error:
-            tell(f"note: {error}; using the one before it")
-    if found:
+            notify(f"note: {error}; using the one before it")
+    if folders:
         raise ResumeError(
             f"--train.resume: all checkpoints in {root} are damaged; --train.overwrite true starts from scratch."
         )
@@ -162,7 +162,7 @@ def keep_newest(root: Path, count: int) -> None:
     steps = sorted(path for path in root.glob(f"{STEP}*") if _OURS.fullmatch(path.name))
     kept = {path.name for path in steps[-count:]}
     for path in steps[-count:]:
-        # A damaged checkpoint names none.
+        # The state of a damaged checkpoint cannot be read.
         with suppress(ValueError, AttributeError):
             kept.add(json.loads((path / STATE).read_text(encoding="utf-8")).get("best_folder"))
     for path in root.iterdir():
@@ -180,18 +180,19 @@ def discard_newer(checkpoint: Checkpoint) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    """Return the size and hash of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 FORMAT = 1
 
 
-def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, keep: int) -> None:
+def save_state(learner: Learner, training: TrainState, checkpoints: Checkpoints, keep: int) -> None:
     """Write a checkpoint after a step. All processes must call this.
 
     Args:
         learner: Model, optimizer and schedule.
-        at: State of the training.
+        training: State of the training.
         checkpoints: Checkpoints of the run.
         keep: Number of checkpoints to keep.
 
@@ -200,22 +201,22 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
     """
     weights = _weights(learner)
     finite = all(bool(value.isfinite().all()) for value in weights.values())
-    finite &= all(bool(line["loss"].isfinite()) for line in at.unlogged)
-    mine = {"random": _random_state(learner.accelerator), "losses": [line["loss"].cpu() for line in at.unlogged]}
+    finite &= all(bool(line["loss"].isfinite()) for line in training.unlogged)
+    mine = {"random": _random_state(learner.accelerator), "losses": [line["loss"].cpu() for line in training.unlogged]}
     of_all: list[Any] = gather_object([mine | {"finite": finite}])
     if not all(each["finite"] for each in of_all):
         raise SaveError("weights or losses are not finite; the last finite state is kept")
     if not learner.accelerator.is_main_process:
         return
-    root, best_folder = checkpoints.folder, f"{BEST}{at.best.epoch:08d}" if at.best.weights else None
+    root, best_folder = checkpoints.folder, f"{BEST}{training.best.epoch:08d}" if training.best.weights else None
     state = {
         "format": FORMAT,
         "about": checkpoints.about,
         "run_seconds": time.perf_counter() - checkpoints.began,
         "best_folder": best_folder,
-        "best": [at.best.score, at.best.epoch] if best_folder else None,
-        "position": {name: value for name, value in vars(at).items() if name not in ("best", "unlogged")},
-        "unlogged": [{name: value for name, value in line.items() if name != "loss"} for line in at.unlogged],
+        "best": [training.best.score, training.best.epoch] if best_folder else None,
+        "position": {name: value for name, value in vars(training).items() if name not in ("best", "unlogged")},
+        "unlogged": [{name: value for name, value in line.items() if name != "loss"} for line in training.unlogged],
         "schedule": {name: value for name, value in learner.schedule.state_dict().items() if name != "lr_lambdas"},
         "rates": [{name: group[name] for name in ("lr", "initial_lr")} for group in learner.optimizer.param_groups],
         "scaler": learner.accelerator.scaler.state_dict() if learner.accelerator.scaler else None,
@@ -225,15 +226,17 @@ def save_position(learner: Learner, at: TrainState, checkpoints: Checkpoints, ke
     state |= {"optimizer": numbers, "random": [each["random"][1] for each in of_all]}
     try:
         if best_folder and not (root / best_folder).exists():
-            write_checkpoint(root / best_folder, {"epoch": at.best.epoch}, {"trained": at.best.weights or {}})
-        name = f"{STEP}{at.step:08d}"
+            write_checkpoint(
+                root / best_folder, {"epoch": training.best.epoch}, {"trained": training.best.weights or {}}
+            )
+        name = f"{STEP}{training.step:08d}"
         write_checkpoint(root / name, state, {"trained": weights, "optimizer": optimizer} | processes)
         keep_newest(root, keep)
     except OSError as error:
         raise SaveError(error.strerror or str(error)) from error
 
 
-def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
+def restore_state(learner: Learner, checkpoint: Checkpoint) -> TrainState:
     """Restore a training from a checkpoint. All processes must call this.
 
     Raises:
@@ -245,7 +248,7 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
             raise ValueError(f"its format is {state['format']}, this version reads {FORMAT}")
         _load_weights(learner.model, tensors["trained"], learner.trained)
         _load_optimizer(learner, state["optimizer"], tensors["optimizer"], state["rates"])
-        # The checkpoint holds numbers only; the functions of the schedule are those of this process.
+        # A checkpoint holds no functions; the schedule keeps those of this process.
         functions = {"lr_lambdas": [None] * len(state["rates"])}
         learner.schedule.load_state_dict(state["schedule"] | functions)
         if learner.accelerator.scaler:
@@ -256,48 +259,51 @@ def load_position(learner: Learner, checkpoint: Checkpoint) -> TrainState:
         unlogged = [
             {"step": line["step"], "loss": loss} | line for line, loss in zip(state["unlogged"], losses, strict=True)
         ]
-        at = TrainState(**_known_kinds(state["position"]), unlogged=unlogged)
+        training = TrainState(**_with_checked_types(state["position"]), unlogged=unlogged)
         if state["best"]:
-            _check_names(tensors["best"], learner.model, learner.trained)
+            _check_weights(tensors["best"], learner.model, learner.trained)
             score, epoch = state["best"]
-            at.best = Best(float(score), int(epoch), tensors["best"])
+            training.best = Best(float(score), int(epoch), tensors["best"])
         _set_random_state(mine, state["random"][index], learner.accelerator)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        what = f"does not fit this run ({in_one_line(error, 300)})"
-        raise ResumeError(f"--train.resume: the checkpoint {checkpoint.folder} {what}. {WAYS_OUT}") from error
-    at.resumes += 1
-    return at
+        problem = f"does not fit this run ({in_one_line(error, 300)})"
+        raise ResumeError(f"--train.resume: the checkpoint {checkpoint.folder} {problem}. {MISMATCH_ADVICE}") from error
+    training.resumes += 1
+    return training
 
 
-def _known_kinds(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a training state as read, if the type of each value is right."""
+def _with_checked_types(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of a training state, if the type of each is right."""
     for name, default in vars(TrainState(micro_batches=1)).items():
-        if name in found and type(found[name]) is not type(default):
-            raise TypeError(f"{name} is {found[name]!r}")
-    return found
+        if name in values and type(values[name]) is not type(default):
+            raise TypeError(f"{name} is {values[name]!r}")
+    return values
 
 
 def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    """Return the trained weights by name."""
     known = dict(learner.model.named_parameters())
     return {name: known[name].detach() for name in learner.trained.parameters}
 
 
-def _check_names(found: Mapping[str, torch.Tensor], model: Any, trained: Trainable) -> None:
+def _check_weights(weights: Mapping[str, torch.Tensor], model: Any, trained: Trainable) -> None:
+    """Check that saved weights have the names, shapes and types of the trained parameters."""
     known = dict(model.named_parameters())
-    for name in found.keys() ^ set(trained.parameters):
-        raise ValueError(f"{name} is {'unknown' if name in found else 'missing'}")
-    for name, value in found.items():
+    for name in weights.keys() ^ set(trained.parameters):
+        raise ValueError(f"{name} is {'unknown' if name in weights else 'missing'}")
+    for name, value in weights.items():
         if value.shape != known[name].shape or value.dtype != known[name].dtype:
             raise ValueError(f"{name} has another shape or type")
 
 
-def _load_weights(model: Any, found: dict[str, torch.Tensor], trained: Trainable) -> None:
-    _check_names(found, model, trained)
-    model.load_state_dict(found, strict=False)
+def _load_weights(model: Any, weights: dict[str, torch.Tensor], trained: Trainable) -> None:
+    """Load saved weights into the trained parameters."""
+    _check_weights(weights, model, trained)
+    model.load_state_dict(weights, strict=False)
 
 
 def _optimizer_state(learner: Learner) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Return the optimizer state: numbers by weight and key, and tensors by the joined name `weight/key`."""
+    """Return the optimizer state as numbers by weight and key, and tensors by the joined name `weight/key`."""
     numbers: dict[str, dict[str, Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
     kept = learner.optimizer.optimizer.state
@@ -317,6 +323,7 @@ def _load_optimizer(
     tensors: dict[str, torch.Tensor],
     rates: list[dict[str, float]],
 ) -> None:
+    """Load a saved optimizer state, with the learning rates of its parameter groups."""
     optimizer = learner.optimizer.optimizer
     names = {id(weight): name for name, weight in learner.model.named_parameters()}
     kept: dict[str, dict[str, Any]] = {name: dict(values) for name, values in numbers.items()}
@@ -327,8 +334,8 @@ def _load_optimizer(
     for name in kept.keys() - set(order):
         raise ValueError(f"the optimizer's {name} is unknown")
     groups = optimizer.state_dict()["param_groups"]
-    for group, found in zip(groups, rates, strict=True):
-        group |= {name: float(found[name]) for name in ("lr", "initial_lr")}
+    for group, saved in zip(groups, rates, strict=True):
+        group |= {name: float(saved[name]) for name in ("lr", "initial_lr")}
     states = {i: kept[name] for i, name in enumerate(order) if name in kept}
     optimizer.load_state_dict({"state": states, "param_groups": groups})
 
@@ -350,6 +357,7 @@ def _random_state(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], di
 def _set_random_state(
     tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any], accelerator: Accelerator
 ) -> None:
+    """Restore the random generators from a state of `_random_state`."""
     torch.set_rng_state(tensors["torch"])
     if accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], accelerator.device)
@@ -359,12 +367,13 @@ def _set_random_state(
 
 
 def _process_tensors(each: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Collect the random state and the unlogged losses of a process."""
     losses = torch.stack(each["losses"]) if each["losses"] else torch.zeros(0)
     return {**each["random"][0], "losses": losses}
 
 
-# Largest share of the time that saving by the clock may take.
-MOST = 0.01
+# Largest share of the time for saving checkpoints by the clock.
+MAX_SAVE_SHARE = 0.01
 
 
 @dataclass
@@ -373,12 +382,12 @@ class Saver:
 
     Attributes:
         learner: Model, optimizer and schedule.
-        cfg: Settings that say how often to save.
+        cfg: Intervals between checkpoints, and the number to keep.
         log: Log of the run.
         checkpoints: Checkpoints of the run; None saves nothing.
         stop: Signals received so far.
         last: `time.monotonic()` after the last save.
-        took: Seconds of the last save.
+        save_seconds: Seconds of the last save.
     """
 
     learner: Learner
@@ -387,10 +396,10 @@ class Saver:
     checkpoints: Checkpoints | None
     stop: Stop
     last: float = field(default_factory=time.monotonic)
-    took: float = 0.0
+    save_seconds: float = 0.0
 
-    def if_due(self, at: TrainState) -> None:
-        """Save after a step or an epoch if due by steps, by the clock, by a signal or at the end of the training.
+    def save_if_due(self, state: TrainState) -> None:
+        """Save after a step or an epoch: every few steps, by the clock, on a signal and at the end of the training.
 
         Raises:
             Stopped: A signal was received.
@@ -399,35 +408,39 @@ class Saver:
             return
         every, accelerator = self.cfg.checkpoint_every_steps, self.learner.accelerator
         number, due = agree(self.stop, self._by_the_clock(), accelerator)
-        by_steps = every is not None and at.step_in_epoch > 0 and at.step % every == 0
-        if not (number or due or by_steps or at.ended):
+        by_steps = every is not None and state.step_in_epoch > 0 and state.step % every == 0
+        if not (number or due or by_steps or state.ended):
             return
-        failed = self._save(at, self.checkpoints)
+        failed = self._save(state, self.checkpoints)
         if failed and accelerator.is_main_process:
-            print(f"note: no checkpoint of step {at.step}: {failed}; training continues without it", flush=True)
+            print(f"note: no checkpoint of step {state.step}: {failed}; training continues without it", flush=True)
         if number:
             accelerator.wait_for_everyone()
-            kept = "without a new checkpoint" if failed else f"with a checkpoint in {self.checkpoints.folder}"
+            saved = "without a new checkpoint" if failed else f"with a checkpoint in {self.checkpoints.folder}"
             name = signal.Signals(number).name
             raise Stopped(
-                f"stopped by {name} after step {at.step}, {kept}. "
+                f"stopped by {name} after step {state.step}, {saved}. "
                 "Repeat the command with --train.resume true to resume.",
                 number,
             )
 
     def _by_the_clock(self) -> bool:
+        """Return whether a checkpoint is due by the clock."""
         minutes = self.cfg.checkpoint_every_minutes
-        return minutes is not None and time.monotonic() - self.last >= max(60 * minutes, self.took / MOST)
+        if minutes is None:
+            return False
+        return time.monotonic() - self.last >= max(60 * minutes, self.save_seconds / MAX_SAVE_SHARE)
 
-    def _save(self, at: TrainState, checkpoints: Checkpoints) -> SaveError | None:
+    def _save(self, state: TrainState, checkpoints: Checkpoints) -> SaveError | None:
+        """Save a checkpoint and measure its time; return the error if it was not written."""
         began = time.monotonic()
-        at.log_bytes = self.log.sync()
+        state.log_bytes = self.log.sync()
         failed: SaveError | None = None
         try:
-            save_position(self.learner, at, checkpoints, self.cfg.keep_checkpoints)
+            save_state(self.learner, state, checkpoints, self.cfg.keep_checkpoints)
         except SaveError as error:
             failed = error
         self.last = time.monotonic()
-        self.took = self.last - began
-        at.checkpoint_seconds += self.took
+        self.save_seconds = self.last - began
+        state.checkpoint_seconds += self.save_seconds
         return failed

@@ -1,4 +1,4 @@
-"""The loop on Accelerate."""
+"""Train and validate a model with Accelerate, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from peft_audio.encoders.spec_augment import masked
 from peft_audio.evaluation.run_split import clip_losses, evaluate
 from peft_audio.strategies.base import Trainable, set_modes
 from peft_audio.tasks.task import Task
-from peft_audio.training.checkpointing import Checkpoints, Saver, load_position
+from peft_audio.training.checkpointing import Checkpoints, Saver, restore_state
 from peft_audio.training.hardware import compile_layers, peak_memory_bytes, seed_dropout
 from peft_audio.training.micro_batches import fit_micro_batches
 from peft_audio.training.nonfinite import Watch
@@ -33,29 +33,29 @@ from peft_audio.training.signals import Stop, stop_on_signals
 from peft_audio.training.state import Learner, TrainState
 from peft_audio.training.tracking import Log, progress_bar
 
-# On a GPU, or with several processes, so many steps pass before anybody learns that a loss is no number.
+# Steps between two checks of the losses on a GPU or with several processes, where each check waits for the device.
 READ_EVERY = 16
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training.
+    """Result of a finished training.
 
     Attributes:
-        model: The unwrapped model with the weights of the best epoch.
-        best_epoch: Which one that was, from 1.
-        steps: Optimizer steps made.
-        train_seconds: Time in training steps, decoding included, validation and checkpoints not.
-        validation_seconds: Time in the validations after each epoch.
-        checkpoint_seconds: Time in writing checkpoints.
-        data_wait_share: Share of that time that this process waited for the next batch: decoding itself where no
-            workers do it; an upper bound for the device's idling on a GPU.
-        samples_per_second: Clips trained on in each of those seconds, over all processes.
-        peak_memory_bytes: The most that the first process held by the end of the training: on its device on CUDA, the
-            whole process, libraries included, on a CPU.
-        prefix: What became of the frozen prefix, which that time does not include.
-        micro_batches: That each process made of a step.
-        resumes: How often the run was taken up again after it was stopped.
+        model: Unwrapped model with the weights of the best epoch.
+        best_epoch: Number of the best epoch, from 1.
+        steps: Number of optimizer steps done.
+        train_seconds: Time of the training steps, with decoding, without validation and checkpoints.
+        validation_seconds: Time of the validations after each epoch.
+        checkpoint_seconds: Time of writing checkpoints.
+        data_wait_share: Share of `train_seconds` in which this process waited for batches. It includes decoding if
+            there are no workers. On a GPU it is an upper bound of the share in which the device was idle.
+        samples_per_second: Clips trained on per second of `train_seconds`, over all processes.
+        peak_memory_bytes: Peak memory until the end of the training: of the device of the first process on CUDA, of
+            the first process with its libraries on a CPU.
+        prefix: Use of the feature cache; filling it is not part of `train_seconds`.
+        micro_batches: Number of micro-batches per step and process.
+        resumes: Number of times that the run was resumed.
     """
 
     model: Any
@@ -81,25 +81,24 @@ def train(
     log: Log,
     checkpoints: Checkpoints | None = None,
 ) -> Result:
-    """Train, validate after each epoch, and keep the best epoch's weights.
+    """Train a model, validate it after each epoch, and restore the weights of the best epoch.
 
-    The gradient of a step is the mean over exactly its `cfg.batch_size` clips, weighted where class weights are on,
-    however processes and micro-batches split them.
+    The gradient of a step is the mean over exactly its `cfg.batch_size` clips, weighted if class weights are used.
+    It does not depend on how processes and micro-batches split them.
 
     Args:
-        model: What a strategy returned.
-        trained: What trains in it.
-        loaders: The batches; the test split is not touched.
+        model: Model that a strategy returned.
+        trained: Parameters and modules that train.
+        loaders: Batches of the splits; the test split is not read.
         cfg: Rates, epochs, schedule.
-        accelerator: Where it runs.
-        log: Gets a line a step and a line an epoch.
-        checkpoints: Where the training's state is kept, and to go on from; signals that ask the process to stop are
-            acted on only with them.
+        accelerator: Processes and device.
+        log: Log that gets one line per step and one line per epoch.
+        checkpoints: Checkpoints of the run. Without them, signals keep their usual effect.
 
     Raises:
         DivergedError: The loss or the gradient is not a finite number.
-        UserError: Not even one clip at a time fits into memory.
-        Stopped: A signal came; a checkpoint was written.
+        UserError: One clip does not fit into memory.
+        Stopped: A signal was received; a checkpoint was written.
     """
     order = loaders.train_order
     total = order.total_steps(cfg.epochs, cfg.max_steps)
@@ -109,101 +108,112 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_dropout(cfg, accelerator)
     learner = Learner(model, wrapped, trained, optimizer, schedule, accelerator)
-    at = _begin(learner, loaders, cfg, checkpoints)
+    state = _start(learner, loaders, cfg, checkpoints)
     stopping = stop_on_signals(accelerator) if checkpoints else nullcontext(Stop())
     with progress_bar(accelerator.is_main_process) as progress, stopping as stop:
-        save = Saver(learner, cfg, log, checkpoints, stop)
-        bar = progress.add_task("training", total=total, completed=at.step)
-        while not at.ended:
-            for _ in _epoch(learner, loaders, at, total, cfg, log):
+        saver = Saver(learner, cfg, log, checkpoints, stop)
+        bar = progress.add_task("training", total=total, completed=state.step)
+        while not state.ended:
+            for _ in _epoch(learner, loaders, state, total, cfg, log):
                 progress.advance(bar)
-                save.if_due(at)
-            _validate(learner, loaders, at, total, cfg, log, progress)
-            save.if_due(at)
+                saver.save_if_due(state)
+            _validate(learner, loaders, state, total, cfg, log, progress)
+            saver.save_if_due(state)
     peak = peak_memory_bytes(accelerator)
-    # Under mixed precision Accelerate patches `forward` in place; what is saved and probed must be float32 again.
-    model = at.best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
-    seconds = at.train_seconds
-    shares = (at.wait_seconds / seconds, at.clips / seconds)
-    spent = (at.train_seconds, at.validation_seconds, at.checkpoint_seconds)
-    return Result(model, at.best.epoch, at.step, *spent, *shares, peak, loaders.prefix, at.micro_batches, at.resumes)
+    # Under mixed precision Accelerate patches `forward` in place; the model is saved and probed in float32.
+    model = state.best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
+    seconds = state.train_seconds
+    return Result(
+        model=model,
+        best_epoch=state.best.epoch,
+        steps=state.step,
+        train_seconds=seconds,
+        validation_seconds=state.validation_seconds,
+        checkpoint_seconds=state.checkpoint_seconds,
+        data_wait_share=state.wait_seconds / seconds,
+        samples_per_second=state.clips / seconds,
+        peak_memory_bytes=peak,
+        prefix=loaders.prefix,
+        micro_batches=state.micro_batches,
+        resumes=state.resumes,
+    )
 
 
-def _begin(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Checkpoints | None) -> TrainState:
-    """Where the training starts: at its beginning, or where a checkpoint was written."""
-    if checkpoints is None or checkpoints.found is None:
+def _start(learner: Learner, loaders: Loaders, cfg: TrainConfig, checkpoints: Checkpoints | None) -> TrainState:
+    """Return the first state of a new training, or restore the state of the checkpoint to resume from."""
+    if checkpoints is None or checkpoints.newest is None:
         count = cfg.gradient_accumulation_steps
         return TrainState(fit_micro_batches(learner, loaders, cfg) if cfg.auto_micro_batch else count)
-    at = load_position(learner, checkpoints.found)
+    state = restore_state(learner, checkpoints.newest)
     if isinstance(loaders.train_order, TrainingBatches):
-        loaders.train_order.micro_batches = at.micro_batches
+        loaders.train_order.micro_batches = state.micro_batches
     elif isinstance(loaders.train, StreamLoader):
-        loaders.train.skip(at.step * at.micro_batches)
-    return at
+        loaders.train.skip(state.step * state.micro_batches)
+    return state
 
 
 def _epoch(
-    learner: Learner, loaders: Loaders, at: TrainState, total: int, cfg: TrainConfig, log: Log
+    learner: Learner, loaders: Loaders, state: TrainState, total: int, cfg: TrainConfig, log: Log
 ) -> Iterator[None]:
-    """Make what is left of an epoch; gives a turn after each optimizer step, with `at` up to date."""
+    """Train the rest of an epoch; yield after each optimizer step, when `state` is up to date."""
     order, accelerator = loaders.train_order, learner.accelerator
-    order.go_to(at.epoch, at.step_in_epoch)
+    order.go_to(state.epoch, state.step_in_epoch)
     set_modes(learner.model, learner.trained, cfg.frozen_dropout)
     waits: list[float] = []
     watch = Watch(loaders)
     began = time.perf_counter()
-    steps = _steps(learner, _timed(loaders.train, waits), at.micro_batches, cfg, watch, loaders.task)
-    left = min(order.steps - at.step_in_epoch, total - at.step)
-    for loss in islice(steps, left):
-        at.step, at.step_in_epoch, left = at.step + 1, at.step_in_epoch + 1, left - 1
-        at.unlogged.append({"step": at.step, "loss": loss} | current_rates(learner.optimizer))
-        # fp16 skips steps until it has found its scale.
+    steps = _steps(learner, _timed(loaders.train, waits), state.micro_batches, cfg, watch, loaders.task)
+    remaining = min(order.steps - state.step_in_epoch, total - state.step)
+    for loss in islice(steps, remaining):
+        state.step, state.step_in_epoch, remaining = state.step + 1, state.step_in_epoch + 1, remaining - 1
+        state.unlogged.append({"step": state.step, "loss": loss} | current_rates(learner.optimizer))
+        # fp16 skips steps until the loss scale fits.
         if not accelerator.optimizer_step_was_skipped:
             learner.schedule.step()
-        if not left or len(at.unlogged) >= _read_every(accelerator):
-            _read_losses(at, accelerator, log, watch)
-        at.train_seconds += time.perf_counter() - began
-        at.wait_seconds += sum(waits)
+        if not remaining or len(state.unlogged) >= _read_every(accelerator):
+            _read_losses(state, accelerator, log, watch)
+        state.train_seconds += time.perf_counter() - began
+        state.wait_seconds += sum(waits)
         waits.clear()
         yield
         began = time.perf_counter()
-    at.clips += order.clips_in(at.step_in_epoch)
+    state.clips += order.clips_in(state.step_in_epoch)
 
 
 def _validate(
-    learner: Learner, loaders: Loaders, at: TrainState, total: int, cfg: TrainConfig, log: Log, progress: Progress
+    learner: Learner, loaders: Loaders, state: TrainState, total: int, cfg: TrainConfig, log: Log, progress: Progress
 ) -> None:
-    """Judge the epoch that was made, and go to the next one unless training ends here."""
-    found = evaluate(learner.model, loaders.validation, learner.accelerator, loaders.task, mixed_precision=True)
-    at.validation_seconds += found.seconds
-    summary = _summary(at, found.metrics)
+    """Validate an epoch, update the best epoch, and advance the state to the next epoch or the end of the training."""
+    validation = evaluate(learner.model, loaders.validation, learner.accelerator, loaders.task, mixed_precision=True)
+    state.validation_seconds += validation.seconds
+    summary = _summary(state, validation.metrics)
     log.write([summary])
-    score = loaders.task.selection_score(found.metrics, cfg.best_metric)
-    at.best = at.best.better_of(found.metrics, score, at.epoch, learner.model, learner.trained)
-    why = _ending(cfg, at.epoch, at.best.epoch, last_step=at.step >= total)
-    _tell_epoch(progress, learner.accelerator, _epoch_line(summary, cfg.epochs, why))
-    at.ended = bool(why) or at.epoch == cfg.epochs
-    at.losses, at.step_in_epoch, at.epoch = [], 0, at.epoch + 1
+    score = loaders.task.selection_score(validation.metrics, cfg.best_metric)
+    state.best = state.best.better_of(validation.metrics, score, state.epoch, learner.model, learner.trained)
+    reason = _reason_to_stop(cfg, state.epoch, state.best.epoch, last_step=state.step >= total)
+    _print_epoch(progress, learner.accelerator, _epoch_line(summary, cfg.epochs, reason))
+    state.ended = bool(reason) or state.epoch == cfg.epochs
+    state.losses, state.step_in_epoch, state.epoch = [], 0, state.epoch + 1
 
 
 def _steps(
     learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, watch: Watch, task: Task
 ) -> Iterator[torch.Tensor]:
-    """Make the optimizer steps of an epoch; gives this process's part of each step's mean loss."""
+    """Do the optimizer steps of an epoch; yield this process's part of the mean loss of each step."""
     accelerator, optimizer = learner.accelerator, learner.optimizer
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # As many micro-batches a step as the sampler makes: reading one iterator several times groups its items.
+    # Reading one iterator several times groups its items, here the micro-batches of a step.
     for batches in zip(*[iter(loader)] * micro_batches, strict=True):
         parts = []
         for i, cpu_batch in enumerate(batches, 1):
             batch = send_to_device(cpu_batch, accelerator.device)
-            waiting = nullcontext() if i == len(batches) else accelerator.no_sync(learner.wrapped)
-            with waiting, masked(learner.model, batch):
+            sync = nullcontext() if i == len(batches) else accelerator.no_sync(learner.wrapped)
+            with sync, masked(learner.model, batch):
                 losses = clip_losses(learner.wrapped, batch, task, cfg.label_smoothing)
                 loss = (losses * batch["weight"]).sum()
-                # DDP takes the mean over processes; the weights already make the sum over them the mean over clips.
+                # DDP averages over processes, but the weights already make the sum over processes the mean over clips.
                 accelerator.backward(loss * accelerator.num_processes)
-            watch.see(batch["index"], losses.detach())
+            watch.add(batch["index"], losses.detach())
             parts.append(loss.detach())
         watch.end_step(accelerator.clip_grad_norm_(weights, cfg.max_grad_norm))
         optimizer.step()
@@ -214,7 +224,7 @@ def _steps(
 
 
 def _timed(loader: Iterable[Any], waits: list[float]) -> Iterator[Any]:
-    """The batches; adds the seconds that each was waited for."""
+    """Yield batches, and append to `waits` the seconds that each took to arrive."""
     batches = iter(loader)
     while True:
         began = time.perf_counter()
@@ -226,29 +236,30 @@ def _timed(loader: Iterable[Any], waits: list[float]) -> Iterator[Any]:
 
 
 def _read_every(accelerator: Accelerator) -> int:
-    """Steps between two readings of losses: where reading waits for a device or for other processes, not each one."""
+    """Return the number of steps between two readings of losses, which wait for the device and for other processes."""
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
     return 1 if alone else READ_EVERY
 
 
-def _read_losses(at: TrainState, accelerator: Accelerator, log: Log, watch: Watch) -> None:
-    """Sum up what processes have of the losses, log them, and stop where one of them is no number."""
-    parts = torch.stack([line["loss"] for line in at.unlogged])
+def _read_losses(state: TrainState, accelerator: Accelerator, log: Log, watch: Watch) -> None:
+    """Sum the losses over processes, log them, and stop the run if one is not finite."""
+    parts = torch.stack([line["loss"] for line in state.unlogged])
     losses = accelerator.reduce(parts, reduction="sum").tolist()
-    lines = [line | {"loss": loss} for line, loss in zip(at.unlogged, losses, strict=True)]
+    lines = [line | {"loss": loss} for line, loss in zip(state.unlogged, losses, strict=True)]
     log.write(lines)
-    at.losses += losses
-    at.unlogged = []
-    watch.check(lines, at.epoch, accelerator)
+    state.losses += losses
+    state.unlogged = []
+    watch.check(lines, state.epoch, accelerator)
 
 
-def _summary(at: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
+def _summary(state: TrainState, metrics: dict[str, float]) -> dict[str, Any]:
+    """Return the log line of an epoch."""
     validation = {f"validation_{name}": value for name, value in metrics.items()}
-    return {"epoch": at.epoch, "step": at.step, "train_loss": float(np.mean(at.losses))} | validation
+    return {"epoch": state.epoch, "step": state.step, "train_loss": float(np.mean(state.losses))} | validation
 
 
-def _ending(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bool) -> str:
-    """Why training ends before its last epoch; empty where it does not."""
+def _reason_to_stop(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bool) -> str:
+    """Return the setting that ends the training before its last epoch; empty if none does."""
     if epoch == cfg.epochs:
         return ""
     if epoch - best_epoch >= (cfg.early_stopping_patience or sys.maxsize):
@@ -256,16 +267,17 @@ def _ending(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bool) -> s
     return "max_steps" if last_step else ""
 
 
-def _tell_epoch(progress: Progress, accelerator: Accelerator, line: str) -> None:
+def _print_epoch(progress: Progress, accelerator: Accelerator, line: str) -> None:
+    """Print a line above the progress bar on the first process."""
     if accelerator.is_main_process:
         progress.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _epoch_line(summary: dict[str, Any], epochs: int, ended: str) -> str:
-    """Return the losses and validation metrics of an epoch in at most 80 columns, and below them why training ends."""
+def _epoch_line(summary: dict[str, Any], epochs: int, reason: str) -> str:
+    """Format the losses and metrics of an epoch in at most 80 columns; a second line names the reason to stop."""
     line = (
         f"epoch {summary['epoch']:>{len(str(epochs))}}/{epochs}  loss {summary['train_loss']:.3f}  "
         f"val. loss {summary['validation_loss']:.3f}  accuracy {summary['validation_accuracy']:.3f}  "
         f"macro-F1 {summary['validation_macro_f1']:.3f}"
     )
-    return f"{line}\ntraining ends here: {ended}" if ended else line
+    return f"{line}\ntraining ends here: {reason}" if reason else line

@@ -16,14 +16,14 @@ from peft_audio.evaluation.run_split import clip_losses
 from peft_audio.strategies.base import set_modes
 from peft_audio.training.state import Learner
 
-# Copies of each trained weight: the two moments of AdamW, and the buffer that DDP sends.
+# Copies of each trained weight: the two moments of AdamW and the buffer of DDP.
 COPIES = 3
 
 
 def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> int:
     """Double the number of micro-batches until the largest one fits into memory, and set it in the loaders.
 
-    The trials draw nothing from the generators and change no weight.
+    The trials do not advance random generators and change no weight.
 
     Args:
         learner: Model and optimizer; all processes use the number that fits on each of them.
@@ -31,10 +31,10 @@ def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> i
         cfg: Settings; the first number tried is `gradient_accumulation_steps`.
 
     Returns:
-        Micro-batches that each process makes of a step.
+        Number of micro-batches per step and process.
 
     Raises:
-        UserError: One clip at a time does not fit.
+        UserError: A micro-batch of one clip does not fit.
     """
     order, accelerator = loaders.train_order, learner.accelerator
     assert isinstance(order, TrainingBatches)
@@ -44,17 +44,18 @@ def fit_micro_batches(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> i
         fits = torch.tensor(int(_fits(learner, loaders, cfg)), device=accelerator.device)
         if int(accelerator.reduce(fits, reduction="sum")) == accelerator.num_processes:
             if accelerator.is_main_process:
-                print(f"auto_micro_batch: each process splits its part of a step into {count}")
+                print(f"auto_micro_batch: {count} micro-batches per step and process")
             return count
         if count >= most:
             raise UserError(
-                "--train.auto_micro_batch: a clip at a time does not fit into memory. Lower --data.max_seconds, take a "
-                "smaller encoder, or train less of it (recipes/head_only.py needs least)."
+                "--train.auto_micro_batch: one clip does not fit into memory. Lower --data.max_seconds, use a smaller "
+                "encoder, or train fewer weights (recipes/head_only.py needs the least memory)."
             )
         count = min(2 * count, most)
 
 
 def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
+    """Return whether a backward pass of the largest micro-batch fits into memory."""
     draws = largest_micro_batch(loaders, cfg)
     dataset, collate = loaders.train.dataset, loaders.train.collate_fn  # type: ignore[attr-defined]
     device = learner.accelerator.device
@@ -78,7 +79,7 @@ def _fits(learner: Learner, loaders: Loaders, cfg: TrainConfig) -> bool:
 
 
 def largest_micro_batch(loaders: Loaders, cfg: TrainConfig) -> list[Draw]:
-    """Return this process's micro-batch with the most padded seconds, of the epochs up to `max_steps`."""
+    """Return this process's micro-batch with the most padded seconds in the epochs up to `max_steps`."""
     order = loaders.train_order
     assert isinstance(order, TrainingBatches)
     largest: list[Draw] = []

@@ -25,13 +25,19 @@ def make_optimizer(model: nn.Module, trained: Trainable, cfg: TrainConfig) -> to
     weights = dict(model.named_parameters())
     for name in trained.parameters:
         part = "head" if name in trained.head else "body"
-        # IA3's vectors are stored as matrices of one row or column, and what changes nothing is 1, not 0.
+        # Vectors of IA3 are stored as matrices. Decay would pull them towards 0, but their neutral value is 1.
         matrix = weights[name].ndim > 1 and "ia3_l" not in name.split(".")
         groups.setdefault((part, matrix), []).append(weights[name])
     rates = {"head": cfg.head_learning_rate or cfg.learning_rate, "body": cfg.learning_rate}
     settings = [
-        {"params": found, "lr": rates[part], "weight_decay": matrix * cfg.weight_decay, "part": part, "matrix": matrix}
-        for (part, matrix), found in groups.items()
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": matrix * cfg.weight_decay,
+            "part": part,
+            "matrix": matrix,
+        }
+        for (part, matrix), parameters in groups.items()
     ]
     if cfg.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
@@ -47,16 +53,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, cfg: TrainConfig, total: int
 
 
 def current_rates(optimizer: Any) -> dict[str, float]:
-    """Return `learning_rate` (that of the head if nothing else trains) and `head_learning_rate`."""
+    """Return `learning_rate` and `head_learning_rate`; both are that of the head if only the head trains."""
     rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
     return {"learning_rate": rates.get("body", rates["head"]), "head_learning_rate": rates["head"]}
 
 
 @torch.no_grad()
 def shrink(optimizer: Any, l1: float) -> None:
-    """L1 as a step of its own after the optimizer's, as AdamW does L2: Adam would rescale a penalty's gradient away.
+    """Apply L1 to matrices after an optimizer step, by soft thresholding.
 
-    Entries of matrices move towards zero by `l1` times their rate and stop there (soft thresholding).
+    Entries move towards zero by `l1` times their learning rate and stop at zero. As with the weight decay of AdamW,
+    this is a separate step, because Adam would rescale the gradient of a penalty.
     """
     for group in optimizer.param_groups:
         for weight in group["params"] if group["matrix"] else ():

@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from peft_audio.errors import STOPPING
 
 SIGNALS = [*STOPPING, signal.SIGINT]
-# A launcher forwards the Ctrl-C that its processes have already received from the terminal.
+# Within this time, SIGINT is the same Ctrl-C: a launcher forwards what its processes got from the terminal too.
 SAME_KEY_SECONDS = 1.0
 
 
 @dataclass
 class Stop:
-    """The request to stop that this process received.
+    """Request to stop that this process received.
 
     Attributes:
         signal: Number of the first signal; 0 for none.
@@ -41,27 +41,27 @@ class Stop:
 def stop_on_signals(accelerator: Accelerator) -> Iterator[Stop]:
     """Record signals in the yielded `Stop` instead of ending the process; a second Ctrl-C interrupts at once.
 
-    Python allows no handlers outside the main thread; there, signals keep their effect.
+    Python allows no handlers outside the main thread, so signals keep their effect there.
     """
     several = accelerator.num_processes > 1
-    # With NCCL's group, the CPU would wait for the GPU in every step.
+    # With the group of NCCL, the CPU would wait for the GPU in every step.
     group = torch.distributed.new_group(backend="gloo") if several and accelerator.device.type != "cpu" else None
     stop = Stop(group=group)
 
-    def note(number: int, _: FrameType | None) -> None:
+    def record(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if stop.signal and number == signal.SIGINT and now - stop.since > SAME_KEY_SECONDS:
             raise KeyboardInterrupt
         if not stop.signal:
             stop.signal, stop.since = number, now
             if accelerator.is_main_process:
-                # A handler may come in the middle of another print.
+                # A handler can interrupt a print, and print is not reentrant.
                 os.write(2, b"stopping after this step, with a checkpoint; Ctrl-C stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, record) for number in SIGNALS}
     try:
         yield stop
     finally:
@@ -73,6 +73,6 @@ def agree(stop: Stop, due: bool, accelerator: Accelerator) -> tuple[int, bool]:
     """Return the signal that any process received, and whether a checkpoint is due on the first process."""
     if accelerator.num_processes == 1:
         return stop.signal, due
-    said = torch.tensor([stop.signal, int(due and accelerator.is_main_process)])
-    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=stop.group)
-    return int(said[0]), bool(said[1])
+    request = torch.tensor([stop.signal, int(due and accelerator.is_main_process)])
+    torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX, group=stop.group)
+    return int(request[0]), bool(request[1])

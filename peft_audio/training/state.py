@@ -1,4 +1,4 @@
-"""Hold the parts of a training and its state."""
+"""Define the parts and the state of a training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from peft_audio.strategies.base import Trainable
 
 @dataclass(frozen=True)
 class Best:
-    """Hold the best epoch so far: its score (higher is better), number and trained weights."""
+    """Best epoch so far: its score (higher is better), number and trained weights."""
 
     score: float = -math.inf
     epoch: int = 0
     weights: dict[str, torch.Tensor] | None = None
 
     def better_of(self, metrics: dict[str, float], score: float, epoch: int, model: Any, trained: Trainable) -> Best:
-        """Return the better of this epoch and the given one; the earlier one if the scores are equal."""
-        # NaN logits have a largest entry too, so their accuracy is a number.
+        """Return the better of this epoch and the given one, or this one if the scores are equal."""
+        # The accuracy of NaN logits is a number, so the loss is checked.
         if not math.isfinite(metrics["loss"]) or not score > self.score:
             return self
         weights = dict(model.named_parameters())
@@ -39,7 +39,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """Hold the state of a training.
+    """State of a training.
 
     Attributes:
         micro_batches: Number of micro-batches per step and process.
@@ -47,9 +47,9 @@ class TrainState:
         step: Number of optimizer steps done.
         step_in_epoch: Number of steps done in this epoch.
         losses: Logged losses of this epoch.
-        unlogged: Log lines of steps whose loss was not synchronised yet, each with this process's part of the loss.
+        unlogged: Log lines of steps whose loss is not summed over processes yet, each with this process's part.
         best: Best epoch so far.
-        ended: Whether the training is over.
+        ended: Whether the training is finished.
         clips: Number of clips trained on, over all processes.
         train_seconds: Seconds of all steps, decoding included.
         validation_seconds: Seconds of the validations after each epoch.
@@ -78,7 +78,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Learner:
-    """Hold what a training step needs.
+    """Model, optimizer and schedule of a training.
 
     Attributes:
         model: Model without wrappers.

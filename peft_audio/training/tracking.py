@@ -1,4 +1,4 @@
-"""What happens in a run, line by line: metrics.jsonl always, and trackers beside it."""
+"""Log a run to `metrics.jsonl` and to trackers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from peft_audio.errors import in_one_line
-from peft_audio.text import as_told
+from peft_audio.text import safe_to_print
 
 PROJECT = "peft-audio"
 
 
 @dataclass
 class Log:
-    """Where a run's lines go. Processes other than the first write nothing.
+    """Log of a run. Processes other than the first write nothing.
 
     Attributes:
-        file: Gets a JSON object a line.
-        writes: Whether this process is the one that writes.
-        trackers: Get the same numbers by step; one that fails is dropped.
+        file: File with one JSON object per line.
+        writes: Whether this process writes.
+        trackers: Trackers that get the same numbers by step; a tracker that fails is removed.
     """
 
     file: Path
@@ -36,19 +36,19 @@ class Log:
     trackers: list[GeneralTracker] = field(default_factory=list)
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append lines of numbers, each with its `step`."""
+        """Append lines of numbers; each has a `step`."""
         if not self.writes:
             return
         with self.file.open("a", encoding="utf-8") as log:
             for line in lines:
-                # JSON has no NaN.
+                # JSON cannot hold NaN.
                 known = {name: value if math.isfinite(value) else None for name, value in line.items()}
                 log.write(json.dumps(known) + "\n")
                 values = {name: value for name, value in known.items() if name != "step" and value is not None}
-                self._tell("log", values, step=line["step"])
+                self._call_trackers("log", values, step=line["step"])
 
     def sync(self) -> int:
-        """Let what was written reach the disk; gives the file's size in bytes."""
+        """Sync the file to disk and return its size in bytes."""
         if not self.writes or not self.file.exists():
             return 0
         with self.file.open("rb") as log:
@@ -56,15 +56,16 @@ class Log:
         return self.file.stat().st_size
 
     def close(self) -> None:
-        """Let the trackers finish; a second call does nothing."""
-        self._tell("finish")
+        """Close the trackers; a second call does nothing."""
+        self._call_trackers("finish")
         self.trackers.clear()
 
-    def _tell(self, method: str, *args: Any, **kwargs: Any) -> None:
+    def _call_trackers(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of all trackers, and remove those that fail."""
         for tracker in list(self.trackers):
             try:
                 getattr(tracker, method)(*args, **kwargs)
-            except Exception as error:  # whatever a tracker does, the run goes on
+            except Exception as error:  # the run continues without the tracker
                 self.trackers.remove(tracker)
                 _report(tracker.name, error)
 
@@ -73,11 +74,11 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
     """Open a run's log and its trackers.
 
     Args:
-        folder: Of the run; files of trackers go there too.
-        names: Of the trackers, as accelerate knows them.
-        settings: Of the run by dotted name, for the trackers.
-        writes: Whether this process is the one that writes.
-        step: Behind which one a run goes on that was stopped; what TensorBoard has of later ones, it hides.
+        folder: Folder of the run; files of trackers are written there too.
+        names: Names of the trackers in Accelerate.
+        settings: Settings of the run by dotted name, for the trackers.
+        writes: Whether this process writes.
+        step: Step after which the run resumes; TensorBoard then hides values of later steps.
     """
     log = Log(folder / "metrics.jsonl", writes)
     places: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -93,24 +94,23 @@ def start_log(folder: Path, names: Iterable[str], settings: Mapping[str, Any], w
                 {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
             )
             log.trackers.append(tracker)
-        except Exception as error:  # whatever a tracker does, the run goes on
+        except Exception as error:  # the run continues without the tracker
             _report(name, error)
     return log
 
 
 def _report(name: str, error: Exception) -> None:
-    what = in_one_line(error, 200)
-    print(
-        f"note: the tracker {name} failed and gets no more ({as_told(what)}); metrics.jsonl goes on.", file=sys.stderr
-    )
+    """Print a note that a tracker failed."""
+    problem = safe_to_print(in_one_line(error, 200))
+    print(f"note: disabled tracker {name} after an error ({problem}); still logging to metrics.jsonl.", file=sys.stderr)
 
 
 def progress_bar(shown: bool, console: Console | None = None) -> Progress:
-    """A bar that goes away when it is done.
+    """Make a progress bar that disappears when it is done.
 
     Args:
-        shown: Whether it is.
-        console: Where; standard output when not given. Elsewhere, what is printed meanwhile does not pass through it.
+        shown: Whether the bar is shown.
+        console: Console of the bar; None for standard output, which the bar then redirects to stay below other prints.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=console is None)

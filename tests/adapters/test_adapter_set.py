@@ -227,7 +227,7 @@ def test_adapters_come_and_go(two: dict[str, Path]) -> None:
     adapters.load("copy", two["lora"])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert len(adapters._wrappings) == 2  # one for LoRA, one for a head alone
-    with pytest.raises(UserError, match="an adapter called 'other' is loaded"):
+    with pytest.raises(UserError, match="an adapter named 'other' is loaded"):
         adapters.load("other", two["lora"])
     adapters.switch("copy")
     held, weights = adapters["copy"], _weights(adapters, "copy")
@@ -237,7 +237,7 @@ def test_adapters_come_and_go(two: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="'copy' was unloaded"):
         held.logits(BATCHES[0])
     for use in (adapters.__getitem__, adapters.switch, adapters.unload):
-        with pytest.raises(UserError, match="no adapter called 'copy' is loaded; loaded: lora, other"):
+        with pytest.raises(UserError, match="no adapter named 'copy' is loaded; loaded: lora, other"):
             use("copy")
     assert ("lora" in adapters, "copy" in adapters, len(adapters)) == (True, False, 2)
     np.testing.assert_array_equal(adapters["lora"].logits(BATCHES[0]), expected)
@@ -258,7 +258,7 @@ def test_what_shares_no_base_is_refused_in_words(two: dict[str, Path], tmp_path:
     with pytest.raises(UserError, match="is not the one the adapter was trained on"):
         load_adapters(two, base=str(base))
     whole, _ = save(base, tmp_path, "whole", lambda model: adapt(model, FullRecipe()), 2)
-    with pytest.raises(UserError, match=r"whole .* is a whole model and shares no base"):
+    with pytest.raises(UserError, match=r"whole .* is a whole model without a shared base"):
         load_adapters(two | {"whole": whole})
     with pytest.raises(UserError, match="got no adapters"):
         load_adapters({})
@@ -272,7 +272,7 @@ def test_what_shares_no_base_is_refused_in_words(two: dict[str, Path], tmp_path:
         (lambda stored: stored.update({"base_model.model.more": torch.ones(1)}), "1 weights are missing or unknown"),
         (
             lambda stored: stored.update({"base_model.model.classifier.bias": torch.ones(3)}),
-            r"classifier.bias is of shape \(3,\), must be \(2,\)",
+            r"classifier.bias has shape \(3,\), expected \(2,\)",
         ),
         (lambda stored: stored.clear(), "weights are missing or unknown"),
         (lambda stored: stored["base_model.model.classifier.bias"].add_(1), "does not answer as recorded"),

@@ -21,7 +21,7 @@ from peft_audio.comparison.settings import ARMS, CompareRecipe
 from peft_audio.comparison.tuning import check_arms, final_jobs, tune
 from peft_audio.config import DataConfig, ModelConfig, TrainConfig, parse_config
 from peft_audio.errors import UserError
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_a_comparison_is_killed_resumed_and_asked_again(tones: Path, tiny_base: 
     assert [(arm["name"], arm["seeds"]) for arm in resumed] == [("head_only", [0]), ("broken", []), ("log_mel", [0])]
     # Asked again: what is finished stays, what failed is tried again.
     cfg = parse_config(CompareRecipe, flags)
-    cfg = resolve(cfg, cfg.has_one_encoder())
+    cfg = resolve_auto(cfg, cfg.has_one_encoder())
     jobs = final_jobs(cfg, tune(cfg, lambda jobs, costs_count: None, {}), {})
     assert [job.arm for job in jobs if not finished(job)] == ["broken"]
     # Other settings: nothing that is finished is replaced unless asked.

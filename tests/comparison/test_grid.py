@@ -14,7 +14,7 @@ from peft_audio.comparison.settings import ArmConfig, CompareRecipe
 from peft_audio.comparison.tuning import Cell, check_arms, final_jobs, tune
 from peft_audio.config import TrainConfig
 from peft_audio.errors import UserError
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 
 OPTIMA = {"lora": 1e-3, "full": 1e-5, "head_only": 1e-3}
 
@@ -37,7 +37,7 @@ def write(job: Job, report: dict[str, Any]) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "report.json").write_text(json.dumps(report))
     record = {"recipe": job.recipe, "flags": job.flags, "exit_code": 0, "seconds": 30.0}
-    beside(job.folder, ".json").write_text(json.dumps(record))
+    path_beside(job.folder, ".json").write_text(json.dumps(record))
 
 
 def recorder(broken: Sequence[str] = ()) -> tuple[Callable[[Sequence[Job], bool], None], list[Job]]:
@@ -107,7 +107,7 @@ def test_nothing_goes_on_where_every_trial_failed(tmp_path: Path) -> None:
         for job in jobs:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             record = {"recipe": job.recipe, "flags": job.flags, "exit_code": 2, "last_lines": "error: no folder x"}
-            beside(job.folder, ".json").write_text(json.dumps(record))
+            path_beside(job.folder, ".json").write_text(json.dumps(record))
 
     with pytest.raises(UserError, match="every tuning run failed; last lines of the first one:\nerror: no folder x"):
         tune(settings(tmp_path), run, {})

@@ -22,7 +22,7 @@ from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.errors import UserError
 from peft_audio.files import read_json
 from peft_audio.processes import child_environment, cpu_seconds, end_processes, family_cpu_seconds
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 
 REPORTS = """
 import json, os, pathlib, sys
@@ -63,9 +63,9 @@ def test_a_run_is_made_once_for_its_settings(tmp_path: Path) -> None:
     first = job(tmp_path, "good", epochs=3)
     (record,) = run([first])
     assert record["exit_code"] == 0 and record["alone"] and finished(first)
-    written = beside(first.folder, ".json").stat().st_mtime_ns
+    written = path_beside(first.folder, ".json").stat().st_mtime_ns
     run([first])
-    assert beside(first.folder, ".json").stat().st_mtime_ns == written
+    assert path_beside(first.folder, ".json").stat().st_mtime_ns == written
     assert not finished(job(tmp_path, "good", epochs=4))
     (first.folder / "report.json").write_text('{"strat')
     assert not finished(first)
@@ -137,16 +137,16 @@ def test_what_failed_is_recorded_with_its_last_lines_and_the_rest_goes_on(tmp_pa
     assert (broken["exit_code"], broken["last_lines"]) == (1, "reading clips\nout of memory")
     assert (silent["exit_code"], silent["last_lines"]) == (1, "it ended without a report")
     assert good["exit_code"] == 0 and not good["alone"]
-    assert read_json(beside(jobs[0].folder, ".json"))["last_lines"] == broken["last_lines"]
+    assert read_json(path_beside(jobs[0].folder, ".json"))["last_lines"] == broken["last_lines"]
 
 
 def test_a_rate_that_diverged_is_a_result_and_not_tried_again(tmp_path: Path) -> None:
     trial, final = job(tmp_path, "wild", "a", "tuning"), job(tmp_path, "wild", "b", "final")
     run([trial, final])
     assert diverged(trial) and not diverged(final)
-    written = beside(trial.folder, ".json").stat().st_mtime_ns
+    written = path_beside(trial.folder, ".json").stat().st_mtime_ns
     run([trial])
-    assert beside(trial.folder, ".json").stat().st_mtime_ns == written
+    assert path_beside(trial.folder, ".json").stat().st_mtime_ns == written
 
 
 def test_divergence_is_read_from_records_of_version_0_1_0(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_divergence_is_read_from_records_of_version_0_1_0(tmp_path: Path) -> Non
     (record,) = run([trial])
     said = "error: the loss became nan at step 3 (epoch 1)"
     old = {name: value for name, value in record.items() if name != "diverged"} | {"exit_code": 2, "last_lines": said}
-    beside(trial.folder, ".json").write_text(json.dumps(old))
+    path_beside(trial.folder, ".json").write_text(json.dumps(old))
     assert diverged(trial)
-    beside(trial.folder, ".json").write_text(json.dumps(old | {"diverged": False}))
+    path_beside(trial.folder, ".json").write_text(json.dumps(old | {"diverged": False}))
     assert not diverged(trial)
 
 
@@ -176,16 +176,16 @@ def test_an_interrupt_ends_the_runs(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, 2, interrupt)
-    left = read_json(beside(jobs[1].folder, ".json"))
+    left = read_json(path_beside(jobs[1].folder, ".json"))
     assert "exit_code" not in left and not psutil.pid_exists(left["pid"])
 
 
 def test_a_killed_comparison_leaves_nothing_running_for_the_next_one(tmp_path: Path) -> None:
     endless = job(tmp_path, "endless")
     threading.Thread(target=run, args=([endless],), daemon=True).start()
-    while "pid" not in read_json(beside(endless.folder, ".json")):
+    while "pid" not in read_json(path_beside(endless.folder, ".json")):
         time.sleep(0.01)
-    pid = read_json(beside(endless.folder, ".json"))["pid"]
+    pid = read_json(path_beside(endless.folder, ".json"))["pid"]
     assert psutil.pid_exists(pid)
     with alone_in(tmp_path), pytest.raises(UserError, match="in use by another comparison"), alone_in(tmp_path):
         pass

@@ -15,7 +15,7 @@ from peft_audio.comparison.progress import Kind, Watch, expected_runs, watching
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import Cell, final_jobs, tuning_jobs
 from peft_audio.config import TrainConfig
-from peft_audio.runs.folder import beside
+from peft_audio.runs.folder import path_beside
 
 RATES = (3e-4, 1e-3, 3e-3)
 REPORT = {"strategy": "x", "validation_accuracy": 0.7, "validation_macro_f1": 0.8, "validation_loss": 1.5}
@@ -30,7 +30,7 @@ def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
     job.folder.mkdir(parents=True)
     (job.folder / "report.json").write_text(json.dumps(REPORT))
     record = {"exit_code": 0, "seconds": seconds, "flags": job.flags, "recipe": job.recipe} | record
-    beside(job.folder, ".json").write_text(json.dumps(record))
+    path_beside(job.folder, ".json").write_text(json.dumps(record))
     watch.report(job, record)
 
 

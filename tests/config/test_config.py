@@ -277,8 +277,8 @@ def test_a_number_too_large_for_a_float_is_refused(
     number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "run.yaml", f"train: {{learning_rate: {number}}}")
-    assert "digits, which no setting takes" in refusal(capsys, ["--config", file])
-    assert "digits, which no setting takes" in refusal(capsys, ["--train.learning_rate", number])
+    assert "digits, which no setting accepts" in refusal(capsys, ["--config", file])
+    assert "digits, which no setting accepts" in refusal(capsys, ["--train.learning_rate", number])
 
 
 def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
@@ -403,4 +403,4 @@ def test_a_setting_of_another_recipe_names_that_recipe(
 
 def test_broken_yaml_is_told_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, ["--config", write(tmp_path / "run.yaml", "train:\n  epochs: 3\n  rates: [1,\n")])
-    assert re.search(r"run.yaml is not plain YAML \(line \d: .+\); mend it\.$", message)
+    assert re.search(r"run.yaml is not plain YAML \(line \d: .+\); correct it\.$", message)

@@ -73,7 +73,7 @@ def test_the_line_names_what_was_found() -> None:
     always = judged(EVEN, np.zeros(200, int), 2)
     assert always.balanced_accuracy == always.chance == 0.5 and always.as_json()["learned_nothing"]
     line = learned_nothing_line(always, "test")
-    assert line.startswith("It learned nothing: the answer is 'class 0' for each of the 200 test clips.")
+    assert line.startswith("The classifier learned nothing: it predicts 'class 0' for each of the 200 test clips.")
     assert "--train.class_weights balanced" in line and "--train.learning_rate" in line and "check" in line
     noise = judged(EVEN, np.random.default_rng(1).integers(0, 2, 200), 2)
     assert "not shown to be better than guessing on 200 clips: balanced accuracy 0." in learned_nothing_line(noise, "")

@@ -39,7 +39,7 @@ from peft_audio.encoders.wav2vec2 import WAV2VEC2
 from peft_audio.errors import UserError
 from peft_audio.feature_cache import cache as prefix_cache
 from peft_audio.feature_cache.cache import cache_frozen_prefix
-from peft_audio.feature_cache.store import Store, clear_stores, filling, make_room, open_store, read_table
+from peft_audio.feature_cache.store import Store, clear_stores, fill_lock, make_room, open_store, read_table
 from peft_audio.strategies.base import Trainable
 from peft_audio.training.hardware import make_accelerator
 from peft_audio.training.loop import Result, train
@@ -173,8 +173,8 @@ def test_loss_curves_are_the_same_whatever_else_is_set(
         ("lora", {"prefix_cache": {"use": "never"}}, "prefix_cache.use is never"),
         ("full, train_cnn", {}, "the convolutions train"),
         ("lora", {"train": {"frozen_dropout": True}}, "train.frozen_dropout"),
-        ("lora", {"train": {"max_steps": 3}}, "would not pay: training goes over its clips 0.5 times"),
-        ("lora", {"augment": {"preset": "light"}, "prefix_cache": {"views": 4}}, "would not pay"),
+        ("lora", {"train": {"max_steps": 3}}, "would not save time: 0.5 passes over the training clips"),
+        ("lora", {"augment": {"preset": "light"}, "prefix_cache": {"views": 4}}, "would not save time"),
         ("lora", {"prefix_cache": {"max_gigabytes": 1e-6}}, "more than prefix_cache.max_gigabytes allows"),
     ],
 )
@@ -193,7 +193,10 @@ def test_plain_path_is_taken_and_the_reason_told(
 
 @pytest.mark.parametrize(
     ("sections", "words"),
-    [({"augment": {"preset": "light"}}, "augmented anew"), ({"data": {"max_seconds": 0.3}}, "cropped anew")],
+    [
+        ({"augment": {"preset": "light"}}, "augmented differently"),
+        ({"data": {"max_seconds": 0.3}}, "cropped differently"),
+    ],
 )
 def test_validation_alone_is_kept_where_training_hears_something_new(
     settings: Callable[..., Recipe], capsys: pytest.CaptureFixture[str], sections: dict[str, Any], words: str
@@ -355,7 +358,7 @@ def test_what_is_being_filled_is_not_cleared(settings: Callable[..., Recipe], tm
     root = tmp_path / "kept"
     prefix = ready(settings()).loaders.prefix
     (folder,) = (about.parent for about in root.glob("*/about.json"))
-    with filling(Store(folder, {}, 32, "float32"), print):
+    with fill_lock(Store(folder, {}, 32, "float32"), print):
         assert clear_stores(root) == 0 and make_room(root, open_store(root, {}, 1, "float32"), 10, prefix.bytes)
     assert features(root).exists() and clear_stores(root) > prefix.bytes and not folder.exists()
 
@@ -429,7 +432,9 @@ def test_a_change_in_each_module_that_decides_features_makes_another_key() -> No
     assert {package / "encoders" / "loading.py", package / "audio" / "decoding.py"} <= modules
     unknown = {
         name
-        for name in (file.relative_to(package).with_suffix("").as_posix() for file in modules - {*prefix_cache._code()})
+        for name in (
+            file.relative_to(package).with_suffix("").as_posix() for file in modules - {*prefix_cache._source_files()}
+        )
         if not {name, name.partition("/")[0]} & DECIDES_NO_FEATURES
     }
     assert not unknown, "add them to CODE in feature_cache/cache.py, or above if they decide no features"

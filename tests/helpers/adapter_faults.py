@@ -160,19 +160,17 @@ FAULTS: dict[str, Fault] = {
     "a bias is missing": Fault("bias_only", weights(without("layers.1.feed_forward.output")), "weights are missing"),
     "IA3 of one layer is missing": Fault("ia3", weights(without("layers.1")), "weights are missing"),
     "the mixture of layers is missing": Fault("head_only_weighted", weights(without("layer_weights")), "layer_weights"),
-    "renamed weights": Fault("lora", weights(renamed), "belong nowhere"),
-    "an unknown weight": Fault(
-        "lora", weights(lambda w: w.update({"../../x.weight": torch.zeros(1)})), "belong nowhere"
-    ),
+    "renamed weights": Fault("lora", weights(renamed), "fit no layer"),
+    "an unknown weight": Fault("lora", weights(lambda w: w.update({"../../x.weight": torch.zeros(1)})), "fit no layer"),
     "another r in adapter_config.json": Fault("lora", edit("adapter_config.json", r=8), "another shape"),
     "r of a thousand million": Fault(
-        "lora", edit("adapter_config.json", r=10**9), "no weight in the file has so many rows"
+        "lora", edit("adapter_config.json", r=10**9), "all weights in the file have fewer rows"
     ),
     "a pattern that takes days to match": Fault(
-        "lora", edit("adapter_config.json", target_modules="((([a-z0-9_.])+)+)+!"), "may take days to match"
+        "lora", edit("adapter_config.json", target_modules="((([a-z0-9_.])+)+)+!"), "can take days to match"
     ),
     "the same as the key of a rank": Fault(
-        "lora", edit("adapter_config.json", rank_pattern={"(.|.)" * 30: 4}), "may take days to match"
+        "lora", edit("adapter_config.json", rank_pattern={"(.|.)" * 30: 4}), "can take days to match"
     ),
     "a start that takes a million rounds": Fault(
         "lora", edit("adapter_config.json", init_lora_weights="pissa_niter_1000000"), "1000000 rounds"
@@ -181,7 +179,7 @@ FAULTS: dict[str, Fault] = {
     "labels reversed": Fault("lora", record(labels=LABELS[::-1]), "probe of 0.5 s"),
     "two labels swapped that no probe has on top": Fault("lora", two_unlikely_labels_swapped, "probe of 0.5 s"),
     "a label too few": Fault("lora", record(labels=LABELS[:3]), "probes are of other labels"),
-    "a label twice": Fault("lora", record(labels=["low", "low", "höher", "zed"]), "stands there twice"),
+    "a label twice": Fault("lora", record(labels=["low", "low", "höher", "zed"]), "occurs twice"),
     "numbers as labels": Fault("lora", record(labels=[0, 1, 2, 3]), "labels must be texts"),
     "a label ../../x": Fault("lora", record(labels=["../../x", *LABELS[1:]]), "probes are of other labels"),
     "NaN": Fault("lora", weights(lambda w: w[HEAD].__setitem__(0, torch.nan)), "NaN or infinity in 1 of"),
@@ -232,18 +230,18 @@ FAULTS: dict[str, Fault] = {
         "lora", edit("adapter_config.json", revision="f" * 40), "revision", loads=True
     ),
     "a commit that is none": Fault("lora", base(commit="../../refs"), "base.commit must be"),
-    "the name of a base without end": Fault("lora", base(name="a" * 5_000), "is not here"),
-    "a base of a user who is not here": Fault("lora", base(name="~nobody-here/x"), "is not here"),
+    "the name of a base without end": Fault("lora", base(name="a" * 5_000), "does not exist"),
+    "a base of a user who is not here": Fault("lora", base(name="~nobody-here/x"), "does not exist"),
     "the name of a base clears the screen": Fault(
         "lora", edit("adapter_config.json", base_model_name_or_path="\x1b[2J"), r"names the base \x1b[2J", loads=True
     ),
-    "a base ../../nothing": Fault("lora", base(name="../../nothing"), "is not here"),
+    "a base ../../nothing": Fault("lora", base(name="../../nothing"), "does not exist"),
     "recorded for another rate": Fault("lora", taken(sampling_rate=8000), "sampling_rate is 16000"),
     "a preprocessor of another rate": Fault("lora", edit("preprocessor_config.json", sampling_rate=8000), "is 8000"),
     "both of another rate": Fault(
         "lora",
         both(taken(sampling_rate=8000), edit("preprocessor_config.json", sampling_rate=8000)),
-        "its base takes 16000 Hz",
+        "its base for 16000 Hz",
     ),
     "normalisation turned off in both": Fault(
         "lora",
@@ -267,7 +265,7 @@ FAULTS: dict[str, Fault] = {
     "a record of brackets without end": Fault("lora", write("peft_audio.json", b"[" * 100_000), "is damaged"),
     "a newer record": Fault("lora", record(schema_version=99), "upgrade peft-audio"),
     "a record without probes": Fault("lora", record(probes=[]), "no probe clips"),
-    "another strategy recorded": Fault("lora", record(strategy="bias_only"), "belong nowhere"),
+    "another strategy recorded": Fault("lora", record(strategy="bias_only"), "fit no layer"),
     "a mixture of layers recorded that is not there": Fault("lora", record(layer_weighted_sum=True), "layer_weights"),
     "model: a pickle only": Fault("full", both(remove(WHOLE), a_pickle("pytorch_model.bin")), "only as a pickle"),
     "model: the classifier is missing": Fault("full", weights(without("classifier"), WHOLE), "weights are missing"),
@@ -309,7 +307,7 @@ FAULTS: dict[str, Fault] = {
         "stored quantised",
     ),
     "model: a width that is text": Fault("full", edit("config.json", hidden_size="32"), "cannot be loaded"),
-    "model: an adapter's settings beside": Fault("full", write("adapter_config.json", b"{}"), "take that out"),
+    "model: an adapter's settings beside": Fault("full", write("adapter_config.json", b"{}"), "remove that file"),
     "PEFT alone: the head was never saved": Fault("lora", plain_peft(), "classifier.weight, projector.bias"),
     'PEFT alone: task_type "SEQ_CLS"': Fault(
         "lora", plain_peft(task_type="SEQ_CLS"), "head: projector.bias, projector.weight: drawn at random"

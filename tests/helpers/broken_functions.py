@@ -162,7 +162,7 @@ BROKEN = (
     ),
     Broken(
         "a run resumes with other settings",
-        "differences",
+        "changed_facts",
         always(list),
         "tests/training/test_resuming.py",
     ),

@@ -235,7 +235,7 @@ def test_an_adapter_no_better_than_guessing_is_named(
         )
     found = evaluated(capsys, run / "adapter", tmp_path / "swapped")
     assert found["chance"]["learned_nothing"] and found["chance"]["balanced_accuracy"] == 0.5
-    line = "warning: It is not shown to be better than guessing on 16 clips"
+    line = "warning: The classifier is not shown to be better than guessing on 16 clips"
     assert any(note.startswith(line) for note in found["notes"])
     found = evaluated(capsys, run / "adapter", run.parent / "clips")
     assert not found["chance"]["learned_nothing"]

@@ -109,7 +109,7 @@ print(json.dumps([logits_of(batch)[-1].tolist() for batch in batches]))
     expected = [adapter.logits([clip])[0] for clip in (TONE, TONE[:7_000], TONE[:99])]
     np.testing.assert_allclose(json.loads(logits), expected, atol=1e-4)
     assert label == LABELS[expected[0].argmax()]
-    with pytest.raises(UserError, match=r"is an export for ONNX Runtime; run it as its README\.md says"):
+    with pytest.raises(UserError, match=r"is an export for ONNX Runtime; run it as in its README\.md"):
         load_adapter(folder)
 
 

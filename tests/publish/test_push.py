@@ -213,7 +213,8 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     chance |= {"only_label": "b|c", "learned_nothing": True, "split": "test"}
     (tmp_path / "report.json").write_text(json.dumps(report | {"chance": chance}))
     useless = model_card(record, NAME, run=tmp_path, comparison=None, license="")
-    assert "\n\n**Warning:** It learned nothing: the answer is 'b\\|c' for each of the 60 test clips. Try" in useless
+    warning = "The classifier learned nothing: it predicts 'b\\|c' for each of the 60 test clips. Try"
+    assert f"\n\n**Warning:** {warning}" in useless
     # A dataset of the Hub is named as such, at its commit.
     (tmp_path / "report.json").write_text(json.dumps(report | {"dataset_revision": COMMIT}))
     (tmp_path / "config.yaml").write_text(to_yaml(LoraRecipe(data=DataConfig(source="org/birds"))))

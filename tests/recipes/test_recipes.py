@@ -44,7 +44,7 @@ from peft_audio.errors import UserError
 from peft_audio.runs.predictions import read_predictions
 from peft_audio.runs.report import RunReport
 from peft_audio.strategies import STRATEGIES, LoraRecipe
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 RUN_FILES = {"adapter", "config.yaml", "metrics.jsonl", "predictions.parquet", "report.json", "splits.parquet"}
 PROMISED = {
@@ -126,7 +126,7 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     assert {"torch", "transformers", "peft", "peft-audio", "python"} <= set(report["versions"])
 
     cfg = parse_config(LoraRecipe, ["--config", str(run / "config.yaml")])
-    assert cfg == resolve(parse_config(LoraRecipe, settings(tones, tiny_base, run))) == resolve(cfg)
+    assert cfg == resolve_auto(parse_config(LoraRecipe, settings(tones, tiny_base, run))) == resolve_auto(cfg)
     epochs = [line for line in read_lines(run) if "epoch" in line]
     assert [line["epoch"] for line in epochs] == list(range(1, 9))
     assert report["validation_loss"] == pytest.approx(min(line["validation_loss"] for line in epochs), abs=1e-5)
@@ -451,7 +451,7 @@ BAD_INPUTS = (
         ["--model.name", "BERT"],
         "encoders of type 'bert' are not supported; known types: data2vec-audio (data2vec-audio",
     ),
-    (["--train.output_dir", "ONE"], "exists already; give another, or --train.overwrite true"),
+    (["--train.output_dir", "ONE"], "exists already; give another folder, or --train.overwrite true"),
 )
 
 

@@ -163,13 +163,13 @@ SETTINGS = cases(
         (
             "settings",
             "a YAML file that is none",
-            ["settings.yaml is not plain YAML", "line 1", "mend it"],
+            ["settings.yaml is not plain YAML", "line 1", "correct it"],
             once("--config", "settings.yaml", make=write("settings.yaml", "train: {epochs: 5")),
         ),
         (
             "settings",
             "a YAML file with a Python object in it",
-            ["settings.yaml is not plain YAML", "mend it"],
+            ["settings.yaml is not plain YAML", "correct it"],
             once(
                 "--config",
                 "settings.yaml",
@@ -238,7 +238,7 @@ SETTINGS = cases(
             ["notes.txt was not made by a run", "move it away yourself"],
             once("--train.overwrite", "true", make=write("run/notes.txt", "mine")),
         ),
-        ("settings", "two runs in one folder", ["another run is at work in run", "give another folder"], hold),
+        ("settings", "two runs in one folder", ["another run is using run", "give another folder"], hold),
         ("settings", "a folder on a read-only disk", ["disk cannot be written to", "give another folder"], read_only),
         (
             "settings",

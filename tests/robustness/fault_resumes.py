@@ -85,7 +85,7 @@ def another_base(root: Path) -> None:
     save_file({k: v + 0.01 for k, v in stored.items()}, root / "base/model.safetensors", metadata={"format": "pt"})
 
 
-OTHER = ["the run in run is another one", "Start the command that began it", "--train.overwrite true to start afresh"]
+OTHER = ["the run in run is another one", "Repeat the command that started it", "--train.overwrite true to start"]
 BEFORE = "using the one before it"
 NONE_WHOLE = ["all checkpoints in run/checkpoints are damaged", "--train.overwrite true starts from scratch"]
 ADDED = samples("data/low/new.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 8000))
@@ -93,8 +93,8 @@ RESUMING = cases(
     [
         (
             "resume",
-            "nothing to go on from",
-            ["nothing to go on from in run: the run starts afresh"],
+            "no checkpoint",
+            ["no checkpoint in run; starting from scratch"],
             lambda stage: stage.run(*RESUME),
             0,
         ),
@@ -102,7 +102,10 @@ RESUMING = cases(
         (
             "resume",
             "another setting, with train.overwrite",
-            ["note: --train.resume: the run in run is another one", "it starts afresh"],
+            [
+                "note: --train.resume: the run in run is another one",
+                "Starting from scratch, because",
+            ],
             resume("--train.seed", "1", "--train.overwrite", "true"),
             0,
         ),
@@ -162,14 +165,14 @@ RESUMING = cases(
         (
             "resume",
             "all are damaged, with train.overwrite",
-            ["note: --train.resume: all checkpoints", "it starts afresh"],
+            ["note: --train.resume: all checkpoints", "Starting from scratch, because"],
             resume("--train.overwrite", "true", make=damage("state.json", newest=False)),
             0,
         ),
         (
             "resume",
             "the log was cut",
-            ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts afresh"],
+            ["run/metrics.jsonl was removed or cut", "--train.overwrite true starts from scratch"],
             resume(make=cut_log),
         ),
         (
@@ -181,7 +184,7 @@ RESUMING = cases(
         (
             "resume",
             "no position at all",
-            ["does not say of what run it is and where that stands", "Remove it to resume from the one before"],
+            ["lacks the facts of its run", "Remove it to resume from the one before"],
             resume(make=state(position=[])),
         ),
         (
@@ -193,7 +196,7 @@ RESUMING = cases(
         (
             "resume",
             "pickles with a payload beside the checkpoint",
-            ["going on from run/checkpoints/step-00000004"],
+            ["resuming from run/checkpoints/step-00000004"],
             resume(make=pickles, same=True),
             0,
         ),

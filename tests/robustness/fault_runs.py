@@ -15,8 +15,8 @@ from robustness.fault_stage import SAVING, Stage
 from peft_audio.errors import DivergedError
 from peft_audio.runs.predictions import read_predictions
 
-KEPT = "the last checkpoint stays as it is"
-AGAIN = "--train.resume true goes on"
+KEPT = "The last checkpoint is kept"
+AGAIN = "--train.resume true to resume"
 TRAINED = "peft_audio.training.loop:clip_losses"
 
 
@@ -47,7 +47,7 @@ TRAINING = cases(
         (
             "training",
             "one clip gives a loss that is NaN",
-            ["the loss became nan at step", "these clips give it: low/3.wav", KEPT],
+            ["the loss became nan at step", "clips: low/3.wav", KEPT],
             once(*SAVING, hook=partial(hooks.nan_from, "low/3.wav")),
             DivergedError.exit_code,
         ),
@@ -92,33 +92,33 @@ TRAINING = cases(
         (
             "training",
             "memory for two clips, with train.auto_micro_batch",
-            ["auto_micro_batch: each process splits its part of a step into 4"],
+            ["auto_micro_batch: 4 micro-batches per step and process"],
             small_memory,
             0,
         ),
         (
             "training",
             "memory for no clip, with train.auto_micro_batch",
-            ["a clip at a time does not fit into memory", "Lower --data.max_seconds"],
+            ["one clip does not fit into memory", "Lower --data.max_seconds"],
             once("--train.auto_micro_batch", "true", hook=partial(hooks.small_memory, 0)),
         ),
         (
             "training",
             "the run's folder is removed",
-            ["run/metrics.jsonl is not there, or not any more", AGAIN],
+            ["run/metrics.jsonl does not exist", AGAIN],
             once(hook=partial(hooks.remove_folder, "run", 2)),
         ),
         (
             "tracker",
             "TensorBoard cannot start",
-            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            ["note: disabled tracker tensorboard after an error", "still logging to metrics.jsonl"],
             once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "start")),
             0,
         ),
         (
             "tracker",
             "TensorBoard's disk is away",
-            ["note: the tracker tensorboard failed", "metrics.jsonl goes on"],
+            ["note: disabled tracker tensorboard after an error", "still logging to metrics.jsonl"],
             once("--train.log_with", "[tensorboard]", hook=partial(hooks.failing_tracker, "log")),
             0,
         ),
@@ -180,7 +180,7 @@ DISK = cases(
             "disk",
             "full while a checkpoint is written",
             ["note: no checkpoint of step", "No space left on device", "training continues without it"],
-            full("peft_audio.training.checkpointing:save_position", True, *SAVING),
+            full("peft_audio.training.checkpointing:save_state", True, *SAVING),
             0,
         ),
         ("disk", "full at predictions.parquet", FULL, full("peft_audio.runs.run:save_predictions")),
@@ -189,7 +189,7 @@ DISK = cases(
         (
             "disk",
             "no room for what the frozen prefix returns",
-            ["prefix cache: not used: it needs", "has no room for it"],
+            ["prefix cache: not used: it needs", "has no room"],
             full(
                 "peft_audio.feature_cache.cache:write_features",
                 True,

@@ -128,7 +128,7 @@ SIGNALS = cases(
         (
             "signals",
             "SIGKILL, and the same command with train.resume",
-            ["going on from run/checkpoints/step-"],
+            ["resuming from run/checkpoints/step-"],
             killed,
             0,
         ),

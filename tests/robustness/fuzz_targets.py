@@ -242,7 +242,7 @@ def _reading(rng: random.Random, folder: Path, place: Path) -> Trial:
 
 def _read_adapter(folder: Path, depth: float, base: str | None) -> None:
     from peft_audio.adapters.examine import examine, to_json
-    from peft_audio.adapters.files import WHOLE_WEIGHTS, not_finite, stored_shapes
+    from peft_audio.adapters.files import WHOLE_WEIGHTS, nonfinite_weights, stored_shapes
     from peft_audio.adapters.load import check_peft_files, load_adapter
     from peft_audio.adapters.record import adapter_readme, read_record
 
@@ -254,10 +254,10 @@ def _read_adapter(folder: Path, depth: float, base: str | None) -> None:
     adapter_readme(record).encode()
     if record.whole:
         stored_shapes(folder / WHOLE_WEIGHTS)
-        not_finite(folder / WHOLE_WEIGHTS)
+        nonfinite_weights(folder / WHOLE_WEIGHTS)
     else:
         check_peft_files(folder)
-        not_finite(folder / "adapter_model.safetensors")
+        nonfinite_weights(folder / "adapter_model.safetensors")
     if 0.08 <= depth < 0.3:
         adapter = load_adapter(folder, base)
         assert np.isfinite(adapter.logits([np.zeros(8_000, np.float32)])).all()

@@ -36,10 +36,10 @@ from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import DivergedError, ResumeError, Stopped, UserError
 from peft_audio.feature_cache import store as feature_store
 from peft_audio.feature_cache.cache import cache_frozen_prefix
-from peft_audio.runs.folder import beside, on_first, take_up
+from peft_audio.runs.folder import checkpoint_to_resume, on_first, path_beside
 from peft_audio.strategies import LoraRecipe
 from peft_audio.training.checkpointing import write_checkpoint
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 # Python imports this module at the start of every child process that has its folder in PYTHONPATH.
 SITECUSTOMIZE = """
@@ -89,7 +89,7 @@ def test_tuning_goes_on_after_divergence(
     flags = ["--output_dir", str(tmp_path / "compared"), "--arms", "[wild]", "--own_arms", own, "--trials", "2"]
     flags += ["--reference", "wild", "--seeds", "1", "--extra_trials", "0", "--train.epochs", "2"]
     flags += ["--data.source", str(tones), "--model.name", str(tiny_base)]
-    cfg = resolve(parse_config(CompareRecipe, flags))
+    cfg = resolve_auto(parse_config(CompareRecipe, flags))
     records: list[dict[str, Any]] = []
 
     def run(jobs: Sequence[Job], costs_count: bool) -> None:
@@ -99,7 +99,7 @@ def test_tuning_goes_on_after_divergence(
         report = {"strategy": "lora", "validation_macro_f1": 0.5, "validation_loss": 0.5}
         (good.folder / "report.json").write_text(json.dumps(report))
         record = {"recipe": good.recipe, "flags": good.flags, "exit_code": 0, "diverged": False}
-        beside(good.folder, ".json").write_text(json.dumps(record))
+        path_beside(good.folder, ".json").write_text(json.dumps(record))
         assert [(diverged(job), finished(job)) for job in jobs] == [(True, False), (False, True)], records
 
     (chosen,) = tune(cfg, run, {}).values()
@@ -147,19 +147,19 @@ def test_resuming_is_refused(tmp_path: Path) -> None:
     for step in (1, 2):
         write_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}", state, {"trained": {"w": torch.ones(1)}})
     (tmp_path / "checkpoints" / "step-00000002" / "state.json").write_text("{")
-    found = take_up(tmp_path, settings_of(tmp_path, overwrite=False), about)
+    found = checkpoint_to_resume(tmp_path, settings_of(tmp_path, overwrite=False), about)
     assert found is not None and found.folder.name == "step-00000001"
     other = about | {"settings": {"lora.r": 4}}
     with pytest.raises(ResumeError):
-        take_up(tmp_path, settings_of(tmp_path, overwrite=False), other)
-    assert take_up(tmp_path, settings_of(tmp_path, overwrite=True), other) is None
+        checkpoint_to_resume(tmp_path, settings_of(tmp_path, overwrite=False), other)
+    assert checkpoint_to_resume(tmp_path, settings_of(tmp_path, overwrite=True), other) is None
     (tmp_path / "checkpoints" / "step-00000001" / "state.json").write_text("{")
     with pytest.raises(ResumeError):
-        take_up(tmp_path, settings_of(tmp_path, overwrite=False), about)
+        checkpoint_to_resume(tmp_path, settings_of(tmp_path, overwrite=False), about)
     with pytest.raises(ResumeError):
         on_first(
             SimpleNamespace(is_main_process=True, num_processes=1),
-            lambda: take_up(tmp_path, settings_of(tmp_path, overwrite=False), about),
+            lambda: checkpoint_to_resume(tmp_path, settings_of(tmp_path, overwrite=False), about),
         )  # type: ignore[arg-type]
 
 

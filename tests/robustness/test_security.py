@@ -36,7 +36,7 @@ from peft_audio.errors import UserError
 from peft_audio.publish.model_card import model_card
 from peft_audio.runs.finished import NEEDED
 from peft_audio.strategies import LoraRecipe
-from peft_audio.text import as_told, printable
+from peft_audio.text import printable, safe_to_print
 
 ROOT = Path(__file__).parents[2]
 TOKEN, PASSWORD = "hf_" + "Z" * 34, "open-sesame"
@@ -314,10 +314,10 @@ def test_a_base_of_an_unknown_kind_is_refused_before_its_code_is_looked_at(
     monkeypatch.chdir(tmp_path)
     # Whoever is asked whether code may run may say yes.
     monkeypatch.setattr("builtins.input", lambda *asked: "y")
-    from peft_audio.training.hardware import resolve
+    from peft_audio.training.hardware import resolve_auto
 
     with pytest.raises(Exception, match=r"trust_remote_code|custom code"):
-        resolve(replace(LoraRecipe(), model=replace(LoraRecipe().model, name="base")))
+        resolve_auto(replace(LoraRecipe(), model=replace(LoraRecipe().model, name="base")))
     clip = str(write_tone(tmp_path / "clip.wav", 500))
     assert cli.main(["predict", clip, "--adapter", str(adapter_dir), "--base", "base"]) == 2
     assert "error: --base: base cannot be loaded" in capsys.readouterr().err
@@ -423,11 +423,11 @@ def test_a_page_of_a_strangers_run_holds_its_names_as_text(outcome: Outcome, tmp
 
 def test_what_is_told_of_a_name_or_an_address() -> None:
     assert printable("a\tb\x1b\x9b\u202e\u2028\ud800é中👩‍🚀") == r"a\tb\x1b\x9b\u202e\u2028\ud800é中👩‍🚀"
-    told = as_told(
+    told = safe_to_print(
         f"no\n  https://me:{PASSWORD}@x.org/a?sig=1 (https:/me:{PASSWORD}@x), {TOKEN}\x1b me@x.org a://b/c@d"
     )
     assert told == "no\n  https://***@x.org/a?*** (https:/***@x), hf_***\\x1b me@x.org a://b/c@d"
-    assert as_told("see hf_hub_download, or /home/me:/x@1") == "see hf_hub_download, or /home/me:/x@1"
+    assert safe_to_print("see hf_hub_download, or /home/me:/x@1") == "see hf_hub_download, or /home/me:/x@1"
 
 
 PICKLES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}

@@ -159,5 +159,5 @@ def test_the_loudest_band_is_where_the_tone_is(hertz: float) -> None:
 
 
 def test_streaming_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--data.streaming: got true, must be false: a baseline"):
+    with pytest.raises(UserError, match=r"--data.streaming: got true, must be false, because a baseline"):
         BaselineRecipe(data=DataConfig(source="org/name", streaming=True))

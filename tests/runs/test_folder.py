@@ -25,6 +25,6 @@ def test_a_stream_resumes_with_the_same_number_of_workers_only(
     monkeypatch.setattr(folder, "newest_checkpoint", lambda *_: checkpoint)
     if streaming:
         with pytest.raises(ResumeError, match=r"data\.num_workers 0 there, 2 here"):
-            folder.take_up(tmp_path, cfg, about)
+            folder.checkpoint_to_resume(tmp_path, cfg, about)
     else:
-        assert folder.take_up(tmp_path, cfg, about) is checkpoint
+        assert folder.checkpoint_to_resume(tmp_path, cfg, about) is checkpoint

@@ -64,7 +64,7 @@ def test_a_run_with_close_logits_agrees_with_its_report(tmp_path: Path, version:
     found = predictions_of(run(tmp_path, 2 / 3, fold=4))
     assert list(found.clips["id"]) == ["4/a", "4/b", "4/c"], "sorted, with the fold"
     assert found.decided == [{1: "nö", 2: "yes"}[version], "nö", "nö"]
-    with pytest.raises(UserError, match=r"gives a test accuracy of .* says -0.4000; run it again"):
+    with pytest.raises(UserError, match=r"gives a test accuracy of .* has -0.4000; repeat the run"):
         predictions_of(run(tmp_path, -0.4))
 
 

@@ -27,7 +27,7 @@ from peft_audio.errors import UserError, explain, unloadable
 from peft_audio.processes import run_python
 from peft_audio.strategies import LoraRecipe
 from peft_audio.training.checkpointing import keep_newest, newest_checkpoint, write_checkpoint
-from peft_audio.training.hardware import resolve
+from peft_audio.training.hardware import resolve_auto
 
 # A row of each kind: an input, a clip that goes, what a run goes on without, a signal, and two of those that resume.
 ROWS = [
@@ -64,7 +64,7 @@ def test_settings_of_an_encoder_that_cannot_be_read_or_name_code(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked to run code"))
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="cannot be loaded"):
-        resolve(LoraRecipe(model=ModelConfig(name=str(tmp_path))))
+        resolve_auto(LoraRecipe(model=ModelConfig(name=str(tmp_path))))
 
 
 def test_an_encoder_with_nan_in_it_is_refused(tiny_base: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_encoder_with_nan_in_it_is_refused(tiny_base: Path, tmp_path: Path) -
 def test_a_lost_connection_is_told_as_one() -> None:
     error = LocalEntryNotFoundError("we cannot find the requested files in the local cache")
     error.__cause__ = TimeoutError("timed out")
-    assert "the Hub was not reached, or broke off (timed out)" in str(unloadable("org/tiny", error))
+    assert "the Hub was not reached, or the connection was lost (timed out)" in str(unloadable("org/tiny", error))
 
 
 def test_what_the_hub_answers_is_told() -> None:
@@ -101,19 +101,21 @@ def test_the_reason_behind_a_heading_is_told() -> None:
 
 def test_torchs_advice_to_unpickle_is_not_passed_on(tmp_path: Path) -> None:
     told = str(unloadable(str(tmp_path), RuntimeError("Weights only load failed. Re-running with weights_only=False")))
-    assert "a pickle of more than weights" in told
+    assert "a pickle that holds more than weights" in told
     assert "Re-running" not in told
 
 
 def test_what_the_machine_raised_is_told() -> None:
     gone = FileNotFoundError(errno.ENOENT, "No such file", "runs/x/metrics.jsonl")
-    assert "runs/x/metrics.jsonl is not there" in (explain(gone, "runs/x") or "")
+    assert "runs/x/metrics.jsonl does not exist" in (explain(gone, "runs/x") or "")
     full = OSError(errno.ENOSPC, "No space left on device")
     assert "the disk is full, most likely that of runs/x" in (explain(full, "runs/x") or "")
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert "another process of this run ended" in (explain(lost, "runs/x") or "")
     kernel = RuntimeError("put_ does not have a deterministic implementation, but you set ...")
-    assert "--train.deterministic: torch has no such kernel here (put_ does" in (explain(kernel, "runs/x") or "")
+    assert "--train.deterministic: torch has no deterministic kernel for an operation (put_ does" in (
+        explain(kernel, "runs/x") or ""
+    )
     assert explain(RuntimeError("a bug of ours"), "runs/x") is None
 
 

@@ -243,5 +243,5 @@ def test_others_load_what_was_trained(encoder: str, tmp_path: Path, monkeypatch:
 
 
 def test_more_heads_than_there_are_is_refused(model: Any) -> None:
-    with pytest.raises(UserError, match=r"--attention_heads.count: got 5, must be 1 to 4: .*2 layers of 2 heads"):
+    with pytest.raises(UserError, match=r"--attention_heads.count: got 5, must be 1 to 4, .*2 layers of 2 heads"):
         adapt(model, recipe(count=5))

@@ -34,7 +34,7 @@ def go(tones: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         settings |= {"train.batch_size": 6, "train.resume": True, "train.verify_adapter": False}
         words = [part for name, value in settings.items() for part in (f"--{name}", str(value).replace("True", "true"))]
         monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words, *flags])
-        plain = Saver.if_due
+        plain = Saver.save_if_due
 
         def signalled(saver: Saver, at: Any) -> None:
             if stop and at.step == stop[0] and at.step_in_epoch:
@@ -42,7 +42,7 @@ def go(tones: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
             plain(saver, at)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Saver, "if_due", signalled)
+            patched.setattr(Saver, "save_if_due", signalled)
             try:
                 run_recipe(fine_tune, STRATEGIES[recipe].recipe)
             except SystemExit as ended:

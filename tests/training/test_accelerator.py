@@ -37,7 +37,9 @@ def test_the_recipe_decides_the_precision(launched: str | None, asked: str, monk
 @pytest.mark.parametrize(("launched", "asked"), [("bf16", "no"), ("fp16", "bf16"), ("fp8", "no")])
 def test_a_launcher_that_disagrees_is_refused(launched: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    with pytest.raises(UserError, match=rf"--train.mixed_precision: got {asked}, must be {launched}, which accelerate"):
+    with pytest.raises(
+        UserError, match=rf"--train.mixed_precision: got {asked}, must be {launched}, as given to accelerate launch"
+    ):
         make_accelerator(TrainConfig(mixed_precision=asked))
 
 
@@ -68,7 +70,7 @@ def test_one_process_where_several_were_asked_for_is_told(
 
 def test_processes_that_do_not_see_each_other_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # what a launch config for two leaves where ACCELERATE_USE_CPU is not set
-    with pytest.raises(UserError, match=r"2 processes were started, but each sees 1.*ACCELERATE_USE_CPU=true"):
+    with pytest.raises(UserError, match=r"got 2 processes that run separately.*ACCELERATE_USE_CPU=true"):
         make_accelerator(TrainConfig())
 
 

@@ -32,7 +32,7 @@ from peft_audio.strategies import (
 from peft_audio.strategies.attention_heads import unfreeze_heads
 from peft_audio.training import hardware as arithmetic
 from peft_audio.training.frozen_weights import on_float32_encoder, store_frozen
-from peft_audio.training.hardware import choose_precision, resolve
+from peft_audio.training.hardware import choose_precision, resolve_auto
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("a", "b")
@@ -120,17 +120,17 @@ def test_resolved_settings_are_told_and_stay(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     units(monkeypatch, amx=True, avx512=False)
-    found = resolve(Recipe(model=ModelConfig(name=str(tiny_base))))
+    found = resolve_auto(Recipe(model=ModelConfig(name=str(tiny_base))))
     assert (found.train.mixed_precision, found.model.attention, found.train.compile) == ("bf16", "sdpa", "no")
-    assert "precision bf16 (this device has units for it); attention sdpa" in capsys.readouterr().out
+    assert "precision bf16 (this device has bf16 units); attention sdpa" in capsys.readouterr().out
     # On another machine, what was written down is kept.
     units(monkeypatch, amx=False, avx512=False)
-    assert resolve(found) == found
-    assert resolve(Recipe(model=ModelConfig(name=str(tiny_base), attention="eager"))).model.attention == "eager"
+    assert resolve_auto(found) == found
+    assert resolve_auto(Recipe(model=ModelConfig(name=str(tiny_base), attention="eager"))).model.attention == "eager"
     wavlm = save_encoder(tmp_path / "wavlm", ENCODERS["wavlm-base"])
-    assert resolve(Recipe(model=ModelConfig(name=str(wavlm)))).model.attention == "sdpa"
-    with pytest.raises(UserError, match=r"--model.attention: got eager, must be sdpa for WavLM, which has no other"):
-        resolve(Recipe(model=ModelConfig(name=str(wavlm), attention="eager")))
+    assert resolve_auto(Recipe(model=ModelConfig(name=str(wavlm)))).model.attention == "sdpa"
+    with pytest.raises(UserError, match=r"--model.attention: got eager, must be sdpa, the only attention of WavLM"):
+        resolve_auto(Recipe(model=ModelConfig(name=str(wavlm), attention="eager")))
 
 
 def test_attention_is_what_the_model_computes_with(tiny_base: Path) -> None:
@@ -199,4 +199,4 @@ def test_float32_and_random_encoders_stay_as_they_are(tiny_base: Path) -> None:
 
 def test_precision_of_a_run_is_never_auto() -> None:
     assert TrainConfig().mixed_precision == "auto"
-    assert resolve(Recipe()).train.mixed_precision in ("no", "bf16")
+    assert resolve_auto(Recipe()).train.mixed_precision in ("no", "bf16")

@@ -131,15 +131,15 @@ def test_another_run_is_refused_and_what_differs_is_said(
     assert (code, "device cuda there, cpu here" in said) == (2, True)
     # With train.overwrite, what does not fit is replaced.
     code, said = place(run, "--lora.r", "4", "--train.overwrite", "true")
-    assert (code, "starts afresh" in said) == (0, True)
-    assert "going on" not in said
+    assert (code, "tarting from scratch" in said) == (0, True)
+    assert "resuming from" not in said
 
 
 def test_a_finished_run_stays_and_an_absent_one_starts_afresh(
     stopped: Path, place: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     code, said = place(tmp_path / "run")
-    assert (code, "nothing to go on from" in said) == (0, True)
+    assert (code, "no checkpoint in" in said) == (0, True)
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     code, said = place(tmp_path / "run")
     assert (code, "is finished; nothing is left to do" in said) == (0, True)
@@ -213,7 +213,7 @@ def test_a_log_that_was_cut_is_noticed(stopped: Path, place: Callable[..., tuple
 def test_one_run_a_folder(go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(tmp_path / ".run.lock"):
         assert go("lora", tmp_path / "run") == 2
-    assert "another run is at work in" in capsys.readouterr().err
+    assert "another run is using" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_names_its_clips_and_leaves_the_last_good_state
     monkeypatch.setattr(training, "clip_losses", breaks)
     assert go("lora", tmp_path / "run", "--train.checkpoint_every_steps", "1") == 4
     said = capsys.readouterr().err
-    assert f"the loss became nan at step {bad[0]} (epoch 2); these clips give it: train/" in said
+    assert f"the loss became nan at step {bad[0]} (epoch 2); clips: train/" in said
     assert said.count(".wav") == 1
     root = tmp_path / "run" / "checkpoints"
     assert sorted(names(root))[-1] == f"step-{bad[0] - 1:08d}"
@@ -335,7 +335,7 @@ def test_auto_micro_batch_takes_the_largest_that_fits_and_changes_nothing_else(
     most = 0
     capsys.readouterr()
     assert go("lora", tmp_path / "none", "--train.auto_micro_batch", "true") == 2
-    assert "a clip at a time does not fit into memory" in capsys.readouterr().err
+    assert "one clip does not fit into memory" in capsys.readouterr().err
     assert go("lora", tmp_path / "out") == 2
     assert "memory is too small" in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def test_a_tracker_that_fails_is_reported_once_and_nothing_is_lost(
     log.close()
     assert read(tmp_path) == [LINES[0], LINES[2]]
     said = capsys.readouterr().err
-    assert said == "note: the tracker wandb failed and gets no more (no route); metrics.jsonl goes on.\n"
+    assert said == "note: disabled tracker wandb after an error (no route); still logging to metrics.jsonl.\n"
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
