@@ -305,8 +305,13 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         load=load.strip(),
         places="\n".join(places),
         sampling_rate=record.sampling_rate,
-        average="[0]" if record.input_seconds is None else record.task.average_code(),
+        average=average_code(record),
     ).strip()
+
+
+def average_code(record: AdapterRecord) -> str:
+    """Return Python code that follows the logits of a model and gives those of one clip, of shape (labels,)."""
+    return "[0]" if record.input_seconds is None else record.task.average_code()
 
 
 def _uncalled(record: AdapterRecord) -> str:

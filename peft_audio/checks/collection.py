@@ -463,8 +463,6 @@ def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[l
 
 def print_check(result: Check, console: Console) -> None:
     """Print the result of a check as tables and lines."""
-    for note in result.notes:
-        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     columns = list(dict.fromkeys(split for counts in result.classes.values() for split in counts))
     console.print(f"{result.clips} clips, {result.hours:.2f} hours, {len(result.classes)} classes", highlight=False)
     table = Table()
@@ -480,11 +478,12 @@ def print_check(result: Check, console: Console) -> None:
         channels = ", ".join(f"{count} with {number}" for number, count in result.channels.items())
         console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
     if result.groups is not None:
-        each = list(result.groups.by_class.values())
+        each = result.groups.by_class.values()
+        per_class = " to ".join(map(str, sorted({min(each), max(each)})))
         splits = ", ".join(f"{split} {count}" for split, count in result.groups.by_split.items())
         console.print(
-            f"groups: {result.groups.groups}{f' ({splits})' if splits else ''}, {min(each)} to {max(each)} of each "
-            f"class; {result.groups.statement}",
+            f"groups: {result.groups.groups}{f' ({splits})' if splits else ''}, {per_class} of each class; "
+            f"{result.groups.statement}",
             highlight=False,
             soft_wrap=True,
         )
@@ -495,6 +494,8 @@ def print_check(result: Check, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    for note in result.notes:
+        console.print(f"note: {printable(note)}", highlight=False, markup=False, soft_wrap=True)
     for finding in result.findings:
         style = "bold red" if finding.spoils else "yellow"
         console.print(f"[{style}]{'error' if finding.spoils else 'warning'}[/]", f"{len(finding.files)} x", end=" ")

@@ -164,7 +164,7 @@ def test_score(arm: Arm, metric: str) -> tuple[float, float, float] | None:
 
 
 def score_limits(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
-    """Compute axis limits that include all intervals, controls near them, and better controls."""
+    """Compute axis limits, in percent, that include all intervals, controls near them, and better controls."""
     scores = [found for arm in arms if not arm.control and (found := test_score(arm, metric))]
     controls = [found[0] for arm in arms if arm.control and (found := test_score(arm, metric))]
     if not scores:
@@ -173,7 +173,7 @@ def score_limits(arms: Sequence[Arm], metric: str) -> tuple[float, float]:
     near = low - max(2.0, high - low)
     low, high = min([low, *(value for value in controls if value >= near)]), max([high, *controls])
     spare = max(1.0, 0.1 * (high - low))
-    return low - spare, high + spare
+    return max(0.0, low - spare), min(100.0, high + spare)
 
 
 def write_note(panel: Axes, text: str) -> None:
@@ -218,6 +218,7 @@ def draw_cost(panel: Axes, arms: Sequence[Arm], cost: str, limits: tuple[float, 
         panel.plot([x, x], [low, high], color=look.colour, linewidth=1.4, alpha=0.7)
         fill = look.colour if i in front else "white"
         panel.plot(x, mean, look.marker, color=look.colour, markerfacecolor=fill, markersize=8.5, markeredgewidth=1.6)
+        panel.lines[-1].set_clip_on(False)  # whole at 100%, where the axis ends
     points = np.column_stack([costs, scores[:, 0]])
     taken = [(_box(panel, point, point, 7), MARK) for point in points]
     taken += [

@@ -203,7 +203,7 @@ def resample(
     Raises:
         ValueError: There are fewer than two clips or no runs.
     """
-    values = np.asarray(counts, dtype=np.float64)
+    values = np.asarray(counts)
     if values.ndim < 3 or len(values) < 1 or values.shape[1] < 2:
         raise ValueError(f"counts must have the shape (seeds, clips, ...), with two clips or more; got {values.shape}")
     if resamples < 99:
@@ -211,16 +211,16 @@ def resample(
     seeds, clips, *parts = values.shape
     unit, count = _units(groups, clips)
     units = int(unit.max()) + 1
-    # Sums of each unit, of shape (units, seeds * parts); most are 0.
-    sums = np.zeros((units, seeds, *parts))
-    np.add.at(sums, unit, values.swapaxes(0, 1))
-    flat = csr_array(sums.reshape(units, -1))
+    # Sums of each unit, of shape (units, seeds * parts). Most of them are 0, so they are never held as an array.
+    of_unit = csr_array((np.ones(clips), (unit, np.arange(clips))), shape=(units, clips))
+    flat = csr_array(of_unit @ csr_array(values.swapaxes(0, 1).reshape(clips, -1)))
+    size = flat.shape[1]
     rng = np.random.default_rng(seed)
     # Each class has its own generator, so that draws do not depend on the size of the blocks below.
     members = [] if classes is None else [np.unique(unit[of_class]) for of_class in _each_class(classes)]
     generators = [np.random.default_rng([seed, 2, number]) for number in range(len(members))]
     drawn = []
-    rows = max(1, MAX_NUMBERS // max(units, sums[0].size))
+    rows = max(1, MAX_NUMBERS // max(units, size))
     for start in range(0, resamples, rows):
         chosen = rng.integers(units, size=(min(rows, resamples - start), units))
         chosen += np.arange(len(chosen))[:, None] * units
@@ -229,11 +229,12 @@ def resample(
             lost = np.flatnonzero(weights[:, of_class].sum(1) == 0)
             weights[lost, generator.choice(of_class, len(lost))] += 1
         drawn.append(metric((weights @ flat).reshape(-1, seeds, *parts)))
-    whole = sums.sum(0)
-    slopes = [
-        (metric(whole + STEP * part) - metric(whole - STEP * part)) / (2 * STEP)
-        for part in np.array_split(sums, -(-units // rows))
-    ]
+    whole = flat.sum(axis=0).reshape(seeds, *parts)
+    blocks = (
+        flat[block].toarray().reshape(-1, seeds, *parts)
+        for block in np.array_split(np.arange(units), -(-units // rows))
+    )
+    slopes = [(metric(whole + STEP * part) - metric(whole - STEP * part)) / (2 * STEP) for part in blocks]
     return Resampled(metric(whole), np.concatenate(drawn), np.concatenate(slopes).T, unit, count, seed)
 
 

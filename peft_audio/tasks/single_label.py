@@ -119,9 +119,9 @@ class SingleLabel(Task):
 
     def label_counts(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Count the labels of each clip, see `Task.label_counts`."""
-        classes = np.eye(logits.shape[1])
+        classes = np.eye(logits.shape[1], dtype=np.uint8)
         true, decided = classes[targets], classes[self.decide(logits)]
-        return np.stack([true, decided, true * decided], axis=1)
+        return np.stack([true, decided, true & decided], axis=1)
 
     def metric_of_counts(self, name: str, counts: np.ndarray) -> np.ndarray:
         """Compute "accuracy", "macro_f1" or "balanced_accuracy", see `Task.metric_of_counts`."""

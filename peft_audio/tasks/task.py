@@ -149,7 +149,7 @@ class Task(ABC):
             targets: one per clip.
 
         Returns:
-            float64 of shape (clips, 3, labels), with 1 if the label is true, if it is predicted, and if it is both.
+            uint8 of shape (clips, 3, labels), with 1 if the label is true, if it is predicted, and if it is both.
         """
 
     @abstractmethod

@@ -223,7 +223,7 @@ def test_undeclared_groups_are_suspected_and_the_flag_works(tmp_path: Path, caps
         flags = shlex.split(finding["what"].rpartition(" with ")[2])
         assert main(["check", str(tmp_path / source), *flags]) == 0
         said = " ".join(capsys.readouterr().out.split())
-        assert "groups: 5 (train 3, validation 1, test 1), 5 to 5 of each class; no group is in two splits" in said
+        assert "groups: 5 (train 3, validation 1, test 1), 5 of each class; no group is in two splits" in said
     assert main(["check", str(tmp_path / "names"), "--json", "--data.group_pattern", "^([^-]+)"]) == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert groups == {

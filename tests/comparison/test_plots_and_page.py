@@ -20,7 +20,7 @@ from rich.console import Console
 
 from peft_audio.comparison.controls import sentences
 from peft_audio.comparison.page import print_comparison, rate_text, to_html, to_json, to_markdown, write_comparison
-from peft_audio.comparison.plots import COSTS, GREY, draw_comparison, place, to_bytes
+from peft_audio.comparison.plots import COSTS, GREY, draw_comparison, place, score_limits, to_bytes
 from peft_audio.comparison.results import Arm, Comparison, ControlTest, Curve, Failure, Score, Trial
 from peft_audio.evaluation.significance import Difference, Interval
 from peft_audio.text import with_minus
@@ -262,6 +262,11 @@ def test_the_front_is_filled_and_joined() -> None:
     marks = [line for line in figure.axes[1].get_lines() if line.get_marker() in {"o", "s", "D"}]
     filled = [to_hex(line.get_markerfacecolor()) == to_hex(line.get_color()) for line in marks]
     assert filled == [False, True, True]
+
+
+def test_the_axis_of_scores_ends_at_100_percent() -> None:
+    low, high = score_limits([arm("full", 0.999, 1_000)], "macro_f1")
+    assert high == 100 and 0 < low < 100
 
 
 def test_an_arm_that_is_no_better_than_the_majority_is_grey() -> None:
