@@ -16,6 +16,7 @@ LAYERS = (
     "files",
     "errors",
     "processes",
+    "progress",
     "audio",
     "config",
     "pages",

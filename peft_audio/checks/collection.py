@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
@@ -27,13 +26,16 @@ from peft_audio.config import DataConfig
 from peft_audio.data.clip_table import SPLITS, ClipTable, pattern_names, recording_of
 from peft_audio.data.divide import divide, leaking_groups, missing_classes
 from peft_audio.data.folder import ignored_note
-from peft_audio.data.scan import JOBS, late_bar, scan
+from peft_audio.data.scan import JOBS, scan
 from peft_audio.data.sources import find_clips, refuse_training_settings
 from peft_audio.errors import UserError
+from peft_audio.pages.sections import Section, render_notebook
+from peft_audio.progress import progress_bar
 from peft_audio.text import listed, printable, several
 
 # One frame of wav2vec 2.0 and similar encoders; shorter clips are padded with zeros.
 SHORTEST_SECONDS = 0.025
+BAR_SECONDS = 2
 # Share of samples at full scale that single peaks of a loud recording do not reach; this package's own choice.
 CLIPPED_SHARE = 1e-3
 # Accuracy for which the width of the interval is reported: the lowest that is usually worth comparing.
@@ -94,6 +96,25 @@ class Check:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
 
+    def _repr_html_(self) -> str:
+        """Render classes and findings in a notebook."""
+        columns = list(dict.fromkeys(split for counts in self.classes.values() for split in counts))
+        rows = tuple(
+            (label, *(str(counts.get(column, 0)) for column in columns)) for label, counts in self.classes.items()
+        )
+        findings = [
+            Section(
+                f"{'Error' if finding.spoils else 'Warning'}, {len(finding.files)} x",
+                (finding.what,),
+                lines=(*finding.files[:MOST_SHOWN], *_more(finding)),
+                warning=finding.spoils,
+            )
+            for finding in self.findings
+        ]
+        classes = Section("Clips of each class", self.notes, header=("class", *columns), rows=rows)
+        title = f"{self.source}: {self.clips} clips, {self.hours:.2f} hours, {len(self.classes)} classes"
+        return render_notebook(title, [classes, *findings, Section("Verdict", (verdict(self),))])
+
     @property
     def spoiled(self) -> bool:
         """Return whether a finding would invalidate a comparison."""
@@ -124,7 +145,7 @@ def check(cfg: DataConfig, jobs: int = JOBS, deep: str | None = None) -> Check:
         fingerprints[number] = fingerprint(waveform, sampling_rate)
         hashes[number], times[number] = landmarks(waveform, sampling_rate)
 
-    scanned = scan(collection, describe_clip, jobs, quiet=not sys.stderr.isatty())
+    scanned = scan(collection, describe_clip, jobs)
     scanned["number"] = np.arange(len(scanned))
     scanned["name"] = scanned["path"].where(scanned["path"] != "", scanned["id"])
     good = scanned[scanned["fault"] == ""]
@@ -427,8 +448,8 @@ def _clustered(clips: pd.DataFrame, collection: ClipTable, base: str) -> tuple[l
         )
         for row in tested.to_dict("records")
     ]
-    with late_bar("embedding clips", len(parts), quiet=not sys.stderr.isatty()) as advance:
-        embeddings = clusters.embed(parts, base, advance)
+    with progress_bar("embedding clips", len(parts), delay_seconds=BAR_SECONDS) as bar:
+        embeddings = clusters.embed(parts, base, bar.update)
     found = clusters.find_clusters(embeddings, list(tested["label"]))
     if found is None:
         return [], (
@@ -502,12 +523,23 @@ def print_check(result: Check, console: Console) -> None:
         console.print(finding.what, highlight=False, markup=False, soft_wrap=True)
         for file in finding.files[:MOST_SHOWN]:
             console.print(f"    {printable(file)}", highlight=False, markup=False, soft_wrap=True)
-        if len(finding.files) > MOST_SHOWN:
-            console.print(f"    and {len(finding.files) - MOST_SHOWN} more; --json lists all", highlight=False)
-    verdict = "no fault found" if not result.spoiled else "the errors above would invalidate a comparison"
-    if result.findings and not result.spoiled:
-        verdict = f"no unusable clip and no leak, but {several(len(result.findings), 'warning')} above"
-    console.print(verdict, highlight=False)
+        for line in _more(finding):
+            console.print(f"    {line}; --json lists all", highlight=False)
+    console.print(verdict(result), highlight=False)
+
+
+def _more(finding: Finding) -> list[str]:
+    left = len(finding.files) - MOST_SHOWN
+    return [f"and {left} more"] if left > 0 else []
+
+
+def verdict(result: Check) -> str:
+    """Summarise a check in one line."""
+    if result.spoiled:
+        return "the errors above would invalidate a comparison"
+    if result.findings:
+        return f"no unusable clip and no leak, but {several(len(result.findings), 'warning')} above"
+    return "no fault found"
 
 
 def to_json(result: Check) -> dict[str, Any]:

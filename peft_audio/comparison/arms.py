@@ -109,7 +109,7 @@ def _trial(fold: int | None, rate: float, scores: Trials, tuning: Sequence[Finis
 
 def _curve(run: Finished) -> Curve:
     """Read the loss and accuracy of each epoch."""
-    epochs = epochs_of(run)
+    epochs = epochs_of(run.folder)
     return Curve(
         seed=run.seed,
         fold=run.fold,

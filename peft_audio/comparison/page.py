@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from peft_audio.comparison.plots import draw_comparison, rate_text, to_bytes
 from peft_audio.comparison.results import MEASURED_COSTS, METRICS, Arm, Comparison, Score, in_quotes
 from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
+from peft_audio.pages.sections import Section, printable_section
 from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.text import markdown_table, marked, printable, with_minus, without_secrets
+from peft_audio.text import markdown_table, marked, with_minus
 
 NOTHING = "–"
 COSTS = "Costs"
@@ -29,33 +30,6 @@ RECALLS = "Recall of each class, %"
 MOST_CLASSES = 50  # more classes make no table
 # Colour codes of terminals, and characters that a page cannot show.
 NOT_TEXT = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of the page: bullets, table, lines and outputs, in this order.
-
-    Attributes:
-        title: Heading.
-        bullets: One sentence per item.
-        header: Column names of the table; empty without a table.
-        rows: Cells of the table, one per column.
-        name_column: Index of the column that names a row; the columns right of it hold numbers if `numbers` is true.
-        numbers: Whether the table holds numbers.
-        lines: Footnotes.
-        outputs: Caption and text of the last output of runs.
-        warning: Whether to highlight the section.
-    """
-
-    title: str
-    bullets: tuple[str, ...] = ()
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    name_column: int = 0
-    numbers: bool = True
-    lines: tuple[str, ...] = ()
-    outputs: tuple[tuple[str, str], ...] = ()
-    warning: bool = False
 
 
 def sections(comparison: Comparison) -> list[Section]:
@@ -71,18 +45,7 @@ def sections(comparison: Comparison) -> list[Section]:
         _failures(comparison),
         Section("Notes", comparison.notes),
     ]
-    return [_printable(section) for section in found if section.bullets or section.rows or section.outputs]
-
-
-def _printable(section: Section) -> Section:
-    return replace(
-        section,
-        bullets=tuple(with_minus(printable(bullet)) for bullet in section.bullets),
-        header=tuple(map(printable, section.header)),
-        rows=tuple(tuple(map(printable, row)) for row in section.rows),
-        lines=tuple(map(printable, section.lines)),
-        outputs=tuple((printable(caption), without_secrets(text)) for caption, text in section.outputs),
-    )
+    return [printable_section(section) for section in found if section.bullets or section.rows or section.outputs]
 
 
 def _scores(comparison: Comparison) -> Section:
@@ -393,7 +356,7 @@ def to_json(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """Convert a comparison to Markdown for an issue, a model card or a README."""
-    parts = [f"# {marked(_title(comparison))}"]
+    parts = [f"# {marked(title_of(comparison))}"]
     for section in sections(comparison):
         parts += [f"## {section.title}", *_markdown(section)]
     return "\n\n".join(parts) + "\n"
@@ -414,7 +377,7 @@ def to_html(comparison: Comparison, svg: str) -> str:
     )
     return render_html(
         "comparison.html",
-        title=_title(comparison),
+        title=title_of(comparison),
         sections=sections(comparison),
         figure_after=COSTS,
         svg=figure,
@@ -422,7 +385,8 @@ def to_html(comparison: Comparison, svg: str) -> str:
     )
 
 
-def _title(comparison: Comparison) -> str:
+def title_of(comparison: Comparison) -> str:
+    """Name the encoder and the data of a comparison."""
     return f"Comparison: {comparison.encoder} on {comparison.source}"
 
 

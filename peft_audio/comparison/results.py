@@ -261,6 +261,13 @@ class Comparison:
     label_clips: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
+    def _repr_html_(self) -> str:
+        """Render tables and claims in a notebook."""
+        from peft_audio.comparison.page import sections, title_of
+        from peft_audio.pages.sections import render_notebook
+
+        return render_notebook(title_of(self), sections(self))
+
 
 def in_quotes(majority: str | None) -> str:
     """Quote `Comparison.majority` for sentences."""
@@ -281,7 +288,7 @@ def peft_result(run: Finished) -> dict[str, Any]:
     report, settings = run.report, run.settings
     adapter = read_json(run.folder / "adapter" / "adapter_config.json")
     made = datetime.fromtimestamp((run.folder / "report.json").stat().st_mtime, UTC)
-    losses = {epoch["epoch"]: epoch["train_loss"] for epoch in epochs_of(run)}
+    losses = {epoch["epoch"]: epoch["train_loss"] for epoch in epochs_of(run.folder)}
     return {
         "run_info": {
             "created_at": made.isoformat(timespec="seconds"),

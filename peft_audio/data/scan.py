@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
-from rich.console import Console
-from rich.progress import Progress
 
 from peft_audio.audio.decoding import SILENT_PEAK, AudioError, read_blocks, read_info
 from peft_audio.data.clip_table import ClipTable, clip_hash, recording_of
 from peft_audio.files import file_sha256, sha256
+from peft_audio.progress import progress_bar
 
 FULL_SCALE = 0.999
 # Float samples are sometimes at the scale of 16 or 32 bits; larger values are damage.
@@ -29,7 +26,6 @@ DIGITAL_SILENCE = 1.01 / 32_768
 # Audio has single zero samples at zero crossings; shorter runs are no silence.
 SHORTEST_SILENCE_SECONDS = 0.02
 CHUNK_CLIPS = 512
-BAR_SECONDS = 2
 SILENCES = ("leading_silence_seconds", "trailing_silence_seconds", "silence_seconds")
 # Decoding releases the GIL, so threads suffice and share memory.
 JOBS = cpu_count()
@@ -38,16 +34,13 @@ JOBS = cpu_count()
 ScanCallback = Callable[[int, np.ndarray, int], None]
 
 
-def scan(
-    collection: ClipTable, callback: ScanCallback | None = None, jobs: int = JOBS, quiet: bool = True
-) -> pd.DataFrame:
+def scan(collection: ClipTable, callback: ScanCallback | None = None, jobs: int = JOBS) -> pd.DataFrame:
     """Decode all clips of a collection in parallel, with only a few in memory.
 
     Args:
         collection: The clips.
         callback: Called for each clip from several threads, with its row number in the result.
         jobs: Number of threads.
-        quiet: Show no progress bar.
 
     Returns:
         The clips with additional columns: `fault` (a `Fault` for a clip that cannot be used, else ""), `error` (the
@@ -66,46 +59,12 @@ def scan(
         return scan_clip(recording_of(row, collection.stored), row["start_seconds"], row["end_seconds"], clip_callback)
 
     parts = []
-    with ThreadPoolExecutor(jobs) as pool, _bar(quiet) as progress:
-        bar = progress.add_task("reading every clip", total=len(clips))
+    with ThreadPoolExecutor(jobs) as pool, progress_bar("reading every clip", len(clips)) as bar:
         for first in range(0, len(clips), CHUNK_CLIPS):
             rows = clips.iloc[first : first + CHUNK_CLIPS].reset_index(names="number").to_dict("records")
             parts.append(pd.DataFrame(list(pool.map(facts, rows))))
-            progress.advance(bar, len(rows))
+            bar.update(len(rows))
     return pd.concat([clips, pd.concat(parts, ignore_index=True)], axis=1)
-
-
-def _bar(quiet: bool) -> Progress:
-    return Progress(console=Console(stderr=True), transient=True, disable=quiet, redirect_stdout=False)
-
-
-@contextmanager
-def late_bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr once work has taken `BAR_SECONDS`.
-
-    Args:
-        what: Name of the work.
-        total: Number of clips.
-        quiet: Show none.
-
-    Yields:
-        A function that takes the number of further clips that are done.
-    """
-    bar, begun, shown = _bar(quiet), perf_counter(), False
-    task = bar.add_task(what, total=total)
-
-    def advance(clips: int) -> None:
-        nonlocal shown
-        if not shown and perf_counter() - begun > BAR_SECONDS:
-            bar.start()
-            shown = True
-        bar.advance(task, clips)
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            bar.stop()
 
 
 def scan_clip(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -175,8 +174,8 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None, window:
 def _scan_once(collection: ClipTable, accelerator: Accelerator | None) -> pd.DataFrame:
     """Scan the clips on the main process, and return the result on every process."""
     if accelerator is None or accelerator.num_processes == 1:
-        return scan(collection, quiet=not sys.stderr.isatty())
-    scanned = [scan(collection, quiet=not sys.stderr.isatty()) if accelerator.is_main_process else None]
+        return scan(collection)
+    scanned = [scan(collection) if accelerator.is_main_process else None]
     return broadcast_object_list(scanned)[0]
 
 

@@ -242,19 +242,27 @@ def print_scores(
         show(f"skipped: {name} {reason}")
 
 
-def _summary(scores: Scores) -> Table:
-    """Tabulate the scores over all recordings."""
-    table = Table(show_header=False)
+def summary_rows(scores: Scores) -> list[tuple[str, str]]:
+    """List the figures of all recordings, each with its name."""
     of = f"{scores.recordings:,} recordings" + (f" of {scores.groups} groups" if scores.groups else "")
-    table.add_row("accuracy", f"{scores.accuracy:.3f} of {of}")
     kind = f"{scores.interval} assumed independent"
     if scores.groups and scores.interval == "recordings":
         kind += f"; for these {scores.groups} groups only"
-    table.add_row("95% interval", f"{scores.accuracy_low:.3f} to {scores.accuracy_high:.3f}, {kind}")
-    table.add_row("macro-F1", f"{scores.macro_f1:.3f}")
-    table.add_row("negative log-likelihood", f"{scores.negative_log_likelihood:.3f}")
-    table.add_row("Brier score", f"{scores.brier_score:.3f} (0 is best, 2 worst)")
-    table.add_row("expected calibration error", f"{scores.expected_calibration_error:.3f}")
+    return [
+        ("accuracy", f"{scores.accuracy:.3f} of {of}"),
+        ("95% interval", f"{scores.accuracy_low:.3f} to {scores.accuracy_high:.3f}, {kind}"),
+        ("macro-F1", f"{scores.macro_f1:.3f}"),
+        ("negative log-likelihood", f"{scores.negative_log_likelihood:.3f}"),
+        ("Brier score", f"{scores.brier_score:.3f} (0 is best, 2 worst)"),
+        ("expected calibration error", f"{scores.expected_calibration_error:.3f}"),
+    ]
+
+
+def _summary(scores: Scores) -> Table:
+    """Tabulate the scores over all recordings."""
+    table = Table(show_header=False)
+    for row in summary_rows(scores):
+        table.add_row(*row)
     return table
 
 
@@ -269,17 +277,26 @@ def _parts(parts: Mapping[str, Scores]) -> Table:
     return table
 
 
+CLASS_COLUMNS = ("class", "precision", "recall", "F1", "recordings")
+
+
+def class_rows(scores: Scores, unseen: Sequence[str]) -> list[tuple[str, ...]]:
+    """List the scores of each class, as in `CLASS_COLUMNS`; a label that neither occurs nor was answered has none."""
+    return [
+        (one.label, *(f"{value:.3f}" for value in (one.precision, one.recall, one.f1)), f"{one.recordings:,}")
+        for one, column in zip(scores.classes, zip(*scores.confusion, strict=True), strict=True)
+        if one.label not in unseen or sum(column)
+    ]
+
+
 def _classes(scores: Scores, unseen: Sequence[str]) -> Table:
     """Tabulate the scores of each class."""
     table = Table()
-    for name in ("class", "precision", "recall", "F1", "recordings"):
+    for name in CLASS_COLUMNS:
         justify: JustifyMethod = "left" if name == "class" else "right"
         table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold")
-    for one, column in zip(scores.classes, zip(*scores.confusion, strict=True), strict=True):
-        # Labels that are neither true nor predicted have no scores.
-        if one.label not in unseen or sum(column):
-            figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-            table.add_row(escape(printable(one.label)), *figures, f"{one.recordings:,}")
+    for label, *figures in class_rows(scores, unseen):
+        table.add_row(escape(printable(label)), *figures)
     return table
 
 

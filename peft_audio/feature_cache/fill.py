@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import run_prefix
 from peft_audio.feature_cache.store import Reader, Store, read_table
 from peft_audio.files import expanded, sha256
-from peft_audio.training.tracking import progress_bar
+from peft_audio.progress import progress_bar
 
 # Number of clips that are computed again, one by one, to check reused features, which were computed in batches.
 # bfloat16 has 8 bits of precision; float16, in which bitsandbytes computes, has 11.
@@ -225,8 +224,7 @@ def compute_features(
     compute: Compute, batches: DataLoader, count: int, accelerator: Accelerator
 ) -> Iterator[tuple[str, int, torch.Tensor]]:
     """Yield the name, length in samples and features of each clip, with a progress bar."""
-    with progress_bar(accelerator.is_main_process and sys.stdout.isatty()) as progress:
-        bar = progress.add_task("frozen prefix", total=count)
+    with progress_bar("frozen prefix", count, accelerator.is_main_process) as bar:
         for names, batch in batches:
             yield from zip(names, batch["samples"].tolist(), compute(batch), strict=True)
-            progress.advance(bar, len(names))
+            bar.update(len(names))

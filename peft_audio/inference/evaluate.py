@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from peft_audio.adapters.load import Adapter
@@ -35,11 +33,20 @@ from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.evaluation.chance import AgainstChance, compare_with_chance, learned_nothing_line
 from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
-from peft_audio.evaluation.scores import Scores, score
+from peft_audio.evaluation.scores import (
+    CLASS_COLUMNS,
+    MOST_SHOWN,
+    Scores,
+    class_rows,
+    confusions,
+    score,
+    summary_rows,
+)
 from peft_audio.inference.own_run import OwnRun, Seen, own_run, seen_clips, with_run_settings
+from peft_audio.pages.sections import Section, render_notebook
+from peft_audio.progress import progress_bar
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
-from peft_audio.training.tracking import progress_bar
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,23 @@ class AdapterEvaluation:
             return {}
         return {"trained or validated on": self.seen_scores, "new": self.unseen_scores}
 
+    def _repr_html_(self) -> str:
+        """Render scores, classes and the most frequent confusions in a notebook."""
+        wrong = confusions(self.scores.labels, self.scores.confusion)
+        sections = [
+            Section("Scores", self.notes, ("figure", "value"), tuple(summary_rows(self.scores)), numbers=False),
+            Section("Classes", header=CLASS_COLUMNS, rows=tuple(class_rows(self.scores, self.unseen))),
+            Section(
+                f"Most frequent confusions, of {len(wrong)}",
+                header=("true label", "predicted label", "recordings"),
+                rows=tuple((label, said, f"{count:,}") for label, said, count in wrong[:MOST_SHOWN]),
+                name_column=1,
+            ),
+            Section("Skipped", tuple(f"{name} {reason}" for name, reason in self.skipped), warning=True),
+        ]
+        shown = [section for section in sections if section.rows or section.bullets]
+        return render_notebook(f"Evaluation on the {self.split} clips", shown)
+
     def as_json(self) -> dict[str, Any]:
         """Return the figures as plain values, without the single recordings."""
         figures = {name: getattr(self, name) for name in ("split", "unseen", "skipped", "notes", "revision")}
@@ -123,7 +147,7 @@ def evaluate_adapter(
     cfg = pin_revision(cfg, None)
     collection = find_clips(cfg, least_labels=1)
     collection = with_labels_of(adapter.labels, collection, cfg.source)
-    clips = scan(collection, quiet=not sys.stderr.isatty())
+    clips = scan(collection)
     bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
         raise UserError(f"--data.source: none of the {len(clips)} clips of {cfg.source} can be used; peft-audio check.")
@@ -353,8 +377,7 @@ def _run_adapter(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_s
 
 
 def _with_progress(loader: DataLoader, batches: int) -> Iterator[dict[str, Any]]:
-    with progress_bar(sys.stderr.isatty(), Console(stderr=True)) as bar:
-        task = bar.add_task("evaluating", total=batches)
+    with progress_bar("evaluating", batches) as bar:
         for batch in loader:
             yield batch
-            bar.advance(task)
+            bar.update()

@@ -27,7 +27,15 @@ from peft_audio.errors import UserError
 from peft_audio.evaluation.run_split import Evaluation, judge
 from peft_audio.runs.folder import on_first, open_folder
 from peft_audio.runs.process_state import restored_process_state
-from peft_audio.runs.report import RunReport, print_chance, read_report, shared_fields, table_of_metrics, write_report
+from peft_audio.runs.report import (
+    RunReport,
+    as_table,
+    print_chance,
+    read_report,
+    report_rows,
+    shared_fields,
+    write_report,
+)
 from peft_audio.runs.run import Run, save_predictions, save_skipped, start_run
 from peft_audio.training.hardware import LONG_TIMEOUT, peak_memory_bytes
 
@@ -176,12 +184,8 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
         encoder_drift=None,
     )
     write_report(run, report)
-    table = table_of_metrics(report)
-    table.add_row("fitted coefficients", f"{report.trainable_parameters:,}")
-    table.add_row("fitting", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
     console = Console()
-    console.print(table)
-    if kind != "majority":  # it predicts one class by design
-        print_chance(report, console)
+    console.print(as_table(report, report_rows(report)))
+    print_chance(report, console)
     console.print(f"report: {run.folder / 'report.json'}", highlight=False, soft_wrap=True, markup=False)
     return report

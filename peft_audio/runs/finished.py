@@ -142,9 +142,9 @@ def with_arm_names(runs: Sequence[Finished]) -> list[Finished]:
     return named_runs
 
 
-def epochs_of(run: Finished) -> list[dict[str, Any]]:
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
     """Read the lines of epochs in `metrics.jsonl`; empty if the run has no epochs."""
-    path = run.folder / "metrics.jsonl"
+    path = folder / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:

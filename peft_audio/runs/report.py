@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from peft_audio.errors import UserError
 from peft_audio.evaluation.chance import compare_with_chance, reported_line
 from peft_audio.evaluation.run_split import Evaluation
 from peft_audio.files import read_json, write_atomically
+from peft_audio.pages.curves import Curves, draw_curves
+from peft_audio.pages.sections import Section, render_notebook
+from peft_audio.runs.finished import epochs_of
 from peft_audio.runs.folder import REPLACE, REPORT, finish_folder, on_first
 from peft_audio.runs.run import Run, save_skipped
 from peft_audio.strategies.base import Trainable
@@ -93,6 +96,7 @@ class RunReport:
             validation if the test split was not read. None if fewer than two classes occur.
         versions: Versions of packages.
         schema_version: Version of this format.
+        folder: Folder of the run; not in `report.json`.
     """
 
     strategy: str
@@ -141,6 +145,37 @@ class RunReport:
     chance: dict[str, Any] | None
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
+    folder: Path | None = field(default=None, compare=False)
+
+    @property
+    def adapter(self) -> Path | None:
+        """Return the folder of the saved adapter, or of the whole model; None where there is none."""
+        places = [] if self.folder is None else [self.folder / name for name in ("adapter", "model")]
+        return next((place for place in places if place.is_dir()), None)
+
+    def _repr_html_(self) -> str:
+        """Render figures and learning curves in a notebook."""
+        epochs = [] if self.folder is None else epochs_of(self.folder)
+        numbers = [line["epoch"] for line in epochs]
+
+        def chart(title: str, keys: dict[str, str]) -> Curves | None:
+            series = {name: [line.get(key) for line in epochs] for name, key in keys.items()}
+            return draw_curves(title, numbers, series, self.best_epoch)
+
+        charts = [
+            chart("loss", {"training": "train_loss", "validation": "validation_loss"}),
+            chart("validation", {"accuracy": "validation_accuracy", "macro-F1": "validation_macro_f1"}),
+        ]
+        lines = [*([f"{self.adapter.name}: {self.adapter}"] if self.adapter else []), *chance_lines(self)]
+        section = Section(
+            "Report",
+            header=("figure", "value"),
+            rows=tuple(report_rows(self)),
+            numbers=False,
+            lines=tuple(lines),
+            curves=tuple(drawn for drawn in charts if drawn),
+        )
+        return render_notebook(f"{self.strategy}, seed {self.seed}", [section])
 
 
 def count_parameters(model: nn.Module, names: tuple[str, ...]) -> tuple[int, int]:
@@ -278,6 +313,7 @@ def shared_fields(run: Run, evaluations: dict[str, Evaluation], skipped: int) ->
         "split_sha256": splits.split_sha256(),
         "base_sha256": run.base.sha256,
         "versions": versions(),
+        "folder": run.folder,
     }
 
 
@@ -291,7 +327,9 @@ def _chance(run: Run, evaluations: dict[str, Evaluation]) -> dict[str, Any] | No
 
 def write_report(run: Run, report: RunReport) -> None:
     """Write `report.json` atomically."""
-    write_atomically(run.folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+    stored = asdict(report)
+    del stored["folder"]
+    write_atomically(run.folder / REPORT, json.dumps(stored, indent=2) + "\n")
 
 
 def read_report(folder: Path) -> RunReport:
@@ -304,47 +342,74 @@ def read_report(folder: Path) -> RunReport:
     if not stored:
         raise UserError(f"--train.resume: {folder / REPORT} cannot be read; {REPLACE}.")
     known: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(RunReport)}
-    return RunReport(**known)
+    return RunReport(**known | {"folder": folder})
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:
     """Print the metrics and costs of a run, the folder of the adapter or model, and a command that uses it."""
-    table = table_of_metrics(report)
-    share = report.trainable_parameters / report.total_parameters
-    table.add_row("kept epoch", str(report.best_epoch))
-    table.add_row("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})")
-    table.add_row("device", report.device + (f", {n} processes" if (n := report.num_processes) > 1 else ""))
-    table.add_row("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)")
-    if report.prefix_cached:
-        table.add_row("frozen prefix", f"{report.prefix_seconds:.1f} s once, {report.prefix_bytes / 1e6:,.1f} MB kept")
-    table.add_row("speed", f"{report.samples_per_second:.1f} clips per second")
-    table.add_row("waiting for data", f"{report.data_wait_share:.0%} of that time")
-    table.add_row("peak memory", f"{report.peak_memory_bytes / 2**20:,.0f} MiB")
-    table.add_row(product.name, f"{report.adapter_bytes / 1000:,.0f} kB")
     console = Console()
-    console.print(table)
+    console.print(as_table(report, report_rows(report)))
     print_chance(report, console)
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
     console.print(f"try it:  {printable(command)}", highlight=False, soft_wrap=True, markup=False)
 
 
+def report_rows(report: RunReport) -> list[tuple[str, str]]:
+    """List the figures of a run, each with its name."""
+    if not report.steps:
+        return [
+            *metric_rows(report),
+            ("fitted coefficients", f"{report.trainable_parameters:,}"),
+            ("fitting", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)"),
+        ]
+    share = report.trainable_parameters / report.total_parameters
+    processes = f", {report.num_processes} processes" if report.num_processes > 1 else ""
+    prefix = f"{report.prefix_seconds:.1f} s once, {report.prefix_bytes / 1e6:,.1f} MB kept"
+    return [
+        *metric_rows(report),
+        ("kept epoch", str(report.best_epoch)),
+        ("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})"),
+        ("device", report.device + processes),
+        ("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)"),
+        *([("frozen prefix", prefix)] if report.prefix_cached else []),
+        ("speed", f"{report.samples_per_second:.1f} clips per second"),
+        ("waiting for data", f"{report.data_wait_share:.0%} of that time"),
+        ("peak memory", f"{report.peak_memory_bytes / 2**20:,.0f} MiB"),
+        (report.adapter.name if report.adapter else "adapter", f"{report.adapter_bytes / 1000:,.0f} kB"),
+    ]
+
+
 def print_chance(report: RunReport, console: Console) -> None:
     """Print a warning if the run learned nothing."""
-    if (line := reported_line(report.chance)) is not None:
-        console.print(printable(f"warning: {line}"), highlight=False, soft_wrap=True, markup=False)
+    for line in chance_lines(report):
+        console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
-def table_of_metrics(report: RunReport) -> Table:
-    """Make a table with the accuracy and macro-F1 of each split."""
+def chance_lines(report: RunReport) -> list[str]:
+    """Warn where the run learned nothing; the majority control is constant by design."""
+    line = None if report.strategy == "majority" else reported_line(report.chance)
+    return [] if line is None else [f"warning: {line}"]
+
+
+def as_table(report: RunReport, rows: Sequence[tuple[str, str]]) -> Table:
+    """Make a table of figures."""
     table = Table(title=f"{report.strategy}, seed {report.seed}", show_header=False, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def metric_rows(report: RunReport) -> list[tuple[str, str]]:
+    """List the metrics of each split that was read, test first."""
+    rows = []
     for split in ("test", "validation", "train"):
         for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
             value = getattr(report, f"{split}_{metric}")
             if value is not None or split == "test":
                 of = f" of {getattr(report, f'{split}_clips')} clips" if metric == "accuracy" else ""
-                table.add_row(f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}")
-    return table
+                rows.append((f"{split} {name}", "not read" if value is None else f"{value:.3f}{of}"))
+    return rows
 
 
 def example_clip(splits: Splits, source: str) -> str:

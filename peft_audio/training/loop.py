@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from rich.progress import Progress
 
 from peft_audio.config import TrainConfig
 from peft_audio.data.loaders import Loaders, Prefix
@@ -22,6 +21,7 @@ from peft_audio.data.sampler import TrainingBatches
 from peft_audio.data.streaming import StreamLoader
 from peft_audio.encoders.spec_augment import masked
 from peft_audio.evaluation.run_split import clip_losses, evaluate
+from peft_audio.progress import progress_bar
 from peft_audio.strategies.base import Trainable, set_modes
 from peft_audio.tasks.task import Task
 from peft_audio.training.checkpointing import Checkpoints, Saver, restore_state
@@ -31,7 +31,7 @@ from peft_audio.training.nonfinite import Watch
 from peft_audio.training.optimizer import current_rates, make_optimizer, make_schedule, shrink
 from peft_audio.training.signals import Stop, stop_on_signals
 from peft_audio.training.state import Learner, TrainState
-from peft_audio.training.tracking import Log, progress_bar
+from peft_audio.training.tracking import Log
 
 # Steps between two checks of the losses on a GPU or with several processes, where each check waits for the device.
 READ_EVERY = 16
@@ -110,14 +110,13 @@ def train(
     learner = Learner(model, wrapped, trained, optimizer, schedule, accelerator)
     state = _start(learner, loaders, cfg, checkpoints)
     stopping = stop_on_signals(accelerator) if checkpoints else nullcontext(Stop())
-    with progress_bar(accelerator.is_main_process) as progress, stopping as stop:
+    with progress_bar("training", total, accelerator.is_main_process, state.step) as bar, stopping as stop:
         saver = Saver(learner, cfg, log, checkpoints, stop)
-        bar = progress.add_task("training", total=total, completed=state.step)
         while not state.ended:
             for _ in _epoch(learner, loaders, state, total, cfg, log):
-                progress.advance(bar)
+                bar.update()
                 saver.save_if_due(state)
-            _validate(learner, loaders, state, total, cfg, log, progress)
+            _validate(learner, loaders, state, total, cfg, log, bar)
             saver.save_if_due(state)
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; the model is saved and probed in float32.
@@ -181,7 +180,7 @@ def _epoch(
 
 
 def _validate(
-    learner: Learner, loaders: Loaders, state: TrainState, total: int, cfg: TrainConfig, log: Log, progress: Progress
+    learner: Learner, loaders: Loaders, state: TrainState, total: int, cfg: TrainConfig, log: Log, bar: Any
 ) -> None:
     """Validate an epoch, update the best epoch, and advance the state to the next epoch or the end of the training."""
     validation = evaluate(learner.model, loaders.validation, learner.accelerator, loaders.task, mixed_precision=True)
@@ -191,7 +190,9 @@ def _validate(
     score = loaders.task.selection_score(validation.metrics, cfg.best_metric)
     state.best = state.best.better_of(validation.metrics, score, state.epoch, learner.model, learner.trained)
     reason = _reason_to_stop(cfg, state.epoch, state.best.epoch, last_step=state.step >= total)
-    _print_epoch(progress, learner.accelerator, _epoch_line(summary, cfg.epochs, reason))
+    if learner.accelerator.is_main_process:
+        with bar.external_write_mode():
+            print(_epoch_line(summary, cfg.epochs, reason), flush=True)
     state.ended = bool(reason) or state.epoch == cfg.epochs
     state.losses, state.step_in_epoch, state.epoch = [], 0, state.epoch + 1
 
@@ -265,12 +266,6 @@ def _reason_to_stop(cfg: TrainConfig, epoch: int, best_epoch: int, last_step: bo
     if epoch - best_epoch >= (cfg.early_stopping_patience or sys.maxsize):
         return "patience"
     return "max_steps" if last_step else ""
-
-
-def _print_epoch(progress: Progress, accelerator: Accelerator, line: str) -> None:
-    """Print a line above the progress bar on the first process."""
-    if accelerator.is_main_process:
-        progress.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _epoch_line(summary: dict[str, Any], epochs: int, reason: str) -> str:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from peft_audio.errors import in_one_line
 from peft_audio.text import safe_to_print
@@ -103,14 +101,3 @@ def _report(name: str, error: Exception) -> None:
     """Print a note that a tracker failed."""
     problem = safe_to_print(in_one_line(error, 200))
     print(f"note: disabled tracker {name} after an error ({problem}); still logging to metrics.jsonl.", file=sys.stderr)
-
-
-def progress_bar(shown: bool, console: Console | None = None) -> Progress:
-    """Make a progress bar that disappears when it is done.
-
-    Args:
-        shown: Whether the bar is shown.
-        console: Console of the bar; None for standard output, which the bar then redirects to stay below other prints.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=console is None)

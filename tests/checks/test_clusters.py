@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from peft_audio.checks import clusters, collection
 from peft_audio.cli import main
 from peft_audio.config import DataConfig
-from peft_audio.data import scan, splits
+from peft_audio.data import splits
 
 ASSETS = Path(splits.__file__).parents[1] / "assets" / "digits"
 CLASSES, CLIPS, WIDTH = 8, 60, 24
@@ -92,17 +90,6 @@ def test_check_says_what_a_random_split_divides(
 def test_an_encoder_without_the_search_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "bundled", "--base", "wav2vec2-nano"]) == 2
     assert "--base: got wav2vec2-nano, but only --deep uses an encoder" in capsys.readouterr().err
-
-
-def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(scan, "Console", lambda stderr: Console(file=shown, force_terminal=True))
-    for seconds in (1.9, 2.1):
-        times = iter([0.0, seconds, seconds])
-        monkeypatch.setattr(scan, "perf_counter", lambda times=times: next(times))
-        with scan.late_bar("embedding clips", 2, quiet=False) as advance:
-            advance(1)
-        assert ("embedding clips" in shown.getvalue()) == (seconds > 2)
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_lora_learns_a_toy_task_and_leaves_what_it_promises(
     assert str(run / "adapter") in printed
 
     report = json.loads((run / "report.json").read_text())
-    assert set(report) == {field.name for field in fields(RunReport)}
+    assert set(report) == {field.name for field in fields(RunReport)} - {"folder"}
     assert {name: type(report[name]) for name in PROMISED} == PROMISED
     assert report["strategy"] == "lora"
     assert report["num_processes"] == 1
@@ -372,7 +372,7 @@ def test_a_finished_run_is_left_as_it_is(
         run_recipe(fine_tune, LoraRecipe)
     assert ended.value.code == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    assert printed.out.startswith(f"{run}: data.source ") and printed.out.count("\n") == 1
     assert printed.err.startswith(f"error: --train.output_dir: {run} exists already")
     assert "--train.overwrite true" in printed.err
     assert printed.err.count("\n") == 1
@@ -423,7 +423,9 @@ def test_without_evaluate_test_no_test_clip_is_read(
         copy.write_bytes(clip.read_bytes())
     report = fine_tune(recipe(source, tiny_base, run, overwrite=True, evaluate_test=False))
     assert (report.test_accuracy, report.test_macro_f1, report.test_loss) == (None, None, None)
-    assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    assert report.folder == run and report.adapter == run / "adapter"
+    stored = {name: value for name, value in asdict(report).items() if name != "folder"}
+    assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(stored))
     assert set(pq.read_table(run / "predictions.parquet")["split"].to_pylist()) == {"validation"}
     record = json.loads((run / "adapter" / "peft_audio.json").read_text())
     assert not any(name.startswith("test") for name in record["metrics"])

@@ -89,7 +89,7 @@ def test_a_finished_run_is_read(tmp_path: Path) -> None:
     assert (found.clips["label"] == found.decided).mean() == pytest.approx(run.report["test_accuracy"])
     for metric in ("loss", "accuracy", "macro_f1"):
         assert found.metric(metric) == pytest.approx(run.report[f"test_{metric}"], abs=1e-6)
-    epochs = epochs_of(run)
+    epochs = epochs_of(run.folder)
     assert [line["epoch"] for line in epochs] == [1, 2]
     best = epochs[run.report["best_epoch"] - 1]
     assert best["validation_accuracy"] == pytest.approx(run.report["validation_accuracy"], abs=1e-6)
