@@ -13,7 +13,9 @@ from peft_audio.processes import OldRecipes, WithoutHubKernels
 if TYPE_CHECKING:
     from peft_audio.adapters.adapter_set import AdapterSet, load_adapters
     from peft_audio.adapters.load import Adapter, load_adapter
-    from peft_audio.api import compare, fine_tune, run_baseline
+    from peft_audio.api import check, compare, evaluate, export, fine_tune, predict, push, run_baseline
+    from peft_audio.checks.collection import Check
+    from peft_audio.comparison.results import Comparison
     from peft_audio.comparison.settings import CompareRecipe
     from peft_audio.config import (
         AugmentConfig,
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
         PrefixCacheConfig,
         TrainConfig,
     )
-    from peft_audio.inference.predict import Prediction, predict
+    from peft_audio.errors import UserError
+    from peft_audio.inference.evaluate import AdapterEvaluation
+    from peft_audio.inference.predict import Prediction
     from peft_audio.runs.report import RunReport
     from peft_audio.strategies import (
         AttentionHeadsConfig,
@@ -49,13 +53,16 @@ sys.meta_path.append(OldRecipes())
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "AdapterEvaluation",
     "AdapterSet",
     "AttentionHeadsConfig",
     "AttentionHeadsRecipe",
     "AugmentConfig",
     "BaselineRecipe",
     "BiasOnlyRecipe",
+    "Check",
     "CompareRecipe",
+    "Comparison",
     "DataConfig",
     "FullConfig",
     "FullRecipe",
@@ -70,23 +77,31 @@ __all__ = [
     "PrefixCacheConfig",
     "RunReport",
     "TrainConfig",
+    "UserError",
+    "check",
     "compare",
+    "evaluate",
+    "export",
     "fine_tune",
     "load_adapter",
     "load_adapters",
     "predict",
+    "push",
     "run_baseline",
 ]
 
 _HOMES = {
     "Adapter": "adapters.load",
+    "AdapterEvaluation": "inference.evaluate",
     "AdapterSet": "adapters.adapter_set",
     "AttentionHeadsConfig": "strategies",
     "AttentionHeadsRecipe": "strategies",
     "AugmentConfig": "config",
     "BaselineRecipe": "config",
     "BiasOnlyRecipe": "strategies",
+    "Check": "checks.collection",
     "CompareRecipe": "comparison.settings",
+    "Comparison": "comparison.results",
     "DataConfig": "config",
     "FullConfig": "strategies",
     "FullRecipe": "strategies",
@@ -101,11 +116,16 @@ _HOMES = {
     "PrefixCacheConfig": "config",
     "RunReport": "runs.report",
     "TrainConfig": "config",
+    "UserError": "errors",
+    "check": "api",
     "compare": "api",
+    "evaluate": "api",
+    "export": "api",
     "fine_tune": "api",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.adapter_set",
-    "predict": "inference.predict",
+    "predict": "api",
+    "push": "api",
     "run_baseline": "api",
 }
 

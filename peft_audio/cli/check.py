@@ -6,12 +6,14 @@ import argparse
 import json
 from typing import Any
 
+from peft_audio.api import check
+
 SOURCE_HELP = "a folder with one subfolder per class, a table (.csv, .tsv, .jsonl, .parquet), a Hub dataset, or bundled"
 
 
 def add_commands(commands: Any) -> None:
     """Add the command `check`."""
-    check = commands.add_parser(
+    parser = commands.add_parser(
         "check",
         help="find problems of a collection before training on it",
         description="Decode every clip once and list the problems of a collection. Exit code 1 if one of them would "
@@ -23,16 +25,16 @@ def add_commands(commands: Any) -> None:
         "that only affect training, such as --data.max_train_clips, must be left out. Example: peft-audio check clips/ "
         "--data.group_pattern '^(\\w+?)_'",
     )
-    check.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    check.add_argument("--json", action="store_true", help="print all results as JSON")
-    check.add_argument("--jobs", type=int, help="number of clips decoded in parallel (default: one per core)")
-    check.add_argument(
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--json", action="store_true", help="print all results as JSON")
+    parser.add_argument("--jobs", type=int, help="number of clips decoded in parallel (default: one per core)")
+    parser.add_argument(
         "--deep",
         action="store_true",
         help="if no groups are declared, also search for groups in the sound, by clusters of encoder embeddings",
     )
-    check.add_argument("--base", help="folder or Hub id of the encoder of --deep (default: the bundled one)")
-    check.set_defaults(run=run_check)
+    parser.add_argument("--base", help="folder or Hub id of the encoder of --deep (default: the bundled one)")
+    parser.set_defaults(run=run_check)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -41,22 +43,16 @@ def run_check(options: argparse.Namespace) -> int:
     Returns:
         Exit code: 1 if a problem would invalidate scores, otherwise 0.
     """
-    from rich.console import Console
-
     # Importing the strategies registers their settings, so that messages on unknown settings can name their recipe.
     import peft_audio.strategies  # noqa: F401
-    from peft_audio.checks.collection import check, print_check, to_json
-    from peft_audio.config import CheckSettings, ModelConfig, parse_config
-    from peft_audio.data.scan import JOBS
-    from peft_audio.errors import UserError
+    from peft_audio.config import CheckSettings, parse_config
 
-    if options.jobs is not None and options.jobs < 1:
-        raise UserError(f"--jobs: got {options.jobs}, must be 1 or more. Leave it out.")
-    if options.base is not None and not options.deep:
-        raise UserError(f"--base: got {options.base}, but only --deep uses an encoder. Add --deep, or leave it out.")
     cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
-    deep = (options.base or ModelConfig().name) if options.deep else None
-    result = check(cfg.data, options.jobs or JOBS, deep)
+    result = check(cfg.data, jobs=options.jobs, deep=options.deep, base=options.base)
+    from rich.console import Console
+
+    from peft_audio.checks.collection import print_check, to_json
+
     if options.json:
         print(json.dumps(to_json(result), indent=2, ensure_ascii=False))
     else:

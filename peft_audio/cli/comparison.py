@@ -1,4 +1,4 @@
-"""Run `peft-audio plan` and `peft-audio report`, for use before and after a comparison."""
+"""Run `peft-audio compare`, and `plan` and `report`, for use before and after a comparison."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import SECTIONS, parse_config
+
+# Settings of a comparison that are in no section.
+PLAIN_SETTINGS = {setting.name for setting in fields(CompareRecipe)} - SECTIONS.keys()
+
 
 def add_commands(commands: Any) -> None:
-    """Add the commands `plan` and `report`."""
+    """Add the commands `compare`, `plan` and `report`."""
+    compare = commands.add_parser(
+        "compare",
+        help="compare ways of fine-tuning under equal conditions",
+        description="Try learning rates on validation, run fresh seeds of each arm, and write comparison.md, .json, "
+        ".html, .png and .svg with intervals, tests and costs. The same command resumes a comparison that was stopped. "
+        "Exit code 1 if a rule of fair comparisons is broken; then nothing is ranked.",
+        epilog="The settings of recipes/compare.py are accepted, such as --output_dir runs/mine, --minutes 60 or "
+        '--arms "[head_only, lora, full]"; peft-audio compare --all-settings explains them.',
+    )
+    compare.add_argument("source", nargs="?", metavar="SOURCE", help="recordings, as for train (default: bundled)")
+    compare.add_argument("--all-settings", action="store_true", help="explain all settings")
+    compare.set_defaults(run=run_compare)
+
     plan = commands.add_parser(
         "plan",
         help="estimate the cost of a comparison before running it",
@@ -45,24 +64,40 @@ def add_commands(commands: Any) -> None:
     report.set_defaults(run=run_report)
 
 
+def run_compare(options: argparse.Namespace) -> int:
+    """Compare ways of fine-tuning.
+
+    Returns:
+        Exit code: 1 if nothing is ranked, otherwise 0.
+    """
+    from peft_audio.config.parse import make_parser
+
+    if options.all_settings:
+        make_parser(CompareRecipe).print_help()
+        return 0
+    source = [] if options.source is None else [f"--data.source={options.source}"]
+    cfg = parse_config(CompareRecipe, [*source, *options.settings])
+    from peft_audio.comparison.run import conclude
+
+    return conclude(cfg)
+
+
 def run_plan(options: argparse.Namespace) -> int:
     """Estimate and print the cost of a comparison.
 
     Returns:
         Exit code: 130 if stopped with Ctrl-C, otherwise 0.
     """
+    cfg = parse_config(CompareRecipe, options.settings)
     from rich.console import Console
 
     from peft_audio.comparison.budget import fit
     from peft_audio.comparison.collect import with_commits
     from peft_audio.comparison.jobs import alone_in
     from peft_audio.comparison.plan import measure, plan, print_plan
-    from peft_audio.comparison.settings import CompareRecipe
-    from peft_audio.config import parse_config
     from peft_audio.files import expanded
     from peft_audio.training.hardware import resolve_auto
 
-    cfg = parse_config(CompareRecipe, options.settings)
     try:
         with alone_in(expanded(cfg.output_dir)):
             print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peft_audio.api import evaluate
 from peft_audio.cli.check import SOURCE_HELP
 from peft_audio.cli.predict import ADAPTER_HELP, BASE_HELP, DEVICE_HELP, REVISION_HELP
-
-if TYPE_CHECKING:
-    from peft_audio.inference.evaluate import AdapterEvaluation
 
 
 def add_commands(commands: Any) -> None:
     """Add the command `evaluate`."""
-    evaluate = commands.add_parser(
+    parser = commands.add_parser(
         "evaluate",
         help="score an adapter on labelled recordings",
         description="Print the accuracy with its confidence interval, the scores of each class, the confusion matrix "
@@ -29,22 +27,22 @@ def add_commands(commands: Any) -> None:
         "max_bad_share are ignored. Settings that only affect training, such as --data.max_train_clips, must be left "
         "out. Example: peft-audio evaluate runs/lora/adapter clips/ --split test",
     )
-    evaluate.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
-    evaluate.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    evaluate.add_argument(
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
         help="split to evaluate (default: test, as divided by SOURCE or the adapter's run; all clips without splits)",
     )
-    evaluate.add_argument("--revision", help=REVISION_HELP)
-    evaluate.add_argument("--base", help=BASE_HELP)
-    evaluate.add_argument("--device", default="cpu", help=DEVICE_HELP)
-    evaluate.add_argument(
+    parser.add_argument("--revision", help=REVISION_HELP)
+    parser.add_argument("--base", help=BASE_HELP)
+    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    parser.add_argument(
         "--batch-size", type=int, default=16, help="largest number of clips per batch (default: %(default)s)"
     )
-    evaluate.add_argument("--json", action="store_true", help="print all figures as JSON")
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="new folder for metrics.json and predictions.parquet")
-    evaluate.set_defaults(run=run_evaluate)
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for metrics.json and predictions.parquet")
+    parser.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -53,42 +51,26 @@ def run_evaluate(options: argparse.Namespace) -> int:
     Returns:
         Exit code: 1 if clips cannot be used, otherwise 0.
     """
-    from rich.console import Console
-
-    from peft_audio.adapters.load import load_adapter
     from peft_audio.config import CheckSettings, parse_config
-    from peft_audio.errors import UserError, require
-    from peft_audio.evaluation.scores import print_scores
-    from peft_audio.inference.evaluate import evaluate_adapter
 
-    require(options.batch_size >= 1, "batch-size", options.batch_size, "1 or more", "Try 16.")
-    if options.out is not None and options.out.exists():
-        raise UserError(f"--out: {options.out} already exists; give a new folder.")
     cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
-    adapter = load_adapter(options.adapter, options.base, options.device, revision=options.revision)
-    result = evaluate_adapter(adapter, cfg.data, options.split, options.batch_size)
-    about = {"adapter": str(options.adapter), "source": options.source}
-    if options.out is not None:
-        _write(result, about, options.out)
+    result = evaluate(
+        options.adapter,
+        cfg.data,
+        split=options.split,
+        revision=options.revision,
+        base=options.base,
+        device=options.device,
+        batch_size=options.batch_size,
+        out=options.out,
+    )
     if options.json:
+        about = {"adapter": options.adapter, "source": options.source}
         print(json.dumps(about | result.as_json(), indent=2, ensure_ascii=False))
     else:
+        from rich.console import Console
+
+        from peft_audio.evaluation.scores import print_scores
+
         print_scores(result.scores, result.notes, result.unseen, result.skipped, Console(), result.parts)
     return int(bool(result.skipped))
-
-
-def _write(result: AdapterEvaluation, about: dict[str, str], folder: Path) -> None:
-    """Write the figures and predictions to a new folder."""
-    import pyarrow.parquet as pq
-
-    from peft_audio.errors import UserError
-    from peft_audio.runs.predictions import predictions_table
-
-    table = predictions_table(result.recordings, result.split, result.evaluation.logits, result.labels, result.task)
-    try:
-        folder.mkdir(parents=True)
-        pq.write_table(table, folder / "predictions.parquet")
-        text = json.dumps(about | result.as_json(), indent=2, ensure_ascii=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out: cannot write in {folder} ({error.strerror}); give another folder.") from error

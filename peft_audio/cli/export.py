@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from peft_audio.api import export
 from peft_audio.cli.predict import ADAPTER_HELP, BASE_HELP, REVISION_HELP
 
 DESCRIPTION = """
@@ -21,27 +22,25 @@ With --onnx, DIR/README.md has the code, which needs only ONNX Runtime and NumPy
 
 def add_commands(commands: Any) -> None:
     """Add the command `export`."""
-    export = commands.add_parser(
+    parser = commands.add_parser(
         "export",
         help="write an adapter as a transformers directory or an ONNX graph",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    export.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
-    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    form = export.add_mutually_exclusive_group(required=True)
-    form.add_argument("--merged", dest="form", action="store_const", const="merged", help="for transformers' pipeline")
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER_HELP)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--merged", action="store_true", help="for transformers' pipeline")
     form.add_argument(
         "--onnx",
-        dest="form",
-        action="store_const",
-        const="onnx",
+        action="store_true",
         help="for ONNX Runtime, with clips of any length (needs: pip install onnx onnxruntime)",
     )
-    export.add_argument("--revision", help=REVISION_HELP)
-    export.add_argument("--base", help=BASE_HELP)
-    export.add_argument("--overwrite", action="store_true", help="replace DIR if it is an earlier export")
-    export.set_defaults(run=run_export)
+    parser.add_argument("--revision", help=REVISION_HELP)
+    parser.add_argument("--base", help=BASE_HELP)
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR if it is an earlier export")
+    parser.set_defaults(run=run_export)
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -50,10 +49,14 @@ def run_export(options: argparse.Namespace) -> int:
     Returns:
         Exit code 0.
     """
-    from peft_audio.publish.export import export_adapter
-
-    done = export_adapter(
-        options.adapter, options.folder, options.form, options.base, options.revision, options.overwrite
+    done = export(
+        options.adapter,
+        options.folder,
+        merged=options.merged,
+        onnx=options.onnx,
+        revision=options.revision,
+        base=options.base,
+        overwrite=options.overwrite,
     )
     print(
         f"{done.folder}: {done.size_bytes / 1e6:.1f} MB; a fresh process without peft-audio reproduced the recorded "

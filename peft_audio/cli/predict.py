@@ -5,25 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from peft_audio.errors import INTERRUPTED
 
-    from peft_audio.adapters.load import Adapter
-    from peft_audio.inference.predict import Answer, Prediction, Windowing
+if TYPE_CHECKING:
+    from peft_audio.inference.predict import Prediction
     from peft_audio.inference.writers import OutputFormat
 
 ADAPTER_HELP = "a folder such as runs/lora/adapter or runs/full/model, or org/name on the Hub"
 REVISION_HELP = "branch, tag or commit of an adapter on the Hub"
 BASE_HELP = "the base encoder (folder or Hub id), if it was moved since training"
 DEVICE_HELP = "device to run on, such as cpu or cuda (default: %(default)s)"
-# Answers made by two versions of these are not mixed in one file.
-VERSIONED_PACKAGES = ("peft-audio", "torch", "transformers", "peft")
-# With fewer recordings, loading the progress bar would take longer than labelling them.
-BAR_RECORDINGS = 17
 
 
 def add_commands(commands: Any) -> None:
@@ -100,88 +96,37 @@ def run_predict(options: argparse.Namespace) -> int:
     Returns:
         Exit code: 1 if a recording cannot be used, otherwise 0.
     """
-    _check_options(options)
     with options.quick():
-        from peft_audio.adapters.hub import fetch_adapter
         from peft_audio.adapters.load import load_adapter
         from peft_audio.data.training_audio import usual_seconds
-        from peft_audio.inference.predict import (
-            answer_recordings,
-            as_predictions,
-            check_counts,
-            in_order,
-            make_windowing,
-        )
+        from peft_audio.inference.into_file import check_output, label_into_file
+        from peft_audio.inference.predict import check_counts, label_recordings, make_windowing
         from peft_audio.inference.recordings import find_recordings
         from peft_audio.inference.writers import OutputFormat, write_csv, write_json, write_text
 
+        check_output(options.top_k, options.threshold, options.out)
         check_counts(options.batch_size, options.workers)
         stdin = sys.stdin.buffer if "-" in options.sources else None
         paths = list(dict.fromkeys(find_recordings(options.sources, stdin)))
-        folder = fetch_adapter(options.adapter, options.revision)
-        adapter = load_adapter(folder, options.base, options.device)
+        adapter = load_adapter(options.adapter, options.base, options.device, revision=options.revision)
     windowing = make_windowing(
         adapter, options.batch_size, options.window_seconds, options.hop_seconds, options.each_window
     )
     output = OutputFormat(adapter.labels, options.top_k, options.threshold, options.each_window)
     tally = _Tally(usual_seconds(adapter.record.training_audio, adapter.record.crop["training_seconds"]))
     if options.out:
-        return _write_file(options, paths, folder, adapter, windowing, output, tally)
-    write = write_json if options.json else write_csv if options.csv else write_text
-    # On a terminal the printed lines show the progress.
-    with _bar(len(paths), not sys.stdout.isatty()) as bar:
-        answers = in_order(_advancing(answer_recordings(adapter, paths, windowing, options.workers), bar))
-        predictions = (one for answer in answers for one in as_predictions(answer, adapter.record, windowing))
-        write(tally.counting(predictions, output), sys.stdout, output)
-    return tally.report()
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    """Refuse invalid options before anything is loaded."""
-    from peft_audio.errors import UserError, require
-
-    require(options.top_k is None or options.top_k >= 1, "top-k", options.top_k, "1 or more", "Try 3.")
-    require(0 <= options.threshold <= 1, "threshold", options.threshold, "0 to 1", "Try 0.5.")
-    out = options.out
-    if out is not None and out.suffix.lower() not in (".json", ".jsonl", ".csv", ".parquet"):
-        raise UserError(f"--out: got {out}, must end in .json, .jsonl, .csv or .parquet. Try {out.stem}.csv.")
-
-
-def _write_file(
-    options: argparse.Namespace,
-    paths: list[str],
-    folder: Path,
-    adapter: Adapter,
-    windowing: Windowing,
-    output: OutputFormat,
-    tally: _Tally,
-) -> int:
-    """Write the predictions to `options.out`, resuming an interrupted prediction."""
-    from peft_audio.adapters.hub import hash_adapter
-    from peft_audio.encoders.loading import versions
-    from peft_audio.inference.predict import answer_recordings, as_predictions
-    from peft_audio.inference.resume import complete_file, partial_answers
-    from peft_audio.inference.writers import WRITERS
-
-    about = {"adapter": hash_adapter(folder), "base": adapter.record.base.sha256, "device": options.device}
-    about |= {package: version for package, version in versions().items() if package in VERSIONED_PACKAGES}
-    with partial_answers(options.out, about | asdict(windowing)) as saved:
-        if saved.lines:
-            print(f"resuming: {len(saved.lines)} recordings are already labelled.", file=sys.stderr)
-        groups = answer_recordings(adapter, paths, windowing, options.workers, saved.known_seconds)
+        counting = partial(tally.counting, output=output)
         try:
-            with _bar(len(paths)) as bar:
-                for group in _advancing(groups, bar):
-                    saved.add(group.values())
+            label_into_file(options.out, adapter, paths, windowing, output, options.workers, counting)
         except KeyboardInterrupt:
             print("stopped; repeat the command to resume.", file=sys.stderr)
-            return 130
-        answers = saved.read(paths)
-        predictions = (one for answer in answers for one in as_predictions(answer, adapter.record, windowing))
-        suffix = options.out.suffix.lower()
-        with complete_file(options.out, binary=suffix == ".parquet") as file:
-            WRITERS[suffix](tally.counting(predictions, output), file, output)
-    print(f"{options.out}: {len(paths) - len(tally.failed)} of {len(paths)} recordings", file=sys.stderr)
+            return INTERRUPTED
+        print(f"{options.out}: {len(paths) - len(tally.failed)} of {len(paths)} recordings", file=sys.stderr)
+        return tally.report()
+    write = write_json if options.json else write_csv if options.csv else write_text
+    # On a terminal the printed lines show the progress.
+    predictions = label_recordings(adapter, paths, windowing, options.workers, show_bar=not sys.stdout.isatty())
+    write(tally.counting(predictions, output), sys.stdout, output)
     return tally.report()
 
 
@@ -264,25 +209,3 @@ class _Tally:
         for path, error in self.failed:
             print(f"skipped: {printable(path)} {error}", file=sys.stderr)
         return int(bool(self.failed))
-
-
-def _bar(recordings: int, wanted: bool = True) -> Any:
-    """Return a progress bar on stderr, or an empty context if stderr is not a terminal."""
-    from contextlib import nullcontext
-
-    if not wanted or recordings < BAR_RECORDINGS or not sys.stderr.isatty():
-        return nullcontext()
-    from rich.console import Console
-
-    from peft_audio.training.tracking import progress_bar
-
-    bar = progress_bar(True, Console(stderr=True))
-    bar.add_task("labelling", total=recordings)
-    return bar
-
-
-def _advancing(answers: Iterable[dict[int, Answer]], bar: Progress | None) -> Iterator[dict[int, Answer]]:
-    for found in answers:
-        if bar is not None:
-            bar.advance(bar.task_ids[0], len(found))
-        yield found

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peft_audio.api import push
 from peft_audio.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
     """Add the command `push`."""
-    push = commands.add_parser(
+    parser = commands.add_parser(
         "push",
         help="send an adapter to the Hugging Face Hub",
         description="Send an adapter or a whole model to the Hub in one commit. First it must reproduce its recorded "
@@ -20,21 +21,23 @@ def add_commands(commands: Any) -> None:
         epilog="Needs a token with write access: hf auth login. Afterwards anyone can run peft-audio predict CLIP "
         "--adapter org/name.",
     )
-    push.add_argument("folder", type=Path, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
-    push.add_argument("repository", metavar="ORG/NAME", help="Hub repository; created if it does not exist")
-    push.add_argument("--base-id", metavar="ORG/NAME", help="Hub id of the base, if a local copy of it was trained on")
-    push.add_argument("--private", action="store_true", help="create a private repository")
-    push.add_argument("--license", default="", metavar="NAME", help="license on the card, such as apache-2.0")
-    push.add_argument(
+    parser.add_argument("folder", type=Path, metavar="DIR", help="such as runs/lora/adapter or runs/full/model")
+    parser.add_argument("repository", metavar="ORG/NAME", help="Hub repository; created if it does not exist")
+    parser.add_argument(
+        "--base-id", metavar="ORG/NAME", help="Hub id of the base, if a local copy of it was trained on"
+    )
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--license", default="", metavar="NAME", help="license on the card, such as apache-2.0")
+    parser.add_argument(
         "--comparison", type=Path, metavar="DIR", help="folder of a comparison whose tables are added to the card"
     )
-    push.add_argument(
+    parser.add_argument(
         "--without-trained-clips",
         action="store_true",
         help="leave out trained_clips.bin, the hashes of the clips that the adapter was trained on",
     )
-    push.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
-    push.set_defaults(run=run_push)
+    parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
+    parser.set_defaults(run=run_push)
 
 
 def run_push(options: argparse.Namespace) -> int:
@@ -47,17 +50,17 @@ def run_push(options: argparse.Namespace) -> int:
         UserError: The push was refused, or would be after a dry run.
     """
     with options.quick():
-        from peft_audio.publish.push import push_adapter
+        import peft_audio.publish.push  # noqa: F401
 
-    done = push_adapter(
-        options.folder.expanduser(),
+    done = push(
+        options.folder,
         options.repository,
         base_id=options.base_id,
         private=options.private,
         comparison=options.comparison,
         license=options.license,
         dry_run=options.dry_run,
-        trained_clips=not options.without_trained_clips,
+        without_trained_clips=options.without_trained_clips,
     )
     for name, size in done.files:
         print(f"{size:>12,} bytes  {name}")

@@ -164,6 +164,8 @@ def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
     sections = {name for name, kind in get_type_hints(recipe).items() if is_dataclass(kind)}
     flags: list[str] = []
     for name, value in settings.items():
+        if name not in {"config", *(field.name for field in fields(recipe))}:  # type: ignore[arg-type]
+            raise UserError(_unknown(name, recipe))
         if name not in sections:
             flags.append(f"--{name}={in_words(value)}")
             continue

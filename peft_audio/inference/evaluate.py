@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -45,6 +48,7 @@ from peft_audio.evaluation.scores import (
 from peft_audio.inference.own_run import OwnRun, Seen, own_run, seen_clips, with_run_settings
 from peft_audio.pages.sections import Section, render_notebook
 from peft_audio.progress import progress_bar
+from peft_audio.runs.predictions import predictions_table
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
@@ -208,6 +212,27 @@ def evaluate_adapter(
         revision=collection.revision,
         task=adapter.task,
     )
+
+
+def write_evaluation(result: AdapterEvaluation, about: dict[str, str], folder: Path) -> None:
+    """Write `metrics.json` and `predictions.parquet`.
+
+    Args:
+        result: Result of `evaluate_adapter`.
+        about: Adapter and source, for `metrics.json`.
+        folder: Destination, created here.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    table = predictions_table(result.recordings, result.split, result.evaluation.logits, result.labels, result.task)
+    try:
+        folder.mkdir(parents=True)
+        pq.write_table(table, folder / "predictions.parquet")
+        written = json.dumps(about | result.as_json(), indent=2, ensure_ascii=False)
+        (folder / "metrics.json").write_text(written + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out: cannot write in {folder} ({error.strerror}); give another folder.") from error
 
 
 def _compare_with_chance(

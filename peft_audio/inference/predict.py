@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from peft_audio.data.training_audio import far_outside, level_dbfs
 from peft_audio.data.windows import window_starts
 from peft_audio.errors import UserError, require
 from peft_audio.inference.recordings import Waveform, as_waveforms, find_recordings
+from peft_audio.pages.sections import Section, render_notebook
+from peft_audio.progress import progress_bar
 from peft_audio.tasks.task import Task
 from peft_audio.text import listed
 
@@ -32,6 +35,20 @@ CHUNK_RECORDINGS = 512
 # Decoding is faster than the encoder and releases the GIL, so two threads suffice.
 WORKERS = 2
 SHORTEST_HOP_SECONDS = 0.01
+# A bar for fewer would take longer to load than they do.
+BAR_RECORDINGS = 17
+# A notebook shows this many predictions, and holds recordings of this many bytes to play.
+MOST_SHOWN = 50
+MOST_PLAYED_BYTES = 4_000_000
+PLAYED = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".m4a": "audio/mp4",
+    ".webm": "audio/webm",
+}
 # Function of path and stamp (see `Answer`): length in seconds of a recording whose answer is known, otherwise None.
 Known = Callable[[str, tuple[int, int] | None], float | None]
 
@@ -421,6 +438,54 @@ class Prediction:
     end_seconds: float | None = None
     warnings: dict[str, str] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """Render the label, with a player, in a notebook."""
+        return PredictionList([self])._repr_html_()
+
+
+class PredictionList(list[Prediction]):
+    """A list that a notebook shows as a table with players."""
+
+    def _repr_html_(self) -> str:
+        """Render labels, with players of the first recordings that are files of a type that browsers play."""
+        shown, left = self[:MOST_SHOWN], len(self) - MOST_SHOWN
+        windows = any(one.start_seconds is not None for one in shown)
+        failed = any(one.error is not None for one in shown)
+        rows = []
+        for one in shown:
+            span = [f"{one.start_seconds:.2f} to {one.end_seconds:.2f} s" if one.start_seconds is not None else ""]
+            rows.append(
+                (
+                    one.path,
+                    *(span if windows else []),
+                    "" if one.label is None else one.label,
+                    "" if one.probability is None else f"{one.probability:.3f}",
+                    *([one.error or ""] if failed else []),
+                )
+            )
+        header = ["recording", *(["window"] if windows else []), "label", "probability", *(["error"] if failed else [])]
+        more = (f"and {left} more",) if left > 0 else ()
+        players = tuple(_players([one.path for one in shown]))
+        section = Section(
+            "Labels", (), tuple(header), tuple(rows), numbers=False, lines=more, players=players if any(players) else ()
+        )
+        return render_notebook(f"{len(self)} predictions", [section])
+
+
+def _players(paths: Sequence[str]) -> Iterator[str]:
+    """Yield a data URI for each path; "" where it is no file to play, stands there already, or the page is full."""
+    left, played = MOST_PLAYED_BYTES, set()
+    for path in paths:
+        kind = PLAYED.get(Path(path).suffix.lower())
+        try:
+            size = Path(path).stat().st_size if kind and path not in played else left + 1
+            content = Path(path).read_bytes() if size <= left else b""
+        except (OSError, ValueError):
+            content = b""
+        played.add(path)
+        left -= len(content)
+        yield f"data:{kind};base64,{b64encode(content).decode()}" if content else ""
+
 
 def predict(
     adapter: Adapter,
@@ -431,7 +496,7 @@ def predict(
     hop_seconds: float | None = None,
     each_window: bool = False,
     sampling_rate: int | None = None,
-) -> list[Prediction]:
+) -> PredictionList:
     """Label recordings.
 
     The prediction for a recording does not depend on the other recordings or on `workers`. Recordings are read as in
@@ -472,8 +537,32 @@ def predict(
         raise UserError(f"sampling_rate: got {sampling_rate}, but files have their own. Leave it out.")
     else:
         recordings = find_recordings(paths)
-    answers = in_order(answer_recordings(adapter, recordings, windowing, workers))
-    return [one for answer in answers for one in as_predictions(answer, adapter.record, windowing)]
+    return PredictionList(label_recordings(adapter, recordings, windowing, workers))
+
+
+def label_recordings(
+    adapter: Adapter, recordings: Sequence[str | Waveform], windowing: Windowing, workers: int, show_bar: bool = True
+) -> Iterator[Prediction]:
+    """Yield the predictions of recordings in their order, each as soon as those before it are known.
+
+    Args:
+        adapter: Adapter from `load_adapter`.
+        recordings: Paths, or waveforms.
+        windowing: Windows to read.
+        workers: Number of threads that decode ahead of the model.
+        show_bar: Whether to show a progress bar on a terminal or in a notebook.
+    """
+    groups = with_bar(answer_recordings(adapter, recordings, windowing, workers), len(recordings), show_bar)
+    for answer in in_order(groups):
+        yield from as_predictions(answer, adapter.record, windowing)
+
+
+def with_bar(groups: Iterable[dict[int, Answer]], count: int, shown: bool = True) -> Iterator[dict[int, Answer]]:
+    """Yield groups of answers unchanged, and show how many of `count` recordings are done."""
+    with progress_bar("labelling", count, shown and count >= BAR_RECORDINGS) as bar:
+        for group in groups:
+            yield group
+            bar.update(len(group))
 
 
 def _as_list(sources: str | Path | np.ndarray | Iterable[str | Path | np.ndarray]) -> list[str | Path | np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from textwrap import indent
 from typing import IO, Any
@@ -43,6 +43,11 @@ class OutputFormat:
         """Return the `top_k` most probable labels that reach the threshold, with their probabilities."""
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         return [item for item in ranked[: self.top_k] if item[1] >= self.threshold]
+
+    def cut(self, prediction: Prediction) -> Prediction:
+        """Return a prediction without the labels that are not named."""
+        some = prediction.probabilities if self.top_k is None else dict(self.top_labels(prediction))
+        return replace(prediction, label=self.label_of(prediction), probabilities=some)
 
 
 def write_text(predictions: Iterable[Prediction], file: IO[str], output: OutputFormat) -> None:
