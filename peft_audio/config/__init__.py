@@ -1,6 +1,14 @@
 """Settings as frozen dataclasses, read from YAML files and then from flags."""
 
-from peft_audio.config.parse import dotted, parse_config, read_config, read_settings, run_recipe, to_yaml
+from peft_audio.config.parse import (
+    dotted,
+    parse_config,
+    read_config,
+    read_settings,
+    run_recipe,
+    to_yaml,
+    with_new_names,
+)
 from peft_audio.config.recipes import BaselineConfig, BaselineRecipe, BaselineTrainConfig, CheckSettings, Recipe
 from peft_audio.config.settings import (
     SECTIONS,
@@ -39,4 +47,5 @@ __all__ = [
     "settings_on_card",
     "settings_per_run",
     "to_yaml",
+    "with_new_names",
 ]

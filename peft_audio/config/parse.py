@@ -39,6 +39,10 @@ DEEPEST = 20
 _HUGE = re.compile(r"[-+]?[0-9][0-9a-fxob_:]{250,}", re.IGNORECASE)
 
 
+# Settings of earlier versions: the name that replaced each, and what one of its units is in the new one.
+RENAMED = {"augment.mask_time_frames": ("augment.mask_time_ms", 20.0)}
+
+
 class NotPlain(yaml.MarkedYAMLError):
     """Report YAML that holds more than plain values."""
 
@@ -62,7 +66,21 @@ def dotted(text: str) -> dict[str, Any]:
     sections = plain_yaml(text)
     if not isinstance(sections, dict) or not all(isinstance(values, dict) for values in sections.values()):
         raise yaml.YAMLError("it does not hold settings by section")
-    return {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
+    settings = {f"{part}.{name}": value for part, values in sections.items() for name, value in values.items()}
+    return with_new_names(settings)
+
+
+def with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the settings that an earlier version wrote, and convert their values.
+
+    Args:
+        settings: Values by dotted name.
+    """
+    renamed = dict(settings)
+    for old, (new, unit) in RENAMED.items():
+        if type(renamed.get(old)) is int:
+            renamed[new] = unit * renamed.pop(old)
+    return renamed
 
 
 def check_plain(text: str) -> None:
@@ -301,7 +319,10 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         if before == "--config":
             # Empty files change nothing, but jsonargparse would refuse them.
-            files += ["--config", word] if _read_yaml(Path(word), recipe) is not None else []
+            stored = _read_yaml(Path(word), recipe)
+            renamed = _with_new_names_inside(stored)
+            # jsonargparse takes the text of a file in place of its name.
+            files += [] if stored is None else ["--config", word if renamed == stored else yaml.safe_dump(renamed)]
             flags.pop()
         else:
             _check_word(word, before)
@@ -337,7 +358,7 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config: {file} must hold settings by section, as in 'train: {{epochs: 5}}'.")
     flags = flags_of(recipe)
-    for section, settings in (content or {}).items():
+    for section, settings in (_with_new_names_inside(content) or {}).items():
         if section in flags:
             continue
         if not isinstance(settings, dict):
@@ -346,6 +367,26 @@ def _read_yaml(file: Path, recipe: type[Any]) -> dict[str, Any] | None:
             if f"{section}.{name}" not in flags:
                 raise UserError(_unknown(f"{section}.{name}", recipe) + f" The setting is in {file}.")
     return content
+
+
+def _with_new_names_inside(content: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Rename the settings of an earlier version in the content of a file, those of a comparison's arms as well."""
+    if content is None:
+        return None
+    renamed = dict(content)
+    for old in RENAMED:
+        section = old.partition(".")[0]
+        if isinstance(content.get(section), dict):
+            values = with_new_names({f"{section}.{name}": value for name, value in content[section].items()})
+            renamed[section] = {name.removeprefix(f"{section}."): value for name, value in values.items()}
+    if isinstance(content.get("own_arms"), dict):
+        renamed["own_arms"] = {
+            name: arm | {"flags": with_new_names(arm["flags"])}
+            if isinstance(arm, dict) and isinstance(arm.get("flags"), dict)
+            else arm
+            for name, arm in content["own_arms"].items()
+        }
+    return renamed
 
 
 def _refuse_secrets(cfg: Any) -> None:
@@ -374,6 +415,9 @@ def _refuse_null(parsed: Any, recipe: type[Any]) -> None:
 def _unknown(name: str, recipe: type[Any]) -> str:
     """Describe an unknown setting, with the recipe that has it or the most similar name."""
     section = name.partition(".")[0]
+    if name in RENAMED:
+        new, unit = RENAMED[name]
+        return f"--{name}: is now --{new}; 1 there is {unit:g} here. Give --{new}."
     if section in own_sections() and not any(flag.startswith(section) for flag in flags_of(recipe)):
         home = f"recipes/{section}.py"
         return f"--{name}: no such setting here; it belongs to {home}. Leave it out, or use that recipe."

@@ -232,7 +232,8 @@ class AugmentConfig:
         mask_time_share: Share of a clip's frames that training replaces by the encoder's mask vector, in spans:
             SpecAugment over time (Park et al., 2019, arXiv 1904.08779). 0, our default, turns it off; transformers
             uses 0.05.
-        mask_time_frames: Length of a span in frames of 20 ms; 10 as in transformers. At most half of the clip.
+        mask_time_ms: Length of a span in milliseconds, rounded to whole frames; 200 as in transformers. At most half of
+            the clip. A frame is 20 ms long; in the features of Whisper, 10 ms.
         mask_feature_share: Share of the input channels of the transformer that training sets to zero for a whole clip,
             in spans: SpecAugment over features. 0 turns it off, as in transformers.
         mask_feature_channels: Length of a span in channels; 10 as in transformers.
@@ -244,7 +245,7 @@ class AugmentConfig:
 
     preset: Literal["none", "light", "speech", "environment"] = setting("none", "input", "show_on_card")
     mask_time_share: float = setting(0.0, "training", takes="share")
-    mask_time_frames: int = setting(10, "training", takes="count")
+    mask_time_ms: float = setting(200.0, "training", takes="positive")
     mask_feature_share: float = setting(0.0, "training", takes="share")
     mask_feature_channels: int = setting(10, "training", takes="count")
     noise_folder: str | None = setting(None, "input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from peft_audio.encoders.base import LAYER_WEIGHTS, Arithmetic, Cut
@@ -63,11 +64,13 @@ class SEWDFamily(SEWFamily):
     """Provide SEW-D, which has the disentangled attention of DeBERTa."""
 
     def check_config(self, config: Any) -> None:
-        """Refuse a convolution after the first layer.
+        """Refuse a convolution after the first layer, and a transformers that loses the weights of a plain encoder.
 
         Raises:
-            UserError: The encoder has one.
+            UserError: The encoder has one, or transformers is older than 5.18.
         """
+        if tuple(map(int, version("transformers").split(".")[:2])) < (5, 18):
+            raise EncoderError("SEW-D needs transformers 5.18 or newer; install with: pip install -U transformers")
         if getattr(config, "conv_kernel_size", 0):
             raise EncoderError("this encoder has a convolution after its first layer (conv_kernel_size); give another.")
 

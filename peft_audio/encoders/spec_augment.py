@@ -41,9 +41,11 @@ def make_masks(cfg: AugmentConfig, encoder: Any) -> Masks | None:
 
 def _draw(cfg: AugmentConfig, encoder: Any, samples: int, seed: Sequence[int]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([*seed, STREAM])
-    frames, channels = family_of(encoder).mask_shape(encoder, samples)
+    family = family_of(encoder)
+    frames, channels = family.mask_shape(encoder, samples)
+    span = max(1, round(cfg.mask_time_ms / family.mask_frame_ms))
     return {
-        "time_mask": _spans(frames, cfg.mask_time_share, cfg.mask_time_frames, rng),
+        "time_mask": _spans(frames, cfg.mask_time_share, span, rng),
         "feature_mask": _spans(channels, cfg.mask_feature_share, cfg.mask_feature_channels, rng),
     }
 

@@ -16,7 +16,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, SoftFileLock, Timeout
 
-from peft_audio.config import BaselineRecipe, BaselineTrainConfig, Recipe, TrainConfig, dotted, free_settings, to_yaml
+from peft_audio.config import (
+    BaselineRecipe,
+    BaselineTrainConfig,
+    Recipe,
+    TrainConfig,
+    dotted,
+    free_settings,
+    to_yaml,
+    with_new_names,
+)
 from peft_audio.encoders.loading import with_recorded_commit
 from peft_audio.errors import ResumeError, UserError, in_one_line
 from peft_audio.files import expanded
@@ -261,7 +270,7 @@ def checkpoint_to_resume(folder: Path, cfg: Recipe, about: Mapping[str, Any]) ->
         free = {*free_settings(), "model.revision"}
         # Worker processes divide the files of a stream, so their number changes the batches.
         free -= {"data.num_workers"} if cfg.data.streaming else set()
-        changes = changed_facts(recorded["settings"], given["settings"], free)
+        changes = changed_facts(with_new_names(recorded["settings"]), given["settings"], free)
         changes += changed_facts(recorded, given, compared_apart)
         if changes:
             raise ResumeError(

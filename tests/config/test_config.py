@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from peft_audio.comparison import settings as comparison
-from peft_audio.config import TrainConfig, parse_config, run_recipe, to_yaml
+from peft_audio.comparison.settings import CompareRecipe
+from peft_audio.config import TrainConfig, dotted, parse_config, run_recipe, to_yaml
 from peft_audio.config.parse import flags_of, make_parser
 from peft_audio.strategies import (
     AttentionHeadsRecipe,
@@ -63,7 +64,7 @@ REFUSED = {
     "model.quantization": ["int4"],
     "augment.preset": ["heavy"],
     "augment.mask_time_share": ["1", "-0.1", "nan"],
-    "augment.mask_time_frames": ["0", "1.5"],
+    "augment.mask_time_ms": ["0", "nan"],
     "augment.mask_feature_share": ["1", "-0.1", "nan"],
     "augment.mask_feature_channels": ["0"],
     "augment.noise_folder": ["", "no/such/folder", "~nobody-here/x"],
@@ -390,6 +391,20 @@ def test_a_missing_package_is_told_before_any_work(
     assert f"while {package} is not installed. Try pip install {package}." in message
     monkeypatch.setattr("peft_audio.errors.find_spec", lambda name: object())
     parse_config(LoraRecipe, setting)
+
+
+def test_a_setting_of_an_earlier_version_is_converted_in_files_and_named_as_a_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, ["--augment.mask_time_frames", "5"])
+    assert "--augment.mask_time_frames: is now --augment.mask_time_ms; 1 there is 20 here" in message
+    old = "augment: {preset: light, mask_time_frames: 5}\n"
+    augment = parse_config(LoraRecipe, ["--config", write(tmp_path / "old.yaml", old)]).augment
+    assert (augment.preset, augment.mask_time_ms) == ("light", 100)
+    assert dotted(old) == {"augment.preset": "light", "augment.mask_time_ms": 100}
+    arms = "own_arms: {masked: {recipe: lora, flags: {augment.mask_time_frames: 5}}}\narms: [masked, majority]\nreference: masked\n"
+    compared = parse_config(CompareRecipe, ["--config", write(tmp_path / "arms.yaml", arms)])
+    assert compared.own_arms["masked"].flags == {"augment.mask_time_ms": 100}
 
 
 @pytest.mark.parametrize("given", [["--lora.r", "4"], ["--lora.rank", "4"], ["--config", "YAML"]])

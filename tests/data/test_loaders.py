@@ -298,7 +298,7 @@ def test_only_training_clips_are_augmented_and_anew_each_epoch(tones: Splits) ->
 
 def test_only_training_clips_are_masked_and_anew_each_epoch(tones: Splits) -> None:
     cfg = recipe("none")
-    cfg = replace(cfg, augment=AugmentConfig(mask_time_share=0.5, mask_time_frames=2, mask_feature_share=0.2))
+    cfg = replace(cfg, augment=AugmentConfig(mask_time_share=0.5, mask_time_ms=40, mask_feature_share=0.2))
     loaders = make_loaders(tones, RAW, ENCODER, cfg, process())
     for held_out in (loaders.train_whole, loaders.validation, loaders.test):
         assert not any("time_mask" in batch for batch in held_out)

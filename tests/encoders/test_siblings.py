@@ -295,7 +295,7 @@ def test_full_fine_tuning_leaves_the_statistics_of_batch_norms(products: Product
     assert all(not weight.requires_grad for name, weight in weights.items() if name not in trained.parameters)
 
 
-@pytest.mark.parametrize("encoder", ["sew", "sew-d"])
+@pytest.mark.parametrize("encoder", [name for name in SIBLINGS if name.startswith("sew")])
 def test_a_weighted_sum_of_squeezed_layers_is_refused(encoder: str, tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "base", SIBLINGS[encoder])
     with pytest.raises(UserError, match=r"--model.layer_weighted_sum: got true, must be false for SEW"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from peft_audio.config import AugmentConfig, ModelConfig
 from peft_audio.data.collate import collate
-from peft_audio.encoders.family import encoder_of, family_of
+from peft_audio.encoders.family import FAMILIES, encoder_of, family_of
 from peft_audio.encoders.loading import load_classifier
 from peft_audio.encoders.spec_augment import make_masks, masked
 from peft_audio.strategies import LoraRecipe
 
 ENCODER = tiny_config()
-BOTH = AugmentConfig(mask_time_share=0.3, mask_time_frames=5, mask_feature_share=0.2, mask_feature_channels=4)
+BOTH = AugmentConfig(mask_time_share=0.3, mask_time_ms=100, mask_feature_share=0.2, mask_feature_channels=4)
 
 
 def test_off_unless_asked_for() -> None:
@@ -29,7 +30,7 @@ def test_off_unless_asked_for() -> None:
 
 @pytest.mark.parametrize(("share", "length", "samples"), [(0.05, 10, 160_000), (0.3, 5, 16_000), (0.65, 10, 48_000)])
 def test_as_much_is_hidden_as_transformers_hides(share: float, length: int, samples: int) -> None:
-    masks = make_masks(AugmentConfig(mask_time_share=share, mask_time_frames=length), ENCODER)
+    masks = make_masks(AugmentConfig(mask_time_share=share, mask_time_ms=20 * length), ENCODER)
     ours = [masks(samples, [0, 0, i])["time_mask"] for i in range(400)]
     np.random.seed(0)
     # One call a clip, because a call rounds the number of spans alike for all of its clips.
@@ -40,6 +41,19 @@ def test_as_much_is_hidden_as_transformers_hides(share: float, length: int, samp
         np.mean(np.diff(masks.astype(int), axis=1, prepend=0).clip(0).sum(1)) for masks in (np.array(ours), theirs)
     ]
     assert spans[0] == pytest.approx(spans[1], rel=0.1)
+
+
+def test_spans_are_given_in_milliseconds_and_last_a_frame_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shortest(span_ms: float) -> int:
+        masks = make_masks(AugmentConfig(mask_time_share=0.02, mask_time_ms=span_ms), ENCODER)
+        texts = ["".join("01"[int(hidden)] for hidden in masks(160_000, [i])["time_mask"]) for i in range(20)]
+        lengths = [len(span) for text in texts for span in text.split("0") if span]
+        return min(lengths)
+
+    assert [shortest(span_ms) for span_ms in (1, 20, 55, 200)] == [1, 1, 3, 10]
+    family = family_of(ENCODER)
+    monkeypatch.setitem(FAMILIES, family.model_type, replace(family, mask_frame_ms=10.0))
+    assert shortest(55) == 6
 
 
 def test_the_seed_alone_decides() -> None:
@@ -56,7 +70,7 @@ def test_the_seed_alone_decides() -> None:
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 720, 1_000, 3_279, 3_280])
 def test_short_clips_are_never_hidden_whole(samples: int) -> None:
-    masks = make_masks(AugmentConfig(mask_time_share=0.9, mask_time_frames=10), ENCODER)
+    masks = make_masks(AugmentConfig(mask_time_share=0.9, mask_time_ms=200), ENCODER)
     frames = family_of(ENCODER).count_frames(ENCODER, max(samples, 400))
     found = [masks(samples, [i])["time_mask"] for i in range(100)]
     assert all(mask.shape == (frames,) for mask in found)

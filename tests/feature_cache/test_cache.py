@@ -147,7 +147,7 @@ def test_loss_curves_are_those_of_the_plain_path(
     [
         ("last_n_layers", {"augment": {"preset": "speech"}, "prefix_cache": {"views": 2}}),
         ("lora", {"data": {"max_seconds": 0.25}, "prefix_cache": {"views": 3}}),
-        ("lora", {"augment": {"mask_time_share": 0.3, "mask_time_frames": 2}}),
+        ("lora", {"augment": {"mask_time_share": 0.3, "mask_time_ms": 40.0}}),
         ("ia3", {"augment": {"mask_time_share": 0.3}, "data": {"max_seconds": 0.2}, "prefix_cache": {"views": 2}}),
         ("head_only", {"model": {"layer_weighted_sum": True}}),
         ("head_only", {"model": {"head_dropout": 0.2}}),

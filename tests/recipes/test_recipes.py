@@ -324,7 +324,7 @@ def test_each_switch_reaches_the_training(short_runs: Callable[..., Path]) -> No
     plain, again, quiet = (losses_of(short_runs(*flags)) for flags in (("plain",), ("again",), ("quiet", *dropout)))
     assert plain == again == quiet, "frozen parts draw no dropout"
     switches = {
-        "time": ("--augment.mask_time_share", "0.4", "--augment.mask_time_frames", "3"),
+        "time": ("--augment.mask_time_share", "0.4", "--augment.mask_time_ms", "60"),
         "features": ("--augment.mask_feature_share", "0.4"),
         "preset": ("--augment.preset", "environment"),
         "frozen": (*dropout, "--train.frozen_dropout", "true"),
