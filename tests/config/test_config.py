@@ -402,8 +402,9 @@ def test_a_setting_of_an_earlier_version_is_converted_in_files_and_named_as_a_fl
     augment = parse_config(LoraRecipe, ["--config", write(tmp_path / "old.yaml", old)]).augment
     assert (augment.preset, augment.mask_time_ms) == ("light", 100)
     assert dotted(old) == {"augment.preset": "light", "augment.mask_time_ms": 100}
-    arms = "own_arms: {masked: {recipe: lora, flags: {augment.mask_time_frames: 5}}}\narms: [masked, majority]\nreference: masked\n"
-    compared = parse_config(CompareRecipe, ["--config", write(tmp_path / "arms.yaml", arms)])
+    arms = "own_arms: {masked: {recipe: lora, flags: {augment.mask_time_frames: 5}}}\narms: [masked, majority]\n"
+    file = write(tmp_path / "arms.yaml", arms + "reference: masked\n")
+    compared = parse_config(CompareRecipe, ["--config", file])
     assert compared.own_arms["masked"].flags == {"augment.mask_time_ms": 100}
 
 

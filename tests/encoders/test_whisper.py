@@ -156,7 +156,7 @@ def test_the_features_of_the_graph_are_those_of_the_extractor(whisper: Path) -> 
 def test_masks_hide_bands_and_frames_of_the_clip_alone(whisper: Path) -> None:
     cfg = ModelConfig(name=str(whisper), input_seconds=1)
     model = load_classifier(cfg, LABELS)
-    augment = AugmentConfig(mask_time_share=0.5, mask_time_frames=5, mask_feature_share=0.3, mask_feature_channels=8)
+    augment = AugmentConfig(mask_time_share=0.5, mask_time_ms=50, mask_feature_share=0.3, mask_feature_channels=8)
     masks = make_masks(augment, model.config)
     clips, drawn = [noise(8_000), noise(4_800, 1)], []
     batch = batch_of(cfg, model, clips)
