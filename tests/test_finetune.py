@@ -113,7 +113,7 @@ def test_the_process_is_as_before(tone_folder: Path, tiny_base: Path, tmp_path: 
         patch.setattr(finetune, "evaluate", lost)
         fine_tune(settings(LoraRecipe, tone_folder, tiny_base, tmp_path / "lost", max_steps=1, deterministic=True))
     assert state() == before
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         fine_tune(cfg)
     assert state() == before
     # The lock of the folder is free, too.

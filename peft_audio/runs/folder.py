@@ -135,7 +135,7 @@ def _check_replaceable(folder: Path, cfg: TrainConfig | BaselineTrainConfig) -> 
     used = bool(files) if ours else os.path.lexists(folder)
     if used and not cfg.overwrite and not cfg.resume:
         unfinished = "config.yaml" in files and REPORT not in files
-        problem = "exists already, from an unfinished run" if unfinished else "exists already"
+        problem = "already exists, from an unfinished run" if unfinished else "already exists"
         resume = "--train.resume true to resume it, " if unfinished else ""
         raise UserError(
             f"--train.output_dir: {folder} {problem}; give {resume}another folder, or --train.overwrite true to "

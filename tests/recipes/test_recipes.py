@@ -373,7 +373,7 @@ def test_a_finished_run_is_left_as_it_is(
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{run}: data.source ") and printed.out.count("\n") == 1
-    assert printed.err.startswith(f"error: --train.output_dir: {run} exists already")
+    assert printed.err.startswith(f"error: --train.output_dir: {run} already exists")
     assert "--train.overwrite true" in printed.err
     assert printed.err.count("\n") == 1
     assert contents(run) == before
@@ -453,7 +453,7 @@ BAD_INPUTS = (
         ["--model.name", "BERT"],
         "encoders of type 'bert' are not supported; known types: data2vec-audio (data2vec-audio",
     ),
-    (["--train.output_dir", "ONE"], "exists already; give another folder, or --train.overwrite true"),
+    (["--train.output_dir", "ONE"], "already exists; give another folder, or --train.overwrite true"),
 )
 
 

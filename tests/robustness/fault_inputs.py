@@ -209,7 +209,7 @@ SETTINGS = cases(
         (
             "settings",
             "the folder of a finished run",
-            ["run exists already", "--train.overwrite true"],
+            ["run already exists", "--train.overwrite true"],
             lambda stage: (stage.take("finished"), stage.run())[1],
             2,
             True,
@@ -223,7 +223,7 @@ SETTINGS = cases(
         (
             "settings",
             "a file in the place of the folder",
-            ["run exists already", "give another"],
+            ["run already exists", "give another"],
             once(make=write("run", "mine")),
         ),
         (
