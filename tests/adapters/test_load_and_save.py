@@ -25,15 +25,16 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.signal import chirp
+from transformers import AutoModelForAudioClassification
 
 from peft_audio.adapters import save as saving
 from peft_audio.adapters import verify
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.probes import probe_waveforms
-from peft_audio.adapters.record import read_record
+from peft_audio.adapters.record import read_record, readme_snippet
 from peft_audio.adapters.save import save_adapter
 from peft_audio.config import ModelConfig
-from peft_audio.encoders.loading import load_classifier
+from peft_audio.encoders.loading import load_classifier, quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.strategies import LoraConfig, LoraRecipe
 
@@ -178,6 +179,25 @@ json.dump({"logits": answered, "names": model.config.id2label}, open("answers.js
     assert list(answers["names"].values()) == list(LABELS)
     tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
     assert child.stdout.strip() == LABELS[int(loaded.logits([tone])[0].argmax())]
+
+
+def test_the_readme_takes_a_base_that_has_a_head_for_other_labels(
+    tiny_base: Path, tmp_path: Path, clips: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with quiet_loading():
+        model = AutoModelForAudioClassification.from_pretrained(tiny_base, num_labels=7)
+    model.save_pretrained(tmp_path / "base")
+    shutil.copy(tiny_base / "preprocessor_config.json", tmp_path / "base")
+    made = describe(tmp_path / "base")
+    folder = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record, verify=False)
+    space: dict[str, Any] = {}
+    with quiet_loading():
+        exec(readme_snippet(made.record, str(folder), str(tmp_path / "base")), space)
+    assert capsys.readouterr().out.strip() in LABELS
+    values = space["extractor"](clips[0], sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        logits = space["model"](values).logits.numpy()
+    np.testing.assert_allclose(logits, load_adapter(folder).logits(clips[:1]), rtol=0, atol=1e-5)
 
 
 def test_a_whole_model_is_an_ordinary_directory_that_needs_no_base(
