@@ -108,7 +108,8 @@ def check_base(adapter: ReadAdapter) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("base", "broken", str(error), GIVE_BASE)
         return
-    encoder = f"{model.base_model_prefix}."
+    family = FAMILIES.get(model.config.model_type)
+    encoder = f"{family.encoder if family else model.base_model_prefix}."
     lost = sorted(name for name in absent if name.startswith(encoder))
     if lost:
         why = f"{where.name} lacks {len(lost)} weights of its own encoder, {lost[0]} first; they would be random"

@@ -195,9 +195,6 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
             module.register_forward_pre_hook(partial(_drop_before, cfg.head_dropout))
     if cfg.layer_weighted_sum:
         nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
-    window = family.window(config, cfg.input_seconds)
-    if window is not None:
-        family.fit_model(model, window)
     family.make_padding_exact(model)
     family.replace_attention(model)
     return model.eval()
@@ -213,9 +210,6 @@ def load_tuned(folder: Path, labels: Sequence[str], layer_weighted_sum: bool) ->
     if absent:
         raise UserError(f"{folder}: {len(absent)} weights are missing, {min(absent)} first; get the model again.")
     family = family_of(model.config)
-    window = family.window(model.config)
-    if window is not None:
-        family.fit_model(model, window)
     family.make_padding_exact(model)
     family.replace_attention(model)
     return model.eval()
@@ -249,6 +243,9 @@ def load_with_absent(cfg: ModelConfig, labels: Sequence[str], any_family: bool =
             model, loading = _with_weights(cfg, base, commit, config)
     except Exception as error:  # transformers raises nearly every kind there is at files that are damaged
         raise unloadable(cfg.name, error) from error
+    window = None if family is None else family.window(model.config, cfg.input_seconds)
+    if family is not None and window is not None:
+        family.fit_model(model, window)
     for module in model.modules():
         # On some CPUs bitsandbytes repacks 4-bit weights in the first evaluation, without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
