@@ -103,9 +103,14 @@ class Wav2Vec2BertFamily(ConvTransformerFamily):
 
         Returns:
             `input_features`, float32 of shape (frames, 2 * mel bins).
+
+        Raises:
+            UserError: The extractor makes a frame of another number of spectra than 2.
         """
         import numpy as np
 
+        if extractor.stride != SPECTRA:
+            raise EncoderError(f"preprocessor_config.json: stride is {extractor.stride}, must be {SPECTRA}.")
         waveform = np.pad(waveform, (0, max(0, self.minimum_samples(None) - len(waveform))))
         inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="np")
         frames = int(inputs["attention_mask"].sum())

@@ -21,6 +21,7 @@ from helpers.family_cells import LABELS
 from helpers.tiny_encoders import SIBLINGS, save_encoder
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from transformers import SeamlessM4TFeatureExtractor
 
 from peft_audio.adapters import verify
 from peft_audio.adapters.adapter_set import load_adapters
@@ -33,7 +34,7 @@ from peft_audio.data.collate import collate, prepare_clip
 from peft_audio.data.loaders import Loaders
 from peft_audio.data.sampler import TrainingBatches
 from peft_audio.encoders.base import Cut
-from peft_audio.encoders.family import family_of
+from peft_audio.encoders.family import FAMILIES, family_of
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.feature_cache.cut import find_cut, run_prefix
@@ -300,3 +301,8 @@ def test_a_weighted_sum_of_squeezed_layers_is_refused(encoder: str, tmp_path: Pa
     base = save_encoder(tmp_path / "base", SIBLINGS[encoder])
     with pytest.raises(UserError, match=r"--model.layer_weighted_sum: got true, must be false for SEW"):
         load_classifier(ModelConfig(name=str(base), layer_weighted_sum=True), LABELS)
+
+
+def test_features_of_another_number_of_spectra_are_refused() -> None:
+    with pytest.raises(UserError, match="stride is 4, must be 2"):
+        FAMILIES["wav2vec2-bert"].prepare(clips()[0], SeamlessM4TFeatureExtractor(num_mel_bins=40, stride=4))
