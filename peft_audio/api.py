@@ -1,4 +1,4 @@
-"""Offer the commands as Python functions; each imports torch when it is called, so that importing them is instant.
+"""Offer the commands as Python functions, which import torch only when they are called.
 
 Arguments have the names of the flags, and sections of settings are dicts: `--train.epochs 3` is `train={"epochs": 3}`.
 A wrong argument raises `UserError` with the message of the command.
@@ -37,7 +37,7 @@ def fine_tune(
 
     Args:
         source: Folder, manifest, Hub dataset or "bundled"; or all settings of the run, such as `LoraRecipe()`.
-        strategy: Name of the strategy, "lora" by default. With a recipe it is left out, or a function
+        strategy: Name of the strategy, "lora" by default. With a recipe, None or a function
             `(model, setup) -> (model, Trainable)` that marks the weights that train.
         **settings: Sections of the recipe's settings, and `config`, the path of a YAML file with more. Not with a
             recipe.

@@ -57,7 +57,7 @@ NEGATIVE = re.compile(r"(?<![^\s(\[])-(?=\.?\d)")
 SPECIAL = re.compile(r"[\\`*|<&~$]|\](?=\()|(?<!\w)_|_(?!\w)")
 
 
-def marked(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Put text on one line, make it `printable`, and escape the characters that Markdown interprets."""
     return SPECIAL.sub(lambda match: "\\" + match[0], printable(" ".join(text.split())))
 
@@ -72,7 +72,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers
     """
     right = len(header) if numbers_from is None else numbers_from
     sides = ["---" if i < right else "---:" for i in range(len(header))]
-    lines = [list(map(marked, header)), sides, *(list(map(marked, row)) for row in rows)]
+    lines = [list(map(escape_markdown, header)), sides, *(list(map(escape_markdown, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

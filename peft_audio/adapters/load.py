@@ -185,7 +185,7 @@ def load_unchecked(folder: Path, base: str | None = None) -> Adapter:
 
 
 def as_published(adapter: Adapter) -> Adapter:
-    """Merge an adapter, and put transformers' own attention back, in place: what its README loads without us."""
+    """Merge an adapter and restore the attention of transformers, in place, as in the README without this package."""
     model = adapter.model.merge_and_unload() if isinstance(adapter.model, PeftModel) else adapter.model
     adapter.record.family.restore_attention(model)
     return replace(adapter, model=model.eval())

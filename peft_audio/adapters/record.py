@@ -21,7 +21,7 @@ from peft_audio.errors import UserError
 from peft_audio.pages.render import render_text
 from peft_audio.tasks import task_of
 from peft_audio.tasks.task import Task
-from peft_audio.text import markdown_table, marked
+from peft_audio.text import escape_markdown, markdown_table
 
 RECORD = "peft_audio.json"
 SCHEMA_VERSION = 2
@@ -258,10 +258,10 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None, warning
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
     return render_text(
         "adapter_readme.md",
-        base_name=marked(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
+        base_name=escape_markdown(record.base_title) + ("" if record.pretrained else " with random weights, a control"),
         family=record.family.examples,
         inside="" if repository else ", from inside this folder",
-        kind="model" if whole else f"{marked(record.strategy)} adapter",
+        kind="model" if whole else f"{escape_markdown(record.strategy)} adapter",
         labels=labels_as_code(record),
         mask_vector=MASK_VECTOR,
         metrics=metrics_table(record),
@@ -271,7 +271,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None, warning
         sha256=record.base.sha256,
         snippet=readme_snippet(record, place),
         uncalled=_uncalled(record),
-        warning=None if warning is None else marked(warning),
+        warning=None if warning is None else escape_markdown(warning),
         where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
     )
 

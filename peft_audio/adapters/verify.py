@@ -34,8 +34,8 @@ def check_probes(folder: Path, base: str | None = None) -> list[str]:
     problems = check_answers(adapter, TOLERANCE)
     if problems or not adapter.record.family.uncalled:
         return problems
-    found = check_answers(as_published(adapter), TOLERANCE)
-    return [f"loaded as its README says, {problem}" for problem in found]
+    problems = check_answers(as_published(adapter), TOLERANCE)
+    return [f"loaded as in its README: {problem}" for problem in problems]
 
 
 def main(folder: str) -> int:

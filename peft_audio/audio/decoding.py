@@ -21,7 +21,7 @@ import soundfile
 import soxr
 
 from peft_audio.audio import pyav
-from peft_audio.audio.pyav import PYAV_SUFFIXES, AudioError, AudioInfo, Recording, open_bytes
+from peft_audio.audio.pyav import PYAV_SUFFIXES, AudioError, AudioInfo, Recording, open_recording
 
 AUDIO_SUFFIXES = PYAV_SUFFIXES | {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
 LOWEST_RATE, HIGHEST_RATE, ALLOWED_RATES = 4_000, 192_000, "4,000 to 192,000 Hz"
@@ -194,7 +194,7 @@ def _opened(source: Path | bytes) -> Iterator[tuple[soundfile.SoundFile | None, 
         _check_readable(source)
     elif not source:
         raise AudioError("is empty (0 bytes)", "empty")
-    file = open_bytes(source) if isinstance(source, bytes) else None
+    file = open_recording(source) if isinstance(source, bytes) else None
     try:
         with quiet_mpg123():
             sound = soundfile.SoundFile(file or source)
@@ -258,7 +258,7 @@ def _soundfile_blocks(sound: soundfile.SoundFile, first: int, end: int, size: in
 
 def _with_length(source: Path | bytes) -> Recording | None:
     """Open a WAV file whose header has length 0 as if it had the largest length; None if no samples follow."""
-    file = open_bytes(source)
+    file = open_recording(source)
     last = file.seek(0, io.SEEK_END)
     chunk = 12
     while chunk + 8 < last:
@@ -301,7 +301,7 @@ def _promised_bytes(sound: soundfile.SoundFile) -> int | None:
 def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
     """Return whether a file ends early: by its header for WAV, AIFF and AU, by its last page for OGG."""
     if sound.format == "OGG":
-        with open_bytes(source) as file:
+        with open_recording(source) as file:
             file.seek(max(0, file.seek(0, io.SEEK_END) - LARGEST_OGG_PAGE))
             tail = file.read()
         last = tail.rfind(b"OggS")
@@ -313,7 +313,7 @@ def _is_cut_off(sound: soundfile.SoundFile, source: Path | bytes) -> bool:
 
 def _is_length_guessed(source: Path | bytes, kind: str) -> bool:
     """Return whether an MP3 has no count of its frames, so that libsndfile estimates its length from the bit rate."""
-    with open_bytes(source) as file:
+    with open_recording(source) as file:
         tag = file.read(10)
         if tag[:3] == b"ID3":  # its size has 7 bits per byte
             file.seek(10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)))

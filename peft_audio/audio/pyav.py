@@ -131,7 +131,7 @@ def read_info(source: Path | bytes, reason: str) -> AudioInfo:
 @contextmanager
 def _opened(source: Path | bytes, reason: str = "") -> Iterator[tuple[Any, Any]]:
     """Open a container and its first sound track with PyAV; `reason` is the error of libsndfile."""
-    with open_bytes(source) as file:
+    with open_recording(source) as file:
         try:
             import av
         except ImportError as error:
@@ -189,7 +189,7 @@ class Recording(io.BufferedReader):
         return count
 
 
-def open_bytes(source: Path | bytes) -> Recording:
+def open_recording(source: Path | bytes) -> Recording:
     """Open a file, or bytes as a file."""
     try:
         return Recording(io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source))

@@ -21,7 +21,7 @@ from peft_audio.files import write_atomically
 from peft_audio.pages.render import render_html
 from peft_audio.pages.sections import Section, printable_section
 from peft_audio.tasks.metrics import METRIC_NAMES
-from peft_audio.text import markdown_table, marked, with_minus
+from peft_audio.text import escape_markdown, markdown_table, with_minus
 
 NOTHING = "–"
 COSTS = "Costs"
@@ -356,7 +356,7 @@ def to_json(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """Convert a comparison to Markdown for an issue, a model card or a README."""
-    parts = [f"# {marked(title_of(comparison))}"]
+    parts = [f"# {escape_markdown(title_of(comparison))}"]
     for section in sections(comparison):
         parts += [f"## {section.title}", *_markdown(section)]
     return "\n\n".join(parts) + "\n"
@@ -401,12 +401,12 @@ def _plain(value: Any) -> Any:
 def _markdown(section: Section) -> list[str]:
     parts = []
     if section.bullets:
-        parts.append("\n".join(f"- {marked(bullet)}" for bullet in section.bullets))
+        parts.append("\n".join(f"- {escape_markdown(bullet)}" for bullet in section.bullets))
     if section.header:
         parts.append(markdown_table(section.header, section.rows, section.name_column + 1 if section.numbers else None))
-    parts += map(marked, section.lines)
+    parts += map(escape_markdown, section.lines)
     for caption, output in section.outputs:
         # The fence must be longer than any fence inside the output.
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", output)), default=0))
-        parts += [marked(caption), f"{fence}text\n{output}\n{fence}"]
+        parts += [escape_markdown(caption), f"{fence}text\n{output}\n{fence}"]
     return parts

@@ -137,7 +137,7 @@ def parse_config(recipe: type[Recipe], arguments: Sequence[str] | None = None) -
         return read_config(recipe, sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print_traceback_if_debugging()
-        _fail(str(error))
+        _exit_on_error(str(error))
 
 
 def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
@@ -155,7 +155,7 @@ def read_config(recipe: type[Recipe], arguments: Sequence[str]) -> Recipe:
     """
     parser = make_parser(recipe)
     try:
-        parsed = parser.parse_args(_check_files(arguments, recipe))
+        parsed = parser.parse_args(_files_before_flags(arguments, recipe))
         parsed.pop("config", None)
         _refuse_null(parsed, recipe)
         cfg = recipe(**vars(parser.instantiate(parsed)))
@@ -225,9 +225,9 @@ def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe], arguments: S
     except KeyboardInterrupt:
         print_traceback_if_debugging()
         message = "stopped before the end, no adapter was saved. Repeat the command with --train.resume true to resume."
-        _fail(message, INTERRUPTED)
+        _exit_on_error(message, INTERRUPTED)
     except Exception as error:
-        _fail_here(*failure(error, cfg.train.output_dir))  # type: ignore[attr-defined]
+        _exit_with_own_error(*failure(error, cfg.train.output_dir))  # type: ignore[attr-defined]
 
 
 def _print_settings(cfg: Any) -> None:
@@ -261,7 +261,7 @@ def _signals_raise_stopped() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fail_here(message: str, code: int) -> NoReturn:
+def _exit_with_own_error(message: str, code: int) -> NoReturn:
     """Print an error of this process and end it; other processes of the run can have other errors."""
     process = os.environ.get("RANK", "0")
     # Only the first process prints lists of files.
@@ -283,17 +283,17 @@ def flags_of(recipe: type[Any]) -> dict[str, str]:
         kind = kinds[group]
         if not is_dataclass(kind):
             # The only list without a section is that of the arms of a comparison.
-            flags[group] = _takes(kind).replace("[q_proj, v_proj]", '"[lora, full]", with the quotes')
+            flags[group] = _describe_type(kind).replace("[q_proj, v_proj]", '"[lora, full]", with the quotes')
             continue
         hints = get_type_hints(kind)
         for field in fields(kind):
             # Choices and booleans need no example.
             example = f", such as {field.default}" if type(field.default) in (int, float) else ""
-            flags[f"{group}.{field.name}"] = _takes(hints[field.name]) + example
+            flags[f"{group}.{field.name}"] = _describe_type(hints[field.name]) + example
     return flags
 
 
-def _takes(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     """Describe a type in words."""
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
     if get_origin(hint) is list:
@@ -307,10 +307,10 @@ def _takes(hint: Any) -> str:
         return "a mapping of names to splits, such as {clean.100: train}"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    return words.get(hint) or " or ".join(_takes(part) for part in get_args(hint) if part is not NoneType)
+    return words.get(hint) or " or ".join(_describe_type(part) for part in get_args(hint) if part is not NoneType)
 
 
-def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
+def _files_before_flags(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
     """Check the command line and its YAML files, and move the files before the flags, so that flags override them."""
     files: list[str] = []
     flags: list[str] = []
@@ -325,12 +325,12 @@ def _check_files(arguments: Sequence[str], recipe: type[Any]) -> list[str]:
             files += [] if stored is None else ["--config", word if renamed == stored else yaml.safe_dump(renamed)]
             flags.pop()
         else:
-            _check_word(word, before)
+            _check_value(word, before)
             flags.append(word)
     return files + flags
 
 
-def _check_word(word: str, before: str) -> None:
+def _check_value(word: str, before: str) -> None:
     """Refuse a value that is YAML with more than plain values; text that is not YAML is allowed."""
     flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
     try:
@@ -445,7 +445,7 @@ def _explain(message: str, recipe: type[Any]) -> str:
     return f"{name}{' '.join(reason.split())}. See --help."
 
 
-def _fail(message: str, code: int = 2) -> NoReturn:
+def _exit_on_error(message: str, code: int = 2) -> NoReturn:
     """Print an error on the first process, because all processes get the same settings, and end this process."""
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {safe_to_print(message)}", file=sys.stderr)

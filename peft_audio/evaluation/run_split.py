@@ -56,16 +56,16 @@ def evaluate(
     """
     began = time.perf_counter()
     with accelerator.autocast() if mixed_precision else nullcontext():
-        rows = run_through(model, loader, accelerator.device, task)
+        rows = compute_logits(model, loader, accelerator.device, task)
     # Shares of processes differ by a clip and can be empty, so they are padded with index -1 and gathered once.
     padded = accelerator.pad_across_processes(send_to_device(rows, accelerator.device), pad_index=-1)
     gathered = {name: values.cpu() for name, values in accelerator.gather(padded).items()}
     seconds = time.perf_counter() - began
     real = gathered["index"] >= 0
-    return judge_rows({name: values[real] for name, values in gathered.items()}, task, seconds)
+    return evaluate_rows({name: values[real] for name, values in gathered.items()}, task, seconds)
 
 
-def run_through(model: Any, batches: Iterable[dict[str, Any]], device: torch.device, task: Task) -> Rows:
+def compute_logits(model: Any, batches: Iterable[dict[str, Any]], device: torch.device, task: Task) -> Rows:
     """Compute the logits of batches in eval mode.
 
     Returns:
@@ -88,14 +88,14 @@ def run_through(model: Any, batches: Iterable[dict[str, Any]], device: torch.dev
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def judge_rows(rows: Rows, task: Task, seconds: float) -> Evaluation:
-    """Compute the metrics of the recordings whose rows `run_through` returned, in any order."""
+def evaluate_rows(rows: Rows, task: Task, seconds: float) -> Evaluation:
+    """Compute the metrics of the recordings whose rows `compute_logits` returned, in any order."""
     order = rows["index"].argsort()
     logits, targets, recordings = (rows[name][order] for name in ("logits", "label", "recording"))
-    return judge(logits, targets, recordings, task, seconds)
+    return evaluate_logits(logits, targets, recordings, task, seconds)
 
 
-def judge(
+def evaluate_logits(
     logits: torch.Tensor, targets: torch.Tensor, recordings: torch.Tensor, task: Task, seconds: float
 ) -> Evaluation:
     """Compute the metrics of recordings.

@@ -35,7 +35,7 @@ from peft_audio.data.windows import cut_windows
 from peft_audio.encoders.family import family_of
 from peft_audio.errors import UserError
 from peft_audio.evaluation.chance import AgainstChance, compare_with_chance, learned_nothing_line
-from peft_audio.evaluation.run_split import Evaluation, judge_rows, run_through
+from peft_audio.evaluation.run_split import Evaluation, compute_logits, evaluate_rows
 from peft_audio.evaluation.scores import (
     CLASS_COLUMNS,
     MOST_SHOWN,
@@ -397,8 +397,8 @@ def _run_adapter(adapter: Adapter, rows: Dataset, collection: ClipTable, batch_s
     )
     began = time.perf_counter()
     device = next(adapter.model.parameters()).device
-    rows_with_logits = run_through(adapter.model, _with_progress(loader, len(batches)), device, adapter.task)
-    return judge_rows(rows_with_logits, adapter.task, time.perf_counter() - began)
+    rows_with_logits = compute_logits(adapter.model, _with_progress(loader, len(batches)), device, adapter.task)
+    return evaluate_rows(rows_with_logits, adapter.task, time.perf_counter() - began)
 
 
 def _with_progress(loader: DataLoader, batches: int) -> Iterator[dict[str, Any]]:

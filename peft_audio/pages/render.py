@@ -24,7 +24,8 @@ def render_text(name: str, **values: Any) -> str:
 
     Args:
         name: File name in `templates/`.
-        **values: Variables of the template. Pass text from outside through `text.marked`. A missing one is an error.
+        **values: Variables of the template. Pass text from outside through `text.escape_markdown`. A missing
+            one is an error.
     """
     return _environment(escape=False).get_template(name).render(values)
 

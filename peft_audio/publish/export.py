@@ -30,7 +30,7 @@ from peft_audio.errors import UserError
 from peft_audio.files import replace_folder
 from peft_audio.pages.render import render_text
 from peft_audio.processes import run_python
-from peft_audio.text import marked
+from peft_audio.text import escape_markdown
 
 # Largest allowed difference between logits of ONNX Runtime and the recorded ones, relative to max(1, the clip's largest
 # absolute logit). benchmarks/validity/onnx_difference.py measured at most 3.7e-4: ONNX Runtime sums in another order
@@ -112,8 +112,10 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
     return render_text(
         "export_readme.md",
         merged=form.name == "merged",
-        kind="fully trained model" if replace(record, exported="").whole else f"{marked(record.strategy)} adapter",
-        base_name=marked(record.base_title),
+        kind="fully trained model"
+        if replace(record, exported="").whole
+        else f"{escape_markdown(record.strategy)} adapter",
+        base_name=escape_markdown(record.base_title),
         metrics=metrics_table(record),
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,

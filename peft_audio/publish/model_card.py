@@ -17,7 +17,7 @@ from peft_audio.evaluation.scores import confusions
 from peft_audio.files import read_json
 from peft_audio.pages.render import render_text
 from peft_audio.runs.finished import Finished, predictions_of, read_run
-from peft_audio.text import markdown_table, marked
+from peft_audio.text import escape_markdown, markdown_table
 
 BUNDLED = "Free Spoken Digit Dataset, the part that comes with peft-audio"
 METRICS = {"test_accuracy": ("accuracy", "Accuracy"), "test_macro_f1": ("f1", "Macro-F1")}
@@ -145,5 +145,7 @@ def _comparison(folder: Path) -> str:
     tables = "#" + "\n### ".join(parts)
     for name in (about["source"], about["encoder"]):
         # A Hub id has the form org/name; anything longer is a folder.
-        tables = tables.replace(marked(name), marked(_data_name(name, name.count("/") == 1 and is_hub_id(name))))
+        tables = tables.replace(
+            escape_markdown(name), escape_markdown(_data_name(name, name.count("/") == 1 and is_hub_id(name)))
+        )
     return tables

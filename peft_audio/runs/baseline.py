@@ -24,7 +24,7 @@ from peft_audio.data.clip_table import recording_of
 from peft_audio.data.splits import Splits, load_splits
 from peft_audio.encoders.loading import Base
 from peft_audio.errors import UserError
-from peft_audio.evaluation.run_split import Evaluation, judge
+from peft_audio.evaluation.run_split import Evaluation, evaluate_logits
 from peft_audio.runs.folder import on_first, open_folder
 from peft_audio.runs.process_state import restored_process_state
 from peft_audio.runs.report import (
@@ -128,7 +128,7 @@ def evaluate_baseline(fitted: Fitted, splits: Splits, split: str) -> Evaluation:
     logits = torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).float()
     recordings = torch.from_numpy(pd.factorize(np.array(splits[split]["recording"], object))[0])
     targets = torch.tensor(splits[split]["label"])
-    return judge(logits, targets, recordings, splits.task, time.perf_counter() - began)
+    return evaluate_logits(logits, targets, recordings, splits.task, time.perf_counter() - began)
 
 
 def log_mel(waveform: np.ndarray, highest_hertz: float) -> np.ndarray:

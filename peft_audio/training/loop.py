@@ -27,8 +27,8 @@ from peft_audio.tasks.task import Task
 from peft_audio.training.checkpointing import Checkpoints, Saver, restore_state
 from peft_audio.training.hardware import compile_layers, peak_memory_bytes, seed_dropout
 from peft_audio.training.micro_batches import fit_micro_batches
-from peft_audio.training.nonfinite import Watch
-from peft_audio.training.optimizer import current_rates, make_optimizer, make_schedule, shrink
+from peft_audio.training.nonfinite import NonFiniteGuard
+from peft_audio.training.optimizer import apply_l1, current_rates, make_optimizer, make_schedule
 from peft_audio.training.signals import Stop, stop_on_signals
 from peft_audio.training.state import Learner, TrainState
 from peft_audio.training.tracking import Log
@@ -159,9 +159,9 @@ def _epoch(
     order.go_to(state.epoch, state.step_in_epoch)
     set_modes(learner.model, learner.trained, cfg.frozen_dropout)
     waits: list[float] = []
-    watch = Watch(loaders)
+    guard = NonFiniteGuard(loaders)
     began = time.perf_counter()
-    steps = _steps(learner, _timed(loaders.train, waits), state.micro_batches, cfg, watch, loaders.task)
+    steps = _steps(learner, _timed(loaders.train, waits), state.micro_batches, cfg, guard, loaders.task)
     remaining = min(order.steps - state.step_in_epoch, total - state.step)
     for loss in islice(steps, remaining):
         state.step, state.step_in_epoch, remaining = state.step + 1, state.step_in_epoch + 1, remaining - 1
@@ -170,7 +170,7 @@ def _epoch(
         if not accelerator.optimizer_step_was_skipped:
             learner.schedule.step()
         if not remaining or len(state.unlogged) >= _read_every(accelerator):
-            _read_losses(state, accelerator, log, watch)
+            _read_losses(state, accelerator, log, guard)
         state.train_seconds += time.perf_counter() - began
         state.wait_seconds += sum(waits)
         waits.clear()
@@ -198,7 +198,7 @@ def _validate(
 
 
 def _steps(
-    learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, watch: Watch, task: Task
+    learner: Learner, loader: Iterable[Any], micro_batches: int, cfg: TrainConfig, guard: NonFiniteGuard, task: Task
 ) -> Iterator[torch.Tensor]:
     """Do the optimizer steps of an epoch; yield this process's part of the mean loss of each step."""
     accelerator, optimizer = learner.accelerator, learner.optimizer
@@ -214,12 +214,12 @@ def _steps(
                 loss = (losses * batch["weight"]).sum()
                 # DDP averages over processes, but the weights already make the sum over processes the mean over clips.
                 accelerator.backward(loss * accelerator.num_processes)
-            watch.add(batch["index"], losses.detach())
+            guard.add(batch["index"], losses.detach())
             parts.append(loss.detach())
-        watch.end_step(accelerator.clip_grad_norm_(weights, cfg.max_grad_norm))
+        guard.end_step(accelerator.clip_grad_norm_(weights, cfg.max_grad_norm))
         optimizer.step()
         if cfg.l1 and not accelerator.optimizer_step_was_skipped:
-            shrink(optimizer, cfg.l1)
+            apply_l1(optimizer, cfg.l1)
         optimizer.zero_grad()
         yield torch.stack(parts).sum()
 
@@ -242,7 +242,7 @@ def _read_every(accelerator: Accelerator) -> int:
     return 1 if alone else READ_EVERY
 
 
-def _read_losses(state: TrainState, accelerator: Accelerator, log: Log, watch: Watch) -> None:
+def _read_losses(state: TrainState, accelerator: Accelerator, log: Log, guard: NonFiniteGuard) -> None:
     """Sum the losses over processes, log them, and stop the run if one is not finite."""
     parts = torch.stack([line["loss"] for line in state.unlogged])
     losses = accelerator.reduce(parts, reduction="sum").tolist()
@@ -250,7 +250,7 @@ def _read_losses(state: TrainState, accelerator: Accelerator, log: Log, watch: W
     log.write(lines)
     state.losses += losses
     state.unlogged = []
-    watch.check(lines, state.epoch, accelerator)
+    guard.check(lines, state.epoch, accelerator)
 
 
 def _summary(state: TrainState, metrics: dict[str, float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from peft_audio.errors import DivergedError
 from peft_audio.text import listed
 
 
-class Watch:
+class NonFiniteGuard:
     """Record of the losses of each clip, in steps whose losses were not read yet, because reading waits for the device.
 
     Args:

@@ -59,7 +59,7 @@ def current_rates(optimizer: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def shrink(optimizer: Any, l1: float) -> None:
+def apply_l1(optimizer: Any, l1: float) -> None:
     """Apply L1 to matrices after an optimizer step, by soft thresholding.
 
     Entries move towards zero by `l1` times their learning rate and stop at zero. As with the weight decay of AdamW,

@@ -20,7 +20,7 @@ from peft_audio.comparison.collect import read_comparison
 from peft_audio.comparison.page import print_comparison, sections, to_markdown
 from peft_audio.comparison.results import Comparison
 from peft_audio.errors import UserError
-from peft_audio.text import marked
+from peft_audio.text import escape_markdown
 
 LABELS = ("no", "yes")
 CLIPS = 200
@@ -420,7 +420,7 @@ def test_an_arm_that_always_answers_the_largest_class_is_below_the_line(tmp_path
     line = next(i for i, row in enumerate(rows) if "no better than always answering 'no':" in row)
     assert "lora" in rows[line - 2] and "full" in rows[line - 1] and "head_only" in rows[line + 1]
     assert "84.0 (5 equal seeds)" in rows[line + 1] and "[84.0, 84.0]" not in markdown
-    assert markdown.index(marked(said)) < markdown.index("- lora is ")
+    assert markdown.index(escape_markdown(said)) < markdown.index("- lora is ")
     with (console := Console(width=80, file=io.StringIO())).capture() as screen:
         print_comparison(comparison, [tmp_path / "comparison.md"], console)
     assert f"- {said}" in screen.get() and "answerin" not in screen.get().partition("What this shows")[0]

@@ -131,4 +131,4 @@ def test_verify_warns_of_it_and_checks_what_others_load(
     # An adapter that answers as recorded here alone is broken.
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
     problems = verify.check_probes(saved["lora"])
-    assert problems and all(problem.startswith("loaded as its README says, probe of") for problem in problems)
+    assert problems and all(problem.startswith("loaded as in its README: probe of") for problem in problems)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from peft_audio.evaluation.run_split import judge
+from peft_audio.evaluation.run_split import evaluate_logits
 from peft_audio.evaluation.scores import Scores, print_scores, score
 from peft_audio.tasks import task_of
 
@@ -20,7 +20,7 @@ def scores_of(labels: list[str], recordings: int = 3_000) -> Scores:
     logits = rng.normal(size=(recordings, len(labels)))
     logits[np.arange(recordings), right] += 1.5
     task, numbers = task_of(), torch.from_numpy(right)
-    found = judge(torch.from_numpy(logits), numbers, torch.arange(recordings), task, 0.0)
+    found = evaluate_logits(torch.from_numpy(logits), numbers, torch.arange(recordings), task, 0.0)
     return score(task, logits, right, labels, found.metrics)
 
 

@@ -23,7 +23,7 @@ from peft_audio.config import DataConfig, ModelConfig
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
-from peft_audio.evaluation.run_split import evaluate, judge
+from peft_audio.evaluation.run_split import evaluate, evaluate_logits
 from peft_audio.evaluation.scores import Scores, accuracy_interval, calibration_bins, score
 from peft_audio.runs.predictions import read_predictions
 from peft_audio.strategies import HeadOnlyRecipe, LoraRecipe
@@ -105,7 +105,7 @@ def check_settings(call: list[str], loss: float, capsys: pytest.CaptureFixture[s
 def judged(probabilities: np.ndarray, right: np.ndarray, labels: Sequence[str]) -> Scores:
     logits = torch.from_numpy(np.log(probabilities))
     task = task_of()
-    found = judge(logits, torch.from_numpy(right), torch.arange(len(right)), task, 0.0)
+    found = evaluate_logits(logits, torch.from_numpy(right), torch.arange(len(right)), task, 0.0)
     return score(task, logits.numpy(), right, labels, found.metrics)
 
 

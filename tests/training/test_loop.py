@@ -32,7 +32,7 @@ from peft_audio.strategies.base import Trainable
 from peft_audio.training import loop as training
 from peft_audio.training.hardware import make_accelerator
 from peft_audio.training.loop import Result, _epoch_line, train
-from peft_audio.training.optimizer import make_optimizer, make_schedule, shrink
+from peft_audio.training.optimizer import apply_l1, make_optimizer, make_schedule
 from peft_audio.training.state import Best
 from peft_audio.training.tracking import Log
 
@@ -331,7 +331,7 @@ def test_l1_moves_matrices_towards_zero_and_stops_there() -> None:
     matrix = torch.nn.Parameter(torch.tensor([[0.5, -0.5, 0.004, -0.004]]))
     bias = torch.nn.Parameter(torch.tensor([0.004]))
     optimizer = torch.optim.SGD([{"params": [it], "lr": 0.1, "matrix": it is matrix} for it in (matrix, bias)])
-    shrink(optimizer, l1=0.1)
+    apply_l1(optimizer, l1=0.1)
     assert torch.equal(matrix, torch.tensor([[0.5 - 0.01, -0.5 + 0.01, 0.0, 0.0]]))
     assert torch.equal(bias, torch.tensor([0.004]))
 

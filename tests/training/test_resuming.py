@@ -345,7 +345,7 @@ def test_evaluation_draws_nothing_from_the_generators(monkeypatch: pytest.Monkey
     model = SimpleNamespace(eval=lambda: None, config=SimpleNamespace(num_labels=2))
     batch = dict.fromkeys(("index", "recording", "label"), torch.zeros(3, dtype=torch.long))
     before = torch.get_rng_state()
-    rows = evaluation.run_through(model, [batch], torch.device("cpu"), task_of())
+    rows = evaluation.compute_logits(model, [batch], torch.device("cpu"), task_of())
     assert rows["logits"].shape == (3, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
