@@ -304,7 +304,7 @@ def test_poisoned_features_are_made_again(
     poison(features(tmp_path / "kept"), tmp_path / "kept", honest)
     again, parts = curve(settings(), "lora", tmp_path / "log.jsonl")
     assert not parts.loaders.prefix.reused and again == expected
-    assert "does not hold what the model returns" in capsys.readouterr().out
+    assert "does not match the output of the model" in capsys.readouterr().out
 
 
 def test_a_clip_that_is_damaged_stops_the_run_that_reads_it(settings: Callable[..., Recipe], tmp_path: Path) -> None:
