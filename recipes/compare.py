@@ -16,6 +16,6 @@ from peft_audio.config import parse_config
 if __name__ == "__main__":
     cfg = parse_config(CompareRecipe)
     # Imported late, because it imports torch: settings are checked first.
-    from peft_audio.comparison.run import conclude
+    from peft_audio.comparison.run import run_comparison
 
-    sys.exit(conclude(cfg))
+    sys.exit(run_comparison(cfg))

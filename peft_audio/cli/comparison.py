@@ -93,13 +93,13 @@ def run_plan(options: argparse.Namespace) -> int:
 
     from peft_audio.comparison.budget import fit
     from peft_audio.comparison.collect import with_commits
-    from peft_audio.comparison.jobs import alone_in
+    from peft_audio.comparison.jobs import locked
     from peft_audio.comparison.plan import measure, plan, print_plan
     from peft_audio.files import expanded
     from peft_audio.training.hardware import resolve_auto
 
     try:
-        with alone_in(expanded(cfg.output_dir)):
+        with locked(expanded(cfg.output_dir)):
             print(f"timing a few steps of {len(cfg.arms)} arms", file=sys.stderr)
             # Other messages go to stderr, so that the output starts with whether the result can be ranked.
             with redirect_stdout(sys.stderr):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from peft_audio.comparison.compare import Question, compare
+from peft_audio.comparison.compare import RankingSettings, compare
 from peft_audio.comparison.jobs import Job, diverged, finished, other_settings
 from peft_audio.comparison.results import Comparison, Failure
 from peft_audio.comparison.settings import ARMS, CompareRecipe
@@ -76,7 +76,7 @@ def with_commits(cfg: CompareRecipe) -> CompareRecipe:
     return replace(cfg, own_arms=cfg.own_arms | own)
 
 
-def note_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
+def save_jobs(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     """Save the settings and runs of a comparison for `peft-audio report`."""
     folder = expanded(cfg.output_dir)
     listed = [
@@ -107,7 +107,7 @@ def read_comparison(
     Raises:
         UserError: The folders hold no runs, a file is damaged, or two comparisons have arms with the same name.
     """
-    found, question, settings = RunsFound(), Question(), {}
+    found, ranking, settings = RunsFound(), RankingSettings(), {}
     for folder in map(Path.resolve, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give the folder of a comparison or of runs.")
@@ -115,9 +115,9 @@ def read_comparison(
         for inner in comparisons:
             jobs = _jobs(inner)
             settings[inner] = _settings(inner / SETTINGS, jobs)
-            question = _question(settings[inner], inner / SETTINGS)
+            ranking = _ranking_settings(settings[inner], inner / SETTINGS)
             for job in jobs:
-                _add_job(job, inner, question.controls, found)
+                _add_job(job, inner, ranking.controls, found)
         reports = sorted(path.parent for path in folder.rglob("report.json"))
         loose = [path for path in reports if not any(path.is_relative_to(inner) for inner in comparisons)]
         if not loose and not comparisons:
@@ -125,13 +125,13 @@ def read_comparison(
         for path in loose:
             _add_run(path, folder, found)
     _check_names(settings)
-    question = replace(
-        question,
-        reference=reference or question.reference,
-        margin=margin or question.margin,
-        metric=metric or question.metric,
+    ranking = replace(
+        ranking,
+        reference=reference or ranking.reference,
+        margin=margin or ranking.margin,
+        metric=metric or ranking.metric,
     )
-    return compare(with_arm_names(found.runs), question, found.failures, found.diverged)
+    return compare(with_arm_names(found.runs), ranking, found.failures, found.diverged)
 
 
 def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
@@ -145,12 +145,12 @@ def _settings(file: Path, jobs: Sequence[Job]) -> CompareRecipe:
     return read_config(CompareRecipe, ["--config", str(file), *more])
 
 
-def _question(cfg: CompareRecipe, file: Path) -> Question:
+def _ranking_settings(cfg: CompareRecipe, file: Path) -> RankingSettings:
     controls = frozenset(name for name, arm in cfg.all_arms().items() if arm.control)
     # Comparisons of version 0.1.0 were ranked by accuracy and do not record a metric.
     recorded = "metric" in plain_yaml(file.read_text(encoding="utf-8"))
     metric = cfg.metric if recorded else "accuracy"
-    return Question(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds, metric)
+    return RankingSettings(cfg.reference, cfg.margin, tuple(cfg.arms), controls, cfg.train_seconds, metric)
 
 
 def _check_names(settings: dict[Path, CompareRecipe]) -> None:

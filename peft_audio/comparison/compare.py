@@ -34,7 +34,7 @@ COSTS = ("num_trainable_params", "train_time", "accelerator_memory_max")
 
 
 @dataclass(frozen=True)
-class Question:
+class RankingSettings:
     """Settings of a comparison of finished runs.
 
     Attributes:
@@ -56,7 +56,7 @@ class Question:
 
 def compare(
     runs: Sequence[Finished],
-    question: Question,
+    ranking: RankingSettings,
     failures: Mapping[str, Sequence[Failure]] | None = None,
     diverged: Mapping[tuple[str, int | None], Sequence[float]] | None = None,
 ) -> Comparison:
@@ -64,7 +64,7 @@ def compare(
 
     Args:
         runs: finished runs of all arms, tuning and final.
-        question: reference, margin and order.
+        ranking: reference, margin and order.
         failures: failed runs by arm.
         diverged: learning rates at which the loss became NaN or infinite, by arm and fold. They count as the worst.
 
@@ -72,10 +72,10 @@ def compare(
         UserError: No run is final.
     """
     failures = failures or {}
-    names = [*question.order, *sorted({run.arm for run in runs} - set(question.order))]
+    names = [*ranking.order, *sorted({run.arm for run in runs} - set(ranking.order))]
     finals = {name: [run for run in runs if run.arm == name and run.final] for name in names}
     tuning = {name: [run for run in runs if run.arm == name and not run.final] for name in names}
-    competing = {name: arm for name, arm in finals.items() if _competes(name, arm, question)}
+    competing = {name: arm for name, arm in finals.items() if _competes(name, arm, ranking)}
     if not any(finals.values()):
         raise UserError(_explain_missing_runs(failures))
     first = next(run for arm in (*competing.values(), *finals.values()) for run in arm)
@@ -86,7 +86,7 @@ def compare(
     folds = {run.fold for arm in finals.values() for run in arm}
     tables = {name: by_seed(arm, folds) for name, arm in finals.items()}
     lost = {name: found for name, found in failures.items() if name in competing}
-    broken = broken_rules(competing, tuning, trials, lost, question.seconds is not None)
+    broken = broken_rules(competing, tuning, trials, lost, ranking.seconds is not None)
     arms = [
         make_arm(
             name,
@@ -99,20 +99,20 @@ def compare(
         )
         for name in names
     ]
-    answers, note = _majority(finals, _one_seed(finals, competing, tables, question), tables)
+    answers, note = _majority(finals, _one_seed(finals, competing, tables, ranking), tables)
     pool: Tables = {**tables, **({} if answers is None else {MAJORITY: {0: answers}})}
-    arms = with_differences(arms, finals, pool, question)
+    arms = with_differences(arms, finals, pool, ranking)
     # A broken rule also forbids claims and Pareto fronts.
     if broken:
         arms = [replace(arm, claim=None, p_holm=None) for arm in arms]
     else:
-        arms = with_fronts(ranked(arms, question.metric), question.metric)
-    return _make_comparison(arms, finals, pool, broken, question, first, note)
+        arms = with_fronts(ranked(arms, ranking.metric), ranking.metric)
+    return _make_comparison(arms, finals, pool, broken, ranking, first, note)
 
 
-def _competes(name: str, finals: Sequence[Finished], question: Question) -> bool:
+def _competes(name: str, finals: Sequence[Finished], ranking: RankingSettings) -> bool:
     """Return whether an arm must keep the rules: the reference, and every arm that is no control."""
-    return name == question.reference or not (name in question.controls or any(run.control for run in finals))
+    return name == ranking.reference or not (name in ranking.controls or any(run.control for run in finals))
 
 
 def _explain_missing_runs(failures: Mapping[str, Sequence[Failure]]) -> str:
@@ -122,9 +122,9 @@ def _explain_missing_runs(failures: Mapping[str, Sequence[Failure]]) -> str:
     return "no run read the test split; a comparison needs runs with train.evaluate_test true."
 
 
-def _one_seed(finals: Arms, competing: Arms, tables: Tables, question: Question) -> list[Finished]:
+def _one_seed(finals: Arms, competing: Arms, tables: Tables, ranking: RankingSettings) -> list[Finished]:
     """Select the runs of one seed, of the reference if possible, whose clips the majority control answers."""
-    names = sorted(competing, key=lambda name: name != question.reference)
+    names = sorted(competing, key=lambda name: name != ranking.reference)
     for name in names:
         for seed in tables[name]:
             return [run for run in finals[name] if run.seed == seed]
@@ -151,7 +151,7 @@ def _majority(finals: Arms, runs: Sequence[Finished], tables: Tables) -> tuple[P
     return answers, note
 
 
-def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question: Question) -> list[Arm]:
+def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, ranking: RankingSettings) -> list[Arm]:
     """Add the differences of arms to the controls and to the reference, and the claims that follow.
 
     Two arms are paired if they have the same data, splits and clips. The correction for several arms leaves controls
@@ -162,9 +162,9 @@ def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question
         arms: all arms.
         finals: final runs of each arm.
         tables: predictions on the test clips by arm and seed; the answers of the majority control under `MAJORITY`.
-        question: reference, margin and metric.
+        ranking: reference, margin and metric.
     """
-    scored = [name for name in [question.reference, *(arm.name for arm in arms)] if tables.get(name)]
+    scored = [name for name in [ranking.reference, *(arm.name for arm in arms)] if tables.get(name)]
     if not scored:
         return list(arms)
     home = scored[0]
@@ -179,15 +179,15 @@ def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question
     between = differences(tables, groups)
     rivals = [arm.name for arm in arms if arm.name in paired and not arm.control]
     if MAJORITY in tables and rivals:
-        arms = with_majority(arms, rivals, tables, question.metric, between)
+        arms = with_majority(arms, rivals, tables, ranking.metric, between)
     for control in arms:
         if control.control and control.strategy == "log_mel" and control.name in paired and rivals:
-            arms = with_log_mel(arms, rivals, control.name, question.metric, between)
+            arms = with_log_mel(arms, rivals, control.name, ranking.metric, between)
             break
-    if home != question.reference:
+    if home != ranking.reference:
         return list(arms)
     base = next(arm for arm in arms if arm.name == home)
-    found = {name: between(name, home, question.metric) for name in paired if name != home}
+    found = {name: between(name, home, ranking.metric) for name in paired if name != home}
     held = [name for name in rivals if name != home]
     corrected = dict(zip(held, holm([found[name].p_value for name in held]), strict=True))
     return [
@@ -195,7 +195,7 @@ def with_differences(arms: Sequence[Arm], finals: Arms, tables: Tables, question
             arm,
             difference=found.get(arm.name),
             p_holm=corrected.get(arm.name),
-            claim=_claim(arm, base, found[arm.name], corrected[arm.name], question)
+            claim=_claim(arm, base, found[arm.name], corrected[arm.name], ranking)
             if arm.name in held and not (arm.useless or base.useless)
             else None,
         )
@@ -247,14 +247,14 @@ def _mean(arm: Arm, metric: str) -> float:
     return found.interval.mean if found else -math.inf
 
 
-def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, question: Question) -> str:
+def _claim(arm: Arm, reference: Arm, difference: Difference, p_holm: float, ranking: RankingSettings) -> str:
     """Write the claim on an arm: its difference, its share of parameters and the difference that is resolved.
 
     If the arm is not better than the log_mel control, the first sentence is that.
     """
-    sentence = claim(arm.name, reference.name, difference, question.margin, p_holm, METRIC_NAMES[question.metric])
+    sentence = claim(arm.name, reference.name, difference, ranking.margin, p_holm, METRIC_NAMES[ranking.metric])
     sentence = sentence.rstrip(".")
-    if caution := log_mel_text(arm, question.metric):
+    if caution := log_mel_text(arm, ranking.metric):
         sentence = f"{caution} {sentence}"
     if arm.num_trainable_params and reference.num_trainable_params:
         ratio = reference.num_trainable_params / arm.num_trainable_params
@@ -268,7 +268,7 @@ def _make_comparison(
     finals: Arms,
     tables: Tables,
     broken: Sequence[str],
-    question: Question,
+    ranking: RankingSettings,
     first: Finished,
     note: str,
 ) -> Comparison:
@@ -279,21 +279,21 @@ def _make_comparison(
     groups = clips["group"].replace("", None)
     held = [arm.difference for arm in arms if arm.difference and not arm.control]
     folds = {run.fold for run in every} - {None}
-    order = sorted(arms, key=lambda arm: (arm.control, arm.useless, arm.rank or 0, -_mean(arm, question.metric)))
+    order = sorted(arms, key=lambda arm: (arm.control, arm.useless, arm.rank or 0, -_mean(arm, ranking.metric)))
     majority = majority_label(tables)
     rare = rare_classes(list(clips["label"].astype(str)), _groups(clips))
     return Comparison(
         arms=tuple(order),
-        reference=question.reference,
-        margin=question.margin,
+        reference=ranking.reference,
+        margin=ranking.margin,
         broken_rules=tuple(broken),
-        notes=(*_notes(arms, every, question), *([note] if note else [])),
+        notes=(*_notes(arms, every, ranking), *([note] if note else [])),
         source=printable(first.settings.get("data.source", "")),
         encoder=printable(first.settings.get("model.name", "")),
         clips=(first.report["train_clips"], first.report["validation_clips"], len(clips)),
         groups=None if groups.isna().any() else groups.nunique(),
         folds=len(folds) or None,
-        budget=_budget_text(first, question),
+        budget=_budget_text(first, ranking),
         best_metric=first.settings.get("train.best_metric", "macro_f1"),
         resolution=resolution(held) if held else None,
         conditional=any(difference.conditional for difference in held),
@@ -302,38 +302,38 @@ def _make_comparison(
         dataset_sha256=tuple(sorted({run.report["dataset_sha256"] for run in every})),
         split_sha256=tuple(sorted({run.report["split_sha256"] for run in every})),
         results=tuple(peft_result(run) for run in every),
-        metric=question.metric,
+        metric=ranking.metric,
         majority=majority,
-        on_controls=sentences(order, question.reference, majority, question.metric, rare, bool(broken)),
+        on_controls=sentences(order, ranking.reference, majority, ranking.metric, rare, bool(broken)),
         labels=tuple(map(printable, answers.labels)),
         label_clips=tuple(int(count) for count in answers.of_labels().sum(axis=1)),
     )
 
 
-def _budget_text(run: Finished, question: Question) -> str:
-    if question.seconds is not None:
-        return f"{question.seconds:g} s of training, as the steps that fit in when a few were timed"
+def _budget_text(run: Finished, ranking: RankingSettings) -> str:
+    if ranking.seconds is not None:
+        return f"{ranking.seconds:g} s of training, as the steps that fit in when a few were timed"
     steps = run.settings.get("train.max_steps")
     return f"{steps} steps" if steps else f"{run.settings.get('train.epochs')} epochs"
 
 
-def _notes(arms: Sequence[Arm], runs: Sequence[Finished], question: Question) -> Iterable[str]:
+def _notes(arms: Sequence[Arm], runs: Sequence[Finished], ranking: RankingSettings) -> Iterable[str]:
     """List the notes of a comparison."""
     names = {arm.name for arm in arms}
-    if question.reference not in names:
-        yield f"there is no arm {question.reference} to compare the others with; name another reference."
+    if ranking.reference not in names:
+        yield f"there is no arm {ranking.reference} to compare the others with; name another reference."
     for arm in arms:
         if arm.at_edge:
             yield f"{arm.name}: its best learning rate is at the edge of those tried; a better one may lie beyond."
         spent = arm.train_time
-        if spent and question.seconds and not arm.control and not 0.8 < spent / question.seconds < 1.25:
-            yield f"{arm.name}: {question.seconds:g} s of training were planned, but it took {spent:.0f} s."
-    chosen_by = {run.settings.get("train.best_metric", question.metric) for run in runs if not run.control}
-    if chosen_by and chosen_by != {question.metric}:
+        if spent and ranking.seconds and not arm.control and not 0.8 < spent / ranking.seconds < 1.25:
+            yield f"{arm.name}: {ranking.seconds:g} s of training were planned, but it took {spent:.0f} s."
+    chosen_by = {run.settings.get("train.best_metric", ranking.metric) for run in runs if not run.control}
+    if chosen_by and chosen_by != {ranking.metric}:
         selection = " or ".join(sorted(METRIC_NAMES.get(name, str(name)) for name in chosen_by))
         yield (
             f"learning rates and epochs were chosen by validation {selection} (train.best_metric); "
-            f"arms are ranked by test {METRIC_NAMES[question.metric]} (metric)."
+            f"arms are ranked by test {METRIC_NAMES[ranking.metric]} (metric)."
         )
     pretrained = [run for run in runs if not run.control]
     if len({run.report.get("base_sha256") for run in pretrained}) > 1:

@@ -50,7 +50,9 @@ def differences(tables: Tables, groups: Sequence[str | None]) -> Differences:
     return between
 
 
-def against(names: Sequence[str], control: str, metrics: Sequence[str], between: Differences) -> dict[str, ControlTest]:
+def compare_with_control(
+    names: Sequence[str], control: str, metrics: Sequence[str], between: Differences
+) -> dict[str, ControlTest]:
     """Test arms against a control.
 
     Args:
@@ -82,7 +84,7 @@ def with_majority(
     balanced accuracy, too.
     """
     metrics = ("macro_f1", "balanced_accuracy") if metric == "macro_f1" else (metric,)
-    tests = against(names, MAJORITY, metrics, between)
+    tests = compare_with_control(names, MAJORITY, metrics, between)
     (answers,) = tables[MAJORITY].values()
     constant = {name: all(table.decided == answers.decided for table in tables[name].values()) for name in names}
     return [
@@ -97,7 +99,7 @@ def with_log_mel(
     arms: Sequence[Arm], names: Sequence[str], control: str, metric: str, between: Differences
 ) -> list[Arm]:
     """Add the tests against the log_mel control."""
-    tests = against(names, control, (metric,), between)
+    tests = compare_with_control(names, control, (metric,), between)
     return [replace(arm, against_log_mel=tests.get(arm.name)) for arm in arms]
 
 

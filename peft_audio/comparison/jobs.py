@@ -216,7 +216,7 @@ def _run(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lock a comparison's folder, end runs that a killed comparison left, and turn SIGTERM into KeyboardInterrupt.
 
     Raises:

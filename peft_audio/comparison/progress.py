@@ -24,8 +24,8 @@ UNKNOWN = "time left: unknown"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Kind of runs that take about equally long.
+class RunKind:
+    """RunKind of runs that take about equally long.
 
     Attributes:
         arm: name of the arm.
@@ -38,27 +38,27 @@ class Kind:
     costs_count: bool
 
 
-def kind_of(job: Job) -> Kind:
+def run_kind(job: Job) -> RunKind:
     """Return the kind of a run; final runs with seed 0 measure costs."""
-    return Kind(job.arm, job.phase, job.phase == "final" and job.flags["train.seed"] == 0)
+    return RunKind(job.arm, job.phase, job.phase == "final" and job.flags["train.seed"] == 0)
 
 
-def expected_runs(cfg: CompareRecipe) -> Counter[Kind]:
+def expected_runs(cfg: CompareRecipe) -> Counter[RunKind]:
     """Count the runs of a comparison by kind, including extra trials that may not be needed."""
-    runs: Counter[Kind] = Counter()
+    runs: Counter[RunKind] = Counter()
     for cell in cells(cfg):
         tuned = is_tuned(cfg, cell)
         if tuned and cfg.trials > 1:
             rates = len(grid_of(cfg, cfg.all_arms()[cell.arm])) + cfg.extra_trials
-            runs[Kind(cell.arm, "tuning", False)] += rates * cfg.tuning_seeds
-        runs[Kind(cell.arm, "final", True)] += 1
+            runs[RunKind(cell.arm, "tuning", False)] += rates * cfg.tuning_seeds
+        runs[RunKind(cell.arm, "final", True)] += 1
         if tuned and cfg.seeds > 1:
-            runs[Kind(cell.arm, "final", False)] += cfg.seeds - 1
+            runs[RunKind(cell.arm, "final", False)] += cfg.seeds - 1
     return runs
 
 
 @dataclass
-class Watch:
+class ComparisonProgress:
     """Count the runs of a comparison and estimate the time of those that are left.
 
     Attributes:
@@ -77,8 +77,8 @@ class Watch:
     task: TaskID
     metric: str
     at_once: dict[bool, int]
-    left: Counter[Kind]
-    took: dict[Kind, list[float]] = field(default_factory=dict)
+    left: Counter[RunKind]
+    took: dict[RunKind, list[float]] = field(default_factory=dict)
     done: int = 0
 
     @property
@@ -139,7 +139,7 @@ class Watch:
             if count
         )
 
-    def _like(self, kind: Kind) -> list[float]:
+    def _like(self, kind: RunKind) -> list[float]:
         alike = (
             lambda other: other == kind,
             lambda other: (other.arm, other.phase) == (kind.arm, kind.phase),
@@ -151,7 +151,7 @@ class Watch:
         return next(found for found in every if found)
 
     def _count(self, job: Job, record: dict[str, Any]) -> None:
-        kind = kind_of(job)
+        kind = run_kind(job)
         self.left[kind] = max(0, self.left[kind] - 1)
         self.done += 1
         if record.get("exit_code") == 0 and "seconds" in record:
@@ -162,7 +162,7 @@ class Watch:
 
 
 @contextmanager
-def watching(cfg: CompareRecipe, at_once: dict[bool, int], console: Console) -> Iterator[Watch]:
+def show_progress(cfg: CompareRecipe, at_once: dict[bool, int], console: Console) -> Iterator[ComparisonProgress]:
     """Show a bar of the whole comparison on a terminal, and a line per run anywhere."""
     columns = (
         TextColumn("{task.description}"),
@@ -174,4 +174,4 @@ def watching(cfg: CompareRecipe, at_once: dict[bool, int], console: Console) -> 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         left = expected_runs(cfg)
         task = bar.add_task("comparison", total=left.total(), left=UNKNOWN)
-        yield Watch(console, bar, task, cfg.train.best_metric, at_once, left)
+        yield ComparisonProgress(console, bar, task, cfg.train.best_metric, at_once, left)

@@ -9,11 +9,11 @@ from contextlib import nullcontext, redirect_stdout
 from rich.console import Console
 
 from peft_audio.comparison.budget import fit
-from peft_audio.comparison.collect import note_jobs, read_comparison, with_commits
-from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, other_settings, run_jobs
+from peft_audio.comparison.collect import read_comparison, save_jobs, with_commits
+from peft_audio.comparison.jobs import Job, diverged, finished, locked, other_settings, run_jobs
 from peft_audio.comparison.page import print_comparison, write_comparison
 from peft_audio.comparison.plan import measure, plan, print_plan, runs_at_once, steps_for_seconds, unranked
-from peft_audio.comparison.progress import watching
+from peft_audio.comparison.progress import show_progress
 from peft_audio.comparison.results import Comparison
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import check_arms, final_jobs, tune
@@ -35,7 +35,7 @@ def run_arms(cfg: CompareRecipe) -> Comparison:
         UserError: A setting cannot be used, another process uses the folder, or it holds finished runs with other
             settings.
     """
-    with alone_in(expanded(cfg.output_dir)):
+    with locked(expanded(cfg.output_dir)):
         return _run_arms(cfg)
 
 
@@ -62,16 +62,16 @@ def _run_arms(cfg: CompareRecipe) -> Comparison:
         if cfg.minutes is not None:
             print_plan(plan(cfg, timing, cut), cfg.minutes, console)
     at_once = {costs_count: runs_at_once(cfg, costs_count) for costs_count in (True, False)}
-    with watching(cfg, at_once, console) as watch:
+    with show_progress(cfg, at_once, console) as watch:
         done: list[Job] = []
 
         def run(jobs: Sequence[Job], costs_count: bool) -> None:
             if not jobs:
                 return
             missing = [job for job in jobs if not (finished(job) or diverged(job))]
-            keep_finished(cfg, missing)
+            refuse_other_settings(cfg, missing)
             done.extend(job for job in jobs if job not in done)
-            note_jobs(cfg, done)
+            save_jobs(cfg, done)
             watch.begin(jobs, missing)
             if not missing:
                 show(f"{jobs[0].phase}: all {len(jobs)} runs are finished")
@@ -93,7 +93,7 @@ def _run_arms(cfg: CompareRecipe) -> Comparison:
     return comparison
 
 
-def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
+def refuse_other_settings(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
     """Refuse to replace runs that were finished with other settings.
 
     Raises:
@@ -108,7 +108,7 @@ def keep_finished(cfg: CompareRecipe, jobs: Sequence[Job]) -> None:
         )
 
 
-def conclude(cfg: CompareRecipe) -> int:
+def run_comparison(cfg: CompareRecipe) -> int:
     """Run a comparison and return an exit code: 1 if nothing is ranked, 2 for an error that the user can fix."""
     folder = expanded(cfg.output_dir)
     try:

@@ -67,7 +67,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
     splits: dict[str, Splits] = {}
     scan_seconds = 0.0
     for name, (recipe, arguments) in request.arms.items():
-        with naming(name):
+        with arm_in_errors(name):
             cfg = read_config(RECIPES[recipe], arguments)
             recipes[name] = resolve_auto(cfg) if isinstance(cfg, Recipe) else cfg
             began = time.perf_counter()
@@ -83,7 +83,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
     for number, name in enumerate(networks):
         cfg = recipes[name]
         whole = splits[repr(cfg.data)]
-        with naming(name):
+        with arm_in_errors(name):
             if not number:
                 cold = time_network(cfg, whole, (1, evaluated), request.shared_threads, folder / "first")
                 verify_seconds = _verify(folder / "first")
@@ -95,7 +95,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
         found[name] = timed
     for name, cfg in recipes.items():
         if isinstance(cfg, BaselineRecipe):
-            with naming(name):
+            with arm_in_errors(name):
                 found[name] = time_baseline(cfg, splits[repr(cfg.data)])
     one = next(iter(splits.values()))
     return Measured(
@@ -111,7 +111,7 @@ def time_arms(request: Request, folder: Path) -> Measured:
 
 
 @contextmanager
-def naming(arm: str) -> Iterator[None]:
+def arm_in_errors(arm: str) -> Iterator[None]:
     """Add the name of an arm to the message of a `UserError`."""
     try:
         yield

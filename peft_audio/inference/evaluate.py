@@ -45,7 +45,7 @@ from peft_audio.evaluation.scores import (
     score,
     summary_rows,
 )
-from peft_audio.inference.own_run import OwnRun, Seen, own_run, seen_clips, with_run_settings
+from peft_audio.inference.own_run import OwnRun, Seen, find_run, seen_clips, with_run_settings
 from peft_audio.pages.sections import Section, render_notebook
 from peft_audio.progress import progress_bar
 from peft_audio.runs.predictions import predictions_table
@@ -146,11 +146,11 @@ def evaluate_adapter(
         UserError: The source cannot be used, has labels that the adapter does not know, or lacks the split.
     """
     _refuse_conflicting_settings(cfg, adapter.record.crop)
-    run = own_run(adapter.folder, adapter.record)
+    run = find_run(adapter.folder, adapter.record)
     cfg, taken_over = with_run_settings(cfg, run)
     cfg = pin_revision(cfg, None)
     collection = find_clips(cfg, least_labels=1)
-    collection = with_labels_of(adapter.labels, collection, cfg.source)
+    collection = match_labels(adapter.labels, collection, cfg.source)
     clips = scan(collection)
     bad, good = clips[clips["fault"] != ""], clips[clips["fault"] == ""]
     if good.empty:
@@ -259,7 +259,7 @@ def _compare_with_chance(
     return None, ""
 
 
-def with_labels_of(known: Sequence[str], collection: ClipTable, source: str) -> ClipTable:
+def match_labels(known: Sequence[str], collection: ClipTable, source: str) -> ClipTable:
     """Replace labels of a source by those of the adapter that differ only in format, such as True and true.
 
     Args:

@@ -110,7 +110,7 @@ class OwnRun:
         ]
 
 
-def own_run(folder: Path | None, record: AdapterRecord) -> OwnRun | None:
+def find_run(folder: Path | None, record: AdapterRecord) -> OwnRun | None:
     """Read the run whose folder holds an adapter; None if no run or another run made this folder."""
     run = made_adapter(folder, record) if folder else None
     if run is None:

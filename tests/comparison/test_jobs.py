@@ -16,7 +16,7 @@ import pytest
 
 from peft_audio.comparison import jobs as launching
 from peft_audio.comparison import plan as planning
-from peft_audio.comparison.jobs import Job, alone_in, diverged, finished, run_jobs
+from peft_audio.comparison.jobs import Job, diverged, finished, locked, run_jobs
 from peft_audio.comparison.plan import runs_at_once
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.errors import UserError
@@ -187,15 +187,15 @@ def test_a_killed_comparison_leaves_nothing_running_for_the_next_one(tmp_path: P
         time.sleep(0.01)
     pid = read_json(path_beside(endless.folder, ".json"))["pid"]
     assert psutil.pid_exists(pid)
-    with alone_in(tmp_path), pytest.raises(UserError, match="in use by another comparison"), alone_in(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="in use by another comparison"), locked(tmp_path):
         pass
     assert not psutil.pid_exists(pid)
 
 
 def test_what_goes_wrong_inside_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), alone_in(tmp_path):
+    with pytest.raises(FileNotFoundError), locked(tmp_path):
         (tmp_path / "nothing").read_text()
-    with alone_in(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -204,7 +204,7 @@ def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> No
     place = tmp_path / "runs" / "arm"
     place.mkdir(parents=True)
     (place / "run.json").write_text(json.dumps({"pid": other.pid, "created": 1.0}))
-    with alone_in(tmp_path):
+    with locked(tmp_path):
         assert other.poll() is None
     end_processes([other.pid])
     assert other.poll() is not None

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from peft_audio.comparison.jobs import Job
-from peft_audio.comparison.progress import Kind, Watch, expected_runs, watching
+from peft_audio.comparison.progress import ComparisonProgress, RunKind, expected_runs, show_progress
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.comparison.tuning import Cell, final_jobs, tuning_jobs
 from peft_audio.config import TrainConfig
@@ -25,7 +25,7 @@ def settings(folder: Path, **changes: Any) -> CompareRecipe:
     return CompareRecipe(output_dir=str(folder), arms=["lora", "majority"], reference="lora", **changes)
 
 
-def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
+def end(watch: ComparisonProgress, job: Job, seconds: float, **record: Any) -> None:
     """End a run with a report."""
     job.folder.mkdir(parents=True)
     (job.folder / "report.json").write_text(json.dumps(REPORT))
@@ -37,10 +37,10 @@ def end(watch: Watch, job: Job, seconds: float, **record: Any) -> None:
 def test_runs_are_counted_with_extra_trials_and_folds(tmp_path: Path) -> None:
     runs = expected_runs(settings(tmp_path))
     assert runs == {
-        Kind("lora", "tuning", False): 4,
-        Kind("lora", "final", True): 1,
-        Kind("lora", "final", False): 4,
-        Kind("majority", "final", True): 1,
+        RunKind("lora", "tuning", False): 4,
+        RunKind("lora", "final", True): 1,
+        RunKind("lora", "final", False): 4,
+        RunKind("majority", "final", True): 1,
     }
     assert expected_runs(settings(tmp_path, folds=3, tuning_seeds=2)).total() == 3 * (8 + 5 + 1)
     assert expected_runs(settings(tmp_path, trials=1, seeds=1)).total() == 2
@@ -50,7 +50,7 @@ def test_a_pipe_gets_a_line_per_run_with_the_time_left(tmp_path: Path) -> None:
     """Tuning takes 60 s in each of two places, a final run 120 s: then 3 tuning runs and 5 final ones are left."""
     cfg = settings(tmp_path)
     console = Console(file=io.StringIO(), width=200)
-    with watching(cfg, {True: 1, False: 2}, console) as watch:
+    with show_progress(cfg, {True: 1, False: 2}, console) as watch:
         assert watch.seconds_left() is None
         tuning = tuning_jobs(cfg, Cell("lora", None), RATES, {})
         watch.begin(tuning, tuning)
@@ -81,7 +81,7 @@ def test_a_pipe_gets_a_line_per_run_with_the_time_left(tmp_path: Path) -> None:
 def test_a_line_names_the_metric_that_decides(metric: Any, said: str, tmp_path: Path) -> None:
     cfg = settings(tmp_path, train=TrainConfig(best_metric=metric))
     console = Console(file=io.StringIO(), width=200)
-    with watching(cfg, {True: 1, False: 2}, console) as watch:
+    with show_progress(cfg, {True: 1, False: 2}, console) as watch:
         end(watch, tuning_jobs(cfg, Cell("lora", None), RATES, {})[0], 60.0)
     assert isinstance(console.file, io.StringIO)
     assert f"validation {said} (60 s" in console.file.getvalue()
@@ -91,7 +91,7 @@ def test_runs_of_an_earlier_call_count_as_done(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
     tuning = tuning_jobs(cfg, Cell("lora", None), RATES, {})
     for _ in range(2):
-        with watching(cfg, {True: 1, False: 1}, Console(file=io.StringIO())) as watch:
+        with show_progress(cfg, {True: 1, False: 1}, Console(file=io.StringIO())) as watch:
             done = [job for job in tuning if job.folder.exists()]
             watch.begin(tuning, [job for job in tuning if job not in done])
             assert watch.done == len(done)
@@ -103,7 +103,7 @@ def test_runs_of_an_earlier_call_count_as_done(tmp_path: Path) -> None:
 def test_a_terminal_shows_one_bar_for_the_whole_comparison(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with watching(cfg, {True: 1, False: 1}, console) as watch:
+    with show_progress(cfg, {True: 1, False: 1}, console) as watch:
         tuning = tuning_jobs(cfg, Cell("lora", None), RATES, {})
         watch.begin(tuning, tuning)
         end(watch, tuning[0], 60.0)
@@ -114,6 +114,6 @@ def test_a_terminal_shows_one_bar_for_the_whole_comparison(tmp_path: Path) -> No
 
 
 def test_final_runs_of_an_arm_without_a_rate_are_not_waited_for(tmp_path: Path) -> None:
-    with watching(settings(tmp_path), {True: 1, False: 1}, Console(file=io.StringIO())) as watch:
+    with show_progress(settings(tmp_path), {True: 1, False: 1}, Console(file=io.StringIO())) as watch:
         watch.leave_out({"lora"})
         assert watch.total == 1

@@ -25,7 +25,7 @@ from peft_audio.cli import main
 from peft_audio.config.fields import changed_fields
 from peft_audio.data.clip_table import ClipTable, make_clips
 from peft_audio.errors import UserError
-from peft_audio.inference.evaluate import with_labels_of
+from peft_audio.inference.evaluate import match_labels
 from peft_audio.inference.own_run import OwnRun, seen_clips, with_run_settings
 
 PATTERN = r"^(s\d+)_"
@@ -215,14 +215,14 @@ def test_labels_that_formats_write_differently_are_known(
     collection = ClipTable(
         make_clips({"id": [str(i) for i in range(len(given))], "label": given}), tuple(sorted(set(given)))
     )
-    found = with_labels_of(known, collection, "clips.csv")
+    found = match_labels(known, collection, "clips.csv")
     assert list(found.clips["label"]) == labels and found.labels == known
 
 
 def test_labels_that_two_of_the_adapter_could_mean_are_refused() -> None:
     collection = ClipTable(make_clips({"id": ["0"], "label": ["True"]}), ("True",))
     with pytest.raises(UserError, match=r"does not know: True \(did you mean"):
-        with_labels_of(("TRUE", "true"), collection, "clips.csv")
+        match_labels(("TRUE", "true"), collection, "clips.csv")
 
 
 def test_an_adapter_no_better_than_guessing_is_named(
