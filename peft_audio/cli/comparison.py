@@ -77,9 +77,9 @@ def run_compare(options: argparse.Namespace) -> int:
         return 0
     source = [] if options.source is None else [f"--data.source={options.source}"]
     cfg = parse_config(CompareRecipe, [*source, *options.settings])
-    from peft_audio.comparison.run import conclude
+    from peft_audio.comparison.run import run_comparison
 
-    return conclude(cfg)
+    return run_comparison(cfg)
 
 
 def run_plan(options: argparse.Namespace) -> int:
