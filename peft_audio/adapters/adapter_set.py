@@ -113,7 +113,7 @@ def read_parts(folder: Path, record: AdapterRecord, model: Any, wrappings: Wrapp
         own = {name: weight.shape for name, weight in model.named_parameters()}
         statistics = {name for name, _ in model.named_buffers()}
         whole = set(_whole_names(config, record, model))
-        last = f"{family_of(model.config).head[-1]}."
+        last = f"{family_of(model.config).head_layers[-1]}."
         # The last layer of the shared model has the labels of another adapter.
         shapes = {name: _with_labels(own[name], len(record.labels) * name.startswith(last)) for name in whole}
     shapes |= wrapping.shapes

@@ -258,7 +258,8 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
     """
     read_object(folder / PREPROCESSOR)
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        with quiet_loading():
+            extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
         described = record.family.describe_input(extractor, record.minimum_samples)
     except Exception as error:  # damaged files raise many types of errors
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({library_problem(error)}).") from error

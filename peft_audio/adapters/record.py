@@ -292,7 +292,7 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
     load = render_text(
         "load_model.py.txt" if record.whole else "load_adapter.py.txt",
         labels=labels_as_code(record),
-        layer_weighted_sum=record.layer_weighted_sum,
+        settings=record.family.load_code(record.layer_weighted_sum),
         revision=record.base.commit,
         fit=record.family.fit_code(record.input),
         uncalled=_uncalled(record),

@@ -83,6 +83,7 @@ class EncoderFamily:
         encoder: Attribute of the classifier that holds the encoder.
         examples: Published checkpoints of the family, for messages.
         head: Modules of the fresh head, in order of use.
+        head_linear: Linear layers of the head where `head` names other modules.
         layers: List of transformer layers.
         masked_module: Module whose first argument SpecAugment masks.
         masked_channels_first: Whether it is of shape (clips, channels, frames), not (clips, frames, channels).
@@ -109,6 +110,7 @@ class EncoderFamily:
     encoder: str
     examples: str
     head: tuple[str, ...] = ("projector", "classifier")
+    head_linear: tuple[str, ...] = ()
     layers: str = "encoder.layers"
     masked_module: str = "encoder"
     masked_channels_first: bool = False
@@ -148,6 +150,11 @@ class EncoderFamily:
     def ia3_feed_forward(self) -> tuple[str, ...]:
         """List those of `ia3_targets` whose input is scaled instead of their output."""
         return self.feed_forward[-1:]
+
+    @property
+    def head_layers(self) -> tuple[str, ...]:
+        """List the linear layers of the fresh head, in order of use; the last one has a row per label."""
+        return self.head_linear or self.head
 
     @property
     def unquantized(self) -> tuple[str, ...]:
@@ -217,6 +224,10 @@ class EncoderFamily:
     def fit_model(self, model: Any, window: float) -> None:
         """Let a classifier take inputs of `window` seconds, in place: cut its positions, and change its config."""
         raise NotImplementedError
+
+    def load_code(self, layer_weighted_sum: bool) -> str:
+        """Return the argument of `from_pretrained` for the weighted sum of layers, for a README; empty without one."""
+        return f"use_weighted_layer_sum={layer_weighted_sum}"
 
     def fit_code(self, about: Mapping[str, Any]) -> str:
         """Return Python code for a README that does what `fit_model` does to `model`; empty without a fixed window.

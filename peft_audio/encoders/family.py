@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft_audio.encoders.ast import AST
 from peft_audio.encoders.base import EncoderFamily
 from peft_audio.encoders.data2vec_audio import DATA2VEC_AUDIO
 from peft_audio.encoders.hubert import HUBERT
@@ -18,6 +19,7 @@ from peft_audio.encoders.whisper import WHISPER
 from peft_audio.errors import EncoderError
 
 FAMILIES: dict[str, EncoderFamily] = {
+    "audio-spectrogram-transformer": AST,
     "data2vec-audio": DATA2VEC_AUDIO,
     "hubert": HUBERT,
     "sew": SEW,

@@ -151,7 +151,8 @@ def load_extractor(cfg: ModelConfig) -> Any:
     family = family_of(config)
     window = family.window(config, cfg.input_seconds)
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+        with quiet_loading():
+            extractor = AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
         if window is not None:
             family.fit_extractor(extractor, window)
         return extractor
@@ -186,9 +187,9 @@ def load_classifier(cfg: ModelConfig, labels: Sequence[str]) -> Any:
     spoilt = [name for name, value in encoder_of(model).named_parameters() if not value.isfinite().all()]
     if spoilt:
         raise EncoderError(f"{cfg.name} holds NaN or infinity in {spoilt[0]}; get it again, or another one.")
-    for name in family.head:
+    for name in family.head_layers:
         # A base that is a classifier itself brings a head, for labels of its own: draw ours as transformers does.
-        module = getattr(model, name)
+        module = model.get_submodule(name)
         nn.init.normal_(module.weight, std=family.head_std(config))
         nn.init.zeros_(module.bias)
         if cfg.head_dropout:
@@ -344,6 +345,8 @@ def quiet_loading() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+            # AST's own filter bank, as it was pretrained with.
+            warnings.filterwarnings("ignore", message="At least one mel filter has all zero", category=UserWarning)
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -226,7 +226,7 @@ print(json.dumps([logits.softmax(-1).tolist(), logits.tolist()]))
 def test_others_load_an_adapter_by_its_readme(whisper: Path, tone_folder: Path, tmp_path: Path) -> None:
     run(LoraRecipe(), whisper, tone_folder, tmp_path / "run", layer_weighted_sum=True)
     folder = tmp_path / "run" / "adapter"
-    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", "--snippet", str(folder)]) == 0
     adapter = load_adapter(folder)
     assert adapter.record.input["input_seconds"] == 1 and adapter.record.input["kind"] == "log-mel"
     clip = noise(40_000)
