@@ -282,7 +282,7 @@ def an_encoder_weight_less(folder: Path) -> None:
     ("damage", "words"),
     [
         (no_folder, "no folder"),
-        (another_family, "'bert' are not supported; known types: data2vec-audio"),
+        (another_family, "'bert' are not supported; known types: audio-spectrogram-transformer"),
         (no_config, "no config.json"),
         (no_weights, "cannot be loaded"),
         (half_downloaded, "cannot be loaded"),

@@ -451,7 +451,7 @@ BAD_INPUTS = (
     (["--data.max_seconds", "-1"], "--data.max_seconds: got -1.0, must be a number of seconds above 0."),
     (
         ["--model.name", "BERT"],
-        "encoders of type 'bert' are not supported; known types: data2vec-audio (data2vec-audio",
+        "encoders of type 'bert' are not supported; known types: audio-spectrogram-transformer (AST",
     ),
     (["--train.output_dir", "ONE"], "already exists; give another folder, or --train.overwrite true"),
 )
