@@ -121,6 +121,8 @@ def train(
     peak = peak_memory_bytes(accelerator)
     # Under mixed precision Accelerate patches `forward` in place; the model is saved and probed in float32.
     model = state.best.restore(accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False))
+    # Accelerate would return a model with this mark unchanged: a second training would run without autocast.
+    model._is_accelerate_prepared = False
     seconds = state.train_seconds
     return Result(
         model=model,

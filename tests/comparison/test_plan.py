@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers.tones import divide
@@ -232,9 +232,12 @@ def request_of(cfg: CompareRecipe) -> Request:
     return Request(arms, cfg.reference, shared_threads=1, limit_seconds=20.0, spawned=time.time())
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_all_arms_are_timed_in_one_process(
-    tiny: CompareRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Literal["no", "bf16"], tiny: CompareRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A timing trains one model several times."""
+    tiny = replace(tiny, train=replace(tiny.train, mixed_precision=precision))
     monkeypatch.setattr("peft_audio.comparison.timing.run_python", lambda *args: None)
     measured = time_arms(request_of(tiny), tmp_path / "timed")
     assert (measured.clips, measured.recordings, measured.classes) == (
