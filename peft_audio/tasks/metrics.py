@@ -36,7 +36,7 @@ def macro_f1(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) ->
         targets: true class number of each clip.
         weights: of shape (..., clips).
     """
-    return mean_f1(*_class_weights(decisions, targets, weights))
+    return mean_f1(*np.moveaxis(class_weights(decisions, targets, weights), -2, 0))
 
 
 def mean_f1(true: np.ndarray, decided: np.ndarray, both: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def balanced_accuracy(decisions: np.ndarray, targets: np.ndarray, weights: np.nd
         targets: true class number of each clip.
         weights: of shape (..., clips).
     """
-    true, _, both = _class_weights(decisions, targets, weights)
+    true, _, both = np.moveaxis(class_weights(decisions, targets, weights), -2, 0)
     return mean_recall(true, both)
 
 
@@ -73,10 +73,17 @@ def share_correct(true: np.ndarray, both: np.ndarray) -> np.ndarray:
     return _ratio(both.sum(axis=-1), true.sum(axis=-1), empty=np.nan)
 
 
-def _class_weights(
-    decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum the weights of the clips of each class, of those predicted as the class, and of those that are both."""
+def class_weights(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sum the weights of the clips of each class, of those predicted as the class, and of those that are both.
+
+    Args:
+        decisions: class number of each clip, of shape (clips,).
+        targets: true class number of each clip.
+        weights: of shape (..., clips).
+
+    Returns:
+        float64 of shape (..., 3, classes), for the classes that occur among targets or decisions.
+    """
     from scipy.sparse import csr_array
 
     classes, codes = np.unique(np.concatenate([targets, decisions]), return_inverse=True)
@@ -89,7 +96,8 @@ def _class_weights(
         return by_class.reshape(*weights.shape[:-1], len(classes))
 
     ones = np.ones(len(targets))
-    return sums(ones, true), sums(ones, decided), sums((true == decided).astype(np.float64), true)
+    correct = (true == decided).astype(np.float64)
+    return np.stack([sums(ones, true), sums(ones, decided), sums(correct, true)], axis=-2)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peft_audio.tasks.metrics import (
-    balanced_accuracy,
-    macro_f1,
+    class_weights,
     mean_f1,
     mean_recall,
     share_correct,
@@ -110,11 +109,8 @@ class SingleLabel(Task):
         given = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=np.float64)
         if name == "loss":
             value = weighted_mean(self._losses(logits, targets), given)
-        elif name == "accuracy":
-            value = weighted_mean(self.correct(logits, targets), given)
         else:
-            function = {"macro_f1": macro_f1, "balanced_accuracy": balanced_accuracy}[name]
-            value = function(self.decide(logits), targets, given)
+            value = self.metric_of_counts(name, class_weights(self.decide(logits), targets, given))
         return float(value) if weights is None else value
 
     def label_counts(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
