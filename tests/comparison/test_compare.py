@@ -303,7 +303,7 @@ def test_settings_tell_arms_of_one_strategy_apart(tmp_path: Path) -> None:
 
 def test_predictions_that_contradict_their_report_are_refused(folder: Path) -> None:
     rewrite(folder, "lora/final0", test_accuracy=0.99)
-    with pytest.raises(UserError, match=r"predictions.parquet gives a test accuracy of .* says 0.9900"):
+    with pytest.raises(UserError, match=r"predictions.parquet gives a test accuracy of .* has 0.9900"):
         read_comparison([folder])
 
 
