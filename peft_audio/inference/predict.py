@@ -587,7 +587,11 @@ def as_predictions(answer: Answer, record: AdapterRecord, windowing: Windowing) 
         return [Prediction(path, None, None, {}, None, None, answer.error)]
     used, predictions = max(end for _, end, _ in answer.windows), []
     longest = max(span.seconds for span in windowing.spans(answer.seconds or used))
-    unusual = far_outside(record.training_audio, longest, answer.level_dbfs, answer.sampling_rate, record.sampling_rate)
+    trained = dict(record.training_audio)
+    if record.input_seconds is not None and "seconds" in trained:
+        # Of longer training clips, the encoder read crops of a window.
+        trained["seconds"] = {name: min(value, record.input_seconds) for name, value in trained["seconds"].items()}
+    unusual = far_outside(trained, longest, answer.level_dbfs, answer.sampling_rate, record.sampling_rate)
     for start, end, row in answer.windows:
         values = np.array([row])
         (label,), probability = (

@@ -342,6 +342,10 @@ def test_a_fixed_window_is_cropped_at_random_and_averaged_over(
     assert report.test_loss == pytest.approx(-np.log(answers[range(len(labels)), labels]).mean(), rel=1e-4)
     predicted = predict(adapter, list(by_hand))
     np.testing.assert_allclose([list(one.probabilities.values()) for one in predicted], answers, atol=1e-5)
+    # Training clips of 9 s were read in crops of the window, so that windows are as long as they.
+    lasted = {"seconds": {"q01": 9.0, "q50": 9.0, "q99": 9.0}}
+    (one,) = predict(replace(adapter, record=replace(adapter.record, training_audio=lasted)), max(by_hand))
+    assert one.warnings == {}
     judged = evaluate_adapter(adapter, cfg.data)
     np.testing.assert_allclose(softmax(judged.evaluation.logits, axis=1), answers, atol=1e-5)
     with pytest.raises(UserError, match=r"window-seconds: got 0.4, must be 0.3 \(the encoder.s fixed window\) or less"):
