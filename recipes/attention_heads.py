@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fine-tune a few attention heads of an audio classifier.
 
 accelerate launch recipes/attention_heads.py                            # the bundled spoken digits

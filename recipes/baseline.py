@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fit a control without a network: the most frequent class, or logistic regression on log-mel statistics.
 
 accelerate launch recipes/baseline.py                                   # the bundled spoken digits

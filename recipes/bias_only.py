@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Train the biases of an audio classifier and its head.
 
 accelerate launch recipes/bias_only.py                                  # the bundled spoken digits

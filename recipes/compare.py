@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Compare ways of fine-tuning an audio classifier under equal conditions.
 
 python recipes/compare.py                                               # the bundled spoken digits

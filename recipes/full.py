@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fine-tune a whole audio classifier.
 
 accelerate launch recipes/full.py                                       # the bundled spoken digits

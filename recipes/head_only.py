@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Train a classification head on a frozen encoder.
 
 accelerate launch recipes/head_only.py                                  # the bundled spoken digits

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fine-tune an audio classifier with IA3's scaling vectors.
 
 accelerate launch recipes/ia3.py                                        # the bundled spoken digits

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fine-tune the last layers of an audio classifier.
 
 accelerate launch recipes/last_n_layers.py                              # the bundled spoken digits

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["peft-audio"]
+# ///
 """Fine-tune an audio classifier with LoRA adapters.
 
 accelerate launch recipes/lora.py                                       # the bundled spoken digits
