@@ -145,17 +145,17 @@ class RunReport:
     chance: dict[str, Any] | None
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
-    folder: Path | None = field(default=None, compare=False)
+    folder: str | None = field(default=None, compare=False)
 
     @property
     def adapter(self) -> Path | None:
         """Return the folder of the saved adapter, or of the whole model; None where there is none."""
-        places = [] if self.folder is None else [self.folder / name for name in ("adapter", "model")]
+        places = [] if self.folder is None else [Path(self.folder, name) for name in ("adapter", "model")]
         return next((place for place in places if place.is_dir()), None)
 
     def _repr_html_(self) -> str:
         """Render figures and learning curves in a notebook."""
-        epochs = [] if self.folder is None else epochs_of(self.folder)
+        epochs = [] if self.folder is None else epochs_of(Path(self.folder))
         numbers = [line["epoch"] for line in epochs]
 
         def chart(title: str, keys: dict[str, str]) -> Curves | None:
@@ -313,7 +313,7 @@ def shared_fields(run: Run, evaluations: dict[str, Evaluation], skipped: int) ->
         "split_sha256": splits.split_sha256(),
         "base_sha256": run.base.sha256,
         "versions": versions(),
-        "folder": run.folder,
+        "folder": str(run.folder),
     }
 
 
@@ -342,7 +342,7 @@ def read_report(folder: Path) -> RunReport:
     if not stored:
         raise UserError(f"--train.resume: {folder / REPORT} cannot be read; {REPLACE}.")
     known: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(RunReport)}
-    return RunReport(**known | {"folder": folder})
+    return RunReport(**known | {"folder": str(folder)})
 
 
 def print_report(report: RunReport, product: Path, example: str) -> None:

@@ -45,5 +45,5 @@ def test_debug_shows_the_traceback(
     monkeypatch.setattr("peft_audio.cli.cache.run_cache", raising(gone))
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith("error: assets/a.html is not there")
+    assert said.splitlines()[-1].startswith("error: assets/a.html does not exist")
     assert said.startswith("Traceback (most recent call last)") is shown

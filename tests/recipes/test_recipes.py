@@ -423,7 +423,7 @@ def test_without_evaluate_test_no_test_clip_is_read(
         copy.write_bytes(clip.read_bytes())
     report = fine_tune(recipe(source, tiny_base, run, overwrite=True, evaluate_test=False))
     assert (report.test_accuracy, report.test_macro_f1, report.test_loss) == (None, None, None)
-    assert report.folder == run and report.adapter == run / "adapter"
+    assert report.folder == str(run) and report.adapter == run / "adapter"
     stored = {name: value for name, value in asdict(report).items() if name != "folder"}
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(stored))
     assert set(pq.read_table(run / "predictions.parquet")["split"].to_pylist()) == {"validation"}
