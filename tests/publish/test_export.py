@@ -140,7 +140,7 @@ def test_graphs_of_every_family_take_any_length(encoder: str, tmp_path: Path) ->
 def test_a_whole_model_is_exported_as_it_is(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = describe(tiny_base, PRODUCTS["full"])
     saved = save_adapter(tmp_path, made.model, made.trained, made.extractor, made.record, verify=False)
-    monkeypatch.setattr(export, "_ask", answers_of_ours)
+    monkeypatch.setattr(export, "_logits_in_fresh_process", answers_of_ours)
     export.export_adapter(saved, tmp_path / "merged", "merged")
     assert (saved / "model.safetensors").read_bytes() == (tmp_path / "merged/model.safetensors").read_bytes()
     assert "from a fully trained model" in (tmp_path / "merged/README.md").read_text()
@@ -169,7 +169,7 @@ def test_what_answers_otherwise_is_never_put_in_place(
         change(found := answers_of_ours(*question))
         return found
 
-    monkeypatch.setattr(export, "_ask", other)
+    monkeypatch.setattr(export, "_logits_in_fresh_process", other)
     with pytest.raises(UserError, match=rf"differs from the recorded logits {words}"):
         export.export_adapter(lora_dir, tmp_path / "out", "merged")
     assert not list(tmp_path.iterdir()), "nothing is left"
@@ -178,7 +178,7 @@ def test_what_answers_otherwise_is_never_put_in_place(
 def test_only_an_export_is_replaced(
     exports: dict[str, Path], lora_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_ask", answers_of_ours)
+    monkeypatch.setattr(export, "_logits_in_fresh_process", answers_of_ours)
     folder = shutil.copytree(exports["onnx"], tmp_path / "out")
     with pytest.raises(UserError, match="already exists"):
         export.export_adapter(lora_dir, folder, "merged")
