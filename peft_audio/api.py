@@ -134,7 +134,7 @@ def check(
         data: Settings of the data, by the name behind `--data.`; not with a `DataConfig`.
 
     Returns:
-        Counts and findings; `spoiled` says whether one of them would spoil a comparison.
+        Counts and findings; `spoiled` is true if one of them would spoil a comparison.
 
     Raises:
         UserError: There is nothing to check, or a setting cannot be used.
@@ -213,8 +213,8 @@ def predict(
     """Label recordings, as `peft-audio predict` does.
 
     A recording's answer does not depend on the others. An adapter that was trained on windows reads the whole recording
-    in such windows, and the probabilities are averaged. Any other reads the start of the recording, and `seconds_used`
-    says how much.
+    in such windows, and the probabilities are averaged. Any other reads the start of the recording, of a length
+    given in `seconds_used`.
 
     Args:
         adapter: Folder such as runs/lora/adapter, `org/name` on the Hub, or what `load_adapter` returned.
@@ -329,7 +329,7 @@ def push(
         dry_run: Whether to list the files and send nothing.
 
     Returns:
-        Files and their bytes; after a dry run `obstacle` says why a push would be refused.
+        Files and their bytes; after a dry run `obstacle` is the reason why a push would be refused.
 
     Raises:
         UserError: The adapter is broken, its base is not on the Hub, or the Hub refuses it.

@@ -208,7 +208,7 @@ class ConvTransformerFamily(EncoderFamily):
         return torch.arange(frames, device=samples.device) < counts[:, None]
 
     def mask_of(self, lengths: torch.Tensor, frames: int, config: Any) -> torch.Tensor:
-        """Return an attention mask for features, which stands for the mask of their inputs.
+        """Return an attention mask for features that replaces the mask of their inputs.
 
         All that a model with convolutions reads from a mask is its sum.
 

@@ -50,14 +50,14 @@ def make_padding_exact(encoder: nn.Module) -> None:
     exact = ValidGroupNorm(plain.num_groups, plain.num_channels, plain.eps)
     exact.weight, exact.bias = plain.weight, plain.bias
     first.layer_norm = exact
-    encoder.register_forward_pre_hook(_tell_valid_frames, with_kwargs=True)
+    encoder.register_forward_pre_hook(_set_valid_frames, with_kwargs=True)
 
 
-def _tell_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _set_valid_frames(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     first = encoder.feature_extractor.conv_layers[0]
     kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
-    # Where nothing is padded, torch's own norm says the same, faster; to ask a GPU would cost more than that.
+    # Without padding, torch's own norm returns the same faster. Reading the mask from a GPU would cost more than that.
     if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
         first.layer_norm.valid_frames = None
     else:

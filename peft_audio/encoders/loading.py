@@ -101,7 +101,7 @@ def with_commit(cfg: ModelConfig) -> ModelConfig:
 def with_recorded_commit(cfg: ModelConfig, made: Mapping[str, Any]) -> ModelConfig:
     """Take the commit of a Hub base from the settings of an earlier run, unless another commit is asked for.
 
-    A branch or tag that is asked for is not resolved again; a printed line says so.
+    A branch or tag that is asked for is not resolved again; a line is printed.
 
     Args:
         cfg: Encoder that is asked for now.
@@ -336,7 +336,7 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
 def quiet_loading() -> Iterator[None]:
     """Keep transformers' report of the fresh head and PEFT's use of a deprecated name from the user's screen.
 
-    The keys are checked by us, and the user can mend neither.
+    This package checks the keys itself, and a user can change neither.
     """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -355,11 +355,11 @@ def quiet_loading() -> Iterator[None]:
 
 
 def quantization_settings(cfg: ModelConfig, config: Any) -> dict[str, Any]:
-    """What tells transformers to hold the transformer's linear layers in 8 or 4 bits; nothing where it is not asked."""
+    """Build the loading arguments that hold linear layers in 8 or 4 bits; empty without quantisation."""
     if cfg.quantization == "none":
         return {}
     keep = list(family_of(config).unquantized)
-    # bitsandbytes says at every product of every step that it computes in float16.
+    # bitsandbytes warns at every product of every step that it computes in float16.
     getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")
     eight = cfg.quantization == "int8"
     return {

@@ -473,7 +473,7 @@ class PredictionList(list[Prediction]):
 
 
 def _players(paths: Sequence[str]) -> Iterator[str]:
-    """Yield a data URI for each path; "" where it is no file to play, stands there already, or the page is full."""
+    """Yield a data URI for each path; "" if it is no file to play, is played already, or the page is full."""
     left, played = MOST_PLAYED_BYTES, set()
     for path in paths:
         kind = PLAYED.get(Path(path).suffix.lower())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 28, 34
-# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008), with a dash pattern each.
+# Colours that colour-blind readers can distinguish (Okabe and Ito, 2008), with a dash pattern each.
 STYLES = (("#0072B2", ""), ("#D55E00", "5 3"), ("#009E73", "2 2"))
 
 

@@ -220,15 +220,13 @@ FAULTS: dict[str, Fault] = {
         "preprocessor cannot be loaded",
     ),
     "recorded for another base": Fault("lora", base(name="other-base"), "other weights"),
-    "PEFT is told another base": Fault(
+    "PEFT names another base": Fault(
         "lora",
         edit("adapter_config.json", base_model_name_or_path="other-base"),
         "PEFT alone loads another",
         loads=True,
     ),
-    "PEFT is told another commit": Fault(
-        "lora", edit("adapter_config.json", revision="f" * 40), "revision", loads=True
-    ),
+    "PEFT names another commit": Fault("lora", edit("adapter_config.json", revision="f" * 40), "revision", loads=True),
     "a commit that is none": Fault("lora", base(commit="../../refs"), "base.commit must be"),
     "the name of a base without end": Fault("lora", base(name="a" * 5_000), "does not exist"),
     "a base of a user who is not here": Fault("lora", base(name="~nobody-here/x"), "does not exist"),

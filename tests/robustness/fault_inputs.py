@@ -65,7 +65,7 @@ RECORDINGS = cases(
         ),
         (
             "recordings",
-            "a WAV file shorter than its header says",
+            "a WAV file shorter than its header states",
             ["warning: 1 of 32 clips are cut off", "peft-audio check"],
             once(make=cut(CLIP, 0.6)),
             0,

@@ -278,7 +278,7 @@ CASES += [
     ),
     Case("one recording in two classes", partial(copy, FIRST, "train/1/again.wav"), "near", by_split),
     Case(
-        "a speaker on both sides, told `--data.group_pattern`",
+        "a speaker on both sides, with `--data.group_pattern`",
         partial(another_take, "test/0/0_george_20.wav"),
         "group",
         by_split,
@@ -286,7 +286,7 @@ CASES += [
     ),
     Case("GTZAN's faults as it comes: a corrupt file, repeats, an artist on both sides", gtzan, "GTZAN", table),
     Case(
-        "the same, told `--data.group_column artist` (and `skip`)",
+        "the same, with `--data.group_column artist` (and `skip`)",
         gtzan,
         "GTZAN, told",
         table,
