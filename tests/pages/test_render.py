@@ -14,7 +14,7 @@ def test_values_are_text_in_html_and_never_templates() -> None:
 
 
 def test_text_holds_values_as_they_are_and_refuses_missing_ones() -> None:
-    values = {"labels": HOSTILE, "layer_weighted_sum": False, "fit": "", "uncalled": ""}
+    values = {"labels": HOSTILE, "settings": "", "fit": "", "uncalled": ""}
     code = render_text("load_adapter.py.txt", **values, revision="abc")
     assert f"labels = {HOSTILE}\n" in code and '    dtype=torch.float32, revision="abc",\n' in code
     assert "    dtype=torch.float32,\n" in render_text("load_adapter.py.txt", **values, revision=None)
