@@ -106,9 +106,9 @@ MUTATIONS = (
     ),
     Mutation(
         "WavLM's attention is transformers', which ignores LoRA",
-        "peft_audio/encoders/loading.py",
-        "    family.replace_attention(model)",
-        "    pass",
+        "peft_audio/encoders/wavlm.py",
+        "        call_linear_layers(model)",
+        "        pass",
         "tests/encoders/test_wavlm.py",
     ),
     Mutation(

@@ -45,9 +45,7 @@ def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list
         One sentence per problem; none if the recorded logits came out within `TOLERANCE`.
     """
     seconds = [probe["seconds"] for probe in record.probes]
-    inputs = record.family.input_code(record.input)
-    on_probes = ON_PROBES.format(inputs=indent(inputs, "    "))
-    code = readme_snippet(record, str(folder.resolve()), base) + "\n" + on_probes
+    code = probing_code(folder, record, base)
     with tempfile.TemporaryDirectory() as place:
         script, answers = Path(place) / "snippet.py", Path(place) / "answers.json"
         script.write_text(code, encoding="utf-8")
@@ -65,6 +63,13 @@ def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list
         for length, label, row in zip(seconds, labels, logits.tolist(), strict=True)
     ]
     return compare_probes(record, measured, TOLERANCE)
+
+
+def probing_code(folder: Path, record: AdapterRecord, base: str | None) -> str:
+    """Return the README's code, followed by code that writes the logits of `probes.npz` to `answers.json`."""
+    inputs = record.family.input_code(record.input)
+    on_probes = ON_PROBES.format(inputs=indent(inputs, "    "))
+    return readme_snippet(record, str(folder.resolve()), base) + "\n" + on_probes
 
 
 def differs_from_readme(folder: Path, record: AdapterRecord, where: str) -> bool:

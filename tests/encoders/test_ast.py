@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoModelForAudioClassification
+from helpers.tiny_ast import save_ast
+from transformers import ASTConfig, AutoModelForAudioClassification
 from transformers.models.audio_spectrogram_transformer import feature_extraction_audio_spectrogram_transformer as theirs
 
 from peft_audio import DataConfig, FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe, ModelConfig, fine_tune
@@ -34,17 +35,7 @@ LABELS = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def ast(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published layout, small: patches of 16 x 16 every 10, a window of 2.56 s, labels of its own."""
-    folder = tmp_path_factory.mktemp("bases") / "ast"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    model = ASTForAudioClassification(ASTConfig(**sizes, max_length=256, num_labels=7))
-    embeddings = model.audio_spectrogram_transformer.embeddings
-    for table in (embeddings.position_embeddings, embeddings.cls_token, embeddings.distillation_token):
-        torch.nn.init.normal_(table)
-    model.save_pretrained(folder)
-    ASTFeatureExtractor(max_length=256).save_pretrained(folder)
-    return folder
+    return save_ast(tmp_path_factory.mktemp("bases") / "ast")
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:

@@ -125,23 +125,6 @@ def test_a_fresh_process_without_this_package_gives_the_same_logits(cells: Cells
     assert {key: error for key, error in errors.items() if not error < 1e-5} == {}
 
 
-@pytest.mark.slow
-def test_it_does_so_for_every_encoder_and_strategy(
-    cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    every = [(encoder, strategy) for encoder in ENCODERS for strategy in STRATEGIES]
-    errors = errors_in_a_fresh_process({key: cells[key] for key in every}, tmp_path)
-    with capsys.disabled():
-        print("\nlargest difference of logits after saving and loading with plain transformers and PEFT:")
-        print(f"{'':32}" + "".join(f"{strategy:>26}" for strategy in STRATEGIES))
-        for encoder in ENCODERS:
-            mixture = " (mixture)" if cells[encoder, "lora"].mixture else ""
-            row = "".join(f"{errors[encoder, strategy]:26.0e}" for strategy in STRATEGIES)
-            print(f"{encoder + mixture:<32}{row}")
-    assert len(errors) == len(ENCODERS) * len(STRATEGIES)
-    assert {key: error for key, error in errors.items() if not error < 1e-5} == {}
-
-
 @every_cell
 def test_our_own_loading_answers_as_recorded(cells: Any, encoder: str, strategy: str) -> None:
     assert verify.check_probes(cells[encoder, strategy].folder) == []

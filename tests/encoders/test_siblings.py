@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +12,27 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from accelerate import Accelerator
 from helpers.adapt import adapt
-from helpers.cuts import EVERY
 from helpers.family_cells import LABELS
 from helpers.tiny_encoders import SIBLINGS, save_encoder
+from helpers.trained_encoders import Trained, batch_of, clips, make
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from transformers import SeamlessM4TFeatureExtractor
 
 from peft_audio.adapters import verify
 from peft_audio.adapters.adapter_set import load_adapters
-from peft_audio.adapters.load import Adapter, load_adapter, model_inputs
+from peft_audio.adapters.load import load_adapter, model_inputs
 from peft_audio.adapters.probes import probe_waveforms
-from peft_audio.adapters.record import describe_adapter
-from peft_audio.adapters.save import save_adapter
-from peft_audio.config import ModelConfig, Recipe, TrainConfig
-from peft_audio.data.collate import collate, prepare_clip
-from peft_audio.data.loaders import Loaders
-from peft_audio.data.sampler import TrainingBatches
+from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import Cut
-from peft_audio.encoders.family import FAMILIES, family_of
-from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
+from peft_audio.encoders.family import FAMILIES
+from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
-from peft_audio.feature_cache.cut import find_cut, run_prefix
 from peft_audio.publish.export import FORMS, write_export, write_graph
 from peft_audio.strategies import FullRecipe
-from peft_audio.strategies.base import Trainable, set_modes
-from peft_audio.training.loop import train
-from peft_audio.training.tracking import Log
+from peft_audio.strategies.base import set_modes
 
 STRATEGIES = ("head_only", "lora", "last_n_layers")
-# An odd and an even number of frames, nearly equal lengths, and one clip shorter than any encoder takes.
-LENGTHS = (8_000, 7_990, 7_321, 5_000, 2_900, 300)
 # Where the frozen part ends. The inputs of SEW's layers are not frames, so none is kept there.
 SQUEEZED = {"head_only": Cut("pooled", 2), "lora": Cut("projection"), "last_n_layers": Cut("projection")}
 ENDS = {"head_only": Cut("pooled", 2), "lora": Cut("layers", 0), "last_n_layers": Cut("layers", 1)}
@@ -73,18 +59,6 @@ print(json.dumps(answers))
 """
 
 
-def clips() -> list[np.ndarray]:
-    return [np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in enumerate(LENGTHS)]
-
-
-def batch_of(waveforms: list[np.ndarray], extractor: Any, config: Any) -> dict[str, Any]:
-    facts = [{"label": i % len(LABELS), "index": i, "weight": 1 / len(waveforms)} for i in range(len(waveforms))]
-    items = [
-        prepare_clip(one, extractor, family_of(config)) | about for one, about in zip(waveforms, facts, strict=True)
-    ]
-    return collate(items, config)
-
-
 def random_encoder(base: Path) -> Any:
     """A classifier in which norms, statistics and head are far from where they start."""
     model = load_classifier(ModelConfig(name=str(base)), LABELS)
@@ -99,77 +73,6 @@ def random_encoder(base: Path) -> Any:
         model.projector.weight.mul_(20)
         model.classifier.weight.mul_(50)
     return model
-
-
-@dataclass
-class Trained:
-    """What a strategy made of an encoder in three steps, and what it said in between."""
-
-    base: Path
-    folder: Path
-    model: Any
-    trained: Trainable
-    moved: set[str]
-    steps: list[dict[str, torch.Tensor]]  # of the whole model, and of what follows the cached part
-    cut: Cut | None
-    logits: np.ndarray  # of each clip alone, saved
-    padding_error: float
-
-
-def step(model: Any, trained: Trainable, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Logits and gradients; dropout draws the same in every call."""
-    torch.manual_seed(2)
-    model.zero_grad()
-    logits = model(**batch["inputs"]).logits
-    cross_entropy(logits, batch["label"]).backward()
-    weights = dict(model.named_parameters())
-    return {"logits": logits.detach()} | {name: weights[name].grad.clone() for name in trained.parameters}
-
-
-def features_of(model: Any, cut: Cut, extractor: Any) -> dict[str, Any]:
-    """A batch of features, made clip by clip."""
-    whole, parts = batch_of(clips(), extractor, model.config), []
-    for clip in clips():
-        alone = batch_of([clip], extractor, model.config)
-        parts.append(run_prefix(model, alone, cut)[0])
-        frames = family_of(model.config).count_frames(model.config, int(alone["samples"][0]))
-        assert cut.pooled or len(parts[-1]) == frames
-    features = pad_sequence(parts, batch_first=True)
-    return whole | {"inputs": {"features": features, "samples": whole["samples"]}}
-
-
-def make(base: Path, strategy: str, folder: Path) -> Trained:
-    cfg = Recipe(model=ModelConfig(name=str(base)))
-    extractor, model = load_extractor(cfg.model), load_classifier(cfg.model, LABELS)
-    identity = identify_base(cfg.model, model)
-    with torch.no_grad():
-        model.projector.weight.mul_(20)
-        model.classifier.weight.mul_(50)
-    model, trained = EVERY[strategy](model)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    set_modes(model, trained)
-    cut = find_cut(model, trained, masked=False, head_dropout=False)
-    whole = batch_of(clips(), extractor, model.config)
-    steps = [step(model, trained, whole)]
-    assert cut is not None
-    family_of(model.config).accept_features(model, cut)
-    steps.append(step(model, trained, features_of(model, cut, extractor)))
-    model.zero_grad()
-
-    before = copy.deepcopy(model.state_dict())
-    loaders = Loaders([whole] * 3, TrainingBatches([1.0] * 18, 6, seed=0), None, validation=[whole], test=None)
-    settings = TrainConfig(epochs=1, batch_size=6, learning_rate=1e-3, warmup_share=0.0)
-    model = train(model, trained, loaders, settings, Accelerator(), Log(folder / "log.jsonl")).model.eval()
-    after = model.state_dict()
-    record = describe_adapter(cfg, identity, LABELS, extractor, trained.strategy, {"validation_accuracy": 0.5})
-    adapter = Adapter(model, extractor, record)
-    together, alone = adapter.logits(clips()), np.concatenate([adapter.logits([clip]) for clip in clips()])
-    saved = save_adapter(folder, model, trained, extractor, record, verify=False)
-    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    return Trained(base, saved, model, trained, moved, steps, cut, alone, float(np.abs(together - alone).max()))
 
 
 class Products(dict[str, dict[str, Trained]]):
