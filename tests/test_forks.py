@@ -72,6 +72,7 @@ def test_its_own_processes_are_forked_and_what_a_fork_cannot_do_is_started_reall
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_recipe_that_is_forked_gives_the_bits_of_a_fresh_process(
     tone_folder: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_only_the_reasons_that_are_known_stand_for_a_tick(cells: dict[str, dict[
     assert_routes(cells)
 
 
+@pytest.mark.slow
 def test_routes_of_lora(tiny_base: Path, tmp_path: Path) -> None:
     assert_routes(make_cells(["lora"], tiny_base, tmp_path))
 

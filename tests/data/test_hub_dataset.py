@@ -214,6 +214,7 @@ def test_a_streamed_run_that_was_killed_ends_in_the_same_bits(tmp_path: Path, ti
 
 
 @pytest.mark.parametrize("recipe", first_quick(["lora", "full"]))
+@pytest.mark.slow
 def test_gtzan_settings_run_on_a_stand_in_with_its_columns(recipe: str, tmp_path: Path, tiny_base: Path) -> None:
     genres = ["blues", "classical", "rock"]
     folder = tmp_path / "gtzan"

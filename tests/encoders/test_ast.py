@@ -110,6 +110,7 @@ def test_full_fine_tuning_trains_positions_but_no_patches(ast: Path, tone_folder
     assert {name.rpartition(".")[0] for name in same} == {"embeddings.patch_embeddings.projection"}
 
 
+@pytest.mark.slow
 def test_others_load_an_adapter_by_its_readme(ast: Path, tone_folder: Path, tmp_path: Path) -> None:
     run(LoraRecipe(), ast, tone_folder, tmp_path / "run")
     folder = tmp_path / "run" / "adapter"

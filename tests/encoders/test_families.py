@@ -119,6 +119,7 @@ def errors_in_a_fresh_process(cells: dict[tuple[str, str], Cell], folder: Path) 
     return {key: float(np.abs(np.array(found[" x ".join(key)]) - cell.logits).max()) for key, cell in cells.items()}
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_this_package_gives_the_same_logits(cells: Cells, tmp_path: Path) -> None:
     quick = [(encoder, strategy) for encoder in ENCODERS for strategy in STRATEGIES if is_quick(encoder, strategy)]
     errors = errors_in_a_fresh_process({key: cells[key] for key in quick}, tmp_path)

@@ -132,10 +132,15 @@ def test_what_follows_the_cached_part_is_the_whole_model(products: Products, sib
         for name, value in expected.items():
             unit = max(1.0 if name == "logits" else 0.05, float(value.abs().max()))
             torch.testing.assert_close(
-                found[name], value, atol=2e-5 * unit, rtol=0, msg=lambda text, name=name: name + text
+                found[name],
+                value,
+                atol=(2e-5 if name == "logits" else 5e-5) * unit,
+                rtol=0,
+                msg=lambda text, name=name: name + text,
             )
 
 
+@pytest.mark.slow
 def test_the_adapters_answer_here_and_elsewhere_as_recorded(products: Products, tmp_path: Path) -> None:
     jobs: dict[str, Any] = {}
     waveforms = [clip.tolist() for clip in clips()]

@@ -104,7 +104,8 @@ def test_plain_peft_ignores_it_until_it_is_merged(strategy: str, saved: dict[str
         assert (model.merge_and_unload()(clip).logits - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("strategy", ["lora", pytest.param("ia3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["lora", "ia3"])
 def test_the_code_of_the_readme_merges_it(
     strategy: str, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ print(json.dumps([logits.softmax(-1).tolist(), logits.tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_others_load_an_adapter_by_its_readme(whisper: Path, tone_folder: Path, tmp_path: Path) -> None:
     run(LoraRecipe(), whisper, tone_folder, tmp_path / "run", layer_weighted_sum=True)
     folder = tmp_path / "run" / "adapter"
@@ -250,7 +251,7 @@ def test_others_load_an_adapter_by_its_readme(whisper: Path, tone_folder: Path, 
     np.testing.assert_allclose(probabilities, list(expected.probabilities.values()), atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["merged", "onnx"])
+@pytest.mark.parametrize("form", [pytest.param("merged", marks=pytest.mark.slow), "onnx"])
 def test_exports_take_a_window(form: Any, whisper: Path, tone_folder: Path, tmp_path: Path) -> None:
     run(LoraRecipe(), whisper, tone_folder, tmp_path / "run")
     done = export_adapter(tmp_path / "run" / "adapter", tmp_path / "out", form)

@@ -415,7 +415,7 @@ def meet(rank: int, failing_rank: int, port: str, cfg: Recipe, folder: Path) -> 
 
 
 # What `fill` imports without an effect on the features of a clip: names of modules, or of folders.
-DECIDES_NO_FEATURES = {"config", "strategies", "tasks", "training", "errors", "files", "text"}
+DECIDES_NO_FEATURES = {"config", "strategies", "tasks", "training", "errors", "files", "progress", "text"}
 # They choose the clips, their labels and their order. What is heard of a clip is part of its name.
 DECIDES_NO_FEATURES |= {"data/clip_table", "data/folder", "data/hub_dataset", "data/loaders", "data/manifest"}
 DECIDES_NO_FEATURES |= {"data/sampler", "data/scan", "data/sources", "data/splits", "data/divide", "data/streaming"}
@@ -450,6 +450,7 @@ def imported_by(file: Path, package: Path) -> set[Path]:
     return {each for each in files if each.is_file()}
 
 
+@pytest.mark.slow
 def test_noises_belong_to_what_is_heard(settings: Callable[..., Recipe], tmp_path: Path) -> None:
     write_tone(tmp_path / "noises" / "hum.wav", 100, 0.5)
     noisy = {"augment": {"noise_folder": str(tmp_path / "noises")}, "prefix_cache": {"views": 2}}

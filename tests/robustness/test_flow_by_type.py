@@ -80,6 +80,7 @@ def test_kinds_of_check(tmp_path: Path) -> None:
     assert {name: found.get(name) for name in faults} == faults
 
 
+@pytest.mark.slow
 def test_tuning_goes_on_after_divergence(
     tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +196,14 @@ def test_exit_codes_of_a_recipe(error: BaseException, code: int, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "error", [DivergedError("a"), ResumeError("a"), AudioError("a", "silent"), OSError(errno.ENOSPC, "full", "here")]
+    "error",
+    [
+        AudioError("a", "silent"),
+        *(
+            pytest.param(error, marks=pytest.mark.slow)
+            for error in (DivergedError("a"), ResumeError("a"), OSError(errno.ENOSPC, "full", "here"))
+        ),
+    ],
 )
 def test_errors_keep_class_and_attributes_on_their_way_from_a_worker(
     error: Exception, tone_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

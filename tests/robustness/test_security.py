@@ -165,6 +165,7 @@ def process(folder: Path, *words: str, **known: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_nobody_was_asked(outcome: Outcome, tmp_path: Path) -> None:
     codes = {name: said[0] for name, said in outcome.said.items()}
     expected = dict.fromkeys(codes, 0) | {"compare": 1, "check": codes["check"], "report": 1}
@@ -177,6 +178,7 @@ def test_nobody_was_asked(outcome: Outcome, tmp_path: Path) -> None:
     assert (tmp_path / "asked").read_text().count("huggingface.co") == 2
 
 
+@pytest.mark.slow
 def test_nothing_ran_and_nothing_stands_outside(outcome: Outcome) -> None:
     assert not [*outcome.folder.parent.rglob(MARKER)]
     assert [path.name for path in outcome.folder.parent.iterdir()] == ["world"]
@@ -192,6 +194,7 @@ def test_nothing_ran_and_nothing_stands_outside(outcome: Outcome) -> None:
     assert set(splits["label"]) == set(LABELS) and all(group.startswith("../../") for group in splits["group"])
 
 
+@pytest.mark.slow
 def test_what_is_shown_gives_no_orders(outcome: Outcome) -> None:
     for name, (_, out, err) in outcome.said.items():
         # JSON escapes in its own way. rich colours nothing here, and the bars are no terminal's.
@@ -213,6 +216,7 @@ def test_what_is_shown_gives_no_orders(outcome: Outcome) -> None:
     assert set(pq.read_table(outcome.folder / "out.parquet")["path"].to_pylist()) == ids
 
 
+@pytest.mark.slow
 def test_pages_and_cards_hold_names_as_text(outcome: Outcome) -> None:
     pages = [outcome.folder / "page", outcome.folder / "compared"]
     for page in pages:
@@ -232,6 +236,7 @@ def test_pages_and_cards_hold_names_as_text(outcome: Outcome) -> None:
     assert ModelCard(written).data.license == "apache-2.0"
 
 
+@pytest.mark.slow
 def test_no_file_and_no_line_holds_the_token(outcome: Outcome) -> None:
     assert all(TOKEN not in out + err for _, out, err in outcome.said.values())
     files = [path for path in outcome.folder.rglob("*") if path.is_file()]
@@ -401,6 +406,7 @@ def test_a_list_of_runs_names_none_outside_its_folder(job: Any, tmp_path: Path) 
         read_comparison([tmp_path])
 
 
+@pytest.mark.slow
 def test_a_page_of_a_strangers_run_holds_its_names_as_text(outcome: Outcome, tmp_path: Path) -> None:
     source, encoder = "\x1b[31m</title><script>x</script>\x00", "a\nb\u202e|<b>"
     shutil.copytree(outcome.folder / "runs" / "lora", tmp_path / "runs" / "one")

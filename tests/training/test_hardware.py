@@ -99,6 +99,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_child_process_records_the_precision_of_the_variable(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tone_folder: Path, tmp_path: Path
 ) -> None:
