@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from docstring_parser import parse
 
+from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.config.parse import flags_of
 from peft_audio.config.recipes import BaselineRecipe, Recipe
 from peft_audio.strategies import STRATEGIES
@@ -29,7 +30,8 @@ def settings_tables() -> str:
     for recipe in [strategy.recipe for strategy in STRATEGIES.values()] + [BaselineRecipe]:
         own = [(name, section) for name, section in _sections(recipe) if name not in shared]
         parts += [f"## {name}\n\n{_table(name, section, recipe)}" for name, section in own]
-    return "\n\n".join(parts)
+    comparison = _table("", CompareRecipe, CompareRecipe)
+    return "\n\n".join([*parts, f"## Comparisons (`recipes/compare.py`)\n\n{comparison}"])
 
 
 def _sections(recipe: type) -> list[tuple[str, type]]:
@@ -38,13 +40,13 @@ def _sections(recipe: type) -> list[tuple[str, type]]:
 
 
 def _table(name: str, section: type, recipe: type) -> str:
+    """Build the table of a section, or of the settings outside sections for the name ""."""
     docstring = parse(section.__doc__ or "")
     meaning = {each.arg_name: " ".join((each.description or "").split()) for each in docstring.params}
     takes = flags_of(recipe)
-    rows = [
-        f"| `--{name}.{each.name}` | {_default(each)} | {takes[f'{name}.{each.name}']} | {meaning[each.name]} |"
-        for each in fields(section)
-    ]
+    sections = {name for name, _ in _sections(section)}
+    flags = {f"{name}.{each.name}".lstrip("."): each for each in fields(section) if each.name not in sections}
+    rows = [f"| `--{flag}` | {_default(each)} | {takes[flag]} | {meaning[each.name]} |" for flag, each in flags.items()]
     cells = "\n".join(row.replace("\n", " ") for row in rows)
     return f"{docstring.short_description}\n\n| flag | default | takes | meaning |\n|---|---|---|---|\n{cells}"
 

@@ -109,7 +109,7 @@ def _fewer_arms(cfg: CompareRecipe, timing: Timing) -> list[dict[str, Any]]:
     controls = {name for name in cfg.arms if cfg.all_arms()[name].control}
     costs = {name: arm_plan(cfg, timing, name).seconds[1] for name in cfg.arms}
     competing = sorted({*cfg.arms} - controls - {cfg.reference}, key=lambda name: -costs[name])
-    droppable = [*competing[:-1], *(name for name in controls if name != "majority")]
+    droppable = [*competing[:-1], *(name for name in controls if name not in ("majority", cfg.reference))]
     found, arms = [], list(cfg.arms)
     for name in sorted(droppable, key=lambda name: -costs[name]):
         arms = [arm for arm in arms if arm != name]

@@ -106,9 +106,10 @@ class CompareRecipe:
             each fold, and the test clips of all folds are pooled.
         train_seconds: Seconds of training of every arm, instead of epochs. A few steps of each arm are timed first;
             then train.epochs and the schedule are extended over the steps that fit.
-        minutes: Largest duration of the comparison in minutes, estimated from a few timed steps of each arm. It is cut
-            in this order: extra trials, training clips (to 10 per class), epochs (to 2), the most expensive arms. The 2
-            learning rates and 5 seeds that a ranking needs are cut last. The same command makes the same cuts again.
+        minutes: Largest duration of the comparison in minutes, estimated from a few timed steps of each arm. It
+            is cut in this order: extra trials, training clips (to 10 per class), epochs (to 2), rates and seeds
+            that a ranking does not need, the most expensive arms. The 2 rates and 5 seeds that a ranking needs
+            are cut last. The same command makes the same cuts again.
         jobs: Number of runs side by side. Default: one per GPU; on a CPU one per core, at most 4, but the first seed of
             each arm runs alone to measure its costs. A given number holds for all runs; with more than 1 on a CPU, no
             times are reported.

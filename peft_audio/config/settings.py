@@ -190,9 +190,10 @@ class ModelConfig:
         revision: Branch, tag or commit of a Hub id. The run records the commit.
         pretrained: Start from pretrained weights. False draws random weights by train.seed, as transformers does: a
             control for the architecture alone. The run then saves a whole model, because no base can be loaded again.
-        input_seconds: Length in whole seconds of the window of encoders that take log-mel features of a fixed window,
-            such as Whisper; by default that of the encoder. Shorter windows cost less. Training uses random crops of
-            this length; evaluation and prediction average over consecutive windows.
+        input_seconds: Length in seconds of the window of encoders that take log-mel features of a fixed window:
+            whole seconds for Whisper, steps of 10 ms for AST; by default that of the encoder. Shorter windows
+            cost less. Training uses random crops of this length; evaluation and prediction average over
+            consecutive windows.
         layer_weighted_sum: Give the head a learned mixture of the outputs of all layers instead of the last layer (Yang
             et al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
         dropout: Dropout in the transformer of the encoder, in the parts that train, or in all parts with

@@ -28,15 +28,20 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _ratio(weights @ values.astype(np.float64), weights.sum(axis=-1), empty=np.nan)
 
 
-def macro_f1(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average F1 over the classes with a positive weight among targets or decisions, as in scikit-learn.
+def class_metric(name: str, weights: np.ndarray) -> np.ndarray:
+    """Compute a metric from class weights, as scikit-learn computes it from predictions.
 
     Args:
-        decisions: class number of each clip, of shape (clips,).
-        targets: true class number of each clip.
-        weights: of shape (..., clips).
+        name: "accuracy", "macro_f1" or "balanced_accuracy".
+        weights: of shape (..., 3, classes), see `class_weights`.
+
+    Returns:
+        float64 of shape (...); nan if all weights are 0.
     """
-    return mean_f1(*np.moveaxis(class_weights(decisions, targets, weights), -2, 0))
+    true, decided, both = (weights[..., row, :] for row in range(3))
+    if name == "macro_f1":
+        return mean_f1(true, decided, both)
+    return {"accuracy": share_correct, "balanced_accuracy": mean_recall}[name](true, both)
 
 
 def mean_f1(true: np.ndarray, decided: np.ndarray, both: np.ndarray) -> np.ndarray:
@@ -49,18 +54,6 @@ def mean_f1(true: np.ndarray, decided: np.ndarray, both: np.ndarray) -> np.ndarr
     """
     f1 = _ratio(2 * both, true + decided)
     return _ratio(f1.sum(axis=-1), np.count_nonzero(true + decided, axis=-1), empty=np.nan)
-
-
-def balanced_accuracy(decisions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average recall over the classes with a positive weight among targets, as in scikit-learn.
-
-    Args:
-        decisions: class number of each clip, of shape (clips,).
-        targets: true class number of each clip.
-        weights: of shape (..., clips).
-    """
-    true, _, both = np.moveaxis(class_weights(decisions, targets, weights), -2, 0)
-    return mean_recall(true, both)
 
 
 def mean_recall(true: np.ndarray, both: np.ndarray) -> np.ndarray:
@@ -117,11 +110,6 @@ def evaluate_metric(name: str) -> Any:
     import datasets
     import evaluate
 
-    functions = {
-        "accuracy": lambda decisions, targets, weights: weighted_mean(decisions == targets, weights),
-        "macro_f1": macro_f1,
-        "balanced_accuracy": balanced_accuracy,
-    }
     numbers = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 
     class ClassMetric(evaluate.Metric):
@@ -129,7 +117,7 @@ def evaluate_metric(name: str) -> Any:
             return evaluate.MetricInfo(description=name, citation="", inputs_description="", features=numbers)
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            pair = np.asarray(predictions), np.asarray(references)
-            return {name: float(functions[name](*pair, np.ones(len(pair[0]))))}
+            decisions, targets = np.asarray(predictions), np.asarray(references)
+            return {name: float(class_metric(name, class_weights(decisions, targets, np.ones(len(targets)))))}
 
     return ClassMetric(keep_in_memory=True)

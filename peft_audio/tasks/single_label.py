@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_audio.tasks.metrics import (
-    class_weights,
-    mean_f1,
-    mean_recall,
-    share_correct,
-    weighted_mean,
-)
+from peft_audio.tasks.metrics import class_metric, class_weights, weighted_mean
 from peft_audio.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -121,10 +115,7 @@ class SingleLabel(Task):
 
     def metric_of_counts(self, name: str, counts: np.ndarray) -> np.ndarray:
         """Compute "accuracy", "macro_f1" or "balanced_accuracy", see `Task.metric_of_counts`."""
-        true, decided, both = (counts[..., i, :] for i in range(3))
-        if name == "macro_f1":
-            return mean_f1(true, decided, both)
-        return {"accuracy": share_correct, "balanced_accuracy": mean_recall}[name](true, both)
+        return class_metric(name, counts)
 
     def _mean_loss(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Compute the mean loss in the precision of the logits, as in earlier reports."""
