@@ -163,6 +163,11 @@ def test_what_was_cut_first_is_restored_where_dropping_an_arm_left_time() -> Non
     assert changed == {"arms": [name for name in ARMS if name != "lora"]} and cut.train.epochs == 8
 
 
+def test_a_control_that_is_the_reference_is_not_dropped() -> None:
+    cut, changed = fit(settings(minutes=1, reference="log_mel"), TIMING)
+    assert "arms" in changed and "log_mel" in cut.arms
+
+
 def test_numbers_of_rates_that_arms_bring_are_not_cut() -> None:
     own = {"mine": ArmConfig("lora", [1e-3, 3e-3, 1e-2])}
     arms = {**ARMS, "mine": NETWORK}
