@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_audio.encoders.base import Cut
 from peft_audio.encoders.conv_transformer import ConvTransformerFamily
-from peft_audio.encoders.wav2vec2_conformer import CONFORMER_DROPOUTS
+from peft_audio.encoders.wav2vec2_conformer import CONFORMER_DROPOUTS, drop_kept_positions
 from peft_audio.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Wav2Vec2BertFamily(ConvTransformerFamily):
         """Freeze nothing: the features need no gradient, and no convolutions come before the projection."""
 
     def make_padding_exact(self, model: Any) -> None:
-        """Change nothing: convolutions are causal, and norms are over channels."""
+        """Drop kept positions; padding needs nothing, as convolutions are causal and norms are over channels."""
+        drop_kept_positions(getattr(model, self.encoder).encoder)
 
     def describe_input(self, extractor: Any, minimum_samples: int) -> dict[str, Any]:
         """Return the `input` section of an adapter's record."""

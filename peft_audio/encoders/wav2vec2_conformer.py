@@ -32,12 +32,36 @@ class Wav2Vec2ConformerFamily(ConvTransformerFamily):
         ]
 
     def make_padding_exact(self, model: Any) -> None:
-        """Normalise over valid frames, and hide the padding from the convolution of each layer."""
+        """Normalise over valid frames, hide the padding from each layer's convolution, and drop kept positions."""
         from peft_audio.encoders.exact_padding import zero_padding_before
 
         super().make_padding_exact(model)
         transformer = getattr(model, self.encoder).encoder
         zero_padding_before(transformer, [layer.conv_module.depthwise_conv for layer in transformer.layers])
+        drop_kept_positions(transformer)
+
+
+def drop_kept_positions(transformer: Any) -> None:
+    """Compute positions again for another dtype, or after inference mode, in place.
+
+    transformers keeps the positions of an earlier pass. Tensors made in inference mode cannot be used in training, and
+    positions of a bfloat16 pass are too coarse for a float32 pass.
+
+    Args:
+        transformer: Conformer of transformers, with `embed_positions` or None.
+    """
+    if transformer.embed_positions is not None:
+        transformer.embed_positions.register_forward_pre_hook(_drop_positions)
+
+
+def _drop_positions(positions: Any, args: tuple[Any, ...]) -> None:
+    import torch
+
+    (hidden,) = args
+    if not hasattr(positions, "pe"):  # rotary
+        positions.cached_sequence_length = None
+    elif positions.pe.dtype != hidden.dtype or (positions.pe.is_inference() and not torch.is_inference_mode_enabled()):
+        positions.pe = positions.extend_pe(hidden.new_empty(1, positions.max_len))
 
 
 WAV2VEC2_CONFORMER = Wav2Vec2ConformerFamily(

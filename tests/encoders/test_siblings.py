@@ -204,6 +204,23 @@ def test_full_fine_tuning_leaves_the_statistics_of_batch_norms(products: Product
     assert all(not weight.requires_grad for name, weight in weights.items() if name not in trained.parameters)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+@pytest.mark.parametrize("encoder", ["conformer, rotary", "w2v-bert"])
+def test_positions_of_an_earlier_pass_are_not_used(encoder: str, positions: str, tmp_path: Path) -> None:
+    config = type(SIBLINGS[encoder])(
+        **SIBLINGS[encoder].to_dict() | {"position_embeddings_type": positions, "max_source_positions": 8}
+    )
+    base = save_encoder(tmp_path / "base", config)
+    fresh, model = random_encoder(base), random_encoder(base)
+    inputs = batch_of(clips(), load_extractor(ModelConfig(name=str(base))), config)["inputs"]
+    expected = fresh(**inputs).logits
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model(**inputs)
+    found = model(**inputs).logits
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("encoder", [name for name in SIBLINGS if name.startswith("sew")])
 def test_a_weighted_sum_of_squeezed_layers_is_refused(encoder: str, tmp_path: Path) -> None:
     base = save_encoder(tmp_path / "base", SIBLINGS[encoder])
