@@ -66,7 +66,8 @@ class DataConfig:
         hop_seconds: Time between the starts of two windows; window_seconds by default. The last window ends with the
             recording.
         max_seconds: Length of the random crop of longer clips in training, which differs in each epoch. The default is
-            a choice for memory, because attention grows with the square of the length.
+            a choice for memory, because attention grows with the square of the length. With encoders of a fixed
+            window, the default means a window, because shorter crops are filled up and cost as much.
         max_eval_seconds: Longest part of a clip, from its start, that validation, test and prediction read. The default
             is the length of a clip in GTZAN, the common music genre dataset.
         on_bad_clip: Treatment of clips that are unreadable, empty, silent or hold NaN. Every clip is decoded once

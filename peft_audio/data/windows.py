@@ -68,7 +68,8 @@ def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd
 def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
     """Limit the lengths that are read of a clip to the fixed window of an encoder.
 
-    Training then reads random crops of at most a window, and evaluation cuts recordings into consecutive windows.
+    Evaluation cuts recordings into consecutive windows. Training reads random crops of a window, because a shorter crop
+    would cost as much and be filled up with silence; a `max_seconds` other than the default still shortens them.
 
     Args:
         cfg: Settings with the lengths.
@@ -87,9 +88,6 @@ def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
         "Leave it out: evaluation cuts longer recordings into such windows.",
     )
     longest = min(cfg.max_eval_seconds, window)
-    return replace(
-        cfg,
-        max_seconds=min(cfg.max_seconds, window),
-        max_eval_seconds=longest,
-        window_seconds=cfg.window_seconds or longest,
-    )
+    cut = cfg.window_seconds or longest
+    crop = cut if cfg.max_seconds == DataConfig.max_seconds else min(cfg.max_seconds, window)
+    return replace(cfg, max_seconds=crop, max_eval_seconds=longest, window_seconds=cut)

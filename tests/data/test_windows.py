@@ -21,7 +21,7 @@ from peft_audio.config import DataConfig, ModelConfig
 from peft_audio.data.clip_table import make_clips
 from peft_audio.data.loaders import make_loaders
 from peft_audio.data.splits import load_splits
-from peft_audio.data.windows import cut_windows, window_starts
+from peft_audio.data.windows import cut_windows, fit_lengths, window_starts
 from peft_audio.encoders.loading import identify_base, load_classifier, load_extractor
 from peft_audio.evaluation.run_split import evaluate
 from peft_audio.inference.predict import predict
@@ -96,3 +96,18 @@ def test_evaluation_and_prediction_average_over_a_recordings_windows(tiny_base: 
     said = predict(adapter, [tmp_path / "data" / name for name in recordings["id"]], batch_size=3)
     assert np.array([list(one.probabilities.values()) for one in said]) == pytest.approx(np.array(wanted), abs=1e-5)
     assert all(one.seconds_used == one.seconds for one in said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop"),
+    [
+        ({}, 30),
+        ({"max_seconds": 5}, 5),
+        ({"max_seconds": 60}, 30),
+        ({"window_seconds": 4}, 4),
+        ({"max_eval_seconds": 8}, 8),
+    ],
+)
+def test_training_crops_fill_a_fixed_window(settings: dict[str, float], crop: float) -> None:
+    """A crop of 10 s in a window of 30 s would train on 20 s of silence, which evaluation never sees."""
+    assert fit_lengths(DataConfig(**settings), 30).max_seconds == crop
