@@ -28,7 +28,7 @@ from peft_audio.adapters.probes import check_answers
 from peft_audio.adapters.record import RECORD, AdapterRecord, read_record
 from peft_audio.config import ModelConfig
 from peft_audio.data.collate import collate, prepare_clip
-from peft_audio.encoders.base import LAYER_WEIGHTS
+from peft_audio.encoders.base import INPUT_NOTES, LAYER_WEIGHTS
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import (
     BUNDLED_ENCODER,
@@ -264,7 +264,7 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
     except Exception as error:  # damaged files raise many types of errors
         raise UserError(f"{folder}: its preprocessor cannot be loaded ({library_problem(error)}).") from error
     for name, recorded in record.input.items():
-        value = described.get(name)
+        value = recorded if name in INPUT_NOTES else described.get(name)
         if value != recorded:
             raise UserError(
                 f"{folder / PREPROCESSOR}: {name} is {value}, but {recorded} in {RECORD}; get the adapter again."

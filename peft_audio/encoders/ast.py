@@ -26,7 +26,7 @@ class ASTFamily(EncoderFamily):
     Every input is a fixed window, filled up as in pretraining, so a clip's logits cannot depend on its batch.
     """
 
-    padding: str = "the mean of the features, up to a fixed window"
+    padding: str = "zeros in place of log-mel values before scaling, up to a fixed window"
     head: tuple[str, ...] = ("classifier",)
     head_linear: tuple[str, ...] = ("classifier.dense",)
     layers: str = "layers"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Weight names that transformers uses in every family: the weighted sum of layers, and the vector for masked frames.
 LAYER_WEIGHTS = "layer_weights"
 MASK_VECTOR = "masked_spec_embed"
+# Entries of the `input` section of a record that are notes for people: their words may change between versions.
+INPUT_NOTES = frozenset({"padding", "normalised"})
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,11 @@ def test_a_record_from_before_random_encoders_is_read(adapter: Path) -> None:
     assert read_record(adapter).pretrained and not read_record(adapter).whole
 
 
+def test_notes_of_the_record_may_be_worded_otherwise(saved: Saved, adapter: Path) -> None:
+    edit_record(adapter, input=saved.record.input | {"padding": "as in version 0.9", "normalised": "once"})
+    assert load_adapter(adapter).record.input["padding"] == "as in version 0.9"
+
+
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights)
