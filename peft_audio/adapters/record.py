@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ class AdapterRecord:
         quantization: Precision of the encoder during training; all values here were measured in float32.
         input: Conversion of a clip to the inputs of the model, as described by the encoder's family.
         crop: Seconds of a clip in training (at random) and in evaluation (from the start), and of windows, if
-            recordings are cut into windows.
+            recordings are cut into windows. `recording_seconds`, if only the start of a recording is cut.
         metrics: Metrics of the run.
         training_audio: Quantiles of the length in seconds, level and sampling rate of the training clips, by name, see
             `training_audio.audio_quantiles`; empty if unknown.
@@ -90,10 +91,18 @@ class AdapterRecord:
         return self.input.get("input_seconds")
 
     @property
+    def recording_seconds(self) -> float:
+        """Return the seconds from the start of a recording that evaluation reads; infinity for all of it."""
+        return self.crop.get(
+            "recording_seconds", math.inf if "window_seconds" in self.crop else self.crop["evaluation_seconds"]
+        )
+
+    @property
     def reading(self) -> str:
         """Return what evaluation read of a clip, for READMEs."""
         if self.input_seconds is not None:
-            return f"evaluation averaged over consecutive windows of {self.crop['window_seconds']:g} s"
+            start = "" if math.isinf(self.recording_seconds) else f" of the first {self.recording_seconds:g} s"
+            return f"evaluation averaged over consecutive windows of {self.crop['window_seconds']:g} s{start}"
         return f"the first {self.crop['evaluation_seconds']:g} s of a clip were used in evaluation"
 
     @property
@@ -136,18 +145,21 @@ def describe_adapter(
         layer_weighted_sum=cfg.model.layer_weighted_sum,
         quantization=cfg.model.quantization,
         input=inputs,
-        crop=_crop(fit_lengths(cfg.data, inputs.get("input_seconds"))),
+        crop=_crop(cfg.data, inputs.get("input_seconds")),
         metrics=metrics,
         training_audio={name: dict(quantiles) for name, quantiles in (training_audio or {}).items()},
         versions=versions(),
     )
 
 
-def _crop(cfg: DataConfig) -> dict[str, float]:
-    """Return the lengths of crops and windows in seconds."""
+def _crop(given: DataConfig, window: float | None) -> dict[str, float]:
+    """Return the lengths of crops and windows in seconds, within the fixed window of an encoder."""
+    cfg = fit_lengths(given, window)
     crop = {"training_seconds": cfg.max_seconds, "evaluation_seconds": cfg.max_eval_seconds}
     if cfg.window_seconds is not None:
         crop |= {"window_seconds": cfg.window_seconds, "hop_seconds": cfg.hop_seconds or cfg.window_seconds}
+    if cfg.window_seconds is not None and given.window_seconds is None:
+        crop["recording_seconds"] = given.max_eval_seconds
     return crop
 
 

@@ -68,8 +68,9 @@ class DataConfig:
         max_seconds: Length of the random crop of longer clips in training, which differs in each epoch. The default is
             a choice for memory, because attention grows with the square of the length. With encoders of a fixed
             window, the default means a window, because shorter crops are filled up and cost as much.
-        max_eval_seconds: Longest part of a clip, from its start, that validation, test and prediction read. The default
-            is the length of a clip in GTZAN, the common music genre dataset.
+        max_eval_seconds: Longest part of a clip, from its start, that validation, test and prediction read; a clip is
+            a window with data.window_seconds. Encoders of a fixed window average over windows of this part. The
+            default is the length of a clip in GTZAN, the common music genre dataset.
         on_bad_clip: Treatment of clips that are unreadable, empty, silent or hold NaN. Every clip is decoded once
             before training. "error" stops and lists them; "skip" leaves them out and lists them in the run's folder.
         max_bad_share: Largest share of bad clips; a run with more of them stops, even with "skip". A choice.
@@ -194,7 +195,7 @@ class ModelConfig:
         input_seconds: Length in seconds of the window of encoders that take log-mel features of a fixed window:
             whole seconds for Whisper, steps of 10 ms for AST; by default that of the encoder. Shorter windows
             cost less. Training uses random crops of this length; evaluation and prediction average over
-            consecutive windows.
+            consecutive windows, up to data.max_eval_seconds.
         layer_weighted_sum: Give the head a learned mixture of the outputs of all layers instead of the last layer (Yang
             et al., 2021, SUPERB, arXiv 2105.01051). The mixture trains with the head and is saved with it.
         dropout: Dropout in the transformer of the encoder, in the parts that train, or in all parts with

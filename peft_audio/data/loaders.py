@@ -110,7 +110,7 @@ def make_loaders(splits: Splits, extractor: Any, encoder: Any, cfg: Recipe, acce
     workers = _workers(cfg, accelerator)
 
     def whole_clips(rows: Dataset) -> DataLoader:
-        rows = rows if window is None or cfg.data.window_seconds else _in_windows(rows, data)
+        rows = rows if window is None or cfg.data.window_seconds else _in_windows(rows, data, cfg.data.max_eval_seconds)
         lengths = input_seconds(rows, data.max_eval_seconds, window)
         batches = evaluation_batches(lengths, -(-train.batch_size // parts), batch_seconds=limit, **share)
         return DataLoader(Clips(rows, splits.stored, plain_view), batch_sampler=batches, collate_fn=padded, **workers)
@@ -191,12 +191,12 @@ def input_seconds(rows: Dataset, limit: float, window: float | None) -> np.ndarr
     return used_seconds(rows, limit) if window is None else np.full(len(rows), window)
 
 
-def _in_windows(rows: Dataset, cfg: DataConfig) -> Dataset:
-    """Cut the rows of a split into windows, in the same order of recordings."""
+def _in_windows(rows: Dataset, cfg: DataConfig, limit: float) -> Dataset:
+    """Cut the first `limit` seconds of the rows of a split into windows, in the same order of recordings."""
     assert cfg.window_seconds is not None
-    if (used_seconds(rows) <= cfg.window_seconds).all():
+    if (used_seconds(rows, limit) <= cfg.window_seconds).all():
         return rows
-    cut = cut_rows(rows.to_pandas(), cfg.window_seconds, cfg.hop_seconds)
+    cut = cut_rows(rows.to_pandas(), cfg.window_seconds, cfg.hop_seconds, limit)
     return Dataset(pa.Table.from_pandas(cut, rows.data.table.schema, preserve_index=False), fingerprint="windows")
 
 

@@ -215,7 +215,7 @@ def _warnings(clips: pd.DataFrame, cfg: DataConfig, window: float | None) -> lis
         "are cut off: shorter than their header or end_seconds": clips["cut_off"].sum(),
         "have a WAV header without a length: read to the end of the file": clips["unfinished"].sum(),
     }
-    if cfg.window_seconds is None and window is None:
+    if cfg.window_seconds is None:
         long = clips["num_frames"] > (cfg.max_eval_seconds + 1) * clips["sampling_rate"]
         counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation reads"] = long.sum()
     notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]

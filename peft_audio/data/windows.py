@@ -30,24 +30,25 @@ def window_starts(seconds: float, window: float, hop: float | None = None) -> li
     return [min(number * (hop or window), spare) for number in range(count)]
 
 
-def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None) -> pd.DataFrame:
+def cut_windows(clips: pd.DataFrame, window: float | None, hop: float | None, limit: float = math.inf) -> pd.DataFrame:
     """Cut each recording into windows.
 
     Args:
         clips: One row per recording with `id`, `num_frames`, `sampling_rate`, `start_seconds` and `end_seconds`.
         window: Length of a window in seconds; None to keep recordings whole.
         hop: Distance between the starts of two windows in seconds; `window` when not given.
+        limit: Seconds from the start of a recording that the windows cover.
 
     Returns:
         One row per window, with `recording`, the id of its recording.
     """
     clips = clips.assign(recording=clips["id"])
-    return clips if window is None else cut_rows(clips, window, hop)
+    return clips if window is None else cut_rows(clips, window, hop, limit)
 
 
-def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd.DataFrame:
+def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None, limit: float = math.inf) -> pd.DataFrame:
     """Cut each row into windows and keep its `recording` and other columns; see `cut_windows`."""
-    seconds = clips["num_frames"] / clips["sampling_rate"]
+    seconds = np.minimum(clips["num_frames"] / clips["sampling_rate"], limit)
     starts = [window_starts(length, window, hop) for length in seconds]
     counts = np.array([len(each) for each in starts])
     rows = clips.loc[clips.index.repeat(counts)].reset_index(drop=True)
@@ -68,8 +69,9 @@ def cut_rows(clips: pd.DataFrame, window: float, hop: float | None = None) -> pd
 def fit_lengths(cfg: DataConfig, window: float | None) -> DataConfig:
     """Limit the lengths that are read of a clip to the fixed window of an encoder.
 
-    Evaluation cuts recordings into consecutive windows. Training reads random crops of a window, because a shorter crop
-    would cost as much and be filled up with silence; a `max_seconds` other than the default still shortens them.
+    Evaluation cuts the first `max_eval_seconds` of recordings into consecutive windows. Training reads random crops of
+    a window, because a shorter crop would cost as much and be filled up with silence; a `max_seconds` other than the
+    default still shortens them.
 
     Args:
         cfg: Settings with the lengths.

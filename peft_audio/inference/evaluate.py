@@ -163,7 +163,8 @@ def evaluate_adapter(
         run = None
     chosen, name, notes = _choose_split(good, cfg, split, run)
     crop = adapter.record.crop
-    windows = cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds"))
+    limit = adapter.record.recording_seconds
+    windows = cut_windows(chosen, crop.get("window_seconds"), crop.get("hop_seconds"), limit)
     rows = to_rows(windows, adapter.labels, name, adapter.task)
     evaluation = _run_adapter(adapter, rows, collection, batch_size)
     recordings = recordings_of(rows, adapter.labels, adapter.task)
@@ -189,8 +190,7 @@ def evaluate_adapter(
         notes.append(f"warning: {learned_nothing_line(chance, kind)}")
     all_scores = scores(everything)
     assert all_scores is not None
-    limit = crop["evaluation_seconds"]
-    long = int((used_seconds(rows) > limit).sum())
+    long = int((chosen["num_frames"] / chosen["sampling_rate"] > limit).sum())
     if long:
         notes.append(f"{long} are longer than {limit:g} s, of which the adapter uses only the first {limit:g} s")
     notes += about_seen
@@ -319,8 +319,10 @@ def _notes_on_seen(seen: Seen | None, split: str) -> list[str]:
 def _refuse_conflicting_settings(cfg: DataConfig, crop: dict[str, float]) -> None:
     """Refuse lengths that differ from those of the adapter's record."""
     refuse_training_settings(cfg)
+    # The windows of an encoder are cut from the part of a recording that `max_eval_seconds` allows.
+    longest = crop.get("recording_seconds", crop["evaluation_seconds"])
     recorded = {"window_seconds": crop.get("window_seconds"), "hop_seconds": crop.get("hop_seconds")}
-    for name, required in (recorded | {"max_eval_seconds": crop["evaluation_seconds"]}).items():
+    for name, required in (recorded | {"max_eval_seconds": longest}).items():
         value = getattr(cfg, name)
         # A given default looks like a setting that was not given, so it is accepted.
         if value not in (getattr(DataConfig, name), required):

@@ -66,8 +66,8 @@ class Windowing:
     """Settings that an answer depends on, besides the adapter and the recording.
 
     Attributes:
-        seconds: Seconds that are used from the start of a recording that is not cut into windows.
-        window_seconds: Length of the windows; None to use only the start of each recording.
+        seconds: Seconds that are used from the start of a recording; infinity for all of it.
+        window_seconds: Length of the windows; None if recordings are not cut.
         hop_seconds: Distance between the starts of two windows.
         each_window: One answer per window instead of their mean.
         batch_size: Largest number of clips or windows per batch.
@@ -85,12 +85,11 @@ class Windowing:
         Args:
             seconds: Length of the recording.
         """
-        window = self.window_seconds
-        if window is None or seconds <= window:
-            used = seconds if window else min(seconds, self.seconds)
+        window, used = self.window_seconds, min(seconds, self.seconds)
+        if window is None or used <= window:
             return [Span(0.0, used, used)]
-        starts = window_starts(seconds, window, self.hop_seconds)
-        return [Span(start, start + window, window) for start in starts[:-1]] + [Span(starts[-1], seconds, window)]
+        starts = window_starts(used, window, self.hop_seconds)
+        return [Span(start, start + window, window) for start in starts[:-1]] + [Span(starts[-1], used, window)]
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,9 @@ def make_windowing(
     usable = hop_seconds is None or (window is not None and SHORTEST_HOP_SECONDS <= hop_seconds <= window)
     allowed = f"{SHORTEST_HOP_SECONDS:g} to --window-seconds" if window else "left out without --window-seconds"
     require(usable, "hop-seconds", hop_seconds, allowed, "A longer hop would skip parts of the recording.")
-    return Windowing(crop["evaluation_seconds"], window, hop, each_window, batch_size)
+    # Windows that are asked for cover the whole recording.
+    used = record.recording_seconds if window_seconds is None else np.inf
+    return Windowing(used, window, hop, each_window, batch_size)
 
 
 def in_order(answers: Iterable[dict[int, Answer]]) -> Iterator[Answer]:
@@ -500,8 +501,8 @@ def predict(
     """Label recordings.
 
     The prediction for a recording does not depend on the other recordings or on `workers`. Recordings are read as in
-    evaluation. An adapter that was trained on windows reads the whole recording in such windows and averages the
-    probabilities. Any other adapter reads the first `adapter.record.crop["evaluation_seconds"]` seconds.
+    evaluation: the first `adapter.record.recording_seconds`. An adapter that was trained on windows averages the
+    probabilities of such windows. If they were set by `data.window_seconds`, they cover the whole recording.
 
     Args:
         adapter: Adapter from `load_adapter`.

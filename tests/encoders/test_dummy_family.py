@@ -328,7 +328,7 @@ def test_a_fixed_window_is_cropped_at_random_and_averaged_over(
     adapter = load_adapter(tmp_path / "run" / "adapter")
     assert adapter.record.input_seconds == 0.3
     seconds = {"training_seconds": 0.3, "evaluation_seconds": 0.3, "window_seconds": 0.3, "hop_seconds": 0.3}
-    assert adapter.record.crop == seconds
+    assert adapter.record.crop == seconds | {"recording_seconds": 30.0}
     splits = load_splits(cfg.data, window=0.3)
     by_hand, labels = {}, []
     for row in splits.test:
@@ -351,6 +351,35 @@ def test_a_fixed_window_is_cropped_at_random_and_averaged_over(
     with pytest.raises(UserError, match=r"window-seconds: got 0.4, must be 0.3 \(the encoder.s fixed window\) or less"):
         predict(adapter, list(by_hand), window_seconds=0.4)
     assert export_adapter(tmp_path / "run" / "adapter", tmp_path / "graph", "onnx").difference < 1e-4
+
+
+def test_fixed_windows_end_where_evaluation_and_controls_stop_reading(
+    windowed: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    """Otherwise an arm with windows would read more of a recording than the other arms and the controls."""
+    train = TrainConfig(output_dir=str(tmp_path / "run"), epochs=1, batch_size=6, mixed_precision="no")
+    data = DataConfig(source=str(tone_folder), max_eval_seconds=0.3)
+    cfg = HeadOnlyRecipe(
+        data, ModelConfig(name=str(windowed), input_seconds=0.2), train=replace(train, verify_adapter=False)
+    )
+    report = fine_tune(cfg)
+    adapter = load_adapter(tmp_path / "run" / "adapter")
+    splits, logits = load_splits(data, window=0.2), []
+    for row in splits.test:
+        waveform = load_audio(Path(row["path"]), 16_000, 0.0, 0.3)
+        assert len(waveform) <= 4_800
+        starts = [0] if len(waveform) <= 3_200 else [0, len(waveform) - 3_200]
+        windows = np.concatenate([adapter.logits([waveform[at : at + 3_200]]) for at in starts])
+        logits.append(softmax(windows, axis=1).mean(0))
+    answers = np.array(logits)
+    assert max(load_audio(Path(row["path"]), 16_000).size for row in splits.test) > 4_800
+    assert report.test_loss == pytest.approx(
+        -np.log(answers[range(len(answers)), splits.test["label"]]).mean(), rel=1e-4
+    )
+    predicted = predict(adapter, [row["path"] for row in splits.test])
+    np.testing.assert_allclose([list(one.probabilities.values()) for one in predicted], answers, atol=1e-5)
+    judged = evaluate_adapter(adapter, data)
+    np.testing.assert_allclose(softmax(judged.evaluation.logits, axis=1), answers, atol=1e-5)
 
 
 def test_windows_of_the_data_fit_into_the_window_of_the_encoder(
