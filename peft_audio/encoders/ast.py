@@ -35,7 +35,6 @@ class ASTFamily(EncoderFamily):
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     feed_forward: tuple[str, ...] = ("fc1", "fc2")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    graph_axis: str = "frames"
     graph_facts: tuple[str, ...] = ("sampling_rate", "input_seconds")
 
     def check_config(self, config: Any) -> None:

@@ -122,6 +122,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         reading=record.reading,
         window=None if record.input_seconds is None else f"{record.input_seconds:g}",
         minimum_samples=record.minimum_samples,
+        features_in_graph=record.family.graph_input(record.input) not in record.input["names"],
         snippet=export_snippet(record, form).strip(),
         decision=record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]"),
         tolerance=f"{form.tolerance:g}",
@@ -250,9 +251,9 @@ class _Logits(nn.Module):
 def write_graph(adapter: Adapter, path: Path) -> None:
     """Write a model as an ONNX graph from the model's first input to `logits` of shape (clips, labels).
 
-    Log-mel features are computed inside the graph, from waveforms of the fixed window. The axes of clips and, without
-    such a window, of time are dynamic; clips of a batch have one length. The graph's metadata repeats labels and input
-    settings of the record.
+    With a `graph_front` of the family, log-mel features are computed inside the graph, from waveforms of the window.
+    The axes of clips and, without a fixed window, of time are dynamic; clips of a batch have one length. The graph's
+    metadata repeats labels and input settings of the record.
 
     This uses the older exporter of torch, which traces one forward pass. The newer one (`dynamo=True`) takes many times
     as long and gives no closer logits. Tracing can fix lengths and batch sizes, so the verification tries others.
@@ -274,13 +275,13 @@ def write_graph(adapter: Adapter, path: Path) -> None:
     seconds = 1.5 if record.input_seconds is None else 0.7 * record.input_seconds
     waveforms = torch.randn(3, round(record.sampling_rate * seconds), generator=torch.Generator().manual_seed(0))
     front, name = record.family.graph_front(adapter.extractor), record.family.graph_input(record.input)
-    axes = {0: "clips", 1: record.family.graph_axis}
+    axes = {0: "clips"} if record.input_seconds is not None else {0: "clips", 1: record.family.graph_axis}
     if front is None:
         example = model_inputs(list(waveforms.numpy()), adapter.extractor, adapter.model.config)[0][name]
     else:
         assert record.input_seconds is not None
         window = round(record.input_seconds * record.sampling_rate)
-        example, axes = nn.functional.pad(waveforms, (0, window - waveforms.shape[1])), {0: "clips"}
+        example = nn.functional.pad(waveforms, (0, window - waveforms.shape[1]))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(

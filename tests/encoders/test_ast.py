@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.tiny_ast import save_ast
@@ -24,7 +25,7 @@ from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.inference.predict import predict
-from peft_audio.publish.export import export_adapter
+from peft_audio.publish.export import FORMS, export_adapter, write_export
 from peft_audio.strategies import LastNLayersConfig
 
 RATE = 16_000
@@ -108,6 +109,15 @@ def test_full_fine_tuning_trains_positions_but_no_patches(ast: Path, tone_folder
     after = load_adapter(folder).model.audio_spectrogram_transformer
     same = {name for name, value in after.named_parameters() if torch.equal(value, before.get_parameter(name))}
     assert {name.rpartition(".")[0] for name in same} == {"embeddings.patch_embeddings.projection"}
+
+
+def test_the_graph_takes_features_of_the_window(ast: Path, tone_folder: Path, tmp_path: Path) -> None:
+    run(HeadOnlyRecipe(), ast, tone_folder, tmp_path / "run")
+    write_export(load_adapter(tmp_path / "run" / "adapter"), tmp_path / "onnx", FORMS["onnx"])
+    shape = onnx.load(tmp_path / "onnx" / "model.onnx").graph.input[0].type.tensor_type.shape
+    assert [axis.dim_param or axis.dim_value for axis in shape.dim] == ["clips", 40, 128]
+    readme = (tmp_path / "onnx" / "README.md").read_text()
+    assert "The code above computes the log-mel features." in readme and "silence" not in readme
 
 
 @pytest.mark.slow

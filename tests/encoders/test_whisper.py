@@ -258,6 +258,7 @@ def test_exports_take_a_window(form: Any, whisper: Path, tone_folder: Path, tmp_
     assert done.difference < (1e-4 if form == "merged" else 1e-3)
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "The model takes a window of 1 s." in readme
+    assert ("The graph computes the log-mel features." in readme) == (form == "onnx")
     if form == "merged":
         assert check_probes(tmp_path / "out") == []
         assert AutoModelForAudioClassification.from_pretrained(tmp_path / "out").config.max_source_positions == 50
