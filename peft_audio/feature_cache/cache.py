@@ -89,7 +89,7 @@ def cache_frozen_prefix(
 
     masked = bool(cfg.augment.mask_time_share or cfg.augment.mask_feature_share)
     cut = find_cut(model, trained, masked, head_dropout=bool(cfg.model.head_dropout))
-    reason = _reason_not_to_cache(cfg, cut)
+    reason = _reason_not_to_cache(cfg, cut) or ("" if cut else _reason_for_no_cut(model, trained, masked))
     if reason or cut is None:
         return refuse(reason)
     splits, reason = find_cacheable(loaders, cfg)
@@ -214,11 +214,16 @@ def _reason_not_to_cache(cfg: Recipe, cut: Cut | None) -> str:
     """Return the reason why features cannot be cached at any cost; empty if they can."""
     if cfg.prefix_cache.use == "never":
         return "prefix_cache.use is never"
-    if cut is None:
-        return "the convolutions train, and no layers come before them"
-    if cfg.train.frozen_dropout:
+    if cut is not None and cfg.train.frozen_dropout:
         return "train.frozen_dropout changes the output of frozen layers in every step"
     return "the clips are streamed" if cfg.data.streaming else ""
+
+
+def _reason_for_no_cut(model: Any, trained: Trainable, masked: bool) -> str:
+    """Return the reason why no layers have the same output in every step."""
+    if masked and find_cut(model, trained, masked=False, head_dropout=False):
+        return "SpecAugment (augment.mask_time_share, mask_feature_share) masks the input of the first layers"
+    return "the first layers train"
 
 
 def _open(model: Any, cut: Cut, loaders: Loaders, cfg: Recipe, accelerator: Accelerator) -> Store:

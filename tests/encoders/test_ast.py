@@ -20,7 +20,7 @@ from transformers.models.audio_spectrogram_transformer import feature_extraction
 from peft_audio import DataConfig, FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe, ModelConfig, fine_tune
 from peft_audio.adapters.load import load_adapter
 from peft_audio.cli import main
-from peft_audio.config import PrefixCacheConfig, TrainConfig
+from peft_audio.config import AugmentConfig, PrefixCacheConfig, TrainConfig
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
@@ -99,6 +99,16 @@ def test_the_cache_gives_the_same_run(recipe: Any, ast: Path, tone_folder: Path,
     whole = run(recipe, ast, tone_folder, tmp_path / "whole")
     assert kept.prefix_cached
     assert kept.validation_loss == pytest.approx(whole.validation_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "masks", "reason"), [(FullRecipe(), 0.0, "the first layers train"), (LAST, 0.2, "SpecAugment (augment.")]
+)
+def test_the_reason_for_no_cache_names_what_changes_the_first_layers(
+    recipe: Any, masks: float, reason: str, ast: Path, tone_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run(replace(recipe, augment=AugmentConfig(mask_time_share=masks)), ast, tone_folder, tmp_path / "run", "always")
+    assert f"prefix cache: not used: {reason}" in capsys.readouterr().out
 
 
 def test_full_fine_tuning_trains_positions_but_no_patches(ast: Path, tone_folder: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_loss_curves_are_the_same_whatever_else_is_set(
     ("strategy", "sections", "words"),
     [
         ("lora", {"prefix_cache": {"use": "never"}}, "prefix_cache.use is never"),
-        ("full, train_cnn", {}, "the convolutions train"),
+        ("full, train_cnn", {}, "the first layers train"),
         ("lora", {"train": {"frozen_dropout": True}}, "train.frozen_dropout"),
         ("lora", {"train": {"max_steps": 3}}, "would not save time: 0.5 passes over the training clips"),
         ("lora", {"augment": {"preset": "light"}, "prefix_cache": {"views": 4}}, "would not save time"),
