@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from peft_audio.errors import UserError
+from peft_audio.errors import EncoderError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,26 @@ LAYER_WEIGHTS = "layer_weights"
 MASK_VECTOR = "masked_spec_embed"
 # Entries of the `input` section of a record that are notes for people: their words may change between versions.
 INPUT_NOTES = frozenset({"padding", "normalised"})
+
+
+# Sampling rate in hertz for which log-mel families have filters and frame lengths.
+LOG_MEL_RATE = 16_000
+
+
+def require_extractor(extractor: Any, **expected: int) -> None:
+    """Refuse a feature extractor with other settings than those of the encoder.
+
+    Args:
+        extractor: Feature extractor of transformers.
+        expected: Value of each setting by name.
+
+    Raises:
+        EncoderError: A setting has another value.
+    """
+    for name, value in expected.items():
+        found = getattr(extractor, name)
+        if found != value:
+            raise EncoderError(f"preprocessor_config.json: {name} is {found}, must be {value}.")
 
 
 @dataclass(frozen=True)
@@ -218,6 +238,13 @@ class EncoderFamily:
                 "length. Leave it out."
             )
         return None
+
+    def check_extractor(self, extractor: Any, config: Any) -> None:
+        """Refuse a feature extractor that does not fit the encoder.
+
+        Raises:
+            UserError: Its features would be silently wrong.
+        """
 
     def fit_extractor(self, extractor: Any, window: float) -> None:
         """Let a feature extractor make inputs of `window` seconds, in place."""

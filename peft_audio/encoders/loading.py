@@ -153,6 +153,7 @@ def load_extractor(cfg: ModelConfig) -> Any:
     try:
         with quiet_loading():
             extractor = AutoFeatureExtractor.from_pretrained(base, revision=commit, trust_remote_code=False)
+        family.check_extractor(extractor, config)
         if window is not None:
             family.fit_extractor(extractor, window)
         return extractor

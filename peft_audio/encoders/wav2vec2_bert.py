@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.encoders.base import Cut
+from peft_audio.encoders.base import LOG_MEL_RATE, Cut, require_extractor
 from peft_audio.encoders.conv_transformer import ConvTransformerFamily
 from peft_audio.encoders.wav2vec2_conformer import CONFORMER_DROPOUTS, drop_kept_positions
 from peft_audio.errors import EncoderError
@@ -53,6 +53,14 @@ class Wav2Vec2BertFamily(ConvTransformerFamily):
                 "this encoder has a feed-forward block behind its transformer (use_intermediate_ffn_before_adapter); "
                 "give one without, for example facebook/w2v-bert-2.0."
             )
+
+    def check_extractor(self, extractor: Any, config: Any) -> None:
+        """Refuse another sampling rate, or a frame of another number of spectra than 2.
+
+        Raises:
+            UserError: The extractor has one of them.
+        """
+        require_extractor(extractor, sampling_rate=LOG_MEL_RATE, stride=SPECTRA)
 
     def layer_norms(self, config: Any) -> tuple[str, str]:
         """Name none: the layers have their own."""
@@ -104,14 +112,9 @@ class Wav2Vec2BertFamily(ConvTransformerFamily):
 
         Returns:
             `input_features`, float32 of shape (frames, 2 * mel bins).
-
-        Raises:
-            UserError: The extractor makes a frame of another number of spectra than 2.
         """
         import numpy as np
 
-        if extractor.stride != SPECTRA:
-            raise EncoderError(f"preprocessor_config.json: stride is {extractor.stride}, must be {SPECTRA}.")
         waveform = np.pad(waveform, (0, max(0, self.minimum_samples(None) - len(waveform))))
         inputs = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="np")
         frames = int(inputs["attention_mask"].sum())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.encoders.base import Cut, EncoderFamily
+from peft_audio.encoders.base import LOG_MEL_RATE, Cut, EncoderFamily, require_extractor
 from peft_audio.errors import EncoderError, UserError, require
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ class WhisperFamily(EncoderFamily):
         allowed = f"whole seconds, 1 to {own} (the window of this encoder)"
         require(usable, "model.input_seconds", asked, allowed, "Leave it out for all of it.")
         return own if asked is None else int(asked)
+
+    def check_extractor(self, extractor: Any, config: Any) -> None:
+        """Refuse another sampling rate, or another number of mel bands than the encoder takes.
+
+        Raises:
+            UserError: The extractor has one of them.
+        """
+        require_extractor(extractor, sampling_rate=LOG_MEL_RATE, feature_size=config.num_mel_bins)
 
     def fit_extractor(self, extractor: Any, window: float) -> None:
         """Let a feature extractor pad clips to `window` seconds, and draw no noise (`dither`)."""

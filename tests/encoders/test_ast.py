@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import onnx
 import pytest
 import torch
 from helpers.tiny_ast import save_ast
-from transformers import ASTConfig, AutoModelForAudioClassification
+from transformers import ASTConfig, ASTFeatureExtractor, AutoModelForAudioClassification
 from transformers.models.audio_spectrogram_transformer import feature_extraction_audio_spectrogram_transformer as theirs
 
 from peft_audio import DataConfig, FullRecipe, HeadOnlyRecipe, LastNLayersRecipe, LoraRecipe, ModelConfig, fine_tune
@@ -80,6 +81,15 @@ def test_positions_are_cut_by_columns_of_time(ast: Path) -> None:
 def test_what_it_cannot_do_is_refused(settings: Any, message: str, ast: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_classifier(ModelConfig(name=str(ast), **settings), LABELS)
+
+
+@pytest.mark.parametrize("wrong", [{"sampling_rate": 8000}, {"num_mel_bins": 64}])
+def test_features_that_the_encoder_does_not_take_are_refused(wrong: dict[str, int], ast: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(ast, tmp_path / "base")
+    ASTFeatureExtractor(**wrong).save_pretrained(base)
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UserError, match=f"preprocessor_config.json: {name} is {value}, must be "):
+        load_extractor(ModelConfig(name=str(base)))
 
 
 def run(recipe: Any, ast: Path, data: Path, folder: Path, use: Any = "never") -> Any:

@@ -25,7 +25,6 @@ from peft_audio.adapters.load import load_adapter, model_inputs
 from peft_audio.adapters.probes import probe_waveforms
 from peft_audio.config import ModelConfig
 from peft_audio.encoders.base import Cut
-from peft_audio.encoders.family import FAMILIES
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.errors import UserError
 from peft_audio.publish.export import FORMS, write_export, write_graph
@@ -228,6 +227,9 @@ def test_a_weighted_sum_of_squeezed_layers_is_refused(encoder: str, tmp_path: Pa
         load_classifier(ModelConfig(name=str(base), layer_weighted_sum=True), LABELS)
 
 
-def test_features_of_another_number_of_spectra_are_refused() -> None:
-    with pytest.raises(UserError, match="stride is 4, must be 2"):
-        FAMILIES["wav2vec2-bert"].prepare(clips()[0], SeamlessM4TFeatureExtractor(num_mel_bins=40, stride=4))
+@pytest.mark.parametrize(("wrong", "words"), [({"stride": 4}, "is 4, must be 2"), ({"sampling_rate": 8000}, "is 8000")])
+def test_features_that_the_encoder_does_not_take_are_refused(wrong: dict[str, int], words: str, tmp_path: Path) -> None:
+    base = save_encoder(tmp_path / "base", SIBLINGS["w2v-bert"])
+    SeamlessM4TFeatureExtractor(**wrong).save_pretrained(base)
+    with pytest.raises(UserError, match=rf"preprocessor_config.json: {next(iter(wrong))} {words}"):
+        load_extractor(ModelConfig(name=str(base)))

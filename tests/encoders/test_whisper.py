@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from helpers.tiny_whisper import save_whisper
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
+    WhisperFeatureExtractor,
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
 )
@@ -84,6 +86,15 @@ def test_a_window_that_the_encoder_does_not_have_is_refused(whisper: Path, tmp_p
     stored = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(stored | {"max_source_positions": 75}))
     with pytest.raises(UserError, match=r"75 positions of 20 ms .*whole seconds"):
+        load_extractor(ModelConfig(name=str(base)))
+
+
+@pytest.mark.parametrize("wrong", [{"sampling_rate": 8000}, {"feature_size": 64}])
+def test_features_that_whisper_does_not_take_are_refused(wrong: dict[str, int], whisper: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(whisper, tmp_path / "base")
+    WhisperFeatureExtractor(**wrong).save_pretrained(base)
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UserError, match=f"preprocessor_config.json: {name} is {value}, must be "):
         load_extractor(ModelConfig(name=str(base)))
 
 
