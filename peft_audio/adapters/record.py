@@ -15,7 +15,7 @@ from peft_audio.adapters.files import read_object
 from peft_audio.config import DataConfig, Recipe
 from peft_audio.data.training_audio import QUANTILES
 from peft_audio.data.windows import fit_lengths
-from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily
+from peft_audio.encoders.base import MASK_VECTOR, EncoderFamily, windows_in_words
 from peft_audio.encoders.family import FAMILIES, family_named
 from peft_audio.encoders.loading import BUNDLED_ENCODER, Base, versions
 from peft_audio.errors import UserError
@@ -98,11 +98,16 @@ class AdapterRecord:
         )
 
     @property
+    def inputs_and_windows(self) -> dict[str, Any]:
+        """Return `input` with the windows that evaluation used, for code in READMEs."""
+        return self.input | {name: self.crop[name] for name in ("window_seconds", "hop_seconds") if name in self.crop}
+
+    @property
     def reading(self) -> str:
         """Return what evaluation read of a clip, for READMEs."""
-        if self.input_seconds is not None:
+        if "window_seconds" in self.crop:
             start = "" if math.isinf(self.recording_seconds) else f" of the first {self.recording_seconds:g} s"
-            return f"evaluation averaged over consecutive windows of {self.crop['window_seconds']:g} s{start}"
+            return f"evaluation averaged over {windows_in_words(self.crop)}{start}"
         return f"the first {self.crop['evaluation_seconds']:g} s of a clip were used in evaluation"
 
     @property
@@ -313,7 +318,7 @@ def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -
         "readme_snippet.py.txt",
         decision=record.task.decision_code("logits", "labels[int({})]"),
         extractor="BASE" if record.whole else "ADAPTER",
-        inputs=record.family.input_code(record.input),
+        inputs=record.family.input_code(record.inputs_and_windows),
         load=load.strip(),
         places="\n".join(places),
         sampling_rate=record.sampling_rate,

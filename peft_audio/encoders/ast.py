@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.encoders.base import LOG_MEL_RATE, Cut, EncoderFamily, require_extractor
+from peft_audio.encoders.base import LOG_MEL_RATE, Cut, EncoderFamily, require_extractor, windows_code, windows_in_words
 from peft_audio.errors import EncoderError, UserError, require
 
 if TYPE_CHECKING:
@@ -145,22 +145,15 @@ class ASTFamily(EncoderFamily):
         return f"{source}\n\nfeatures = [ast_features(clip, {numbers}) for clip in windows]\n"
 
     def input_code(self, about: Mapping[str, Any]) -> str:
-        """Return code that makes the features of consecutive windows; the last one ends where the clip does."""
-        samples = round(about["input_seconds"] * about["sampling_rate"])
-        return (
-            f"size = {samples}  # samples of a window; the last one ends where the clip does\n"
-            "starts = [*range(0, len(waveform) - size, size), max(0, len(waveform) - size)]\n"
-            "windows = [waveform[start : start + size] for start in starts]\n"
-            f"{self._features_code(about)}"
-            "values = torch.from_numpy(np.stack(features))"
-        )
+        """Return code that makes the features of windows; the last one ends where the clip does."""
+        return f"{windows_code(about)}{self._features_code(about)}values = torch.from_numpy(np.stack(features))"
 
     def graph_code(self, about: Mapping[str, Any]) -> str:
         """Return code that computes the features, which the graph takes."""
         samples = round(about["input_seconds"] * about["sampling_rate"])
         return (
             "windows = np.asarray(waveforms, np.float32)\n"
-            f'assert windows.shape[1] <= {samples}, "average the probabilities of windows of {samples} samples"\n'
+            f'assert windows.shape[1] <= {samples}, "average the probabilities of {windows_in_words(about)}"\n'
             f"{self._features_code(about)}"
             "values = np.stack(features)"
         )

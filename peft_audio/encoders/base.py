@@ -324,7 +324,8 @@ class EncoderFamily:
         """Return Python code for a README that makes `values`, the inputs of a batch of one clip.
 
         Args:
-            about: `input` section of the record. The code may use `extractor`, `waveform`, `np` and `torch`.
+            about: `input` section of the record, with `window_seconds` and `hop_seconds` if evaluation used shorter
+                windows than `input_seconds`. The code may use `extractor`, `waveform`, `np` and `torch`.
         """
         raise NotImplementedError
 
@@ -332,7 +333,7 @@ class EncoderFamily:
         """Return Python code that makes `values`, the input of an ONNX graph, without torch and transformers.
 
         Args:
-            about: `input` section of the record. The code may use `np` and `waveforms`, of shape (clips, samples).
+            about: As in `input_code`. The code may use `np` and `waveforms`, of shape (clips, samples).
         """
         raise NotImplementedError
 
@@ -443,3 +444,30 @@ class EncoderFamily:
             A function that undoes it.
         """
         raise NotImplementedError
+
+
+def windows_code(about: Mapping[str, Any]) -> str:
+    """Return Python code that cuts `waveform` into `windows`, for a README.
+
+    Args:
+        about: `input` section of a record, with `window_seconds` and `hop_seconds` if evaluation used shorter windows.
+    """
+    window, hop = window_and_hop(about)
+    size, step = (round(seconds * about["sampling_rate"]) for seconds in (window, hop))
+    return (
+        f"size, hop = {size}, {step}  # samples of a window, and between two starts; the last one ends with the clip\n"
+        "starts = [*range(0, len(waveform) - size, hop), max(0, len(waveform) - size)]\n"
+        "windows = [waveform[start : start + size] for start in starts]\n"
+    )
+
+
+def windows_in_words(about: Mapping[str, Any]) -> str:
+    """Describe the windows of `windows_code`."""
+    window, hop = window_and_hop(about)
+    return f"windows of {window:g} s" + ("" if hop == window else f", one every {hop:g} s")
+
+
+def window_and_hop(about: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the length of windows and the time between two starts, in seconds."""
+    window = about.get("window_seconds", about.get("input_seconds"))
+    return window, about.get("hop_seconds", window)

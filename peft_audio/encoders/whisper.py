@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peft_audio.encoders.base import LOG_MEL_RATE, Cut, EncoderFamily, require_extractor
+from peft_audio.encoders.base import LOG_MEL_RATE, Cut, EncoderFamily, require_extractor, windows_code, windows_in_words
 from peft_audio.errors import EncoderError, UserError, require
 
 if TYPE_CHECKING:
@@ -131,12 +131,9 @@ class WhisperFamily(EncoderFamily):
         }
 
     def input_code(self, about: Mapping[str, Any]) -> str:
-        """Return code that makes the features of consecutive windows; the last one ends where the clip does."""
-        samples = int(about["input_seconds"]) * about["sampling_rate"]
+        """Return code that makes the features of windows; the last one ends where the clip does."""
         return (
-            f"size = {samples}  # samples of a window; the last one ends where the clip does\n"
-            "starts = [*range(0, len(waveform) - size, size), max(0, len(waveform) - size)]\n"
-            "windows = [waveform[start : start + size] for start in starts]\n"
+            f"{windows_code(about)}"
             f'values = extractor(windows, sampling_rate={about["sampling_rate"]}, return_tensors="pt").input_features'
         )
 
@@ -145,7 +142,7 @@ class WhisperFamily(EncoderFamily):
         samples = int(about["input_seconds"]) * about["sampling_rate"]
         return (
             "values = np.asarray(waveforms, np.float32)\n"
-            f'assert values.shape[1] <= {samples}, "average the probabilities of windows of {samples} samples"\n'
+            f'assert values.shape[1] <= {samples}, "average the probabilities of {windows_in_words(about)}"\n'
             f"values = np.pad(values, ((0, 0), (0, {samples} - values.shape[1])))"
         )
 

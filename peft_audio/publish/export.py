@@ -25,6 +25,7 @@ from peft_audio.adapters.probes import probe_waveforms, relative_difference
 from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table
 from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.verify import TOLERANCE
+from peft_audio.encoders.base import windows_in_words
 from peft_audio.encoders.loading import quiet_loading
 from peft_audio.errors import UserError
 from peft_audio.files import replace_folder
@@ -102,7 +103,7 @@ def export_snippet(record: AdapterRecord, form: Form) -> str:
     return render_text(
         "export_onnx.py.txt",
         sampling_rate=record.sampling_rate,
-        values=indent(record.family.graph_code(record.input), "    "),
+        values=indent(record.family.graph_code(record.inputs_and_windows), "    "),
         input_name=record.family.graph_input(record.input),
     )
 
@@ -121,6 +122,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         sampling_rate=record.sampling_rate,
         reading=record.reading,
         window=None if record.input_seconds is None else f"{record.input_seconds:g}",
+        windows=windows_in_words(record.inputs_and_windows) if record.input_seconds is not None else "",
         minimum_samples=record.minimum_samples,
         features_in_graph=record.family.graph_input(record.input) not in record.input["names"],
         snippet=export_snippet(record, form).strip(),

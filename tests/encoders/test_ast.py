@@ -92,10 +92,10 @@ def test_features_that_the_encoder_does_not_take_are_refused(wrong: dict[str, in
         load_extractor(ModelConfig(name=str(base)))
 
 
-def run(recipe: Any, ast: Path, data: Path, folder: Path, use: Any = "never") -> Any:
+def run(recipe: Any, ast: Path, data: Path, folder: Path, use: Any = "never", **windows: float) -> Any:
     cfg = replace(
         recipe,
-        data=DataConfig(source=str(data)),
+        data=DataConfig(source=str(data), **windows),
         model=ModelConfig(name=str(ast), input_seconds=0.4),
         prefix_cache=PrefixCacheConfig(use=use),
         train=TrainConfig(output_dir=str(folder), epochs=2, batch_size=6, mixed_precision="no", verify_adapter=False),
@@ -142,8 +142,9 @@ def test_the_graph_takes_features_of_the_window(ast: Path, tone_folder: Path, tm
 
 @pytest.mark.slow
 def test_others_load_an_adapter_by_its_readme(ast: Path, tone_folder: Path, tmp_path: Path) -> None:
-    run(LoraRecipe(), ast, tone_folder, tmp_path / "run")
+    run(LoraRecipe(), ast, tone_folder, tmp_path / "run", window_seconds=0.3, hop_seconds=0.2)
     folder = tmp_path / "run" / "adapter"
+    assert "averaged over windows of 0.3 s, one every 0.2 s" in (folder / "README.md").read_text().replace("\n", " ")
     assert main(["verify", "--snippet", str(folder)]) == 0
     clip = noise(16_000)
     (expected,) = predict(load_adapter(folder), [clip], sampling_rate=RATE)
@@ -152,7 +153,7 @@ def test_others_load_an_adapter_by_its_readme(ast: Path, tone_folder: Path, tmp_
     start = code.index("waveform = np.sin")
     drawn = "waveform = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)"
     code = code[:start] + drawn + code[code.index("\n", start) :]
-    code += "\nimport json, sys\nassert 'peft_audio' not in sys.modules and values.shape == (3, 40, 128)"
+    code += "\nimport json, sys\nassert 'peft_audio' not in sys.modules and values.shape == (5, 40, 128)"
     code += "\nprint(json.dumps(logits.softmax(-1).tolist()))"
     child = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ from peft_audio.adapters.verify import check_probes
 from peft_audio.cli import main
 from peft_audio.config import AugmentConfig, PrefixCacheConfig, TrainConfig
 from peft_audio.data.collate import collate, prepare_clip
+from peft_audio.data.windows import window_starts
 from peft_audio.encoders.family import family_of
 from peft_audio.encoders.loading import load_classifier, load_extractor
 from peft_audio.encoders.log_mel import WhisperLogMel
 from peft_audio.encoders.spec_augment import make_masks, masked
+from peft_audio.encoders.whisper import WHISPER
 from peft_audio.errors import UserError
 from peft_audio.inference.predict import predict
 from peft_audio.publish.export import export_adapter
@@ -223,6 +226,18 @@ def test_the_cache_gives_the_same_run(
     whole = run(recipe, whisper, tone_folder, tmp_path / "whole", layer_weighted_sum=mixture)
     assert kept.prefix_cached == cached
     assert kept.validation_loss == pytest.approx(whole.validation_loss, rel=1e-4)
+
+
+def test_readmes_cut_the_windows_of_evaluation() -> None:
+    about = {"sampling_rate": RATE, "input_seconds": 1, "window_seconds": 0.3, "hop_seconds": 0.2}
+    here = {
+        "waveform": np.arange(RATE),
+        "extractor": lambda windows, **about: SimpleNamespace(input_features=windows),
+    }
+    exec(WHISPER.input_code(about), here)
+    assert [part[0] / RATE for part in here["values"]] == pytest.approx(window_starts(1.0, 0.3, 0.2))
+    assert {len(part) for part in here["values"]} == {round(0.3 * RATE)}
+    assert "windows of 0.3 s, one every 0.2 s" in WHISPER.graph_code(about)
 
 
 # What somebody without this package does with the README of an adapter.
