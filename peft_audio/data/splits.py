@@ -20,7 +20,7 @@ from peft_audio.data.hub_dataset import Stream, open_stream
 from peft_audio.data.scan import scan
 from peft_audio.data.sources import find_clips, pin_revision
 from peft_audio.data.training_audio import audio_quantiles
-from peft_audio.data.windows import cut_windows
+from peft_audio.data.windows import cut_windows, fit_lengths
 from peft_audio.errors import UserError
 from peft_audio.files import sha256
 from peft_audio.tasks import task_of
@@ -130,11 +130,13 @@ def load_splits(cfg: DataConfig, accelerator: Accelerator | None = None, window:
     Args:
         cfg: Source and settings of the splits.
         accelerator: Processes of the run; the main process decodes and sends the result to the others.
-        window: Fixed window of the encoder in seconds, for the notes; None if it accepts clips of any length.
+        window: Fixed window of the encoder in seconds; None if it accepts clips of any length.
 
     Raises:
-        UserError: A split or a class has no clips, clips cannot be used, or a class is too small to be divided.
+        UserError: `data.window_seconds` is longer than `window`, a split or a class has no clips, clips cannot be used,
+            or a class is too small to be divided.
     """
+    fit_lengths(cfg, window)  # refuses a wrong window before clips are decoded
     cfg = pin_revision(cfg, accelerator)
     collection = find_clips(cfg)
     stream = open_stream(cfg, collection.revision) if cfg.streaming else None
@@ -220,7 +222,8 @@ def _warnings(clips: pd.DataFrame, cfg: DataConfig, window: float | None) -> lis
         counts[f"are longer than the {cfg.max_eval_seconds:g} s that evaluation reads"] = long.sum()
     notes = [f"warning: {many} of {len(clips)} clips {what}" for what, many in counts.items() if many]
     notes += ["peft-audio check lists these clips"] if notes else []
-    long = 0 if window is None else int((clips["num_frames"] > window * clips["sampling_rate"]).sum())
+    cut = cfg.window_seconds is None and window is not None
+    long = int((clips["num_frames"] > window * clips["sampling_rate"]).sum()) if cut else 0
     if long:
         notes.append(
             f"{long} of {len(clips)} clips are longer than the encoder's window of {window:g} s: training takes random "

@@ -54,6 +54,18 @@ def refusal(root: Path, **settings: object) -> str:
     return str(error.value)
 
 
+def test_a_window_above_the_encoders_is_refused_before_clips_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data.window_seconds: got 2.*, must be 1 or less"):
+        load_splits(DataConfig(source=str(tmp_path / "absent"), window_seconds=2), window=1)
+
+
+def test_clips_are_noted_as_longer_only_where_the_encoders_window_cuts_them(tmp_path: Path) -> None:
+    make_clips(tmp_path, {"a": 10, "b": 10})
+    settings = [DataConfig(source=str(tmp_path), window_seconds=seconds) for seconds in (None, 0.001)]
+    notes = [load_splits(cfg, window=0.002).notes for cfg in settings]
+    assert [any("longer than the encoder's window" in note for note in each) for each in notes] == [True, False]
+
+
 @pytest.fixture(scope="module")
 def bundled() -> Splits:
     return load_splits(DataConfig())
