@@ -69,7 +69,7 @@ class Finding:
 
 Shapes = dict[str, tuple[int, ...]]
 # Weight of the last layer of each family's head; it has one row per class.
-LAST_LAYERS = ("classifier.weight", "classifier.dense.weight")
+LAST_LAYERS = tuple({f"{family.head_layers[-1]}.weight" for family in FAMILIES.values()})
 
 
 @dataclass(frozen=True)
