@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 
 import numpy as np
 
 from peft_audio.adapters.probes import compare_probes, probe_waveforms
-from peft_audio.adapters.record import AdapterRecord, readme_snippet
+from peft_audio.adapters.record import AdapterRecord, labels_as_code, readme_snippet
 from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.verify import TOLERANCE
+from peft_audio.pages.render import render_text
 from peft_audio.processes import run_python
 
 ON_PROBES = """
@@ -25,10 +28,27 @@ for waveform in np.load("probes.npz").values():
 {inputs}
     with torch.no_grad():
         answers.append(model(values).logits[0].tolist())  # a probe fits into one window
+"""
+
+PIPELINE_ON_PROBES = """
+import json
+import sys
+
+import numpy as np
+
+answers = []
+for waveform in np.load("probes.npz").values():
+    scores = classify(waveform, top_k=None, function_to_apply="none")
+    by_label = {{score["label"]: score["score"] for score in scores}}
+    answers.append([by_label[label] for label in {labels}])
+"""
+WRITE_ANSWERS = """
 assert "peft_audio" not in sys.modules
 with open("answers.json", "w") as file:
     json.dump(answers, file)
 """
+# A Hub id that a README's code loads; another value cannot be that of this adapter.
+PLACE = re.compile(r'^(?:ADAPTER|BASE) = "([\w.-]+/[\w.-]+)"$', re.MULTILINE)
 
 
 def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list[str]:
@@ -44,6 +64,12 @@ def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list
     Returns:
         One sentence per problem; none if the recorded logits came out within `TOLERANCE`.
     """
+    if record.exported:
+        # The pipeline pads no clips.
+        usable = [
+            one for one in record.probes if round(one["seconds"] * record.sampling_rate) >= record.minimum_samples
+        ]
+        record = replace(record, probes=tuple(usable))
     seconds = [probe["seconds"] for probe in record.probes]
     code = probing_code(folder, record, base)
     with tempfile.TemporaryDirectory() as place:
@@ -67,13 +93,26 @@ def check_snippet(folder: Path, record: AdapterRecord, base: str | None) -> list
 
 def probing_code(folder: Path, record: AdapterRecord, base: str | None) -> str:
     """Return the README's code, followed by code that writes the logits of `probes.npz` to `answers.json`."""
+    place = str(folder.resolve())
+    if record.exported:
+        on_probes = PIPELINE_ON_PROBES.format(labels=labels_as_code(record))
+        return pipeline_code(place) + on_probes + WRITE_ANSWERS
     inputs = record.family.input_code(record.input)
     on_probes = ON_PROBES.format(inputs=indent(inputs, "    "))
-    return readme_snippet(record, str(folder.resolve()), base) + "\n" + on_probes
+    return readme_snippet(record, place, base) + "\n" + on_probes + WRITE_ANSWERS
+
+
+def pipeline_code(place: str) -> str:
+    """Return the code of a merged export's README.
+
+    Args:
+        place: Folder of the export.
+    """
+    return render_text("export_pipeline.py.txt", place=json.dumps(place))
 
 
 def differs_from_readme(folder: Path, record: AdapterRecord, where: str) -> bool:
-    """Return whether README.md lacks the code that the record gives, for this folder or for its place on the Hub.
+    """Return whether README.md lacks the code that the record gives, for this folder or for a place on the Hub.
 
     Args:
         folder: Adapter directory.
@@ -84,4 +123,6 @@ def differs_from_readme(folder: Path, record: AdapterRecord, where: str) -> bool
         readme = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return True
-    return not any(readme_snippet(record, place) in readme for place in (".", where))
+    if record.exported:
+        return pipeline_code(".").strip() not in readme
+    return not any(readme_snippet(record, place) in readme for place in {".", where, *PLACE.findall(readme)})

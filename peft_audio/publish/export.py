@@ -24,6 +24,7 @@ from peft_audio.adapters.load import Adapter, load_adapter, model_inputs
 from peft_audio.adapters.probes import probe_waveforms, relative_difference
 from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table
 from peft_audio.adapters.save import VERIFY_SECONDS
+from peft_audio.adapters.snippet import pipeline_code
 from peft_audio.adapters.verify import TOLERANCE
 from peft_audio.encoders.base import windows_in_words
 from peft_audio.encoders.loading import quiet_loading
@@ -99,7 +100,7 @@ FORMS = {
 def export_snippet(record: AdapterRecord, form: Form) -> str:
     """Return the code that loads an export, run from inside its folder."""
     if form.name == "merged":
-        return render_text("export_pipeline.py.txt")
+        return pipeline_code(".")
     return render_text(
         "export_onnx.py.txt",
         sampling_rate=record.sampling_rate,

@@ -88,6 +88,9 @@ def test_the_snippet_runs_as_the_record_gives_it(tmp_path: Path, monkeypatch: py
     record = read_record(adapter)
     (adapter / "README.md").write_text(adapter_readme(record), encoding="utf-8")
     assert not differs_from_readme(adapter, record, "adapter")
+    # A download of a pushed adapter.
+    (adapter / "README.md").write_text(adapter_readme(record, "org/name"), encoding="utf-8")
+    assert not differs_from_readme(adapter, record, "adapter")
     (tmp_path / "golden-base").rename(tmp_path / "moved")
     monkeypatch.setattr(snippet, "run_python", lambda *call: subprocess.CompletedProcess("", 1, "", "1\nno torch"))
     found = snippet_finding(adapter, str(tmp_path / "moved"))

@@ -24,9 +24,11 @@ from scipy.special import softmax
 
 from peft_audio import cli
 from peft_audio.adapters import verify
+from peft_audio.adapters.examine import examine, to_json
 from peft_audio.adapters.load import load_adapter
 from peft_audio.adapters.record import read_record
 from peft_audio.adapters.save import save_adapter
+from peft_audio.adapters.snippet import differs_from_readme
 from peft_audio.errors import UserError
 from peft_audio.publish import export
 from peft_audio.publish.export import FORMS
@@ -78,6 +80,14 @@ def test_merged_is_an_ordinary_directory_for_us_too(exports: dict[str, Path], lo
     # Of one clip alone, and beside one of another length.
     expected = load_adapter(lora_dir, merge=False).logits([TONE, TONE[:7_000]])
     np.testing.assert_allclose(load_adapter(folder).logits([TONE, TONE[:7_000]]), expected, atol=2e-5)
+
+
+def test_verify_runs_the_code_of_a_merged_exports_readme(exports: dict[str, Path], tmp_path: Path) -> None:
+    found = to_json("", examine(exports["merged"], snippet=True))["findings"][-1]
+    assert (found["check"], found["severity"]) == ("snippet", "ok"), found
+    other = shutil.copytree(exports["merged"], tmp_path / "other")
+    (other / "README.md").write_text("classify = print")
+    assert differs_from_readme(other, read_record(other), ".")
 
 
 def test_the_readme_of_merged_runs_with_transformers_alone(exports: dict[str, Path], lora_dir: Path) -> None:
