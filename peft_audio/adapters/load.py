@@ -269,6 +269,9 @@ def read_extractor(folder: Path, record: AdapterRecord) -> Any:
             raise UserError(
                 f"{folder / PREPROCESSOR}: {name} is {value}, but {recorded} in {RECORD}; get the adapter again."
             )
+    absent = [name for name in described if name not in record.input.keys() | INPUT_NOTES]
+    if absent:
+        raise UserError(f"{folder / RECORD}: input lacks {absent[0]}; get the adapter again.")
     return extractor
 
 

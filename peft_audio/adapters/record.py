@@ -241,6 +241,8 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         or (_is_number(record.input_seconds) and record.input_seconds > 0),
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
         and {"training_seconds", "evaluation_seconds"} <= crop.keys(),
+        "crop must hold window_seconds and hop_seconds, as input_seconds is set": record.input_seconds is None
+        or {"window_seconds", "hop_seconds"} <= crop.keys(),
         "exported must be empty, merged or onnx": record.exported in ("", "merged", "onnx"),
         "export_tolerance must be a number": _is_number(record.export_tolerance),
         "metrics must be numbers": all(_is_number(value) for value in record.metrics.values()),

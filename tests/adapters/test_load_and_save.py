@@ -272,6 +272,16 @@ def test_notes_of_the_record_may_be_worded_otherwise(saved: Saved, adapter: Path
     assert load_adapter(adapter).record.input["padding"] == "as in version 0.9"
 
 
+def test_a_record_without_a_part_of_its_input_is_refused(saved: Saved, adapter: Path) -> None:
+    about = saved.record.input
+    edit_record(adapter, input={name: value for name, value in about.items() if name != "do_normalize"})
+    with pytest.raises(UserError, match=r"peft_audio.json: input lacks do_normalize; get the adapter again"):
+        load_adapter(adapter)
+    edit_record(adapter, input=about | {"input_seconds": 1.0})
+    with pytest.raises(UserError, match=r"crop must hold window_seconds and hop_seconds"):
+        load_adapter(adapter)
+
+
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights)
