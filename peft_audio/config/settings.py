@@ -233,13 +233,14 @@ class AugmentConfig:
         preset: "none"; "light", gain and faint noise; "speech", also small changes of pitch, tempo and band;
             "environment", also time shifts, gaps and larger changes. The numbers are in `peft_audio/data/augment.py`.
         mask_time_share: Share of a clip's frames that training replaces by the encoder's mask vector, in spans:
-            SpecAugment over time (Park et al., 2019, arXiv 1904.08779). 0, our default, turns it off; transformers
-            uses 0.05.
+            SpecAugment over time (Park et al., 2019, arXiv 1904.08779). In the log-mel features of AST and Whisper,
+            frames become zeros. 0, our default, turns it off; transformers uses 0.05.
         mask_time_ms: Length of a span in milliseconds, rounded to whole frames; 200 as in transformers. At most half of
-            the clip. A frame is 20 ms long; in the features of Whisper, 10 ms.
+            the clip. A frame is 20 ms long; in the features of AST and Whisper, 10 ms.
         mask_feature_share: Share of the input channels of the transformer that training sets to zero for a whole clip,
-            in spans: SpecAugment over features. 0 turns it off, as in transformers.
-        mask_feature_channels: Length of a span in channels; 10 as in transformers.
+            in spans: SpecAugment over features. With AST and Whisper, mel bands of the features become zeros. 0 turns
+            it off, as in transformers.
+        mask_feature_channels: Length of a span in channels, or in mel bands of AST and Whisper; 10 as in transformers.
         noise_folder: Folder with background sounds. After the preset, half of the clips get a part of one, 3 to 30 dB
             below the clip (defaults of audiomentations).
         impulse_response_folder: Folder with impulse responses of rooms or microphones. Half of the clips are convolved

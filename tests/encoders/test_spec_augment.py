@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,11 @@ def test_hidden_frames_become_the_mask_vector_and_hidden_channels_zero(
     assert torch.equal(after[time[:, :, None] & keep], vector[time[:, :, None] & keep])
     assert torch.equal(after[~time[:, :, None] & keep], before[~time[:, :, None] & keep])
     assert not after[~keep].any()
+
+
+def test_help_texts_name_the_encoders_whose_features_are_masked() -> None:
+    entries = re.split(r"^    (?=\w+: )", inspect.cleandoc(AugmentConfig.__doc__ or ""), flags=re.MULTILINE)
+    masked_features = [family for family in FAMILIES.values() if family.mask_frame_ms == 10.0]
+    assert len(masked_features) == 2
+    for entry in (entry for entry in entries if entry.startswith("mask_")):
+        assert all(family.examples in entry for family in masked_features), entry
