@@ -26,6 +26,7 @@ from peft_audio.text import escape_markdown, markdown_table
 
 RECORD = "peft_audio.json"
 SCHEMA_VERSION = 2
+CHOSEN_ON_TEST = "The best epoch was chosen on the test clips (data.validate_on_test), so the scores are too high."
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class AdapterRecord:
         training_audio: Quantiles of the length in seconds, level and sampling rate of the training clips, by name, see
             `training_audio.audio_quantiles`; empty if unknown.
         versions: Versions of the packages that made the adapter.
+        validation_is_test: Whether the best epoch was chosen on the test clips.
         probes: Top label, and logits by label, of each probe clip; empty before saving.
         exported: Form of an export by `peft-audio export`, "merged" or "onnx"; empty if a run saved the adapter.
         export_tolerance: Largest allowed difference between logits of an export and the recorded logits, relative to
@@ -65,6 +67,7 @@ class AdapterRecord:
     metrics: dict[str, float]
     versions: dict[str, str]
     training_audio: dict[str, dict[str, float]] = field(default_factory=dict)
+    validation_is_test: bool = False
     probes: tuple[dict[str, Any], ...] = ()
     exported: str = ""
     export_tolerance: float = 0.0
@@ -154,6 +157,7 @@ def describe_adapter(
         metrics=metrics,
         training_audio={name: dict(quantiles) for name, quantiles in (training_audio or {}).items()},
         versions=versions(),
+        validation_is_test=cfg.data.validate_on_test,
     )
 
 
@@ -184,9 +188,8 @@ def read_record(folder: Path) -> AdapterRecord:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade peft-audio.")
     # Records of earlier versions lack these fields.
-    stored = (
-        dict[str, Any]({"pretrained": True, "exported": "", "export_tolerance": 0.0, "training_audio": {}}) | stored
-    )
+    absent: dict[str, Any] = {"pretrained": True, "training_audio": {}, "validation_is_test": False}
+    stored = absent | {"exported": "", "export_tolerance": 0.0} | stored
     if stored["exported"] == "onnx":
         raise UserError(f"{folder} is an export for ONNX Runtime; run it as in its README.md, or give its adapter.")
     try:
@@ -224,7 +227,7 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
     counts = (record.schema_version, record.sampling_rate, base.minimum_samples, record.minimum_samples)
     hashed = isinstance(base.sha256, str) and re.fullmatch("[0-9a-f]{64}", base.sha256)
     pinned = base.commit is None or (isinstance(base.commit, str) and re.fullmatch("[0-9a-f]{40}", base.commit))
-    flags = (record.pretrained, record.layer_weighted_sum)
+    flags = (record.pretrained, record.layer_weighted_sum, record.validation_is_test)
     answers = [value for probe in record.probes for value in (probe["seconds"], *probe["logits"].values())]
     return {
         "labels must be texts": bool(labels) and all(isinstance(label, str) and label for label in labels),
@@ -236,7 +239,9 @@ def _soundness(record: AdapterRecord) -> dict[str, bool]:
         "rate, version and minimum_samples must be whole numbers above 0": all(
             type(count) is int and count > 0 for count in counts
         ),
-        "pretrained and layer_weighted_sum must be true or false": all(isinstance(flag, bool) for flag in flags),
+        "pretrained, layer_weighted_sum and validation_is_test must be true or false": all(
+            isinstance(flag, bool) for flag in flags
+        ),
         "input_seconds must be a number above 0": record.input_seconds is None
         or (_is_number(record.input_seconds) and record.input_seconds > 0),
         "crop must hold seconds above 0": all(_is_number(seconds) and seconds > 0 for seconds in crop.values())
@@ -271,7 +276,7 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None, warning
     Args:
         record: Record of the adapter.
         repository: `org/name` of the adapter on the Hub; if None, the snippet runs inside the adapter's folder.
-        warning: Restriction of its scores, written below them.
+        warning: Further restriction of its scores, written below them.
     """
     whole, place = record.whole, repository or "."
     hint = " now (`peft-audio base DIR` writes it to a folder)" if record.base.name == BUNDLED_ENCODER else ""
@@ -290,9 +295,14 @@ def adapter_readme(record: AdapterRecord, repository: str | None = None, warning
         sha256=record.base.sha256,
         snippet=readme_snippet(record, place),
         uncalled=_uncalled(record),
-        warning=None if warning is None else escape_markdown(warning),
+        warnings=[escape_markdown(line) for line in (*warnings_on(record), warning) if line],
         where="" if whole or repository else f", with `BASE` set to where the base is{hint}",
     )
+
+
+def warnings_on(record: AdapterRecord) -> list[str]:
+    """Return the restrictions of the recorded scores, one sentence each."""
+    return [CHOSEN_ON_TEST] if record.validation_is_test else []
 
 
 def readme_snippet(record: AdapterRecord, place: str, base: str | None = None) -> str:

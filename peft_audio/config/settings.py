@@ -97,7 +97,7 @@ class DataConfig:
     split_seed: int = setting(0, "splits", "divides", takes="seed")
     validation_share: float = setting(0.15, "splits", "divides", takes="part")
     test_share: float = setting(0.2, "splits", "divides", takes="part")
-    validate_on_test: bool = setting(False, "splits", "divides", sources=NOT_STREAMED)
+    validate_on_test: bool = setting(False, "splits", "divides", "show_on_card", sources=NOT_STREAMED)
     max_train_clips: int | None = setting(None, "training", "equal_between_arms", sources=NOT_STREAMED, takes="count")
     window_seconds: float | None = setting(
         None, "input", "equal_between_arms", "show_on_card", sources=NOT_STREAMED, takes="seconds"

@@ -22,7 +22,7 @@ from peft_audio.adapters.files import WHOLE_CONFIG
 from peft_audio.adapters.hub import COMMON_FILES, WHOLE_FILES
 from peft_audio.adapters.load import Adapter, load_adapter, model_inputs
 from peft_audio.adapters.probes import probe_waveforms, relative_difference
-from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table
+from peft_audio.adapters.record import RECORD, AdapterRecord, labels_as_code, metrics_table, warnings_on
 from peft_audio.adapters.save import VERIFY_SECONDS
 from peft_audio.adapters.snippet import pipeline_code
 from peft_audio.adapters.verify import TOLERANCE
@@ -119,6 +119,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         else f"{escape_markdown(record.strategy)} adapter",
         base_name=escape_markdown(record.base_title),
         metrics=metrics_table(record),
+        warnings=[escape_markdown(line) for line in warnings_on(record)],
         labels=labels_as_code(record),
         sampling_rate=record.sampling_rate,
         reading=record.reading,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -39,6 +40,9 @@ def model_card(record: AdapterRecord, repository: str, run: Path | None, compari
         UserError: A file is missing from one of the folders.
     """
     finished = None if run is None else read_run(run)
+    if finished is not None and finished.report.get("validation_is_test"):
+        # Records of earlier versions do not hold it.
+        record = replace(record, validation_is_test=True)
     chance = None if finished is None else finished.report.get("chance")
     return render_text(
         "model_card.md",
@@ -65,7 +69,8 @@ def _metadata(record: AdapterRecord, repository: str, run: Finished | None, lice
             dataset_revision=run.report["dataset_revision"] if run and published else None,
         )
         for metric, (kind, name) in METRICS.items()
-        if metric in record.metrics
+        # Leaderboards of the Hub compare results without their warnings.
+        if metric in record.metrics and not record.validation_is_test
     ]
     on_hub = record.base.commit is not None
     return ModelCardData(

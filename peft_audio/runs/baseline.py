@@ -30,7 +30,7 @@ from peft_audio.runs.process_state import restored_process_state
 from peft_audio.runs.report import (
     RunReport,
     as_table,
-    print_chance,
+    print_warnings,
     read_report,
     report_rows,
     shared_fields,
@@ -186,6 +186,6 @@ def finish_baseline(run: Run, kind: str, fitted: Fitted, evaluations: dict[str, 
     write_report(run, report)
     console = Console()
     console.print(as_table(report, report_rows(report)))
-    print_chance(report, console)
+    print_warnings(report, console)
     console.print(f"report: {run.folder / 'report.json'}", highlight=False, soft_wrap=True, markup=False)
     return report

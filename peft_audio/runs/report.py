@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from peft_audio.adapters.record import CHOSEN_ON_TEST
 from peft_audio.adapters.save import saved_folder, saved_weights
 from peft_audio.config import ModelConfig, Recipe
 from peft_audio.data.sources import BUNDLED
@@ -166,7 +167,7 @@ class RunReport:
             chart("loss", {"training": "train_loss", "validation": "validation_loss"}),
             chart("validation", {"accuracy": "validation_accuracy", "macro-F1": "validation_macro_f1"}),
         ]
-        lines = [*([f"{self.adapter.name}: {self.adapter}"] if self.adapter else []), *chance_lines(self)]
+        lines = [*([f"{self.adapter.name}: {self.adapter}"] if self.adapter else []), *warning_lines(self)]
         section = Section(
             "Report",
             header=("figure", "value"),
@@ -349,7 +350,7 @@ def print_report(report: RunReport, product: Path, example: str) -> None:
     """Print the metrics and costs of a run, the folder of the adapter or model, and a command that uses it."""
     console = Console()
     console.print(as_table(report, report_rows(report)))
-    print_chance(report, console)
+    print_warnings(report, console)
     console.print(f"{product.name}: {product}", highlight=False, soft_wrap=True, markup=False)
     command = shlex.join(["peft-audio", "predict", example, "--adapter", str(product)])
     console.print(f"try it:  {printable(command)}", highlight=False, soft_wrap=True, markup=False)
@@ -368,7 +369,7 @@ def report_rows(report: RunReport) -> list[tuple[str, str]]:
     prefix = f"{report.prefix_seconds:.1f} s once, {report.prefix_bytes / 1e6:,.1f} MB kept"
     return [
         *metric_rows(report),
-        ("kept epoch", str(report.best_epoch)),
+        ("kept epoch", f"{report.best_epoch}{', chosen on the test clips' if report.validation_is_test else ''}"),
         ("trained parameters", f"{report.trainable_parameters:,} of {report.total_parameters:,} ({share:.1%})"),
         ("device", report.device + processes),
         ("training", f"{report.train_seconds:.1f} s ({report.total_seconds:.1f} s in all)"),
@@ -380,16 +381,18 @@ def report_rows(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
-def print_chance(report: RunReport, console: Console) -> None:
-    """Print a warning if the run learned nothing."""
-    for line in chance_lines(report):
+def print_warnings(report: RunReport, console: Console) -> None:
+    """Print the warnings about the figures of a run."""
+    for line in warning_lines(report):
         console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
-def chance_lines(report: RunReport) -> list[str]:
-    """Warn where the run learned nothing; the majority control is constant by design."""
-    line = None if report.strategy == "majority" else reported_line(report.chance)
-    return [] if line is None else [f"warning: {line}"]
+def warning_lines(report: RunReport) -> list[str]:
+    """Warn of scores that were chosen on the test clips, and of runs that learned nothing."""
+    # A control without a network chooses no epoch, and the majority control is constant by design.
+    chosen = CHOSEN_ON_TEST if report.validation_is_test and report.steps else None
+    chance = None if report.strategy == "majority" else reported_line(report.chance)
+    return [f"warning: {line}" for line in (chosen, chance) if line]
 
 
 def as_table(report: RunReport, rows: Sequence[tuple[str, str]]) -> Table:

@@ -104,6 +104,7 @@ def test_a_model_card_lists_the_settings_it_listed() -> None:
             "data.max_seconds",
             "data.window_seconds",
             "data.fold",
+            "data.validate_on_test",
         ),
     }
 

@@ -215,6 +215,14 @@ def test_the_card_says_how_it_was_trained_and_what_it_confuses(adapter_dir: Path
     useless = model_card(record, NAME, run=tmp_path, comparison=None, license="")
     warning = "The classifier learned nothing: it predicts 'b\\|c' for each of the 60 test clips. Try"
     assert f"\n\n**Warning:** {warning}" in useless
+    # Scores that were chosen on the test clips are marked, and the Hub gets none of them.
+    (tmp_path / "report.json").write_text(json.dumps(report | {"validation_is_test": True}))
+    of_earlier_version = model_card(record, NAME, run=tmp_path, comparison=None, license="")
+    known = model_card(replace(record, validation_is_test=True), NAME, run=None, comparison=None, license="")
+    for chosen in (of_earlier_version, known):
+        assert "**Warning:** The best epoch was chosen on the test clips" in chosen and "| test accuracy |" in chosen
+        assert ModelCard(chosen).data.eval_results is None
+    assert "chosen on the test clips" not in text and "| data.validate_on_test | False |" in text
     # A dataset of the Hub is named as such, at its commit.
     (tmp_path / "report.json").write_text(json.dumps(report | {"dataset_revision": COMMIT}))
     (tmp_path / "config.yaml").write_text(to_yaml(LoraRecipe(data=DataConfig(source="org/birds"))))
