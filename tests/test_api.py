@@ -104,12 +104,22 @@ def test_evaluate(adapter_dir: Path, letters: Path, tmp_path: Path, capsys: pyte
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == said
     html = found._repr_html_()
     assert f"{found.scores.accuracy:.3f} of" in html and "95% interval" in html
+    assert "trained or validated on</th>" not in html and "do not occur" not in html
+    parts = replace(found, seen_scores=found.scores, unseen_scores=found.scores, unseen=("b", HOSTILE))
+    html = parts._repr_html_()
+    assert "trained or validated on</th>" in html and "new</th>" in html
+    assert "labels of the adapter that do not occur: b, &lt;script&gt;" in html and "<script" not in html
 
 
 def test_check(letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = peft_audio.check(letters, data={"group_pattern": "([0-9])"})
     said = printed(capsys, "check", letters, "--json", "--data.group_pattern", "([0-9])", code=int(found.spoiled))
     assert json.loads(json.dumps(to_json(found))) == said
+    # The notebook shows the lines of the command.
+    main(["check", str(letters), "--data.group_pattern", "([0-9])"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match("clips|rates|groups|test", line)]
+    html = found._repr_html_()
+    assert len(lines) == 4 and [line for line in lines if line not in html] == []
     # A class cannot be a folder of this name.
     rows = [f"{path},{HOSTILE if path.parent.name == 'a' else 'b'}" for path in sorted(letters.rglob("*.wav"))]
     (tmp_path / "clips.csv").write_text("path,label\n" + "\n".join(rows))

@@ -97,7 +97,7 @@ class Check:
     findings: tuple[Finding, ...]
 
     def _repr_html_(self) -> str:
-        """Render classes and findings in a notebook."""
+        """Render classes, lengths, groups and findings in a notebook."""
         columns = list(dict.fromkeys(split for counts in self.classes.values() for split in counts))
         rows = tuple(
             (label, *(str(counts.get(column, 0)) for column in columns)) for label, counts in self.classes.items()
@@ -111,7 +111,9 @@ class Check:
             )
             for finding in self.findings
         ]
-        classes = Section("Clips of each class", self.notes, header=("class", *columns), rows=rows)
+        classes = Section(
+            "Clips of each class", self.notes, header=("class", *columns), rows=rows, lines=figure_lines(self)
+        )
         title = f"{self.source}: {self.clips} clips, {self.hours:.2f} hours, {len(self.classes)} classes"
         return render_notebook(title, [classes, *findings, Section("Verdict", (verdict(self),))])
 
@@ -492,29 +494,8 @@ def print_check(result: Check, console: Console) -> None:
     for label, counts in result.classes.items():
         table.add_row(escape(printable(label)), *(str(counts.get(column, 0)) for column in columns))
     console.print(table)
-    if result.seconds:
-        lengths = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
-        console.print(f"clips: {lengths}", highlight=False)
-        rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in result.sampling_rates.items())
-        channels = ", ".join(f"{count} with {number}" for number, count in result.channels.items())
-        console.print(f"rates: {rates}; channels: {channels}", highlight=False, soft_wrap=True)
-    if result.groups is not None:
-        each = result.groups.by_class.values()
-        per_class = " to ".join(map(str, sorted({min(each), max(each)})))
-        splits = ", ".join(f"{split} {count}" for split, count in result.groups.by_split.items())
-        console.print(
-            f"groups: {result.groups.groups}{f' ({splits})' if splits else ''}, {per_class} of each class; "
-            f"{result.groups.statement}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if result.interval is not None:
-        console.print(
-            f"test: the 95% interval of an accuracy of {EXAMPLE_ACCURACY} is at least ± {result.interval / 2:.3f} "
-            f"(independent clips); always answering the largest class gets {result.largest_class_accuracy or 0:.3f}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in figure_lines(result):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in result.notes:
         console.print(f"note: {printable(note)}", highlight=False, markup=False, soft_wrap=True)
     for finding in result.findings:
@@ -526,6 +507,30 @@ def print_check(result: Check, console: Console) -> None:
         for line in _more(finding):
             console.print(f"    {line}; --json lists all", highlight=False)
     console.print(verdict(result), highlight=False)
+
+
+def figure_lines(result: Check) -> tuple[str, ...]:
+    """Describe lengths, sampling rates, groups and the accuracy to expect of the test split, one line each."""
+    lines = []
+    if result.seconds:
+        lengths = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
+        rates = ", ".join(f"{count} at {rate:,} Hz" for rate, count in result.sampling_rates.items())
+        channels = ", ".join(f"{count} with {number}" for number, count in result.channels.items())
+        lines += [f"clips: {lengths}", f"rates: {rates}; channels: {channels}"]
+    if result.groups is not None:
+        each = result.groups.by_class.values()
+        per_class = " to ".join(map(str, sorted({min(each), max(each)})))
+        splits = ", ".join(f"{split} {count}" for split, count in result.groups.by_split.items())
+        lines.append(
+            f"groups: {result.groups.groups}{f' ({splits})' if splits else ''}, {per_class} of each class; "
+            f"{result.groups.statement}"
+        )
+    if result.interval is not None:
+        lines.append(
+            f"test: the 95% interval of an accuracy of {EXAMPLE_ACCURACY} is at least ± {result.interval / 2:.3f} "
+            f"(independent clips); always answering the largest class gets {result.largest_class_accuracy or 0:.3f}"
+        )
+    return tuple(lines)
 
 
 def _more(finding: Finding) -> list[str]:

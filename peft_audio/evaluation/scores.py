@@ -228,7 +228,7 @@ def print_scores(
     for note in notes:
         show(note)
     if unseen:
-        show(f"labels of the adapter that do not occur: {', '.join(unseen)}")
+        show(absent_line(unseen))
     console.print(_summary(scores))
     if parts:
         console.print(_parts(parts))
@@ -266,14 +266,35 @@ def _summary(scores: Scores) -> Table:
     return table
 
 
+def absent_line(absent: Sequence[str]) -> str:
+    """Name the labels of the adapter that do not occur; empty if all do."""
+    return f"labels of the adapter that do not occur: {', '.join(absent)}" if absent else ""
+
+
+PART_COLUMNS = ("clips", "recordings", "accuracy", "95% interval", "macro-F1")
+
+
+def part_rows(parts: Mapping[str, Scores]) -> list[tuple[str, ...]]:
+    """List the scores of parts of the recordings, as in `PART_COLUMNS`."""
+    return [
+        (
+            name,
+            f"{part.recordings:,}",
+            f"{part.accuracy:.3f}",
+            f"{part.accuracy_low:.3f} to {part.accuracy_high:.3f}",
+            f"{part.macro_f1:.3f}",
+        )
+        for name, part in parts.items()
+    ]
+
+
 def _parts(parts: Mapping[str, Scores]) -> Table:
     """Tabulate the scores of parts of the recordings."""
     table = Table()
-    for name in ("clips", "recordings", "accuracy", "95% interval", "macro-F1"):
+    for name in PART_COLUMNS:
         table.add_column(name, justify="left" if name == "clips" else "right")
-    for name, part in parts.items():
-        span = f"{part.accuracy_low:.3f} to {part.accuracy_high:.3f}"
-        table.add_row(name, f"{part.recordings:,}", f"{part.accuracy:.3f}", span, f"{part.macro_f1:.3f}")
+    for row in part_rows(parts):
+        table.add_row(*row)
     return table
 
 

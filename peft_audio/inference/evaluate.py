@@ -39,9 +39,12 @@ from peft_audio.evaluation.run_split import Evaluation, compute_logits, evaluate
 from peft_audio.evaluation.scores import (
     CLASS_COLUMNS,
     MOST_SHOWN,
+    PART_COLUMNS,
     Scores,
+    absent_line,
     class_rows,
     confusions,
+    part_rows,
     score,
     summary_rows,
 )
@@ -99,10 +102,12 @@ class AdapterEvaluation:
         return {"trained or validated on": self.seen_scores, "new": self.unseen_scores}
 
     def _repr_html_(self) -> str:
-        """Render scores, classes and the most frequent confusions in a notebook."""
+        """Render scores, their parts, classes and the most frequent confusions in a notebook."""
         wrong = confusions(self.scores.labels, self.scores.confusion)
+        notes = (*self.notes, *filter(None, [absent_line(self.unseen)]))
         sections = [
-            Section("Scores", self.notes, ("figure", "value"), tuple(summary_rows(self.scores)), numbers=False),
+            Section("Scores", notes, ("figure", "value"), tuple(summary_rows(self.scores)), numbers=False),
+            Section("Clips of the training and new clips", header=PART_COLUMNS, rows=tuple(part_rows(self.parts))),
             Section("Classes", header=CLASS_COLUMNS, rows=tuple(class_rows(self.scores, self.unseen))),
             Section(
                 f"Most frequent confusions, of {len(wrong)}",
