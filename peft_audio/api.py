@@ -234,8 +234,8 @@ def predict(
         out: File to write as well: .json, .jsonl, .csv or .parquet. A call that was stopped resumes from it.
 
     Returns:
-        One prediction per recording, in the order of `sources`, by name within a folder. A recording that cannot be
-        used is among them, with `label` None and the reason in `error`.
+        One prediction per recording, in the order of `sources`, by name within a folder; a file that is named twice is
+        labelled once. A recording that cannot be used is among them, with `label` None and the reason in `error`.
 
     Raises:
         UserError: The adapter cannot be loaded, a source does not exist, or an argument cannot be used.
@@ -246,6 +246,8 @@ def predict(
     from peft_audio.inference.writers import OutputFormat
 
     check_output(top_k, threshold, None if out is None else Path(out))
+    if out is not None and sampling_rate is not None:
+        raise UserError(f"sampling_rate: got {sampling_rate}, but with out only files are read. Leave it out.")
     inference.check_counts(batch_size, workers)
     loaded = _loaded(adapter, base, device, revision)
     output = OutputFormat(loaded.labels, top_k, threshold, each_window)
@@ -265,8 +267,7 @@ def predict(
                 found.append(prediction)
                 yield prediction
 
-        recordings = list(dict.fromkeys(find_recordings(paths)))
-        label_into_file(Path(out), loaded, recordings, windowing, output, workers, keep)
+        label_into_file(Path(out), loaded, find_recordings(paths), windowing, output, workers, keep)
     return inference.PredictionList(map(output.cut, found))
 
 

@@ -91,10 +91,11 @@ def test_predict_into_a_file(
     adapter_dir: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = peft_audio.load_adapter(adapter_dir)
-    found = peft_audio.predict(adapter, letters, out=tmp_path / "api.csv")
+    twice = [letters, letters / "a"]
+    found = peft_audio.predict(adapter, twice, out=tmp_path / "api.csv")
     assert main(["predict", str(letters), "--adapter", str(adapter_dir), "--out", str(tmp_path / "command.csv")]) == 0
     assert (tmp_path / "api.csv").read_bytes() == (tmp_path / "command.csv").read_bytes()
-    assert found == peft_audio.predict(adapter, letters)
+    assert found == peft_audio.predict(adapter, letters) == peft_audio.predict(adapter, twice)
     assert {path.name for path in tmp_path.iterdir()} == {"api.csv", "command.csv"}
 
 
@@ -219,6 +220,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: peft_audio.evaluate("no such adapter", "bundled"), "no such adapter"),
     (lambda: peft_audio.predict("no such adapter", "clips"), "no such adapter"),
     (lambda: peft_audio.predict("adapter", "clips", out="labels.txt"), "--out: got labels.txt"),
+    (
+        lambda: peft_audio.predict("adapter", "clips", sampling_rate=8000, out="labels.csv"),
+        "sampling_rate: got 8000, but with out only files are read",
+    ),
     (lambda: peft_audio.export("adapter", "out"), "expected one"),
     (lambda: peft_audio.push("adapter", "no name"), "ORG/NAME: got no name"),
 ]

@@ -107,7 +107,7 @@ def run_predict(options: argparse.Namespace) -> int:
         check_output(options.top_k, options.threshold, options.out)
         check_counts(options.batch_size, options.workers)
         stdin = sys.stdin.buffer if "-" in options.sources else None
-        paths = list(dict.fromkeys(find_recordings(options.sources, stdin)))
+        paths = find_recordings(options.sources, stdin)
         adapter = load_adapter(options.adapter, options.base, options.device, revision=options.revision)
     windowing = make_windowing(
         adapter, options.batch_size, options.window_seconds, options.hop_seconds, options.each_window

@@ -30,7 +30,7 @@ def find_recordings(sources: Iterable[str | Path], stdin: BinaryIO | None = None
             `find -print0`. These files are not checked here. If None, `-` is an ordinary name.
 
     Returns:
-        Paths of the recordings.
+        Paths of the recordings, each once.
 
     Raises:
         UserError: A source does not exist, or holds no recordings.
@@ -48,7 +48,7 @@ def find_recordings(sources: Iterable[str | Path], stdin: BinaryIO | None = None
             paths += _matches(str(source))
         else:
             raise UserError(f"{source}: no such file or folder; give recordings, folders of them, or patterns.")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 class Waveform(NamedTuple):
