@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from peft_audio.api import check
-
-SOURCE_HELP = "a folder with one subfolder per class, a table (.csv, .tsv, .jsonl, .parquet), a Hub dataset, or bundled"
+from peft_audio.cli.source import SOURCE_HELP, settings_with_source
 
 
 def add_commands(commands: Any) -> None:
@@ -47,7 +46,7 @@ def run_check(options: argparse.Namespace) -> int:
     import peft_audio.strategies  # noqa: F401
     from peft_audio.config import CheckSettings, parse_config
 
-    cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
+    cfg = parse_config(CheckSettings, settings_with_source(options))
     result = check(cfg.data, jobs=options.jobs, deep=options.deep, base=options.base)
     from rich.console import Console
 

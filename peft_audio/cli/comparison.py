@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from peft_audio.cli.source import settings_with_source
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.config import SECTIONS, parse_config
 
@@ -75,8 +76,7 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.all_settings:
         make_parser(CompareRecipe).print_help()
         return 0
-    source = [] if options.source is None else [f"--data.source={options.source}"]
-    cfg = parse_config(CompareRecipe, [*source, *options.settings])
+    cfg = parse_config(CompareRecipe, settings_with_source(options))
     from peft_audio.comparison.run import run_comparison
 
     return run_comparison(cfg)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_audio.api import evaluate
-from peft_audio.cli.check import SOURCE_HELP
 from peft_audio.cli.predict import ADAPTER_HELP, BASE_HELP, DEVICE_HELP, REVISION_HELP
+from peft_audio.cli.source import SOURCE_HELP, settings_with_source
 
 
 def add_commands(commands: Any) -> None:
@@ -53,7 +53,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """
     from peft_audio.config import CheckSettings, parse_config
 
-    cfg = parse_config(CheckSettings, ["--data.source", options.source, *options.settings])
+    cfg = parse_config(CheckSettings, settings_with_source(options))
     result = evaluate(
         options.adapter,
         cfg.data,

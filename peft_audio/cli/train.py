@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from peft_audio.api import fine_tune
+from peft_audio.cli.source import settings_with_source
 from peft_audio.config import run_recipe
 from peft_audio.config.parse import make_parser
 from peft_audio.strategies import STRATEGIES
@@ -67,6 +68,5 @@ def run_train(options: argparse.Namespace) -> int:
     if options.all_settings:
         make_parser(recipe).print_help()
         return 0
-    source = [] if options.source is None else [f"--data.source={options.source}"]
-    run_recipe(fine_tune, recipe, [*source, *options.settings])
+    run_recipe(fine_tune, recipe, settings_with_source(options))
     return 0

@@ -80,6 +80,17 @@ def test_wrong_settings_end_with_the_message_of_the_recipe(
     assert capsys.readouterr().err.startswith(message)
 
 
+@pytest.mark.parametrize("words", ["train", "compare", "check", "evaluate adapter"])
+@pytest.mark.parametrize("flag", ["--data.source other", "--data.source=other"])
+def test_two_sources_are_refused(
+    words: str, flag: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words.split(), "clips", *flag.split()]) == 2
+    message = "error: --data.source: got other, but SOURCE is clips already. Give one of the two.\n"
+    assert capsys.readouterr().err == message
+
+
 @pytest.mark.slow
 def test_accelerate_launches_it(tone_folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     data = divide(tone_folder, tmp_path / "tones", {"train": (6, 6), "validation": (3, 2), "test": (3, 4)})
