@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -113,6 +115,26 @@ def quiet_hub_retries() -> None:
     if not os.environ.keys() & {"HF_DEBUG", "HF_HUB_VERBOSITY"}:
         for name in ("utils._http", "file_download"):
             logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
+
+
+@contextmanager
+def signal_handlers(handlers: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """Install signal handlers, and restore those before them at the end.
+
+    Python allows no handlers outside the main thread, so signals keep their effect there.
+
+    Args:
+        handlers: Handlers by number of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def visible_gpus() -> list[str]:

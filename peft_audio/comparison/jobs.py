@@ -29,6 +29,7 @@ from peft_audio.processes import (
     creation_time,
     end_processes,
     family_cpu_seconds,
+    signal_handlers,
     usable_cpu_times,
     visible_gpus,
 )
@@ -222,19 +223,18 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: The folder cannot be created, or another comparison or plan uses it.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        _lock(lock, folder)
-        # End them, because they would write into folders that are used next, and share the device.
-        for path in folder.glob("runs/*/*.json"):
-            record = read_json(path)
-            if "pid" in record and "exit_code" not in record and creation_time(record["pid"]) == record["created"]:
-                end_processes([record["pid"]])
-        yield
-    finally:
-        lock.release()
-        signal.signal(signal.SIGTERM, before)
+    with signal_handlers({signal.SIGTERM: signal.default_int_handler}):
+        try:
+            _lock(lock, folder)
+            # End them, because they would write into folders that are used next, and share the device.
+            for path in folder.glob("runs/*/*.json"):
+                record = read_json(path)
+                if "pid" in record and "exit_code" not in record and creation_time(record["pid"]) == record["created"]:
+                    end_processes([record["pid"]])
+            yield
+        finally:
+            lock.release()
 
 
 def _lock(lock: FileLock, folder: Path) -> None:

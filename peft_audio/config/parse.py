@@ -29,7 +29,7 @@ from peft_audio.errors import (
     print_traceback_if_debugging,
     require,
 )
-from peft_audio.processes import quiet_hub_retries
+from peft_audio.processes import quiet_hub_retries, signal_handlers
 from peft_audio.text import printable, safe_to_print, without_secrets
 
 NO_CODE = "settings are plain values and cannot name code"
@@ -253,12 +253,8 @@ def _signals_raise_stopped() -> Iterator[None]:
         name = signal.Signals(number).name
         raise Stopped(f"stopped by {name}. Repeat the command with --train.resume true to resume.", number)
 
-    before = {number: signal.signal(number, stop) for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL}
-    try:
+    with signal_handlers({number: stop for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL}):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_with_own_error(message: str, code: int) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from peft_audio.errors import STOPPING
+from peft_audio.processes import signal_handlers
 
 SIGNALS = [*STOPPING, signal.SIGINT]
 # Within this time, SIGINT is the same Ctrl-C: a launcher forwards what its processes got from the terminal too.
@@ -39,10 +39,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(accelerator: Accelerator) -> Iterator[Stop]:
-    """Record signals in the yielded `Stop` instead of ending the process; a second Ctrl-C interrupts at once.
-
-    Python allows no handlers outside the main thread, so signals keep their effect there.
-    """
+    """Record signals in the yielded `Stop` instead of ending the process; a second Ctrl-C interrupts at once."""
     several = accelerator.num_processes > 1
     # With the group of NCCL, the CPU would wait for the GPU in every step.
     group = torch.distributed.new_group(backend="gloo") if several and accelerator.device.type != "cpu" else None
@@ -58,15 +55,8 @@ def stop_on_signals(accelerator: Accelerator) -> Iterator[Stop]:
                 # A handler can interrupt a print, and print is not reentrant.
                 os.write(2, b"stopping after this step, with a checkpoint; Ctrl-C stops at once\n")
 
-    if threading.current_thread() is not threading.main_thread():
+    with signal_handlers(dict.fromkeys(SIGNALS, record)):
         yield stop
-        return
-    before = {number: signal.signal(number, record) for number in SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def agree(stop: Stop, due: bool, accelerator: Accelerator) -> tuple[int, bool]:

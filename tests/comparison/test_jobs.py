@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,19 @@ def test_what_goes_wrong_inside_is_not_blamed_on_the_folder(tmp_path: Path) -> N
         (tmp_path / "nothing").read_text()
     with locked(tmp_path):
         pass
+
+
+def test_a_folder_is_locked_in_a_thread_as_well(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handler() -> Any:
+        with locked(tmp_path):
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler).result(timeout=60) == before
+    assert handler() == signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> None:
