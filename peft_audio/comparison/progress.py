@@ -171,7 +171,9 @@ def show_progress(cfg: CompareRecipe, at_once: dict[bool, int], console: Console
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # FORCE_COLOR makes rich take a pipe for a terminal, and a bar would fill it with codes that move the cursor.
+    shown = console.is_terminal and console.file.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         left = expected_runs(cfg)
         task = bar.add_task("comparison", total=left.total(), left=UNKNOWN)
         yield ComparisonProgress(console, bar, task, cfg.train.best_metric, at_once, left)
