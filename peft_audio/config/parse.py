@@ -197,8 +197,13 @@ def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
 
 
 def in_words(value: Any) -> str:
-    """Write the value of a setting in the form of the command line."""
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+    """Write the value of a setting in the form of the command line; numbers of NumPy are written as plain ones."""
+
+    def plain(inner: Any) -> Any:
+        # NumPy is not imported here, because reading settings must be quick.
+        return inner.item() if hasattr(inner, "item") else str(inner)
+
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=plain)
 
 
 def run_recipe(main: Callable[[Recipe], Any], recipe: type[Recipe], arguments: Sequence[str] | None = None) -> None:

@@ -7,13 +7,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from peft_audio.comparison import settings as comparison
 from peft_audio.comparison.settings import CompareRecipe
 from peft_audio.config import TrainConfig, dotted, parse_config, run_recipe, to_yaml
-from peft_audio.config.parse import flags_of, make_parser
+from peft_audio.config.parse import flags_of, make_parser, read_settings
 from peft_audio.strategies import (
     AttentionHeadsRecipe,
     BiasOnlyRecipe,
@@ -359,6 +360,13 @@ def test_a_recipe_keeps_its_own_defaults_beside_what_is_given(tmp_path: Path) ->
         for given in (["--config", file], ["--train.seed", "3"]):
             assert parse_config(recipe, given).train == dataclasses.replace(own, seed=3)
     assert len({recipe().train.output_dir for recipe in RECIPES}) == len(RECIPES)
+
+
+def test_numbers_of_numpy_are_read_as_plain_ones() -> None:
+    train = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "resume": np.bool_(True)}
+    cfg = read_settings(LoraRecipe, {"train": train, "lora": {"targets": np.str_("all-linear")}})
+    assert (cfg.train.epochs, cfg.train.learning_rate, cfg.train.resume) == (3, 0.5, True)
+    assert type(cfg.train.epochs) is int and type(cfg.train.learning_rate) is float
 
 
 @pytest.mark.parametrize(
