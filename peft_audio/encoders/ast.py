@@ -35,6 +35,10 @@ class ASTFamily(EncoderFamily):
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     feed_forward: tuple[str, ...] = ("fc1", "fc2")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    pipeline_caveat: str = (
+        "With torchaudio installed, the extractor of transformers computes other features in quiet bands, and answers "
+        "can differ from the recorded ones. An ONNX export does not depend on torchaudio."
+    )
     graph_facts: tuple[str, ...] = ("sampling_rate", "input_seconds")
 
     def check_config(self, config: Any) -> None:

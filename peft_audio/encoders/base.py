@@ -124,6 +124,7 @@ class EncoderFamily:
         only_arithmetic: The one arithmetic that works, where there is no choice.
         probe_seconds: Lengths of the probe clips of a record; the first is shorter than `minimum_samples`. See
             `probes`.
+        pipeline_caveat: Limits of the extractor of transformers in a pipeline, for the README of a merged export.
         graph_axis: Name of the second axis of an ONNX graph's input.
         graph_facts: Entries of the `input` section that an ONNX graph's metadata repeats.
     """
@@ -149,6 +150,7 @@ class EncoderFamily:
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     only_arithmetic: Arithmetic | None = None
     probe_seconds: tuple[float, ...] = (0.01, 0.5, 1.0, 2.3)
+    pipeline_caveat: str = ""
     graph_axis: str = "samples"
     graph_facts: tuple[str, ...] = ("sampling_rate", "minimum_samples")
 

@@ -109,6 +109,10 @@ def export_snippet(record: AdapterRecord, form: Form) -> str:
     )
 
 
+def _caveat(record: AdapterRecord, form: Form) -> str:
+    return record.family.pipeline_caveat if form.name == "merged" else ""
+
+
 def export_readme(record: AdapterRecord, form: Form) -> str:
     """Return an export's README, with a snippet that loads the export without this package."""
     return render_text(
@@ -130,6 +134,7 @@ def export_readme(record: AdapterRecord, form: Form) -> str:
         snippet=export_snippet(record, form).strip(),
         decision=record.task.decision_code("logits_of(waveform[None])[0]", "labels[str({})]"),
         tolerance=f"{form.tolerance:g}",
+        caveat=_caveat(record, form),
     )
 
 
@@ -317,9 +322,10 @@ def _verify(adapter: Adapter, folder: Path, form: Form) -> float:
     measured = _logits_in_fresh_process(folder, form, adapter, batches)
     difference = max(map(relative_difference, expected, measured)) if len(expected) == len(measured) else math.inf
     if difference > form.tolerance:
+        why = _caveat(adapter.record, form) or "Very large weights cause this."
         raise UserError(
             f"the export differs from the recorded logits by {difference:.1e}, more than {form.tolerance:.0e}; nothing "
-            "was written. Very large weights cause this. Use load_adapter with merge=False instead."
+            f"was written. {why} Use load_adapter with merge=False instead."
         )
     return difference
 

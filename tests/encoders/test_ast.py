@@ -136,7 +136,10 @@ def test_the_graph_takes_features_of_the_window(ast: Path, tone_folder: Path, tm
     write_export(load_adapter(tmp_path / "run" / "adapter"), tmp_path / "onnx", FORMS["onnx"])
     shape = onnx.load(tmp_path / "onnx" / "model.onnx").graph.input[0].type.tensor_type.shape
     assert [axis.dim_param or axis.dim_value for axis in shape.dim] == ["clips", 40, 128]
+    write_export(load_adapter(tmp_path / "run" / "adapter"), tmp_path / "merged", FORMS["merged"])
+    assert "With torchaudio installed" in (tmp_path / "merged" / "README.md").read_text()
     readme = (tmp_path / "onnx" / "README.md").read_text()
+    assert "torchaudio" not in readme
     assert "The code above computes the log-mel features." in readme and "silence" not in readme
 
 
