@@ -119,6 +119,7 @@ def test_few_blocks_are_not_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", pages())
 def test_commands_and_snippets_run(page: str, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "work", symlinks=True)
@@ -140,6 +141,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_notebook_runs(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason="needs the extra notebook")
     nbclient = pytest.importorskip("nbclient", reason="needs the extra notebook")
@@ -147,7 +149,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "notebooks/tutorial.ipynb", as_version=4)
     settings = next(cell for cell in notebook.cells if "EPOCHS = 8" in cell.source)
     settings.source = settings.source.replace("EPOCHS = 8", "EPOCHS = 1")
-    nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown)
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 5

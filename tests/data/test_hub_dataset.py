@@ -136,7 +136,7 @@ def test_what_is_not_clear_about_a_dataset_is_asked(tmp_path: Path) -> None:
         wrong = {
             "org/absent is not a local folder": load("org/absent", env),
             "at --data.revision v9 is not a local folder": load("org/tones", env, revision="v9"),
-            "no such column 'speaker'; its columns are file (string), audio (Audio), pitch (ClassLabel)": load(
+            "has no column 'speaker'; its columns are file (string), audio (Audio), pitch (ClassLabel)": load(
                 "org/tones", env, group_column="speaker"
             ),
         }

@@ -191,7 +191,7 @@ HUBS = cases(
         (
             "Hub",
             "a download that stalls half-way",
-            ["org/tiny cannot be loaded", "timed out", "files fetched so far are kept"],
+            ["org/tiny cannot be loaded", "timed out", "downloaded files are kept"],
             asks_standin(*TINY, handler=Stalling),
         ),
         (

@@ -85,7 +85,7 @@ def nan_from(name: str) -> None:
             item["inputs"] = {key: values * float("nan") for key, values in item["inputs"].items()}
         return item
 
-    wrap("peft_audio.data.dataset:View.training", around)
+    wrap("peft_audio.data.dataset:View.training_clip", around)
 
 
 def infinite_gradient(step: int) -> None:

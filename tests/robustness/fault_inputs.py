@@ -60,7 +60,7 @@ RECORDINGS = cases(
         (
             "recordings",
             "more bad clips than may be skipped",
-            ["data.max_bad_share", "mend them, or raise it"],
+            ["data.max_bad_share", "repair them, or raise it"],
             once(*SKIP, make=lambda root: [write(f"data/low/bad{i}.wav", "")(root) for i in range(9)]),
         ),
         (
@@ -217,7 +217,7 @@ SETTINGS = cases(
         (
             "settings",
             "the folder of a run that was stopped",
-            ["from a run that did not finish", "--train.resume true", "--train.overwrite true"],
+            ["from an unfinished run", "--train.resume true", "--train.overwrite true"],
             lambda stage: (stage.take("stopped"), stage.run())[1],
         ),
         (
@@ -235,7 +235,7 @@ SETTINGS = cases(
         (
             "settings",
             "overwriting a folder with somebody's file in it",
-            ["notes.txt was not made by a run", "move it away yourself"],
+            ["notes.txt was not made by a run", "move it away"],
             once("--train.overwrite", "true", make=write("run/notes.txt", "mine")),
         ),
         ("settings", "two runs in one folder", ["another run is using run", "give another folder"], hold),

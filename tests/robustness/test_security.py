@@ -278,7 +278,7 @@ def test_a_hub_is_told_and_tells_no_more_than_it_must(adapter_dir: Path, tiny_ba
     assert code == 0, err
     said = json.loads(out.splitlines()[-1])
     assert [code for code, _, _ in said] == [0, 0, 2, 2, 2, 2, 2], said
-    assert "names the file" in said[2][2] and "is not opened" in said[2][2]
+    assert "a file outside the dataset" in said[2][2] and "is not opened" in said[2][2]
     assert "//***@127.0.0.1" in said[5][2] and "holds a password" in said[6][2]
     assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "guard" not in path.parts]
