@@ -39,7 +39,17 @@ def apply_ia3(model: Any, setup: Setup) -> tuple[Any, Trainable]:
         target_modules=sorted(family.ia3_targets),
         # IA3 scales the input of these layers, not their output.
         feedforward_modules=list(family.ia3_feed_forward),
-        modules_to_save=list(family.head),
+        modules_to_save=_head_layers(model, family.head),
     )
     adapted = wrap_in_peft(model, peft_config)
     return adapted, describe_trained("ia3", adapted, family, peft_config)
+
+
+def _head_layers(model: Any, head: tuple[str, ...]) -> list[str]:
+    """List the layers with weights in the head: PEFT cannot merge IA3 beside a saved module of several layers."""
+    return [
+        f"{name}.{layer}".rstrip(".")
+        for name in head
+        for layer, module in model.get_submodule(name).named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
