@@ -101,7 +101,8 @@ def run(code: str, folder: Path, language: str = "bash") -> None:
     if language == "bash":
         code = "\n".join(map(shortened, code.replace("\\\n", " ").splitlines()))
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else ["python", "-c", code]
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
@@ -122,10 +123,17 @@ def test_few_blocks_are_not_run() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", pages())
 def test_commands_and_snippets_run(page: str, trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained, tmp_path / "work", symlinks=True)
-    for block in blocks():
-        if block.page == page and not block.reason:
-            run(block.code, tmp_path / "work", block.language)
+    folder = tmp_path / "work"
+    shutil.copytree(trained, folder, symlinks=True)
+    own = [block for block in blocks() if block.page == page and not block.reason]
+    code = "\n".join(block.code for block in own)
+    made = re.findall(r"--train.output_dir (\S+)", code) + ["runs/lora"] * bool(
+        re.search(r"recipes/lora.py$", code, re.M)
+    )
+    for name in made:  # by the page itself
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for block in own:
+        run(block.code, folder, block.language)
 
 
 @pytest.mark.slow
