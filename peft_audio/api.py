@@ -263,6 +263,7 @@ def predict(
         windowing = inference.make_windowing(loaded, batch_size, window_seconds, hop_seconds, each_window)
 
         def keep(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+            """Keep the predictions while they are written."""
             for prediction in predictions:
                 found.append(prediction)
                 yield prediction

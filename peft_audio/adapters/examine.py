@@ -47,7 +47,7 @@ GIVE_BASE = "give its folder or Hub id with --base"
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
+    """Hold the result of one check.
 
     Attributes:
         check: Part that was checked, such as files, weights, settings, base, keys, head or answers.

@@ -106,9 +106,11 @@ def find_clusters(embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray |
     rng = np.random.default_rng(0)
 
     def divided(values: np.ndarray, count: int) -> KMeans:
+        """Divide points into `count` clusters."""
         return KMeans(count, n_init=4, random_state=0).fit(values)
 
     def agreement(count: int) -> float:
+        """Measure how well the clusters of two random halves of the classes agree."""
         scores = []
         for _ in range(HALVINGS):
             half = np.isin(classes, rng.permutation(len(names))[: len(names) // 2])

@@ -42,7 +42,7 @@ class ASTFamily(EncoderFamily):
     graph_facts: tuple[str, ...] = ("sampling_rate", "input_seconds")
 
     def check_config(self, config: Any) -> None:
-        """Refuse a weighted sum of layers, which transformers' AST has not.
+        """Refuse a weighted sum of layers, which transformers' AST does not have.
 
         Raises:
             UserError: The config asks for one.
